@@ -1,0 +1,132 @@
+"""THE loss: consistency tuning, distillation, multistep consistency and denoising are settings of one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser
+from .noise import like
+
+Hop = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t, t, r) -> x_r along the teacher's ODE
+Distance = Callable[[Tensor], Tensor]  # difference (B, *) -> (B,)
+Weight = Callable[[Tensor, Tensor], Tensor]  # (t, r) -> (B,)
+
+
+@dataclass(frozen=True)
+class PseudoHuber:
+    """√(‖Δ‖² + c²) − c on the per-sample norm; c > 0, since at c = 0 the gradient is infinite at Δ = 0.
+
+    Reference: Song and Dhariwal 2024, Improved Techniques for Training Consistency Models, eq. 6.
+    """
+
+    c: float = 0.03
+
+    def __post_init__(self) -> None:
+        if not self.c > 0:
+            raise ValueError(f"the pseudo-Huber constant must be positive, got c = {self.c}")
+
+    def __call__(self, difference: Tensor) -> Tensor:
+        return (difference.flatten(1).square().sum(1) + self.c**2).sqrt() - self.c
+
+
+@dataclass(frozen=True)
+class MeanSquare:
+    """The mean of Δ² over a sample's values: the distance of plain denoising."""
+
+    def __call__(self, difference: Tensor) -> Tensor:
+        return difference.flatten(1).square().mean(1)
+
+
+@dataclass(frozen=True)
+class InverseGap:
+    """w = 1/(t − r). Reference: Geng et al. 2025, sec. 3.3, CIFAR-10."""
+
+    def __call__(self, t: Tensor, r: Tensor) -> Tensor:
+        return 1 / (t - r)
+
+
+@dataclass(frozen=True)
+class OutputScale:
+    """w = 1/c_out² = (t² + sd²)/(t·sd)²: the network's own error, whatever the noise level.
+
+    With sd = 1 this is SNR + 1, the weight of v-prediction.
+
+    Reference: Karras et al. 2022, table 1; Geng et al. 2025, ImageNet-64; Heek et al. 2024, sec. 3.
+    """
+
+    sigma_data: float = 1.0
+
+    def __call__(self, t: Tensor, r: Tensor) -> Tensor:
+        return (t**2 + self.sigma_data**2) / (t * self.sigma_data) ** 2
+
+
+def ddim(x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Moves `x` from noise level t to s along the line through `x0`: x_s = x0 + (s/t)·(x_t − x0).
+
+    Reference: Song et al. 2021, Denoising Diffusion Implicit Models, eq. 12 with eta = 0.
+    """
+    return x0 + like(s / t, x) * (x - x0)
+
+
+def inv_ddim(x_s: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """The x0 whose DDIM step takes `x_t` to `x_s`; float64 inside, since 1 − s/t may be small.
+
+    Reference: Heek et al. 2024, Multistep Consistency Models, sec. 3.1.
+    """
+    ratio = like(s.double() / t.double(), x_t)
+    return ((x_s - ratio * x_t) / (1 - ratio)).to(x_t.dtype)
+
+
+def consistency_loss(
+    student: Denoiser,
+    x0: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    r: Tensor,
+    lo: Tensor,
+    *,
+    hop: Hop | None = None,
+    distance: Distance = PseudoHuber(),
+    weight: Weight = InverseGap(),
+    **cond: Tensor,
+) -> Tensor:
+    """w(t, r)·ρ(f(x_t, t) − f*), f* = inv_ddim(ddim(x_r, f(x_r, r), r → lo), x_t) without gradient.
+
+    One segment (lo = 0) with a hop from the data is Easy Consistency Tuning, with a hop by the teacher consistency
+    distillation; several segments are multistep consistency; r = lo with a hop from the data is denoising.
+
+    Args:
+        student: the denoiser that is tuned.
+        x0: clean samples, shape (B, *).
+        eps: standard normal noise, shape (B, *).
+        t, r, lo: noise levels, shape (B,), with 0 <= lo <= r < t; `lo` is the lower edge of t's segment.
+        hop: takes (x_t, t, r) to x_r by the teacher's ODE; None hops from the data, x_r = x0 + r·eps.
+        distance: ρ, of the difference, (B, *) -> (B,).
+        weight: w.
+        cond: passed to the student, B rows each.
+
+    Returns:
+        The loss per sample, shape (B,).
+
+    Reference: Geng et al. 2025, eq. 10; Heek et al. 2024, alg. 1.
+    """
+    x_t = x0 + like(t, x0) * eps
+    # One dropout mask for both passes: seeding again replays it on whichever device the student is.
+    dropout_seed = int(torch.randint(2**63 - 1, ()))
+    torch.manual_seed(dropout_seed)
+    prediction = student(x_t, t, **cond)
+    with torch.no_grad():
+        x_r = x0 + like(r, x0) * eps if hop is None else hop(x_t, t, r)
+        x_lo = x_r  # at the edge the path itself is the target, and no network call is needed
+        inside = r > lo
+        if inside.any():
+            above = torch.where(inside, r, t)  # rows at the edge are thrown away; t keeps them finite
+            torch.manual_seed(dropout_seed)
+            f_r = student(x_r, above, **cond)
+            x_lo = torch.where(like(inside, x0), ddim(x_r, f_r, above, lo), x_r)
+        target = inv_ddim(x_lo, x_t, t, lo)
+    return weight(t, r) * distance(prediction - target)

@@ -1,0 +1,35 @@
+"""Counts network calls where they happen, never from an option."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class NFE:
+    """Network function evaluations seen so far: `calls` of the network, and `rows`, the samples in them."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.rows = 0
+
+    def _see(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        self.calls += 1
+        self.rows += next(len(a) for a in args if isinstance(a, Tensor))
+
+
+@contextmanager
+def count_nfe(network: nn.Module) -> Iterator[NFE]:
+    """Counts the forward passes of `network` inside the block.
+
+    Pass the network itself (`denoiser.network`), not a wrapper that may call it twice or not at all.
+    """
+    nfe = NFE()
+    handle = network.register_forward_hook(nfe._see)
+    try:
+        yield nfe
+    finally:
+        handle.remove()

@@ -1,0 +1,68 @@
+"""Receipts: a JSON beside each result that says how it came about."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .checkpoints.atomic import atomic_file
+
+PACKAGES = ("fewstep", "torch", "diffusers", "accelerate", "numpy")
+
+
+@contextmanager
+def receipt(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
+    """Writes `facts`, and what is added to the yielded dict, to `path` when the block ends well.
+
+    The command line, versions, git commit, machine and wall time come by themselves. Frozen dataclasses become
+    {"name": class, **fields}.
+    """
+    start = time.time()
+    entries: dict[str, Any] = {
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(start)),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "machine": platform.machine(),
+        **facts,
+    }
+    yield entries
+    entries["wall_seconds"] = round(time.time() - start, 1)
+    write_json(path, entries)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` as JSON, atomically; dataclasses, paths and callables become plain values."""
+    with atomic_file(path) as file:
+        file.write((json.dumps(content, indent=2, default=_plain) + "\n").encode())
+
+
+def _plain(value: object) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"name": type(value).__name__} | {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return str(value)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of the working directory, None outside a repository or without git."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
