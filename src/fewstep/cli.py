@@ -51,7 +51,7 @@ def train(
     torch.manual_seed(seed)
     denoiser = new_denoiser(channels, size, widths, parametrisation)
     settings = diffusion(images=images, batch=batch, rate=rate, ema_decay=ema_decay, seed=seed)
-    run(denoiser, Images(pixels), out, settings=settings, resume=resume, title="train", data=data)
+    run(denoiser, Images(pixels), out, settings=settings, resume=resume, title="train", source=data)
 
 
 def main() -> None:
