@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import tyro
+from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .data import Images
+    from .images.denoiser import NetworkDenoiser
+
+    Module = TypeVar("Module", bound=nn.Module)
+
+Recipe = Literal["ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"]
+SamplerName = Literal["consistency", "heun", "ddim"]
 
 
 def train(
-    data: Annotated[str, tyro.conf.Positional],
+    data: Positional[str],
     /,
     *,
     out: Path,
@@ -21,8 +34,9 @@ def train(
     widths: tuple[int, ...] = (32, 48, 96),
     parametrisation: Literal["vp", "edm"] = "vp",
     rate: float = 1e-3,
-    ema_decay: float = 0.999,
     seed: int = 0,
+    mirror: bool = False,
+    workers: int = 0,
     resume: bool = False,
 ) -> None:
     """Train a small diffusion model from scratch.
@@ -37,9 +51,10 @@ def train(
         widths: channels of the network at each resolution.
         parametrisation: vp saves a DDPMPipeline (v-prediction), edm a ConsistencyModelPipeline.
         rate: peak learning rate; falls to 0 along a cosine.
-        ema_decay: decay a step of the averaged weights.
         seed: of everything random.
-        resume: go on from the state saved in `out`.
+        mirror: flip half of the images left to right.
+        workers: loader processes.
+        resume: go on from the state saved in out.
     """
     import torch
 
@@ -49,18 +64,317 @@ def train(
 
     pixels = load_images(data, channels=channels, size=size).pixels
     torch.manual_seed(seed)
-    denoiser = new_denoiser(channels, size, widths, parametrisation)
-    settings = diffusion(images=images, batch=batch, rate=rate, ema_decay=ema_decay, seed=seed)
-    run(denoiser, Images(pixels), out, settings=settings, resume=resume, title="train", source=data)
+    denoiser = new_denoiser(channels, size, widths=widths, parametrisation=parametrisation)
+    settings = diffusion(images, batch=batch, rate=rate) | {"seed": seed, "mirror": mirror, "workers": workers}
+    run(denoiser, Images(pixels), out, settings, resume=resume, title="train", source=data)
+    print(f"the diffusion model is in {out / 'model'}")
+
+
+def tune(
+    checkpoint: Positional[str],
+    /,
+    *,
+    data: str,
+    out: Path,
+    recipe: Recipe = "ect_demo",
+    images: int | None = None,
+    batch: int | None = None,
+    rate: float | None = None,
+    q: float | None = None,
+    stages: int | None = None,
+    average: float | None = None,
+    dropout: float | None = None,
+    clip: float | None = None,
+    seed: int = 0,
+    mirror: bool = False,
+    teacher_images: int = 4000,
+    precision: Literal["no", "bf16"] | None = None,
+    accumulate: int = 1,
+    workers: int = 0,
+    compile: bool = False,
+    resume: bool = False,
+) -> None:
+    """Tune a diffusion checkpoint into a few-step generator (Easy Consistency Tuning).
+
+    Start it with `accelerate launch` for several processes.
+
+    Args:
+        checkpoint: a diffusers folder or hub id that holds a UNet2DModel or DiTTransformer2DModel.
+        data: an .npz, a folder or zip of images, a .parquet, a hub data set, or `teacher` for images that the
+            checkpoint itself makes.
+        out: folder of the run.
+        recipe: where the settings below come from unless given.
+        images: training images to see.
+        batch: images a step, over all processes.
+        rate: constant learning rate.
+        q: the gap shrinks by 1/q a stage.
+        stages: number of stages.
+        average: decay of the averaged weights.
+        dropout: probability in every dropout layer.
+        clip: norm at which the gradient is clipped.
+        seed: of everything random.
+        mirror: flip half of the images left to right.
+        teacher_images: how many images `--data teacher` makes.
+        precision: no (float32) or bf16; by default bf16 where the hardware computes it.
+        accumulate: micro-batches a step.
+        workers: loader processes.
+        compile: compile the network.
+        resume: go on from the state saved in out.
+    """
+    import dataclasses
+
+    from .checkpoints.folder import load
+    from .images.noise import ECTGap
+    from .images.optim import Constant, Dropout, Exponential
+    from .recipes import RECIPES
+    from .runs import run
+
+    denoiser = load(checkpoint)
+    settings = RECIPES[recipe]() if images is None else RECIPES[recipe](images)
+    gap = settings["gap"]
+    changes = {"q": q, "stages": stages}
+    changed: dict[str, object | None] = {
+        "batch": batch,
+        "rate": None if rate is None else Constant(rate),
+        "gap": dataclasses.replace(gap, **{k: v for k, v in changes.items() if v is not None}),
+        "average": None if average is None else Exponential(average),
+        "dropout": None if dropout is None else Dropout(dropout),
+        "max_grad_norm": clip,
+    }
+    assert isinstance(gap, ECTGap)
+    settings |= {name: value for name, value in changed.items() if value is not None}
+    settings |= {"seed": seed, "mirror": mirror, "workers": workers, "compile": compile}
+    samples = _training_data(denoiser, data, out, teacher_images, seed)
+    run(
+        denoiser, samples, out, settings, resume=resume, precision=precision, accumulate=accumulate,
+        teacher=checkpoint, source=data, recipe=recipe,
+    )  # fmt: skip
+    print(f"the few-step generator is in {out / 'model'}; next: fewstep sample {out / 'model'} --out samples")
+
+
+def sample(
+    checkpoint: Positional[str],
+    /,
+    *,
+    out: Path,
+    n: int = 16,
+    steps: int = 2,
+    sampler: SamplerName = "consistency",
+    middle: float | None = None,
+    label: int | None = None,
+    seed: int = 0,
+    batch: int = 250,
+) -> None:
+    """Sample images, one PNG a seed, and a sheet of them all; latents go to samples.npz.
+
+    Args:
+        checkpoint: a diffusers folder or hub id, tuned or not.
+        out: folder for the images.
+        n: how many.
+        steps: of the sampler; heun makes 2·steps − 1 network calls.
+        sampler: consistency for a tuned model, heun or ddim for a diffusion model.
+        middle: noise level of the second of two steps, EDM students only.
+        label: class of the images, for conditional models.
+        seed: of the first image; image k has seed + k and is the same at any batch size.
+        batch: images at once.
+    """
+    from .checkpoints.atomic import writable
+    from .checkpoints.folder import load
+    from .images import sample as samplers
+    from .measure.settings import few_step_grid, heun_grid
+    from .nfe import count_nfe
+    from .receipt import receipt
+    from .report import save_samples
+
+    writable(out)
+    denoiser, cond = _on_device(load(checkpoint)), {}
+    if denoiser.conditional != (label is not None):
+        raise ValueError("this checkpoint " + ("needs a --label" if denoiser.conditional else "takes no --label"))
+    if label is not None:
+        import torch
+
+        cond = {"class_labels": torch.full((n,), label)}
+    if n < 1 or steps < 1:
+        raise ValueError(f"at least one image and one step, got --n {n} --steps {steps}")
+    grid = few_step_grid(denoiser, steps, middle) if sampler == "consistency" else heun_grid(denoiser, steps)
+    with receipt(out / "receipt.json", checkpoint=checkpoint, sampler=sampler, grid=grid.tolist(), seed=seed) as entries:
+        with count_nfe(denoiser.network) as nfe:
+            x0 = samplers.sample(
+                denoiser, range(seed, seed + n), denoiser.shape, getattr(samplers, sampler), grid, batch=batch, **cond
+            )
+        save_samples(x0, out, seed)
+        entries |= {"nfe_per_sample": nfe.rows / n, "network_calls": nfe.calls}
+    print(f"{n} samples in {out}, {nfe.rows / n:.0f} network calls each")
+
+
+def measure(
+    checkpoint: Positional[str],
+    /,
+    *,
+    data: str,
+    out: Path,
+    teacher: str | None = None,
+    steps: tuple[int, ...] = (1, 2, 4, 8),
+    teacher_calls: tuple[int, ...] = (1, 2, 4, 8, 35),
+    middle: float | None = None,
+    n: int = 1000,
+    features: str = "fashion",
+    seed: int = 0,
+    batch: int = 250,
+    precision: Literal["no", "bf16"] = "no",
+) -> None:
+    """Score a tuned model, and its teacher beside it, at several numbers of network calls.
+
+    Args:
+        checkpoint: the tuned model.
+        data: real images to compare with: an .npz, a folder or zip, a .parquet or a hub data set.
+        out: folder for measure.json, quality.png and samples.png.
+        teacher: the diffusion checkpoint it came from, scored on the same seeds.
+        steps: step counts of the tuned model.
+        teacher_calls: network calls of the teacher: DDIM for few, Heun's method from 12 on.
+        middle: noise level of the second of two steps, EDM students only.
+        n: samples for each score; scores compare only at the same n.
+        features: fashion (bundled), inception, or the folder or hub id of a DINOv2 model.
+        seed: of the first sample.
+        batch: samples at once.
+        precision: no (float32) or bf16.
+    """
+    from .checkpoints.atomic import writable
+    from .checkpoints.folder import load
+    from .data import load_images
+    from .measure import dial
+    from .measure.features import extractor, reference
+    from .measure.settings import diffusion_settings, few_step_settings
+    from .receipt import receipt
+    from .report import plot, sheet, table
+
+    writable(out)
+    student = _on_device(load(checkpoint))
+    settings = few_step_settings(student, steps, middle=middle)
+    if teacher:
+        settings = diffusion_settings(_on_device(load(teacher)), teacher_calls) + settings
+    channels, size, _ = student.shape
+    network = _on_device(extractor(features))
+    real = reference(network, load_images(data, channels=channels, size=size).pixels)
+    with receipt(out / "measure.json", checkpoint=checkpoint, teacher=teacher, features=features, seed=seed) as entries:
+        points = []
+        for setting in settings:
+            seeds = range(seed, seed + n)
+            points.append(dial.measure(setting, seeds, student.shape, network, real, batch=batch, precision=precision))
+            logging.getLogger(__name__).info("%s: Fréchet distance %s", setting.name, points[-1].frechet)
+        entries |= {"points": [point.summary() for point in points], "precision": precision}
+        if teacher:
+            best = min((p for p in points if p.name == "teacher"), key=lambda p: p.frechet.value)
+            entries["minus_best_teacher"] = {
+                f"{p.nfe:.0f}": dial.difference(p, best, real)._asdict() for p in points if p.name == "student"
+            }
+        plot(points, out / "quality.png", features=features)
+        sheet(points, out / "samples.png")
+    from rich.console import Console
+
+    Console().print(table(points))
+    print(f"table, plot and pictures: {out / 'measure.json'}, {out / 'quality.png'}, {out / 'samples.png'}")
+
+
+def export(
+    checkpoint: Positional[str],
+    /,
+    *,
+    out: Path,
+    steps: int = 2,
+    middle: float | None = None,
+    measured: Path | None = None,
+) -> None:
+    """Export a tuned model as a folder that plain diffusers samples, verified in a fresh process.
+
+    Args:
+        checkpoint: the tuned model; the receipt of its run, if it lies beside it, goes into the model card.
+        out: the folder to write.
+        steps: network calls of the verification and of the card's example.
+        middle: noise level of the second of two steps, EDM students only.
+        measured: a measure.json whose scores go into the model card.
+    """
+    import json
+
+    from .checkpoints.export import TOLERANCE
+    from .checkpoints.export import export as write
+    from .checkpoints.folder import load
+
+    card: dict[str, object] = {"checkpoint": checkpoint}
+    beside = Path(checkpoint).parent / "receipt.json"
+    if beside.exists():
+        run = json.loads(beside.read_text())
+        card |= {name: run.get(name) for name in ("teacher", "source", "recipe", "settings", "versions")}
+    if measured:
+        if not measured.exists():
+            raise ValueError(f"there is no {measured}; make one with fewstep measure")
+        points = json.loads(measured.read_text())["points"]
+        card["Fréchet distance"] = {f"{p['name']}, {p['nfe']:.0f} calls": round(p["frechet"]["value"], 2) for p in points}
+    largest = write(load(checkpoint), out, steps=steps, middle=middle, card=card)
+    print(f"{out} is verified: its images differ from ours by at most {largest:.1e} of 255 grey levels (allowed {TOLERANCE})")
+
+
+def demo(*, out: Path = Path("demo"), images: int | None = None, n: int = 1000, seed: int = 0) -> None:
+    """Turn the bundled diffusion checkpoint into a few-step generator, with pictures and scores.
+
+    Args:
+        out: folder for everything it makes; an earlier demo there is replaced.
+        images: training images to see; more buys quality, fewer is quicker.
+        n: samples for each score.
+        seed: of everything random.
+    """
+    from .demo import demo as run
+
+    run(out, images=images, n=n, seed=seed)
+
+
+def _training_data(denoiser: NetworkDenoiser, data: str, out: Path, count: int, seed: int) -> Images:
+    """The data set called `data` at the size of the model; `teacher` is made once and kept in the run's folder."""
+    from .checkpoints.atomic import writable
+    from .data import Images, load_images, save_images
+    from .runs import teacher_images
+
+    channels, size, _ = denoiser.shape
+    writable(out)
+    if data == "teacher":
+        kept = out / "teacher_images.npz"
+        if not kept.exists():
+            logging.getLogger(__name__).info("the teacher makes %d training images", count)
+            save_images(teacher_images(_on_device(denoiser), count, seed=seed), kept)
+        data = str(kept)
+    samples = load_images(data, channels=channels, size=size)
+    return samples if denoiser.conditional else Images(samples.pixels)
+
+
+def _on_device(module: Module) -> Module:
+    import torch
+
+    return module.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
-    """Entry point: user errors end in one sentence and exit code 2."""
+    """Entry point: what a user did wrong ends in one sentence and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for chatty in ("httpx", "accelerate", "datasets", "diffusers", "transformers"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    commands = {command.__name__: command for command in (demo, train, tune, sample, measure, export)}
     try:
-        tyro.extras.subcommand_cli_from_dict({"train": train})
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"fewstep: {error}")
+        tyro.extras.subcommand_cli_from_dict(commands, prog="fewstep", description=DESCRIPTION)
+    except (ValueError, FloatingPointError) as error:
+        _stop(str(error))
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        _stop(f"{error.strerror or error}{where}; make room or choose another folder. Nothing half-written was left.")
+    except KeyboardInterrupt:
+        _stop("interrupted; a run goes on from its last saved state with --resume")
 
+
+def _stop(sentence: str) -> None:
+    print(f"fewstep: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+DESCRIPTION = "Turn the diffusion model you already have into a few-step generator, and see exactly what that cost."
 
 if __name__ == "__main__":
     main()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .checkpoints.atomic import atomic_file
 from .seeds import derive, generators, normal
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,14 @@ def load_images(source: str | Path, *, channels: int, size: int) -> Images:
             raise ValueError(f"{path} holds samples of {have}, the model takes {want}; resize the data or use another")
         return images
     return _read_with_datasets(source, channels, size)
+
+
+def save_images(images: Images, path: Path) -> None:
+    """Writes an .npz that `load_images` reads, atomically."""
+    name = "images" if images.pixels.dtype == torch.uint8 else "latents"
+    arrays = {name: images.pixels.numpy()} | ({} if images.labels is None else {"labels": images.labels.numpy()})
+    with atomic_file(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _read_npz(path: Path) -> Images:
@@ -161,6 +170,10 @@ class Batch(NamedTuple):
     eps: Tensor
     z: Tensor
     labels: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in self))
 
 
 class Rows(Dataset[int]):

@@ -20,8 +20,8 @@ PACKAGES = ("fewstep", "torch", "diffusers", "accelerate", "numpy")
 
 
 @contextmanager
-def receipt(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
-    """Writes `facts`, and what is added to the yielded dict, to `path` when the block ends well.
+def receipt(path: Path | None, **facts: Any) -> Iterator[dict[str, Any]]:
+    """Writes `facts`, and what is added to the yielded dict, to `path` when the block ends well; None writes nothing.
 
     The command line, versions, git commit, machine and wall time come by themselves. Frozen dataclasses become
     {"name": class, **fields}.
@@ -37,7 +37,8 @@ def receipt(path: Path, **facts: Any) -> Iterator[dict[str, Any]]:
     }
     yield entries
     entries["wall_seconds"] = round(time.time() - start, 1)
-    write_json(path, entries)
+    if path:
+        write_json(path, entries)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .checkpoints.atomic import load_state, save_state
+from .checkpoints.atomic import load_state, save_state, writable
 from .checkpoints.folder import save
 from .data import Images
 from .images.denoiser import NetworkDenoiser
-from .images.tune import Step, tune
+from .images.sample import heun, sample
+from .images.tune import tune
+from .nfe import count_nfe
 from .receipt import receipt
+
+logger = logging.getLogger(__name__)
 
 
 def run(
     denoiser: NetworkDenoiser,
     data: Images,
     out: Path,
-    *,
     settings: dict[str, Any],
+    *,
     resume: bool = False,
     precision: str | None = None,
+    accumulate: int = 1,
     save_every: float = 120.0,
     title: str = "tune",
     **facts: Any,
 ) -> NetworkDenoiser:
-    """Tunes `denoiser` and leaves in `out` the averaged model (`model/`), `state.pt` to resume from and `receipt.json`.
+    """Tunes `denoiser`; leaves in `out` the averaged model (`model/`), `state.pt` to resume from and `receipt.json`.
 
     Args:
         denoiser, data: for `tune`.
         out: folder of the run.
         settings: keyword arguments of `tune`, as a recipe gives them.
         resume: go on from `out/state.pt`.
-        precision: "no" (float32) or "bf16"; None takes bfloat16 where the hardware has it.
+        precision: "no" (float32) or "bf16"; None takes bfloat16 where the hardware computes it.
+        accumulate: micro-batches a step.
         save_every: seconds between saved states.
         title: for the progress bar.
         facts: for the receipt.
@@ -43,37 +52,72 @@ def run(
     Returns:
         The averaged model.
     """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(mixed_precision=precision or fast_precision())
+    writable(out)
     state_file = out / "state.pt"
+    if state_file.exists() and not resume:
+        raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
     state = load_state(state_file) if resume else None
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=precision or fast_precision(),
+        gradient_accumulation_steps=accumulate,
+    )
+    main = accelerator.is_main_process
+    settings = settings | {"images": -(-settings["images"] // settings["batch"]) * settings["batch"]}
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
         TextColumn("{task.fields[speed]:.0f}/s  loss {task.fields[loss]:.3f}  gap {task.fields[gap]:.3f}"),
         TimeRemainingColumn(),
     )  # fmt: skip
-    last: Step | None = None
-    with receipt(out / "receipt.json", settings=settings, resumed=resume, **facts) as entries, Progress(*columns) as bar:
-        task = bar.add_task(title, total=settings["images"], speed=0.0, loss=float("nan"), gap=1.0)
-        start = saved = time.monotonic()
-        first = None
-        for last in tune(denoiser, data, state=state, accelerator=accelerator, **settings):
-            now = time.monotonic()
-            first = first if first is not None else last.images - settings["batch"]
-            speed = (last.images - first) / (now - start)
-            bar.update(task, completed=last.images, speed=speed, loss=last.loss, gap=last.gap)
-            if now - saved > save_every:
-                save_state(state_file, last.state())
-                saved = time.monotonic()
+    last = None
+    facts |= {"settings": settings, "resumed": resume, "precision": accelerator.mixed_precision}
+    facts |= {"processes": accelerator.num_processes, "device": str(accelerator.device)}
+    with receipt(out / "receipt.json" if main else None, **facts) as entries, count_nfe(denoiser.network) as nfe:
+        with Progress(*columns, disable=not main, refresh_per_second=2) as bar:
+            seen = state["step"] * settings["batch"] if state else 0
+            task = bar.add_task(title, total=settings["images"], completed=seen, speed=0.0, loss=float("nan"), gap=1.0)
+            start = saved = logged = time.monotonic()
+            for last in tune(denoiser, data, state=state, accelerator=accelerator, **settings):
+                now = time.monotonic()
+                speed = (last.images - seen) / (now - start)
+                bar.update(task, completed=last.images, speed=speed, loss=last.loss, gap=last.gap)
+                if not bar.console.is_terminal and now - logged > 30:  # a log file gets lines instead of a bar
+                    logger.info("%d images, %.0f/s, loss %.4f, gap %.3f", last.images, speed, last.loss, last.gap)
+                    logged = now
+                if main and now - saved > save_every:
+                    save_state(state_file, last.state())
+                    saved = time.monotonic()
         if last is None:
-            raise ValueError(f"the run in {out} is already complete; ask for more images to go on")
-        save_state(state_file, last.state())
-        save(last.ema, out / "model")
-        entries |= {"steps": last.step, "images": last.images, "images_per_second": round(speed, 1), "loss": last.loss}
+            raise ValueError(f"the run in {out} has seen all its images; ask for more with --images to go on")
+        if main:
+            save_state(state_file, last.state())
+            save(last.ema, out / "model")
+        entries |= {"steps": last.step, "images": last.images, "images_per_second": round(speed, 1), "loss": last.loss,
+                    "network_calls": nfe.calls, "network_rows": nfe.rows}  # fmt: skip
     return last.ema
+
+
+def teacher_images(teacher: NetworkDenoiser, count: int, *, seed: int = 0, steps: int = 18) -> Images:
+    """Training images that the teacher itself makes, for those who have a checkpoint and no data.
+
+    Args:
+        teacher: an unconditional denoiser, on its device.
+        count: how many.
+        seed: the first sample's seed.
+        steps: of Heun's method on Karras' noise levels; 2·steps − 1 network calls a sample.
+
+    Returns:
+        uint8 images for 1 or 3 channels, else float32 latents.
+    """
+    from .data import to_uint8
+    from .measure.settings import heun_grid
+
+    if teacher.conditional:
+        raise ValueError("--data teacher needs an unconditional checkpoint; this one is conditional on classes")
+    seeds = range(seed, seed + count)
+    with torch.autocast(next(teacher.parameters()).device.type, torch.bfloat16, fast_precision() == "bf16"):
+        x0 = sample(teacher.eval(), seeds, teacher.shape, heun, heun_grid(teacher, steps))
+    return Images(to_uint8(x0) if teacher.shape[0] in (1, 3) else x0)
 
 
 def fast_precision() -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ..images.denoiser import EDM, VP, Flow, NetworkDenoiser
 from .atomic import atomic_folder
@@ -15,9 +15,8 @@ from .atomic import atomic_folder
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-logger = logging.getLogger(__name__)
-
-NETWORKS = {"UNet2DModel": "unet", "DiTTransformer2DModel": "transformer"}
+NETWORKS = ("UNet2DModel", "DiTTransformer2DModel")
+NO_OFFSET = 1e-6  # the consistency scheduler needs a positive sigma_min; this one stands for "f is the identity at 0"
 
 
 def load(source: str | Path) -> NetworkDenoiser:
@@ -39,58 +38,123 @@ def load(source: str | Path) -> NetworkDenoiser:
 
     folder = _folder(source)
     index = _read_json(folder / "model_index.json", "a diffusers pipeline folder has one at its top")
-    entries = {part: value[1] for part, value in index.items() if isinstance(value, list) and len(value) == 2}
-    network_class = next((name for name in entries.values() if name in NETWORKS), None)
-    if network_class is None:
+    classes = {part: entry[1] for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
+    part = next((part for part, name in classes.items() if name in NETWORKS), None)
+    if part is None:
         raise ValueError(
-            f"{source} is a {index.get('_class_name', 'checkpoint')} with {sorted(map(str, entries.values()))}; fewstep "
-            f"tunes pipelines whose network is a {' or '.join(NETWORKS)}"
+            f"{source} is a {index.get('_class_name', 'pipeline')} of {', '.join(sorted(filter(None, classes.values())))}; "
+            f"fewstep tunes pipelines whose network is a {' or '.join(NETWORKS)}"
         )
-    part = next(part for part, name in entries.items() if name == network_class)
     try:
-        network = getattr(diffusers, network_class).from_pretrained(
+        network = getattr(diffusers, classes[part]).from_pretrained(
             _part(folder, part), torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
         )
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"the network in {source} could not be loaded: {error}") from error
-    scheduler = _read_json(_part(folder, "scheduler") / "scheduler_config.json", "it says how the network was trained")
-    return from_scheduler(network, scheduler).eval()
+    config = _read_json(_part(folder, "scheduler") / "scheduler_config.json", "it says how the network was trained")
+    return wrap(network, config).eval()
 
 
-def from_scheduler(network: torch.nn.Module, config: dict[str, Any]) -> NetworkDenoiser:
-    """Wraps `network` as the diffusers scheduler configuration `config` says it was trained."""
+def wrap(network: torch.nn.Module, scheduler: dict[str, Any]) -> NetworkDenoiser:
+    """The denoiser that `network` is, if it was trained as the diffusers scheduler configuration says."""
     from diffusers import DDPMScheduler
 
-    kind = config.get("_class_name", "")
+    kind = scheduler.get("_class_name", "")
     if kind == "CMStochasticIterativeScheduler":
-        offset = config["sigma_min"] if config["sigma_min"] > 1e-5 else 0.0  # save() writes a tiny one for "none"
-        return EDM(network, sigma_data=config["sigma_data"], sigma_max=config["sigma_max"], offset=offset)
+        offset = scheduler["sigma_min"] if scheduler["sigma_min"] > NO_OFFSET else 0.0
+        return EDM(network, sigma_data=scheduler["sigma_data"], sigma_max=scheduler["sigma_max"], offset=offset)
     if kind.startswith("EDM"):
-        if config.get("prediction_type", "epsilon") != "epsilon":
-            raise ValueError(f"{kind} with prediction_type {config['prediction_type']} is not known; only epsilon is")
-        return EDM(network, sigma_data=config["sigma_data"], sigma_max=config["sigma_max"], time_scale=0.25)
+        if scheduler.get("prediction_type", "epsilon") != "epsilon":
+            raise ValueError(f"an {kind} with prediction_type {scheduler['prediction_type']} is not known, only epsilon")
+        return EDM(network, sigma_data=scheduler["sigma_data"], sigma_max=scheduler["sigma_max"], time_scale=0.25)
     if kind.startswith("FlowMatch"):
-        return Flow(network, time_scale=float(config["num_train_timesteps"]))
-    if "beta_schedule" in config:
-        keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
-        known = {key: config[key] for key in (*keys, "rescale_betas_zero_snr") if config.get(key) is not None}
+        return Flow(network, time_scale=float(scheduler.get("num_train_timesteps", 1000)))
+    if "beta_schedule" in scheduler:
+        keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+                "rescale_betas_zero_snr")  # fmt: skip
+        known = {key: scheduler[key] for key in keys if scheduler.get(key) is not None}
         return VP(network, DDPMScheduler(**known, clip_sample=False))
-    raise ValueError(f"the scheduler {kind or 'without a name'} says nothing that fewstep knows about how it was trained")
+    raise ValueError(f"the scheduler {kind or 'without a name'} does not say how the network was trained")
 
 
 def save(denoiser: NetworkDenoiser, folder: str | Path) -> None:
-    """Writes a diffusers pipeline folder that `load` and stock diffusers open, atomically."""
+    """Writes the stock diffusers pipeline of `denoiser` to `folder`, atomically; `load` reads it back."""
     with atomic_folder(Path(folder)) as temporary:
-        pipeline(denoiser).save_pretrained(temporary, safe_serialization=True)
+        diffusion_pipeline(denoiser).save_pretrained(temporary)
 
 
-def pipeline(denoiser: NetworkDenoiser) -> DiffusionPipeline:
-    """The stock diffusers pipeline around `denoiser`'s network, as a diffusion model."""
-    from diffusers import ConsistencyModelPipeline, DDPMPipeline, DiTPipeline  # noqa: F401
+def diffusion_pipeline(denoiser: NetworkDenoiser) -> DiffusionPipeline:
+    """The stock pipeline that samples `denoiser` in many steps; for EDM the few-step one, as diffusers has no other."""
+    from diffusers import DDPMPipeline
 
     if isinstance(denoiser, VP):
         return DDPMPipeline(unet=denoiser.network, scheduler=denoiser.scheduler)
-    raise ValueError(f"a {type(denoiser).__name__} has no stock pipeline")
+    return few_step_pipeline(denoiser)
+
+
+def few_step_pipeline(denoiser: NetworkDenoiser, middle: float | None = None) -> DiffusionPipeline:
+    """The stock pipeline that samples `denoiser` as a consistency function: `few_step_grid` are its noise levels.
+
+    Args:
+        denoiser: a VP or EDM student around a UNet2DModel.
+        middle: noise level of the second of two steps. For EDM any (default .821, published for CIFAR-10); a VP pipeline
+            takes the middle timestep, whatever its noise is.
+
+    Raises:
+        ValueError: there is no stock pipeline for it.
+    """
+    from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, DDPMPipeline, LCMScheduler
+
+    if type(denoiser.network).__name__ != "UNet2DModel":
+        raise ValueError(
+            f"no stock pipeline samples a {type(denoiser.network).__name__} in few steps with reproducible noise; "
+            "sample it with fewstep"
+        )
+    if isinstance(denoiser, VP):
+        if middle is not None:
+            raise ValueError("a VP student's second step starts at its middle timestep; leave `middle` out")
+        if denoiser.network.config["num_class_embeds"]:
+            raise ValueError("DDPMPipeline passes no classes to the network, so a conditional VP student has no pipeline")
+        timesteps = denoiser.scheduler.config.num_train_timesteps
+        # original_inference_steps = T makes the pipeline's n timesteps T − 1 − floor(i·T/n)
+        scheduler = LCMScheduler.from_config(
+            denoiser.scheduler.config, original_inference_steps=timesteps, clip_sample=False, timestep_spacing="leading"
+        )
+        return DDPMPipeline(unet=denoiser.network, scheduler=scheduler)
+    if isinstance(denoiser, EDM):
+        if denoiser.time_scale != 250:
+            raise ValueError("this network was trained with EDM's own time, ln σ/4; stock pipelines give it 250·ln σ")
+        sigma_min = denoiser.offset or NO_OFFSET
+        scheduler = CMStochasticIterativeScheduler(
+            sigma_min=sigma_min, sigma_max=denoiser.sigma_max, sigma_data=denoiser.sigma_data, clip_denoised=False,
+            rho=_rho(middle or 0.821, sigma_min, denoiser.sigma_max),
+        )  # fmt: skip
+        return ConsistencyModelPipeline(unet=denoiser.network, scheduler=scheduler)
+    raise ValueError(f"there is no stock few-step pipeline for a {type(denoiser).__name__} denoiser of a UNet2DModel")
+
+
+def few_step_grid(denoiser: NetworkDenoiser, steps: int, middle: float | None = None) -> Tensor:
+    """The noise levels (steps,), float64, that the stock few-step pipeline visits: what is measured is what is exported."""
+    scheduler = few_step_pipeline(denoiser, middle).scheduler
+    scheduler.set_timesteps(steps)
+    if isinstance(denoiser, VP):
+        return denoiser.ln_sigmas.cpu()[scheduler.timesteps].exp()
+    return scheduler.sigmas[:steps].double()
+
+
+def _rho(middle: float, sigma_min: float, sigma_max: float, timesteps: int = 40) -> float:
+    """The rho with which the Karras ramp of the consistency scheduler has its second of two steps at `middle`."""
+    from scipy.optimize import brentq
+
+    ramp = (timesteps // 2) / (timesteps - 1)
+
+    def sigma(rho: float) -> float:
+        return float((sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho)
+
+    lowest, highest = sigma(100.0), sigma(1.0)
+    if not lowest < middle < highest:
+        raise ValueError(f"the middle noise level must lie between {lowest:.3g} and {highest:.3g}, got {middle}")
+    return float(brentq(lambda rho: sigma(rho) - middle, 1.0, 100.0, xtol=1e-12))
 
 
 def _folder(source: str | Path) -> Path:
@@ -100,11 +164,10 @@ def _folder(source: str | Path) -> Path:
     if path.exists() or path.is_absolute() or str(source).startswith(".") or str(source).count("/") != 1:
         raise ValueError(f"{source} is not a folder; give a diffusers folder or the id of a hub repository")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.bin"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (OSError, ValueError) as error:  # the hub's errors are one or the other
         raise ValueError(f"{source} is neither a folder nor a hub repository that can be fetched: {error}") from error
 
 

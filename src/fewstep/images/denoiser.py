@@ -41,6 +41,20 @@ class NetworkDenoiser(nn.Module):
     prior_std: float
     sigma_data: float
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the network takes `class_labels`."""
+        config = getattr(self.network, "config", {})
+        return config.get("num_class_embeds") is not None or config.get("num_embeds_ada_norm") is not None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The (channels, height, width) that a diffusers network says it was made for."""
+        config = self.network.config
+        size = config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return config["in_channels"], height, width
+
     def predict(self, inputs: Tensor, time: Tensor, **cond: Tensor) -> Tensor:
         """The network's raw output, in the dtype of `inputs`; a learned variance is dropped."""
         dtype = next(self.network.parameters()).dtype

@@ -3,85 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from ..data import Images, Rows
 from ..seeds import derive
 from .denoiser import NetworkDenoiser
 from .loss import Distance, Hop, InverseGap, PseudoHuber, Weight, consistency_loss
 from .noise import ECTGap, Gap, LogNormal
+from .optim import Average, Constant, Dropout, Exponential, LearningRate, OptimizerFactory, RAdam
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-
-class LearningRate(Protocol):
-    """The learning rate at `step` (counted from 0) when `progress` (0 to 1) of the images have been seen."""
-
-    def __call__(self, step: int, progress: float) -> float: ...
-
-
-@dataclass(frozen=True)
-class Constant:
-    """The same rate throughout."""
-
-    rate: float = 1e-4
-
-    def __call__(self, step: int, progress: float) -> float:
-        return self.rate
-
-
-@dataclass(frozen=True)
-class Cosine:
-    """Rises linearly over `warmup` steps, then falls to 0 along half a cosine."""
-
-    rate: float = 1e-3
-    warmup: int = 0
-
-    def __call__(self, step: int, progress: float) -> float:
-        return self.rate * min(1.0, (step + 1) / (self.warmup + 1)) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@dataclass(frozen=True)
-class InverseSqrt:
-    """rate/√max(step/reference, 1). Reference: Karras et al. 2024, EDM2, eq. 67."""
-
-    rate: float = 1e-3
-    reference: int = 2000
-
-    def __call__(self, step: int, progress: float) -> float:
-        return self.rate / math.sqrt(max(step / self.reference, 1))
-
-
-@dataclass(frozen=True)
-class RAdam:
-    """Rectified Adam without weight decay. Reference: Liu et al. 2020, On the Variance of the Adaptive Learning Rate."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-
-    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.RAdam(parameters, betas=self.betas, foreach=True)
-
-
-@dataclass(frozen=True)
-class Adam:
-    """Adam without weight decay. Reference: Kingma and Ba 2015."""
-
-    betas: tuple[float, float] = (0.9, 0.99)
-
-    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, betas=self.betas, foreach=True)
 
 
 @dataclass(frozen=True)
@@ -90,18 +31,15 @@ class Step:
 
     Attributes:
         step, images: optimizer steps and training images so far.
-        progress: images over all images, 0 to 1.
-        loss: mean of the (global) batch.
+        loss: mean over the whole batch.
         gap: mean of (t − r)/t over this process's last micro-batch: 1 is diffusion, towards 0 is consistency.
         rate: the learning rate used.
         student: the denoiser being trained.
-        ema: its moving average, the one to keep.
-        optimizer: the optimizer, for `state`.
+        averaged, optimizer: for `ema` and `state`.
     """
 
     step: int
     images: int
-    progress: float
     loss: float
     gap: float
     rate: float
@@ -111,7 +49,7 @@ class Step:
 
     @property
     def ema(self) -> NetworkDenoiser:
-        """The moving average of the student, in evaluation mode."""
+        """The moving average of the student, the one to keep, in evaluation mode."""
         module = self.averaged.module
         assert isinstance(module, NetworkDenoiser)
         return module.eval()
@@ -142,8 +80,8 @@ def tune(
     weight: Weight = InverseGap(),
     rate: LearningRate = Constant(),
     optimizer: OptimizerFactory = RAdam(),
-    ema_decay: float = 0.9999,
-    dropout: float | None = None,
+    average: Average = Exponential(),
+    dropout: Dropout | None = None,
     max_grad_norm: float | None = None,
     mirror: bool = False,
     seed: int = 0,
@@ -156,7 +94,7 @@ def tune(
 
     Args:
         denoiser: what to tune. Its network is changed.
-        data: training samples of the shape the network takes.
+        data: training samples of the shape the network takes, with labels if and only if it is conditional.
         images: how many samples to see in all, rounded up to whole batches.
         batch: samples a step over all processes and accumulated micro-batches.
         noise: distribution of t.
@@ -164,13 +102,13 @@ def tune(
         hop, distance, weight: knobs of `consistency_loss`.
         rate: learning rate as a function of step and progress.
         optimizer: builds the optimizer from the parameters.
-        ema_decay: decay a step of the moving average, 0 to 1.
-        dropout: probability to set in every dropout layer of the network; None leaves them.
+        average: decay of the moving average of the weights.
+        dropout: sets the network's dropout layers; None leaves them.
         max_grad_norm: clips the gradient's norm there; None never clips.
         mirror: flips half of the samples left to right.
         seed: everything random is a function of it.
         state: `Step.state()` of an interrupted run with the same arguments; it goes on bit-equal on a CPU.
-        accelerator: device, precision, processes, accumulation; None is one process on the best device at hand.
+        accelerator: device, precision, processes, accumulation; None is one process in float32 on the best device.
         workers: loader processes.
         compile: compiles the network.
 
@@ -186,78 +124,75 @@ def tune(
     from accelerate import Accelerator  # seconds to import
 
     accelerator = accelerator or Accelerator()
-    micro_batches = accelerator.gradient_accumulation_steps
-    micro = _micro_batch(batch, accelerator.num_processes, micro_batches)
-    _check_tunable(denoiser, data, images, ema_decay)
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    micro = _micro_batch(batch, world, accelerator.gradient_accumulation_steps)
     steps = math.ceil(images / batch)
-    first = state["step"] if state else 0
-    if first > steps:
-        raise ValueError(f"the saved run is at {first * batch} images, beyond the {images} asked for; raise `images`")
+    first: int = state["step"] if state else 0
+    _check(denoiser, data, images, steps - first, accelerator.mixed_precision)
 
     if dropout is not None:
-        set_dropout(denoiser, dropout)
-    denoiser.to(accelerator.device)
-    averaged = AveragedModel(denoiser, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+        dropout(denoiser.network)
+    denoiser.to(device)
+    averaged = AveragedModel(denoiser, multi_avg_fn=_averaging(average))
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
     update = optimizer(parameters)
     if state:
         denoiser.load_state_dict(state["student"])
         averaged.load_state_dict(state["ema"])
         update.load_state_dict(state["optimizer"])
-    student, update = accelerator.prepare(denoiser, update)
-    if compile:
-        student = torch.compile(student)
+    student = accelerator.prepare_model(denoiser)
+    forward = torch.compile(student) if compile else student
     denoiser.train()
 
-    rows = Rows(data, seed=seed, mirror=mirror)
-    rank, world = accelerator.process_index, accelerator.num_processes
-    batches = rows.batches(first * batch, steps * batch, micro, rank=rank, world=world, workers=workers)
+    batches = Rows(data, seed=seed, mirror=mirror).batches(
+        first * batch, steps * batch, micro, rank=rank, world=world, workers=workers
+    )
     for step in range(first, steps):
         progress = step / steps
         for group in update.param_groups:
             group["lr"] = rate(step, progress)
-        torch.manual_seed(derive(seed, 2, step, rank))  # dropout
-        losses, openness = [], torch.zeros(())
-        for _ in range(micro_batches):
-            x0, eps, z, labels = next(batches)
-            t = noise(z, denoiser.sigma_max).to(accelerator.device)
+        losses = []
+        for part in range(accelerator.gradient_accumulation_steps):
+            row = next(batches).to(device)
+            torch.manual_seed(derive(seed, 2, step, part, rank))  # for dropout; all else is in the row
+            t = noise(row.z, denoiser.sigma_max)
             r = gap(t, progress)
-            cond = {} if labels is None else {"class_labels": labels.to(accelerator.device)}
-            x0, eps = x0.to(accelerator.device), eps.to(accelerator.device)
-            with accelerator.accumulate(student), _attention(accelerator.device):
+            cond = {} if row.labels is None else {"class_labels": row.labels}
+            with accelerator.accumulate(student), _attention(device):
                 loss = consistency_loss(
-                    student, x0, eps, t, r, torch.zeros_like(t), hop=hop, distance=distance, weight=weight, **cond
+                    forward, row.x0, row.eps, t, r, torch.zeros_like(t), hop=hop, distance=distance, weight=weight, **cond
                 ).mean()
                 accelerator.backward(loss)
-                losses.append(loss.detach())
-                openness = ((t - r) / t).mean()
+            losses.append(loss.detach())
         mean_loss = float(accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
-        norm = float(get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not (math.isfinite(mean_loss) and math.isfinite(norm)):
             raise FloatingPointError(
-                f"step {step + 1}: the loss is {mean_loss} and its gradient's norm {norm}; nothing was changed in this "
-                "step, the last checkpoint is good; lower the learning rate or clip the gradient (max_grad_norm)"
+                f"step {step + 1}: the loss is {mean_loss:.3g} and its gradient's norm {float(norm):.3g}; the weights are "
+                "those before this step and the last saved state is good; lower the learning rate or clip the gradient"
             )
         if max_grad_norm is not None:
-            clip_grads_with_norm_(parameters, max_grad_norm, torch.tensor(norm, device=accelerator.device))
+            clip_grads_with_norm_(parameters, max_grad_norm, norm)
         update.step()
         update.zero_grad()
         averaged.update_parameters(denoiser)
-        done = step + 1
-        yield Step(done, done * batch, done / steps, mean_loss, float(openness), rate(step, progress), denoiser, averaged, update)
+        openness = float(((t - r) / t).mean())
+        yield Step(step + 1, (step + 1) * batch, mean_loss, openness, rate(step, progress), denoiser, averaged, update)
+    accelerator.unwrap_model(student, keep_fp32_wrapper=False)
+
+
+def _averaging(average: Average) -> Any:
+    @torch.no_grad()
+    def update(averages: list[Tensor], currents: list[Tensor], updates: Tensor) -> None:
+        torch._foreach_lerp_(averages, currents, 1 - average(int(updates) + 1))
+
+    return update
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:
     """On a CPU the fused attention's backward pass is slower than plain matrix products at these lengths."""
     context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     return context
-
-
-def set_dropout(module: nn.Module, probability: float) -> None:
-    """Sets the probability of every dropout layer in `module`."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Dropout):
-            layer.p = probability
 
 
 def _micro_batch(batch: int, processes: int, accumulate: int) -> int:
@@ -270,10 +205,16 @@ def _micro_batch(batch: int, processes: int, accumulate: int) -> int:
     return micro
 
 
-def _check_tunable(denoiser: NetworkDenoiser, data: Images, images: int, ema_decay: float) -> None:
+def _check(denoiser: NetworkDenoiser, data: Images, images: int, steps_left: int, precision: str) -> None:
     if images < 1:
         raise ValueError(f"`images` is how many training images to see, at least 1, got {images}")
-    if not 0 <= ema_decay < 1:
-        raise ValueError(f"the EMA decay must lie in [0, 1), got {ema_decay}")
+    if steps_left < 0:
+        raise ValueError(f"the saved run has already seen more than {images} images; raise `images`")
+    if precision == "fp16":
+        raise ValueError("float16 overflows in consistency losses; use bf16 or no mixed precision")
     if getattr(denoiser, "prediction", None) == "sample":
         raise ValueError("this checkpoint predicts the clean sample, so f(x, 0) is not x; convert it to v-prediction first")
+    if denoiser.conditional and data.labels is None:
+        raise ValueError("this checkpoint is conditional on classes, but the data has no labels; give labelled data")
+    if not denoiser.conditional and data.labels is not None:
+        raise ValueError("this checkpoint takes no classes; pass the data without its labels")

@@ -1,0 +1,26 @@
+"""Run as a script in a fresh process: samples a folder with stock diffusers and nothing of ours.
+
+python stock.py FOLDER OUT.npy STEPS SEED...
+"""
+
+import sys
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+
+
+def main(folder: str, out: str, steps: int, seeds: list[int]) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        batch_size=len(seeds),
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        num_inference_steps=steps,
+        output_type="np",
+    ).images
+    np.save(out, images)  # (B, H, W, C) in [0, 1]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), [int(seed) for seed in sys.argv[4:]])

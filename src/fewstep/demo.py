@@ -1,0 +1,78 @@
+"""The demo: a diffusion checkpoint becomes a few-step generator, with pictures and scores, in minutes."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from .checkpoints.export import export
+from .checkpoints.folder import load
+from .data import Images, load_images
+from .measure.dial import Point, difference, measure
+from .measure.features import ASSETS, extractor, reference
+from .measure.settings import diffusion_settings, few_step_settings
+from .receipt import write_json
+from .recipes import ect_demo
+from .report import plot, sheet, table
+from .runs import fast_precision, run
+
+
+def demo(out: Path, *, images: int | None, n: int, seed: int) -> None:
+    """Runs it; see `fewstep demo --help`."""
+    console, start = Console(), time.monotonic()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = fast_precision()
+    teacher = load(ASSETS / "teacher").to(device)
+    data = Images(load_images(ASSETS / "fashion_mnist" / "images.npz", channels=1, size=28).pixels)
+    network = extractor("fashion").to(device)
+    real = reference(network, data.pixels[:n])
+    seeds = range(seed, seed + n)
+
+    def score(settings: list) -> list[Point]:
+        points = []
+        for setting in settings:
+            with console.status(f"sampling {setting.name}, {len(setting.grid)} steps, n = {n}"):
+                points.append(measure(setting, seeds, data.shape, network, real, precision=precision))
+        console.print(table(points))
+        return points
+
+    console.print(f"[b]1. A diffusion checkpoint needs many network calls[/b] ({device}, {precision})")
+    points = score(diffusion_settings(teacher, (1, 2, 4, 8, 35)) + few_step_settings(teacher, (2,), "untuned, as student"))
+
+    console.print("[b]2. Easy Consistency Tuning[/b]")
+    settings = (ect_demo() if images is None else ect_demo(images)) | {"seed": seed}
+    student = run(copy.deepcopy(teacher), data, out / "run", settings, precision=precision, teacher="bundled")
+    student = student.to(device)
+
+    console.print("[b]3. The same seeds, few calls[/b]")
+    points += score(few_step_settings(student, (1, 2, 4, 8)))
+    at = {(point.name, point.nfe): point for point in points}
+    two, many, untuned = at["student", 2], at["teacher", 35], at["untuned, as student", 2]
+    facts = {
+        "student at 2 calls over teacher at 35": two.frechet.value / many.frechet.value,
+        "student at 2 calls over the untuned teacher at 2": two.frechet.value / untuned.frechet.value,
+        "student at 1 call over the untuned teacher at 1": at["student", 1].frechet.value / at["teacher", 1].frechet.value,
+    }
+    for name, ratio in facts.items():
+        console.print(f"  Fréchet distance, {name}: [b]{ratio:.2f}[/b]")
+    gap = difference(two, many, real)
+    console.print(f"  paired difference, student at 2 calls minus teacher at 35: {gap} (95 %, same seeds, n = {n})")
+
+    console.print("[b]4. A folder that plain diffusers samples[/b]")
+    card = {"teacher": "fewstep's bundled Fashion-MNIST model", "data": "Fashion-MNIST, 10,000 images", "recipe": "ect_demo",
+            "seed": seed, "Fréchet distance": {f"{p.name}, {p.nfe:.0f} calls": round(p.frechet.value, 2) for p in points},
+            "features and n": f"fashion, {n}"}  # fmt: skip
+    largest = export(student, out / "exported", card=card)
+    console.print(f"  verified in a fresh process: largest difference {largest:.1e} of 255 grey levels")
+
+    plot(points, out / "quality.png", features="fashion")
+    sheet(points, out / "samples.png")
+    write_json(out / "measure.json", {"points": [p.summary() for p in points], "ratios": facts, "difference": gap._asdict(),
+                                      "precision": precision, "seed": seed})  # fmt: skip
+    console.print(f"[b]Done in {time.monotonic() - start:.0f} s.[/b] Look at:")
+    for what, name in (("pictures", "samples.png"), ("plot", "quality.png"), ("table", "measure.json"), ("folder", "exported")):
+        console.print(f"  {what:9} {out / name}")

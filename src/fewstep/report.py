@@ -1,0 +1,91 @@
+"""What a person looks at: tables, plots, sheets of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
+from rich.table import Table
+from torch import Tensor
+
+from .checkpoints.atomic import atomic_file
+from .data import to_uint8
+from .measure.dial import Point
+
+
+def table(points: Sequence[Point]) -> Table:
+    """One row a measured point; intervals are 95 %."""
+    rows = Table(caption=f"n = {points[0].n}, same seeds; batch {points[0].batch} on {points[0].device}")
+    for column in ("model", "sampler"):
+        rows.add_column(column)
+    for column in ("calls", "Fréchet", "95 %", "KID·10³", "precision", "recall", "images/s"):
+        rows.add_column(column, justify="right")
+    for p in points:
+        rows.add_row(
+            p.name, p.sampler, f"{p.nfe:.0f}", f"{p.frechet.value:.1f}", f"{p.frechet.low:.1f} to {p.frechet.high:.1f}",
+            f"{1e3 * p.kid.value:.1f}", f"{p.coverage.precision:.2f}", f"{p.coverage.recall:.2f}",
+            f"{p.images_per_second:.0f}",
+        )  # fmt: skip
+    return rows
+
+
+def plot(points: Sequence[Point], path: Path, *, features: str) -> None:
+    """Writes a PNG of quality against network calls, a line a model, with 95 % intervals."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(point.name for point in points):
+        line = sorted((p for p in points if p.name == name), key=lambda p: p.nfe)
+        reach = [p.frechet.high - p.frechet.value for p in line]
+        axes.errorbar(
+            [p.nfe for p in line], [p.frechet.value for p in line], yerr=reach, marker="o", capsize=3, label=name
+        )
+    axes.set(xscale="log", yscale="log", xlabel="network calls per sample (NFE)")
+    axes.set(xticks=sorted({p.nfe for p in points}))
+    axes.set_ylabel(f"Fréchet distance ({features} features, n = {points[0].n})")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def sheet(points: Sequence[Point], path: Path, *, columns: int = 16) -> None:
+    """Writes a PNG of the same seeds at each setting: a row a point, the first `columns` samples of each."""
+    figure = Figure(figsize=(2.2 + 0.5 * columns, 0.55 * len(points)), layout="constrained")
+    for index, point in enumerate(points):
+        axes = figure.add_subplot(len(points), 1, index + 1)
+        row = torch.cat(list(point.images[:columns]), dim=-1)  # (C, H, columns·W)
+        axes.imshow(row.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        label = f"{point.name}, {point.nfe:.0f} call{'s' if point.nfe > 1 else ''}"
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        axes.spines[:].set_visible(False)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def save_samples(x0: Tensor, out: Path, first_seed: int) -> None:
+    """Writes x0 (N, C, H, W) as PNGs named by seed and `sheet.png` of all; latents (not 1 or 3 channels) as samples.npz."""
+    from PIL import Image
+
+    out.mkdir(parents=True, exist_ok=True)
+    if x0.shape[1] not in (1, 3):
+        with atomic_file(out / "samples.npz") as file:
+            np.savez(file, latents=x0.numpy())
+        return
+    images = to_uint8(x0).permute(0, 2, 3, 1).squeeze(-1).numpy()  # (N, H, W) or (N, H, W, 3)
+    side = int(np.ceil(len(images) ** 0.5))
+    height, width = images.shape[1:3]
+    whole = np.zeros((-(-len(images) // side) * height, side * width, *images.shape[3:]), np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // side * height, index % side * width
+        whole[top : top + height, left : left + width] = image
+    for name, picture in [*((f"{first_seed + k:06d}.png", image) for k, image in enumerate(images)), ("sheet.png", whole)]:
+        with atomic_file(out / name) as file:
+            Image.fromarray(picture).save(file, format="PNG")

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewstep.data import Images
+from fewstep.images.denoiser import NetworkDenoiser
+from fewstep.recipes import new_denoiser
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def tiny(parametrisation: str = "vp", channels: int = 1, size: int = 8, classes: int = 0) -> NetworkDenoiser:
+    """A stock UNet2DModel of a few thousand parameters, with random weights that are the same every time."""
+    torch.manual_seed(0)
+    return new_denoiser(channels, size, widths=(8, 16), parametrisation=parametrisation, classes=classes).eval()
+
+
+def noise_images(n: int = 32, channels: int = 1, size: int = 8, labels: bool = False) -> Images:
+    rng = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (n, channels, size, size), generator=rng, dtype=torch.uint8)
+    return Images(pixels, torch.randint(0, 3, (n,), generator=rng) if labels else None)
+
+
+@pytest.fixture
+def vp() -> NetworkDenoiser:
+    return tiny("vp")
+
+
+@pytest.fixture
+def edm() -> NetworkDenoiser:
+    return tiny("edm")
+
+
+@pytest.fixture
+def images() -> Images:
+    return noise_images()

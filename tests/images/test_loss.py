@@ -1,0 +1,127 @@
+"""The identities of the one loss: each named method is a setting of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny
+from oracle import GaussianOracle
+from torch import Tensor
+
+from fewstep.images.loss import InverseGap, MeanSquare, OutputScale, PseudoHuber, consistency_loss, ddim, inv_ddim
+from fewstep.images.noise import ECTGap, like
+from fewstep.images.optim import Dropout
+from fewstep.nfe import count_nfe
+
+
+def draw(n: int = 8) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, 1, 8, 8), torch.randn(n, 1, 8, 8)
+
+
+def test_edge_is_denoising() -> None:
+    """r = lo with a hop from the data: the target is x0 itself, to float precision, and costs no network call."""
+    (x0, eps), lo, denoiser = draw(), torch.rand(8), tiny()
+    t = lo + torch.rand(8) + 0.1
+    with count_nfe(denoiser.network) as nfe:
+        loss = consistency_loss(denoiser, x0, eps, t, lo, lo)
+    assert nfe.calls == 1
+    difference = denoiser(x0 + like(t, x0) * eps, t) - x0
+    torch.testing.assert_close(loss, PseudoHuber()(difference) / (t - lo), rtol=1e-4, atol=1e-5)
+
+
+def test_one_segment_is_ect() -> None:
+    """lo = 0 with a hop from the data: the target is f(x_r, r)."""
+    (x0, eps), denoiser = draw(), tiny()
+    t = torch.rand(8) * 3 + 0.1
+    r = ECTGap(q=4.0)(t, progress=0.5)
+    loss = consistency_loss(denoiser, x0, eps, t, r, torch.zeros(8))
+    with torch.no_grad():
+        target = denoiser(x0 + like(r, x0) * eps, r)
+        difference = denoiser(x0 + like(t, x0) * eps, t) - target
+    torch.testing.assert_close(loss, PseudoHuber()(difference) / (t - r))
+
+
+def test_rows_at_the_edge_and_inside_mix() -> None:
+    """Each row's loss is what it would be alone, also where a batch holds rows at the edge and inside."""
+    (x0, eps), denoiser = draw(4), tiny()
+    t, lo = torch.tensor([2.0, 2.0, 0.5, 5.0]), torch.tensor([0.0, 1.0, 0.0, 2.0])
+    r = torch.tensor([0.0, 1.5, 0.2, 2.0])
+    together = consistency_loss(denoiser, x0, eps, t, r, lo)
+    for row in range(4):
+        one = slice(row, row + 1)
+        alone = consistency_loss(denoiser, x0[one], eps[one], t[one], r[one], lo[one])
+        torch.testing.assert_close(alone, together[one], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("heun", "order"), [(False, 2.0), (True, 3.0)])
+def test_exact_function_has_no_loss_in_the_limit(heun: bool, order: float) -> None:
+    """Along the exact ODE the exact consistency function is consistent; a hop errs by its solver's local order."""
+    oracle = GaussianOracle()
+    x0, eps = torch.randn(64, 4).double(), torch.randn(64, 4).double()
+    t = torch.full((64,), 2.0).double()
+
+    def hop(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
+        slope = (x - oracle(x, t)) / like(t, x)
+        end = x + like(r - t, x) * slope
+        return end if not heun else x + like(r - t, x) * (slope + (end - oracle(end, r)) / like(r, x)) / 2
+
+    def distance(gap: float) -> Tensor:
+        zero = torch.zeros(64).double()
+        loss = consistency_loss(
+            oracle.consistency, x0, eps, t, t - gap, zero, hop=hop, distance=PseudoHuber(1e-14), weight=lambda t, r: t * 0 + 1
+        )
+        return loss.mean()
+
+    slope = torch.log2(distance(0.04) / distance(0.02)).item()
+    assert abs(slope - order) < 0.15
+
+
+def test_both_passes_share_the_dropout_mask() -> None:
+    """As r → t the two passes see the same input; only another mask could make them differ."""
+    x0, eps = (part.double() for part in draw())
+    denoiser = tiny().double().train()
+    Dropout(0.5)(denoiser.network)
+    t = torch.full((8,), 1.0).double()
+    loss = consistency_loss(denoiser, x0, eps, t, t * (1 - 1e-9), t * 0, distance=MeanSquare(), weight=lambda t, r: t * 0 + 1)
+    assert loss.max() < 1e-10
+    first, second = denoiser(x0 + eps, t), denoiser(x0 + eps, t)
+    assert (first - second).abs().max() > 1e-3  # the masks do differ from call to call
+
+
+def test_target_gets_no_gradient() -> None:
+    """The gradient is that of the distance to a constant target."""
+    (x0, eps), denoiser = draw(), tiny()
+    t, r = torch.full((8,), 2.0), torch.full((8,), 1.0)
+    consistency_loss(denoiser, x0, eps, t, r, torch.zeros(8)).sum().backward()
+    got = [p.grad.clone() for p in denoiser.parameters()]
+    denoiser.zero_grad()
+    target = denoiser(x0 + eps, r).detach()
+    (PseudoHuber()(denoiser(x0 + 2 * eps, t) - target) / (t - r)).sum().backward()
+    for a, p in zip(got, denoiser.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad)
+
+
+def test_inv_ddim_inverts_ddim() -> None:
+    x, x0 = torch.randn(8, 4).double(), torch.randn(8, 4).double()
+    t = torch.rand(8).double() * 50 + 1
+    s = t * (1 - 10 ** torch.linspace(-6, -0.1, 8).double())
+    torch.testing.assert_close(inv_ddim(ddim(x, x0, t, s), x, t, s), x0, rtol=1e-7, atol=1e-7)
+
+
+def test_weights_are_their_formulas() -> None:
+    t, r = torch.tensor([0.5, 2.0]), torch.tensor([0.25, 1.0])
+    torch.testing.assert_close(InverseGap()(t, r), torch.tensor([4.0, 1.0]))
+    torch.testing.assert_close(OutputScale(1.0)(t, r), 1 / t**2 + 1)  # SNR + 1
+    torch.testing.assert_close(OutputScale(0.5)(t, r), (t * 0.5 / (t**2 + 0.25).sqrt()) ** -2)  # 1/c_out²
+
+
+def test_pseudo_huber_between_its_limits() -> None:
+    """Near 0 it is ‖Δ‖²/2c, far away ‖Δ‖ − c; its gradient is finite at 0."""
+    small, large = torch.full((1, 4), 1e-4), torch.full((1, 4), 100.0)
+    torch.testing.assert_close(PseudoHuber(1.0).__call__(small.double()), torch.tensor([2e-8]).double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(PseudoHuber(1.0)(large), torch.tensor([199.0]), rtol=1e-4, atol=0)
+    zero = torch.zeros(1, 4, requires_grad=True)
+    PseudoHuber()(zero).sum().backward()
+    assert zero.grad is not None and not zero.grad.isnan().any()
+    with pytest.raises(ValueError, match="positive"):
+        PseudoHuber(0.0)

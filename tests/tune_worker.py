@@ -1,0 +1,35 @@
+"""A short run in a process of its own, for tests that kill or distribute it: python tune_worker.py FOLDER."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from conftest import noise_images, tiny
+
+from fewstep.checkpoints.atomic import load_state, save_state
+from fewstep.images.noise import ECTGap
+from fewstep.images.optim import Adam, Constant
+from fewstep.images.tune import tune
+
+
+def main(folder: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    state = folder / "state.pt"
+    losses = []
+    settings = {"images": 48, "batch": 8, "gap": ECTGap(q=4, stages=2), "rate": Constant(1e-3), "optimizer": Adam()}
+    denoiser = tiny()
+    for step in tune(denoiser, noise_images(), accelerator=accelerator, state=load_state(state) if state.exists() else None,
+                     **settings):  # fmt: skip
+        losses.append(step.loss)
+        if accelerator.is_main_process:
+            save_state(state, step.state())
+    if accelerator.is_main_process:
+        torch.save(losses, folder / "losses.pt")
+        save_state(folder / "weights.pt", [p.detach() for p in denoiser.parameters()])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
