@@ -80,7 +80,9 @@ def main() -> None:
     with torch.no_grad():
         features = torch.cat([net(x) for x in train.split(500)]).double().numpy()
         held_out = torch.cat([net(x) for x in test.split(500)]).double().numpy()
-    save_file({k: v.half() for k, v in net.state_dict().items() if "num_batches" not in k}, args.out / "features.safetensors")
+    save_file(
+        {k: v.half() for k, v in net.state_dict().items() if "num_batches" not in k}, args.out / "features.safetensors"
+    )
     np.savez(args.out / "reference.npz", mean=features.mean(0), cov=np.cov(features, rowvar=False), n=len(features))
     np.save(args.out / "held_out.npy", held_out)
     receipt = {"test_accuracy": accuracy(net, test, test_labels), "epochs": args.epochs, "batch": args.batch,

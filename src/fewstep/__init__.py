@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .images.sample import heun as heun
     from .images.sample import sample as sample
     from .images.tune import tune as tune
-    from .measure.dial import measure as measure
+    from .measure.dial import score as score
     from .nfe import count_nfe as count_nfe
 
 _HOME = {
@@ -42,7 +42,7 @@ _HOME = {
     "heun": "images.sample",
     "sample": "images.sample",
     "tune": "images.tune",
-    "measure": "measure.dial",
+    "score": "measure.dial",
     "count_nfe": "nfe",
 }
 __all__ = list(_HOME)

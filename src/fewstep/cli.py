@@ -179,9 +179,9 @@ def sample(
         batch: images at once.
     """
     from .checkpoints.atomic import writable
-    from .checkpoints.folder import load
+    from .checkpoints.folder import few_step_grid, load
     from .images import sample as samplers
-    from .measure.settings import few_step_grid, heun_grid
+    from .measure.settings import heun_grid
     from .nfe import count_nfe
     from .receipt import receipt
     from .report import save_samples
@@ -260,7 +260,7 @@ def measure(
         points = []
         for setting in settings:
             seeds = range(seed, seed + n)
-            points.append(dial.measure(setting, seeds, student.shape, network, real, batch=batch, precision=precision))
+            points.append(dial.score(setting, seeds, student.shape, network, real, batch=batch, precision=precision))
             logging.getLogger(__name__).info("%s: Fréchet distance %s", setting.name, points[-1].frechet)
         entries |= {"points": [point.summary() for point in points], "precision": precision}
         if teacher:
@@ -311,7 +311,9 @@ def export(
         points = json.loads(measured.read_text())["points"]
         card["Fréchet distance"] = {f"{p['name']}, {p['nfe']:.0f} calls": round(p["frechet"]["value"], 2) for p in points}
     largest = write(load(checkpoint), out, steps=steps, middle=middle, card=card)
-    print(f"{out} is verified: its images differ from ours by at most {largest:.1e} of 255 grey levels (allowed {TOLERANCE})")
+    print(
+        f"{out} is verified: its images differ from ours by at most {largest:.1e} of 255 grey levels (allowed {TOLERANCE})"
+    )
 
 
 def demo(*, out: Path = Path("demo"), images: int | None = None, n: int = 1000, seed: int = 0) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,13 +72,15 @@ def load_images(source: str | Path, *, channels: int, size: int) -> Images:
             have, want = "x".join(map(str, images.shape)), f"{channels}x{size}x{size}"
             raise ValueError(f"{path} holds samples of {have}, the model takes {want}; resize the data or use another")
         return images
-    return _read_with_datasets(source, channels, size)
+    return _read_files(source, channels, size)
 
 
 def save_images(images: Images, path: Path) -> None:
     """Writes an .npz that `load_images` reads, atomically."""
     name = "images" if images.pixels.dtype == torch.uint8 else "latents"
-    arrays = {name: images.pixels.numpy()} | ({} if images.labels is None else {"labels": images.labels.numpy()})
+    arrays: dict[str, Any] = {name: images.pixels.numpy()}
+    if images.labels is not None:
+        arrays["labels"] = images.labels.numpy()
     with atomic_file(path) as file:
         np.savez_compressed(file, **arrays)
 
@@ -110,53 +113,85 @@ def _read_npz(path: Path) -> Images:
     return Images(pixels, labels)
 
 
-def _read_with_datasets(source: str | Path, channels: int, size: int) -> Images:
-    from datasets import ClassLabel, Image, load_dataset  # seconds to import
+class _File(NamedTuple):
+    name: str
+    content: bytes
+    label: str | int | None
 
-    path = Path(source)
-    if path.is_dir():
-        if not any(file.suffix.lower() in IMAGE_FILES for file in path.rglob("*")):
-            raise ValueError(f"there are no images in the folder {path}")
-        table = load_dataset("imagefolder", data_dir=str(path), split="train")
-    elif path.suffix == ".zip" and path.exists():
-        table = load_dataset("imagefolder", data_files=str(path), split="train")
-    elif path.suffix == ".parquet" and path.exists():
-        table = load_dataset("parquet", data_files=str(path), split="train")
-    elif path.suffix or path.is_absolute() or str(source).startswith("."):
-        raise ValueError(f"there is no image folder, .zip, .npz or .parquet at {path}; check the path given as data")
-    else:
-        try:
-            table = load_dataset(str(source), split="train")
-        except Exception as error:  # the hub's own errors have no common base
-            raise ValueError(f"{source} is neither a path nor a hub data set that can be loaded: {error}") from error
 
-    column = next((c for c, kind in table.features.items() if isinstance(kind, Image)), None)
+def _folder_files(path: Path) -> Iterator[_File]:
+    for file in sorted(path.rglob("*")):
+        if file.suffix.lower() in IMAGE_FILES:
+            yield _File(str(file), file.read_bytes(), file.parent.name if file.parent != path else None)
+
+
+def _zip_files(path: Path) -> Iterator[_File]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(archive.namelist()):
+                inside = PurePosixPath(name)
+                if inside.suffix.lower() in IMAGE_FILES:
+                    yield _File(f"{path}/{name}", archive.read(name), inside.parent.name or None)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is not a readable zip: {error}") from error
+
+
+def _datasets_files(source: str, kind: str | None) -> Iterator[_File]:
+    from datasets import Image, load_dataset  # seconds to import
+
+    try:
+        table = load_dataset(kind, data_files=source, split="train") if kind else load_dataset(source, split="train")
+    except Exception as error:  # the errors of datasets and of the hub have no common base
+        raise ValueError(f"{source} is neither a path nor a data set that can be loaded: {error}") from error
+    column = next((name for name, feature in table.features.items() if isinstance(feature, Image)), None)
     if column is None:
         raise ValueError(f"{source} has no image column, only {sorted(table.features)}")
-    label = next((c for c, kind in table.features.items() if isinstance(kind, ClassLabel)), None)
-    if label is None and "label" in table.features:
-        label = "label"
+    for number, row in enumerate(table.cast_column(column, Image(decode=False))):
+        image = row[column]
+        content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        yield _File(f"row {number} of {source}", content, row.get("label"))
 
-    pixels, labels, corrupt = [], [], []
-    for row in table.cast_column(column, Image(decode=False)):
+
+def _files(source: str | Path) -> Iterator[_File]:
+    path = Path(source)
+    if path.is_dir():
+        return _folder_files(path)
+    if path.suffix == ".zip" and path.exists():
+        return _zip_files(path)
+    if path.suffix == ".parquet" and path.exists():
+        return _datasets_files(str(path), "parquet")
+    if path.suffix or path.exists() or path.is_absolute() or str(source).startswith("."):
+        raise ValueError(f"there is no image folder, .zip, .npz or .parquet at {path}; check the path given as data")
+    return _datasets_files(str(source), None)
+
+
+def _read_files(source: str | Path, channels: int, size: int) -> Images:
+    pixels: list[Tensor] = []
+    labels: list[str | int | None] = []
+    corrupt: list[str] = []
+    for file in _files(source):
         try:
-            pixels.append(_decode(row[column], channels, size))
+            pixels.append(_decode(file.content, channels, size))
+            labels.append(file.label)
         except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on a broken file
-            corrupt.append(f"{row[column]['path'] or 'an image without a name'} ({error})")
-            continue
-        labels.append(row[label] if label else 0)
+            corrupt.append(f"{file.name} ({error})")
     if corrupt:
-        logger.warning("skipped %d unreadable of %d images: %s", len(corrupt), len(table), "; ".join(corrupt[:10]))
+        found = len(corrupt) + len(pixels)
+        logger.warning("skipped %d unreadable of %d images: %s", len(corrupt), found, "; ".join(corrupt[:10]))
     if not pixels:
-        raise ValueError(f"none of the {len(table)} images in {source} could be read")
-    return Images(torch.stack(pixels), torch.tensor(labels) if label else None)
+        raise ValueError(f"there are no readable images in {source}" + (f": {corrupt[0]}" if corrupt else ""))
+    classes = sorted(set(labels), key=str)
+    if None in classes or len(classes) < 2:
+        return Images(torch.stack(pixels))
+    numbers = {label: label if isinstance(label, int) else number for number, label in enumerate(classes)}
+    return Images(torch.stack(pixels), torch.tensor([numbers[label] for label in labels]))
 
 
-def _decode(image: dict[str, Any], channels: int, size: int) -> Tensor:
+def _decode(content: bytes, channels: int, size: int) -> Tensor:
     """One file as uint8 (C, size, size): centre square, antialiased bicubic."""
     from PIL import Image, ImageOps
 
-    with Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]) as file:
+    with Image.open(io.BytesIO(content)) as file:
         picture = file.convert("L" if channels == 1 else "RGB")
     if picture.size != (size, size):
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
@@ -173,10 +208,11 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        return Batch(*(None if part is None else part.to(device, non_blocking=True) for part in self))
+        x0, eps, z = (part.to(device, non_blocking=True) for part in (self.x0, self.eps, self.z))
+        return Batch(x0, eps, z, None if self.labels is None else self.labels.to(device, non_blocking=True))
 
 
-class Rows(Dataset[int]):
+class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
     """Row k of training: sample k of an endless shuffled run over `images`, with its own noise.
 
     A row is a function of (seed, k) alone. So the order of the data, the noise and the mirroring are the same for any
@@ -204,9 +240,11 @@ class Rows(Dataset[int]):
         label = self.images.labels[index] if self.images.labels is not None else torch.tensor(-1)
         return x0, eps, z, label
 
-    def batches(self, start: int, stop: int, batch: int, *, rank: int = 0, world: int = 1, workers: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, start: int, stop: int, batch: int, *, rank: int = 0, world: int = 1, workers: int = 0
+    ) -> Iterator[Batch]:
         """Batches of `batch` rows from row `start` to `stop`, of which this process gets every `world`-th batch."""
-        slices = [range(row, min(row + batch, stop)) for row in range(start + rank * batch, stop, world * batch)]
+        slices = [list(range(row, min(row + batch, stop))) for row in range(start + rank * batch, stop, world * batch)]
         loader = DataLoader(self, batch_sampler=slices, num_workers=workers, pin_memory=torch.cuda.is_available())
         for x0, eps, z, labels in loader:
             yield Batch(x0, eps, z, labels if self.images.labels is not None else None)

@@ -12,7 +12,8 @@ from rich.console import Console
 from .checkpoints.export import export
 from .checkpoints.folder import load
 from .data import Images, load_images
-from .measure.dial import Point, difference, measure
+from .measure import dial
+from .measure.dial import Point, difference
 from .measure.features import ASSETS, extractor, reference
 from .measure.settings import diffusion_settings, few_step_settings
 from .receipt import write_json
@@ -32,11 +33,11 @@ def demo(out: Path, *, images: int | None, n: int, seed: int) -> None:
     real = reference(network, data.pixels[:n])
     seeds = range(seed, seed + n)
 
-    def score(settings: list) -> list[Point]:
+    def score(settings: list[dial.Setting]) -> list[Point]:
         points = []
         for setting in settings:
             with console.status(f"sampling {setting.name}, {len(setting.grid)} steps, n = {n}"):
-                points.append(measure(setting, seeds, data.shape, network, real, precision=precision))
+                points.append(dial.score(setting, seeds, data.shape, network, real, precision=precision))
         console.print(table(points))
         return points
 
@@ -74,5 +75,10 @@ def demo(out: Path, *, images: int | None, n: int, seed: int) -> None:
     write_json(out / "measure.json", {"points": [p.summary() for p in points], "ratios": facts, "difference": gap._asdict(),
                                       "precision": precision, "seed": seed})  # fmt: skip
     console.print(f"[b]Done in {time.monotonic() - start:.0f} s.[/b] Look at:")
-    for what, name in (("pictures", "samples.png"), ("plot", "quality.png"), ("table", "measure.json"), ("folder", "exported")):
+    for what, name in (
+        ("pictures", "samples.png"),
+        ("plot", "quality.png"),
+        ("table", "measure.json"),
+        ("folder", "exported"),
+    ):
         console.print(f"  {what:9} {out / name}")

@@ -40,9 +40,7 @@ def plot(points: Sequence[Point], path: Path, *, features: str) -> None:
     for name in dict.fromkeys(point.name for point in points):
         line = sorted((p for p in points if p.name == name), key=lambda p: p.nfe)
         reach = [p.frechet.high - p.frechet.value for p in line]
-        axes.errorbar(
-            [p.nfe for p in line], [p.frechet.value for p in line], yerr=reach, marker="o", capsize=3, label=name
-        )
+        axes.errorbar([p.nfe for p in line], [p.frechet.value for p in line], yerr=reach, marker="o", capsize=3, label=name)
     axes.set(xscale="log", yscale="log", xlabel="network calls per sample (NFE)")
     axes.set(xticks=sorted({p.nfe for p in points}))
     axes.set_ylabel(f"Fréchet distance ({features} features, n = {points[0].n})")
@@ -61,7 +59,7 @@ def sheet(points: Sequence[Point], path: Path, *, columns: int = 16) -> None:
     for index, point in enumerate(points):
         axes = figure.add_subplot(len(points), 1, index + 1)
         row = torch.cat(list(point.images[:columns]), dim=-1)  # (C, H, columns·W)
-        axes.imshow(row.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.imshow(row.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
         label = f"{point.name}, {point.nfe:.0f} call{'s' if point.nfe > 1 else ''}"
         axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)

@@ -68,7 +68,15 @@ def test_exact_function_has_no_loss_in_the_limit(heun: bool, order: float) -> No
     def distance(gap: float) -> Tensor:
         zero = torch.zeros(64).double()
         loss = consistency_loss(
-            oracle.consistency, x0, eps, t, t - gap, zero, hop=hop, distance=PseudoHuber(1e-14), weight=lambda t, r: t * 0 + 1
+            oracle.consistency,
+            x0,
+            eps,
+            t,
+            t - gap,
+            zero,
+            hop=hop,
+            distance=PseudoHuber(1e-14),
+            weight=lambda t, r: t * 0 + 1,
         )
         return loss.mean()
 
@@ -82,7 +90,9 @@ def test_both_passes_share_the_dropout_mask() -> None:
     denoiser = tiny().double().train()
     Dropout(0.5)(denoiser.network)
     t = torch.full((8,), 1.0).double()
-    loss = consistency_loss(denoiser, x0, eps, t, t * (1 - 1e-9), t * 0, distance=MeanSquare(), weight=lambda t, r: t * 0 + 1)
+    loss = consistency_loss(
+        denoiser, x0, eps, t, t * (1 - 1e-9), t * 0, distance=MeanSquare(), weight=lambda t, r: t * 0 + 1
+    )
     assert loss.max() < 1e-10
     first, second = denoiser(x0 + eps, t), denoiser(x0 + eps, t)
     assert (first - second).abs().max() > 1e-3  # the masks do differ from call to call

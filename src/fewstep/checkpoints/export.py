@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..images.denoiser import NetworkDenoiser
 from ..images.sample import consistency, sample
@@ -50,9 +51,8 @@ def export(
         ValueError: there is no stock pipeline for it, or the stock pipeline gives other images.
     """
     denoiser = denoiser.cpu().eval()
-    size, channels = denoiser.network.config["sample_size"], denoiser.network.config["in_channels"]
     grid = few_step_grid(denoiser, steps, middle)
-    ours = sample(denoiser, list(seeds), (channels, size, size), consistency, grid)
+    ours = sample(denoiser, list(seeds), denoiser.shape, consistency, grid)
     with atomic_folder(Path(folder)) as temporary:
         few_step_pipeline(denoiser, middle).save_pretrained(temporary)
         theirs = _sample_stock(temporary, steps, seeds)
@@ -68,19 +68,21 @@ def export(
     return largest
 
 
-def _sample_stock(folder: Path, steps: int, seeds: Sequence[int]) -> np.ndarray:
+def _sample_stock(folder: Path, steps: int, seeds: Sequence[int]) -> NDArray[np.float32]:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "images.npy"
         command = [sys.executable, "-I", stock.__file__, str(folder), str(out), str(steps), *map(str, seeds)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             raise ValueError(f"stock diffusers cannot sample the exported folder: {done.stderr.strip()[-500:]}")
-        images: np.ndarray = np.load(out)
+        images: NDArray[np.float32] = np.load(out)
     return images
 
 
 def _card(name: str, steps: int, facts: Mapping[str, Any]) -> str:
-    lines = "\n".join(f"- **{key}**: {value if isinstance(value, str) else json.dumps(value)}" for key, value in facts.items())
+    lines = "\n".join(
+        f"- **{key}**: {value if isinstance(value, str) else json.dumps(value)}" for key, value in facts.items()
+    )
     return f"""---
 library_name: diffusers
 tags: [few-step, consistency, fewstep]

@@ -113,7 +113,7 @@ def few_step_pipeline(denoiser: NetworkDenoiser, middle: float | None = None) ->
     if isinstance(denoiser, VP):
         if middle is not None:
             raise ValueError("a VP student's second step starts at its middle timestep; leave `middle` out")
-        if denoiser.network.config["num_class_embeds"]:
+        if denoiser.conditional:
             raise ValueError("DDPMPipeline passes no classes to the network, so a conditional VP student has no pipeline")
         timesteps = denoiser.scheduler.config.num_train_timesteps
         # original_inference_steps = T makes the pipeline's n timesteps T − 1 − floor(i·T/n)
@@ -139,7 +139,8 @@ def few_step_grid(denoiser: NetworkDenoiser, steps: int, middle: float | None = 
     scheduler.set_timesteps(steps)
     if isinstance(denoiser, VP):
         return denoiser.ln_sigmas.cpu()[scheduler.timesteps].exp()
-    return scheduler.sigmas[:steps].double()
+    sigmas: Tensor = scheduler.sigmas
+    return sigmas[:steps].double()
 
 
 def _rho(middle: float, sigma_min: float, sigma_max: float, timesteps: int = 40) -> float:

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 
 def main(folder: str, out: str, steps: int, seeds: list[int]) -> None:
+    """Writes the images (B, H, W, C) in [0, 1] that the pipeline in `folder` makes of `seeds`."""
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
@@ -19,7 +20,7 @@ def main(folder: str, out: str, steps: int, seeds: list[int]) -> None:
         num_inference_steps=steps,
         output_type="np",
     ).images
-    np.save(out, images)  # (B, H, W, C) in [0, 1]
+    np.save(out, images)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Anything continuous: images, latents, audio."""

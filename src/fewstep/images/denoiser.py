@@ -6,7 +6,8 @@ each one already is a (bad) consistency function: nothing is added to a network 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,18 +43,22 @@ class NetworkDenoiser(nn.Module):
     sigma_data: float
 
     @property
+    def config(self) -> Mapping[str, Any]:
+        """What a diffusers network says of itself; empty for other modules."""
+        config: Mapping[str, Any] = getattr(self.network, "config", {})
+        return config
+
+    @property
     def conditional(self) -> bool:
         """Whether the network takes `class_labels`."""
-        config = getattr(self.network, "config", {})
-        return config.get("num_class_embeds") is not None or config.get("num_embeds_ada_norm") is not None
+        return any(self.config.get(key) is not None for key in ("num_class_embeds", "num_embeds_ada_norm"))
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """The (channels, height, width) that a diffusers network says it was made for."""
-        config = self.network.config
-        size = config["sample_size"]
+        size = self.config["sample_size"]
         height, width = (size, size) if isinstance(size, int) else size
-        return config["in_channels"], height, width
+        return self.config["in_channels"], height, width
 
     def predict(self, inputs: Tensor, time: Tensor, **cond: Tensor) -> Tensor:
         """The network's raw output, in the dtype of `inputs`; a learned variance is dropped."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -119,7 +119,7 @@ class PowerFunction:
         return float(roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
 
     def __call__(self, updates: int) -> float:
-        return (1 - 1 / updates) ** (self.gamma + 1)
+        return float((1 - 1 / updates) ** (self.gamma + 1))
 
 
 @dataclass(frozen=True)
@@ -132,16 +132,13 @@ class Dropout:
     probability: float = 0.2
     max_size: int | None = None
 
-    def __call__(self, network: nn.Module) -> None:
-        """Sets the layers of `network`; a UNet2DModel's blocks are told apart when max_size is given."""
-        blocks: list[tuple[float, nn.Module]] = [(0, network)]
-        if self.max_size is not None:
-            down, up = list(network.down_blocks), list(network.up_blocks)
-            size = network.config["sample_size"]
-            blocks = [(size / 2**i, block) for i, block in enumerate(down)]
-            blocks += [(size / 2**i, block) for i, block in enumerate(reversed(up))]
-            blocks += [(size / 2 ** (len(down) - 1), network.mid_block)]
-        for width, block in blocks:
-            for layer in block.modules():
-                if isinstance(layer, nn.Dropout):
-                    layer.p = self.probability if self.max_size is None or width <= self.max_size else 0.0
+    def __call__(self, network: Any) -> None:
+        """Sets the layers of `network`, a UNet2DModel if `max_size` is given, else any module."""
+        for layer in network.modules():
+            if isinstance(layer, nn.Dropout):
+                layer.p = self.probability
+        if self.max_size is None:
+            return
+        wide = [i for i in range(len(network.down_blocks)) if network.config["sample_size"] >> i > self.max_size]
+        for block in [b for i in wide for b in (network.down_blocks[i], network.up_blocks[-1 - i])]:
+            Dropout(0.0)(block)

@@ -15,9 +15,7 @@ Sampler = Callable[..., Tensor]  # (denoiser, x, grid, rngs, **cond) -> x0
 
 
 @torch.no_grad()
-def consistency(
-    denoiser: Denoiser, x: Tensor, grid: Tensor, rngs: Sequence[torch.Generator], **cond: Tensor
-) -> Tensor:
+def consistency(denoiser: Denoiser, x: Tensor, grid: Tensor, rngs: Sequence[torch.Generator], **cond: Tensor) -> Tensor:
     """Few-step sampling of a consistency function: denoise, add fresh noise, denoise again.
 
     Args:
@@ -40,9 +38,7 @@ def consistency(
 
 
 @torch.no_grad()
-def ddim(
-    denoiser: Denoiser, x: Tensor, grid: Tensor, rngs: Sequence[torch.Generator] = (), **cond: Tensor
-) -> Tensor:
+def ddim(denoiser: Denoiser, x: Tensor, grid: Tensor, rngs: Sequence[torch.Generator] = (), **cond: Tensor) -> Tensor:
     """Deterministic first-order sampling (DDIM, Euler) along `grid` (n,), then to 0. NFE = n; `rngs` is not used.
 
     Reference: Song et al. 2021, Denoising Diffusion Implicit Models, eq. 12 with eta = 0.
@@ -54,9 +50,7 @@ def ddim(
 
 
 @torch.no_grad()
-def heun(
-    denoiser: Denoiser, x: Tensor, grid: Tensor, rngs: Sequence[torch.Generator] = (), **cond: Tensor
-) -> Tensor:
+def heun(denoiser: Denoiser, x: Tensor, grid: Tensor, rngs: Sequence[torch.Generator] = (), **cond: Tensor) -> Tensor:
     """Deterministic second-order sampling along `grid` (n,), then to 0. NFE = 2n − 1; `rngs` is not used.
 
     Reference: Karras et al. 2022, Elucidating the Design Space, alg. 1.

@@ -76,7 +76,7 @@ class Point:
         }
 
 
-def measure(
+def score(
     setting: Setting,
     seeds: Sequence[int],
     shape: Sequence[int],

@@ -36,7 +36,7 @@ def extractor(name: str) -> nn.Module:
 def extract(network: Extractor, images: Tensor, batch: int = 250) -> Array:
     """Features (N, D) in float64 of uint8 images (N, C, H, W), on the extractor's device if it is a module."""
     device = next(network.parameters()).device if isinstance(network, nn.Module) else images.device
-    return np.concatenate([network(part.to(device)).double().cpu().numpy() for part in images.split(batch)])
+    return np.concatenate([network(part.to(device)).double().cpu().numpy() for part in torch.split(images, batch)])
 
 
 def reference(network: nn.Module, images: Tensor) -> Reference:
@@ -110,6 +110,9 @@ class InceptionFeatures(nn.Module):
 
 class TransformersFeatures(nn.Module):
     """A transformers vision model's pooled output, (B, D), at 224 pixels by antialiased bicubic; DINOv2 for FD-DINOv2."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, source: str) -> None:
         super().__init__()

@@ -66,7 +66,8 @@ def kid(features: Array, real: Array) -> float:
     """
 
     def kernel(a: Array, b: Array) -> Array:
-        return (a @ b.T / a.shape[1] + 1) ** 3
+        gram: Array = (a @ b.T / a.shape[1] + 1) ** 3
+        return gram
 
     def within(a: Array) -> float:
         gram = kernel(a, a)

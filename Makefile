@@ -1,0 +1,42 @@
+# Everything runs from .venv, which is made on demand: Python >= 3.10 and make are all that is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint format wheel clean
+
+demo: .venv/ready  ## the bundled diffusion checkpoint becomes a few-step generator
+	$(BIN)/fewstep demo
+
+test: .venv/dev  ## all tests; CPU, no network
+	$(BIN)/python -m pytest
+
+lint: .venv/dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: .venv/ready  ## the built wheel, alone in a clean environment, runs the demo
+	rm -rf build/wheel && mkdir -p build/wheel
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build/wheel/*.whl
+	cd build/wheel && venv/bin/fewstep demo --images 256 --n 100
+
+clean:
+	rm -rf .venv build demo
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/ready: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	touch $@
+
+.venv/dev: .venv/ready
+	$(PIP) --editable '.[dev]'
+	touch $@

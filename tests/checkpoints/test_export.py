@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from conftest import tiny
+
+from fewstep.checkpoints import export as module
+from fewstep.checkpoints.export import TOLERANCE, export
+from fewstep.checkpoints.folder import load
+
+
+@pytest.mark.parametrize(("parametrisation", "steps"), [("vp", 2), ("edm", 3)])
+def test_stock_diffusers_samples_the_same_images(tmp_path, parametrisation: str, steps: int) -> None:
+    """In a fresh process with nothing of ours, from the same seeds."""
+    denoiser = tiny(parametrisation)
+    largest = export(denoiser, tmp_path / "out", steps=steps, card={"teacher": "random weights"})
+    assert largest <= TOLERANCE
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "library_name: diffusers" in card and "random weights" in card and "largest difference" in card
+    x, sigma = torch.randn(2, 1, 8, 8), torch.ones(2)
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "out")(x, sigma), denoiser(x, sigma))
+
+
+def test_other_images_mean_no_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "consistency", lambda *args, **cond: args[1] * 0)
+    with pytest.raises(ValueError, match="nothing was exported"):
+        export(tiny(), tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_stock_diffusers_cannot_load_is_no_export(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module.stock, "__file__", str(tmp_path / "missing.py"))
+    with pytest.raises(ValueError, match="stock diffusers cannot"):
+        export(tiny(), tmp_path / "out")
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+from transformers import Dinov2Config, Dinov2Model
+
+from fewstep.data import load_images
+from fewstep.measure.dial import difference, score
+from fewstep.measure.features import ASSETS, FashionFeatures, extract, extractor, reference
+from fewstep.measure.scores import frechet
+from fewstep.measure.settings import diffusion_settings, few_step_settings
+
+
+@pytest.fixture(scope="module")
+def fashion():
+    return load_images(ASSETS / "fashion_mnist" / "images.npz", channels=1, size=28)
+
+
+def test_bundled_features_classify(fashion) -> None:
+    network = FashionFeatures.bundled()
+    with torch.no_grad():
+        hits = network.classify(fashion.pixels[:500]).argmax(1) == fashion.labels[:500]
+    assert hits.float().mean() > 0.9
+
+
+def test_bundled_reference_is_that_of_the_training_images(fashion) -> None:
+    """Real images are far nearer to it than the same images upside down."""
+    network = FashionFeatures.bundled()
+    real = reference(network, fashion.pixels[:100])
+    assert (real.n, real.features.shape) == (60_000, (100, 128))
+    upright, turned = (extract(network, pixels) for pixels in (fashion.pixels[:1000], fashion.pixels[:1000].flip(-2)))
+    assert 10 * frechet(upright, real) < frechet(turned, real)
+
+
+def test_features_do_not_depend_on_the_batch(fashion) -> None:
+    network = FashionFeatures.bundled()
+    np.testing.assert_allclose(extract(network, fashion.pixels[:20], 7), extract(network, fashion.pixels[:20]), rtol=1e-4)
+
+
+def test_dinov2_features_load_from_a_folder(tmp_path) -> None:
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56)
+    Dinov2Model(config).save_pretrained(tmp_path)
+    features = extract(extractor(str(tmp_path)), torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8))
+    assert features.shape == (3, 16) and np.ptp(features[:, 0]) > 0
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "inception"])
+def test_missing_extractors_say_what_to_do(name: str) -> None:
+    with pytest.raises(ValueError, match=r"nowhere is no known extractor|pip install torch-fidelity"):
+        extractor(name)
+
+
+def test_wrong_size_for_the_bundled_features() -> None:
+    with pytest.raises(ValueError, match="3x32x32"):
+        extractor("fashion")(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_a_point_counts_and_scores(fashion) -> None:
+    denoiser = tiny(size=28)
+    network = FashionFeatures.bundled()
+    real = reference(network, fashion.pixels[:40])
+    settings = diffusion_settings(denoiser, (1, 15)) + few_step_settings(denoiser, (2,))
+    points = [score(setting, range(40), (1, 28, 28), network, real) for setting in settings]
+    assert [(p.name, p.sampler, p.nfe) for p in points] == [
+        ("teacher", "ddim", 1), ("teacher", "heun", 15), ("student", "consistency", 2),
+    ]  # fmt: skip
+    assert points[0].frechet.value == pytest.approx(frechet(points[0].features, real))
+    assert points[0].summary()["frechet"]["low"] < points[0].frechet.value
+    zero = difference(points[0], points[0], real)
+    assert zero.value == zero.low == zero.high == 0
+
+
+def test_too_few_samples_for_an_interval(fashion) -> None:
+    denoiser, network = tiny(size=28), FashionFeatures.bundled()
+    real = reference(network, fashion.pixels[:40])
+    with pytest.raises(ValueError, match="at least 20"):
+        score(diffusion_settings(denoiser, (1,))[0], range(5), (1, 28, 28), network, real)
