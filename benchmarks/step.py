@@ -97,10 +97,8 @@ def main() -> None:
         ratios = [found[loop]["images_per_second"] / found["plain"]["images_per_second"] for found in rounds]
         speed = statistics.median(found[loop]["images_per_second"] for found in rounds)
         memory = max(found[loop]["peak_mb"] for found in rounds)
-        low, high = min(ratios), max(ratios)
-        print(
-            f"{loop:14} {speed:6.0f} images/s, {statistics.median(ratios):.2f} x plain ({low:.2f} to {high:.2f}), {memory:.0f} MB peak"
-        )
+        middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
+        print(f"{loop:14} {speed:6.0f} images/s, {middle:.2f} x plain ({low:.2f} to {high:.2f}), {memory:.0f} MB peak")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_from_training_to_export(place, monkeypatch, capsys) -> None:
 
     receipt = json.loads((place / "run" / "receipt.json").read_text())
     assert receipt["images"] == 32 and receipt["resumed"] and receipt["teacher"] == "run0/model"
-    assert receipt["settings"]["gap"] == {"name": "ECTGap", "q": 4.0, "stages": 1, "k": 8.0, "b": 1.0}
+    assert receipt["recipe"]["gap"] == {"name": "ECTGap", "q": 4.0, "stages": 1, "k": 8.0, "b": 1.0}
     assert receipt["network_rows"] == 2 * 16  # two calls a sample, of the resumed part
     assert receipt["versions"]["torch"] == torch.__version__
     assert sorted(p.name for p in (place / "samples").glob("0*.png")) == [f"{k:06d}.png" for k in range(7, 12)]
@@ -148,6 +148,27 @@ def test_a_run_is_not_overwritten(place, monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit):
         fewstep(monkeypatch, command)
     assert "--resume" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_own_recipe(place, monkeypatch, capsys) -> None:
+    command = "tune teacher --data data.npz --out run --batch 8"
+    fewstep(monkeypatch, command + " --images 8")
+    with pytest.raises(SystemExit):
+        fewstep(monkeypatch, command + " --images 16 --rate 0.5 --resume")
+    assert "began with rate" in capsys.readouterr().err
+
+
+def test_conditional_models_train_tune_sample_and_score(place, monkeypatch, capsys) -> None:
+    save_images(noise_images(40, size=28, labels=True), place / "labelled.npz")
+    fewstep(monkeypatch, "train labelled.npz --out run0 --conditional --images 8 --batch 8 --widths 8 16")
+    fewstep(monkeypatch, "tune run0/model --data labelled.npz --out run --images 8 --batch 8")
+    fewstep(monkeypatch, "sample run/model --out samples --n 2 --label 1")
+    fewstep(monkeypatch, "measure run/model --data labelled.npz --out scores --n 40 --steps 1")
+    for command in ("sample run/model --out samples", "measure run/model --data data.npz --out scores --n 40 --steps 1"):
+        with pytest.raises(SystemExit):
+            fewstep(monkeypatch, command)
+    said = capsys.readouterr().err
+    assert "needs a --label" in said and "no labels to draw" in said
 
 
 def test_unknown_flags_exit_with_2() -> None:

@@ -33,6 +33,7 @@ def train(
     size: int = 28,
     widths: tuple[int, ...] = (32, 48, 96),
     parametrisation: Literal["vp", "edm"] = "vp",
+    conditional: bool = False,
     rate: float = 1e-3,
     seed: int = 0,
     mirror: bool = False,
@@ -50,6 +51,7 @@ def train(
         size: side of the square images, pixels.
         widths: channels of the network at each resolution.
         parametrisation: vp saves a DDPMPipeline (v-prediction), edm a ConsistencyModelPipeline.
+        conditional: give the network the classes of the data.
         rate: peak learning rate; falls to 0 along a cosine.
         seed: of everything random.
         mirror: flip half of the images left to right.
@@ -62,11 +64,17 @@ def train(
     from .recipes import diffusion, new_denoiser
     from .runs import run
 
-    pixels = load_images(data, channels=channels, size=size).pixels
+    samples, classes = load_images(data, channels=channels, size=size), 0
+    if not conditional:
+        samples = Images(samples.pixels)
+    elif samples.labels is None:
+        raise ValueError(f"{data} has no labels to train a conditional model on; leave --conditional out")
+    else:
+        classes = int(samples.labels.max()) + 1
     torch.manual_seed(seed)
-    denoiser = new_denoiser(channels, size, widths=widths, parametrisation=parametrisation)
-    settings = diffusion(images, batch=batch, rate=rate) | {"seed": seed, "mirror": mirror, "workers": workers}
-    run(denoiser, Images(pixels), out, settings, resume=resume, title="train", source=data)
+    denoiser = new_denoiser(channels, size, widths=widths, parametrisation=parametrisation, classes=classes)
+    recipe = diffusion(images, batch=batch, rate=rate) | {"seed": seed, "mirror": mirror, "workers": workers}
+    run(denoiser, samples, out, recipe, resume=resume, title="train", source=data)
     print(f"the diffusion model is in {out / 'model'}")
 
 
@@ -121,8 +129,6 @@ def tune(
         compile: compile the network.
         resume: go on from the state saved in out.
     """
-    import dataclasses
-
     from .checkpoints.folder import load
     from .images.noise import ECTGap
     from .images.optim import Constant, Dropout, Exponential
@@ -132,22 +138,21 @@ def tune(
     denoiser = load(checkpoint)
     settings = RECIPES[recipe]() if images is None else RECIPES[recipe](images)
     gap = settings["gap"]
-    changes = {"q": q, "stages": stages}
+    assert isinstance(gap, ECTGap)
     changed: dict[str, object | None] = {
         "batch": batch,
         "rate": None if rate is None else Constant(rate),
-        "gap": dataclasses.replace(gap, **{k: v for k, v in changes.items() if v is not None}),
+        "gap": ECTGap(gap.q if q is None else q, gap.stages if stages is None else stages, gap.k, gap.b),
         "average": None if average is None else Exponential(average),
         "dropout": None if dropout is None else Dropout(dropout),
         "max_grad_norm": clip,
     }
-    assert isinstance(gap, ECTGap)
     settings |= {name: value for name, value in changed.items() if value is not None}
     settings |= {"seed": seed, "mirror": mirror, "workers": workers, "compile": compile}
     samples = _training_data(denoiser, data, out, teacher_images, seed)
     run(
         denoiser, samples, out, settings, resume=resume, precision=precision, accumulate=accumulate,
-        teacher=checkpoint, source=data, recipe=recipe,
+        teacher=checkpoint, source=data, recipe_name=recipe,
     )  # fmt: skip
     print(f"the few-step generator is in {out / 'model'}; next: fewstep sample {out / 'model'} --out samples")
 
@@ -239,6 +244,8 @@ def measure(
         batch: samples at once.
         precision: no (float32) or bf16.
     """
+    import torch
+
     from .checkpoints.atomic import writable
     from .checkpoints.folder import load
     from .data import load_images
@@ -254,13 +261,21 @@ def measure(
     if teacher:
         settings = diffusion_settings(_on_device(load(teacher)), teacher_calls) + settings
     channels, size, _ = student.shape
-    network = _on_device(extractor(features))
-    real = reference(network, load_images(data, channels=channels, size=size).pixels)
+    if channels not in (1, 3):
+        raise ValueError(f"this model makes latents of {channels} channels; only images can be scored")
+    network, real_images = _on_device(extractor(features)), load_images(data, channels=channels, size=size)
+    real, cond = reference(network, real_images.pixels), {}
+    if student.conditional:
+        if real_images.labels is None:
+            raise ValueError(f"this model is conditional on classes, but {data} has no labels to draw them from")
+        cond = {"class_labels": real_images.labels[torch.arange(n) % len(real_images)]}
     with receipt(out / "measure.json", checkpoint=checkpoint, teacher=teacher, features=features, seed=seed) as entries:
         points = []
         for setting in settings:
             seeds = range(seed, seed + n)
-            points.append(dial.score(setting, seeds, student.shape, network, real, batch=batch, precision=precision))
+            points.append(
+                dial.score(setting, seeds, student.shape, network, real, batch=batch, precision=precision, **cond)
+            )
             logging.getLogger(__name__).info("%s: Fréchet distance %s", setting.name, points[-1].frechet)
         entries |= {"points": [point.summary() for point in points], "precision": precision}
         if teacher:
@@ -304,7 +319,7 @@ def export(
     beside = Path(checkpoint).parent / "receipt.json"
     if beside.exists():
         run = json.loads(beside.read_text())
-        card |= {name: run.get(name) for name in ("teacher", "source", "recipe", "settings", "versions")}
+        card |= {name: run.get(name) for name in ("teacher", "source", "recipe_name", "recipe", "versions")}
     if measured:
         if not measured.exists():
             raise ValueError(f"there is no {measured}; make one with fewstep measure")
@@ -332,6 +347,9 @@ def demo(*, out: Path = Path("demo"), images: int | None = None, n: int = 1000, 
 
 def _training_data(denoiser: NetworkDenoiser, data: str, out: Path, count: int, seed: int) -> Images:
     """The data set called `data` at the size of the model; `teacher` is made once and kept in the run's folder."""
+    import torch
+    from accelerate import PartialState
+
     from .checkpoints.atomic import writable
     from .data import Images, load_images, save_images
     from .runs import teacher_images
@@ -340,9 +358,10 @@ def _training_data(denoiser: NetworkDenoiser, data: str, out: Path, count: int, 
     writable(out)
     if data == "teacher":
         kept = out / "teacher_images.npz"
-        if not kept.exists():
-            logging.getLogger(__name__).info("the teacher makes %d training images", count)
-            save_images(teacher_images(_on_device(denoiser), count, seed=seed), kept)
+        with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+            if not kept.exists():
+                logging.getLogger(__name__).info("the teacher makes %d training images", count)
+                save_images(teacher_images(_on_device(denoiser), count, seed=seed), kept)
         data = str(kept)
     samples = load_images(data, channels=channels, size=size)
     return samples if denoiser.conditional else Images(samples.pixels)

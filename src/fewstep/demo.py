@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from .measure import dial
 from .measure.dial import Point, difference
 from .measure.features import ASSETS, extractor, reference
 from .measure.settings import diffusion_settings, few_step_settings
-from .receipt import write_json
+from .receipt import plain, write_json
 from .recipes import ect_demo
 from .report import plot, sheet, table
 from .runs import fast_precision, run
@@ -45,8 +46,9 @@ def demo(out: Path, *, images: int | None, n: int, seed: int) -> None:
     points = score(diffusion_settings(teacher, (1, 2, 4, 8, 35)) + few_step_settings(teacher, (2,), "untuned, as student"))
 
     console.print("[b]2. Easy Consistency Tuning[/b]")
-    settings = (ect_demo() if images is None else ect_demo(images)) | {"seed": seed}
-    student = run(copy.deepcopy(teacher), data, out / "run", settings, precision=precision, teacher="bundled")
+    recipe = (ect_demo() if images is None else ect_demo(images)) | {"seed": seed}
+    shutil.rmtree(out / "run", ignore_errors=True)  # an earlier demo's
+    student = run(copy.deepcopy(teacher), data, out / "run", recipe, precision=precision, teacher="bundled")
     student = student.to(device)
 
     console.print("[b]3. The same seeds, few calls[/b]")
@@ -64,10 +66,10 @@ def demo(out: Path, *, images: int | None, n: int, seed: int) -> None:
     console.print(f"  paired difference, student at 2 calls minus teacher at 35: {gap} (95 %, same seeds, n = {n})")
 
     console.print("[b]4. A folder that plain diffusers samples[/b]")
-    card = {"teacher": "fewstep's bundled Fashion-MNIST model", "data": "Fashion-MNIST, 10,000 images", "recipe": "ect_demo",
+    card = {"teacher": "fewstep's bundled Fashion-MNIST model", "data": "Fashion-MNIST, 10,000 images", "recipe": recipe,
             "seed": seed, "Fréchet distance": {f"{p.name}, {p.nfe:.0f} calls": round(p.frechet.value, 2) for p in points},
             "features and n": f"fashion, {n}"}  # fmt: skip
-    largest = export(student, out / "exported", card=card)
+    largest = export(student, out / "exported", card=plain(card))
     console.print(f"  verified in a fresh process: largest difference {largest:.1e} of 255 grey levels")
 
     plot(points, out / "quality.png", features="fashion")

@@ -23,8 +23,7 @@ PACKAGES = ("fewstep", "torch", "diffusers", "accelerate", "numpy")
 def receipt(path: Path | None, **facts: Any) -> Iterator[dict[str, Any]]:
     """Writes `facts`, and what is added to the yielded dict, to `path` when the block ends well; None writes nothing.
 
-    The command line, versions, git commit, machine and wall time come by themselves. Frozen dataclasses become
-    {"name": class, **fields}.
+    The command line, versions, git commit, machine and wall time come by themselves.
     """
     start = time.time()
     entries: dict[str, Any] = {
@@ -42,9 +41,14 @@ def receipt(path: Path | None, **facts: Any) -> Iterator[dict[str, Any]]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes `content` as JSON, atomically; dataclasses, paths and callables become plain values."""
+    """Writes `content` as JSON, atomically; see `plain`."""
     with atomic_file(path) as file:
-        file.write((json.dumps(content, indent=2, default=_plain) + "\n").encode())
+        file.write((json.dumps(plain(content), indent=2) + "\n").encode())
+
+
+def plain(content: Any) -> Any:
+    """`content` in JSON's own types: dataclasses become {"name": class, **fields}, other objects their string."""
+    return json.loads(json.dumps(content, default=_plain))
 
 
 def _plain(value: object) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from .images.denoiser import NetworkDenoiser
 from .images.sample import heun, sample
 from .images.tune import tune
 from .nfe import count_nfe
-from .receipt import receipt
+from .receipt import plain, receipt
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def run(
     denoiser: NetworkDenoiser,
     data: Images,
     out: Path,
-    settings: dict[str, Any],
+    recipe: dict[str, Any],
     *,
     resume: bool = False,
     precision: str | None = None,
@@ -41,8 +42,8 @@ def run(
     Args:
         denoiser, data: for `tune`.
         out: folder of the run.
-        settings: keyword arguments of `tune`, as a recipe gives them.
-        resume: go on from `out/state.pt`.
+        recipe: keyword arguments of `tune`.
+        resume: go on from `out/state.pt`, with the same recipe but perhaps more images.
         precision: "no" (float32) or "bf16"; None takes bfloat16 where the hardware computes it.
         accumulate: micro-batches a step.
         save_every: seconds between saved states.
@@ -56,28 +57,30 @@ def run(
     state_file = out / "state.pt"
     if state_file.exists() and not resume:
         raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
+    recipe = recipe | {"images": -(-recipe["images"] // recipe["batch"]) * recipe["batch"]}
     state = load_state(state_file) if resume else None
+    if state:
+        _check_same(json.loads(state["recipe"]), plain(recipe))
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=precision or fast_precision(),
         gradient_accumulation_steps=accumulate,
     )
     main = accelerator.is_main_process
-    settings = settings | {"images": -(-settings["images"] // settings["batch"]) * settings["batch"]}
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
         TextColumn("{task.fields[speed]:.0f}/s  loss {task.fields[loss]:.3f}  gap {task.fields[gap]:.3f}"),
         TimeRemainingColumn(),
     )  # fmt: skip
-    last = None
-    facts |= {"settings": settings, "resumed": resume, "precision": accelerator.mixed_precision}
+    last, kept = None, {"recipe": json.dumps(plain(recipe))}
+    facts |= {"recipe": recipe, "resumed": resume, "precision": accelerator.mixed_precision}
     facts |= {"processes": accelerator.num_processes, "device": str(accelerator.device)}
     with receipt(out / "receipt.json" if main else None, **facts) as entries, count_nfe(denoiser.network) as nfe:
         with Progress(*columns, disable=not main, refresh_per_second=2) as bar:
-            seen = state["step"] * settings["batch"] if state else 0
-            task = bar.add_task(title, total=settings["images"], completed=seen, speed=0.0, loss=float("nan"), gap=1.0)
+            seen = state["step"] * recipe["batch"] if state else 0
+            task = bar.add_task(title, total=recipe["images"], completed=seen, speed=0.0, loss=float("nan"), gap=1.0)
             start = saved = logged = time.monotonic()
-            for last in tune(denoiser, data, state=state, accelerator=accelerator, **settings):
+            for last in tune(denoiser, data, state=state, accelerator=accelerator, **recipe):
                 now = time.monotonic()
                 speed = (last.images - seen) / (now - start)
                 bar.update(task, completed=last.images, speed=speed, loss=last.loss, gap=last.gap)
@@ -85,16 +88,30 @@ def run(
                     logger.info("%d images, %.0f/s, loss %.4f, gap %.3f", last.images, speed, last.loss, last.gap)
                     logged = now
                 if main and now - saved > save_every:
-                    save_state(state_file, last.state())
+                    save_state(state_file, last.state() | kept)
                     saved = time.monotonic()
         if last is None:
             raise ValueError(f"the run in {out} has seen all its images; ask for more with --images to go on")
         if main:
-            save_state(state_file, last.state())
+            save_state(state_file, last.state() | kept)
             save(last.ema, out / "model")
         entries |= {"steps": last.step, "images": last.images, "images_per_second": round(speed, 1), "loss": last.loss,
                     "network_calls": nfe.calls, "network_rows": nfe.rows}  # fmt: skip
     return last.ema
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A run goes on with the recipe that it began with; only its length and how it is computed may change."""
+    free = {"images", "workers", "compile"}
+    changed = [
+        name for name in sorted(before.keys() | now.keys()) if name not in free and before.get(name) != now.get(name)
+    ]
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"this run began with {name} = {before.get(name)} and would go on with {now.get(name)}; "
+            "resume it with the options it began with"
+        )
 
 
 def teacher_images(teacher: NetworkDenoiser, count: int, *, seed: int = 0, steps: int = 18) -> Images:

@@ -120,7 +120,7 @@ def test_public_cifar10_ddpm_format_tunes_and_resumes(tmp_path) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_few_step_grid_starts_at_sigma_max_and_falls(steps: int) -> None:
-    for denoiser in (tiny("vp"), tiny("edm")):
+    for denoiser in (tiny("vp"), tiny("edm"), tiny("vp", classes=3), Flow(tiny().network)):
         grid = few_step_grid(denoiser, steps)
         assert len(grid) == steps and float(grid[0]) == pytest.approx(denoiser.sigma_max)
         assert (grid[1:] < grid[:-1]).all() and (grid > 0).all()
@@ -137,7 +137,7 @@ def test_what_has_no_stock_pipeline_says_so() -> None:
     with pytest.raises(ValueError, match="no classes"):
         few_step_pipeline(tiny(classes=3))
     with pytest.raises(ValueError, match="middle timestep"):
-        few_step_pipeline(tiny(), middle=0.8)
+        few_step_grid(tiny(), 2, middle=0.8)
     with pytest.raises(ValueError, match="own time"):
         few_step_pipeline(EDM(tiny().network, time_scale=0.25))
     with pytest.raises(ValueError, match="Flow"):

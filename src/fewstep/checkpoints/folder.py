@@ -93,54 +93,70 @@ def diffusion_pipeline(denoiser: NetworkDenoiser) -> DiffusionPipeline:
 
 
 def few_step_pipeline(denoiser: NetworkDenoiser, middle: float | None = None) -> DiffusionPipeline:
-    """The stock pipeline that samples `denoiser` as a consistency function: `few_step_grid` are its noise levels.
+    """The stock pipeline that samples `denoiser` as a consistency function, on the noise levels of `few_step_grid`.
 
     Args:
-        denoiser: a VP or EDM student around a UNet2DModel.
-        middle: noise level of the second of two steps. For EDM any (default .821, published for CIFAR-10); a VP pipeline
-            takes the middle timestep, whatever its noise is.
+        denoiser: a VP (unconditional) or EDM student around a UNet2DModel.
+        middle: see `few_step_grid`.
 
     Raises:
         ValueError: there is no stock pipeline for it.
     """
-    from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, DDPMPipeline, LCMScheduler
+    from diffusers import ConsistencyModelPipeline, DDPMPipeline
 
-    if type(denoiser.network).__name__ != "UNet2DModel":
+    network = denoiser.network
+    if type(network).__name__ != "UNet2DModel":
         raise ValueError(
-            f"no stock pipeline samples a {type(denoiser.network).__name__} in few steps with reproducible noise; "
-            "sample it with fewstep"
+            f"no stock pipeline samples a {type(network).__name__} in few steps with reproducible noise; sample it with fewstep"
         )
     if isinstance(denoiser, VP):
-        if middle is not None:
-            raise ValueError("a VP student's second step starts at its middle timestep; leave `middle` out")
         if denoiser.conditional:
             raise ValueError("DDPMPipeline passes no classes to the network, so a conditional VP student has no pipeline")
-        timesteps = denoiser.scheduler.config.num_train_timesteps
-        # original_inference_steps = T makes the pipeline's n timesteps T − 1 − floor(i·T/n)
-        scheduler = LCMScheduler.from_config(
-            denoiser.scheduler.config, original_inference_steps=timesteps, clip_sample=False, timestep_spacing="leading"
-        )
-        return DDPMPipeline(unet=denoiser.network, scheduler=scheduler)
+        return DDPMPipeline(unet=network, scheduler=_few_step_scheduler(denoiser, middle))
     if isinstance(denoiser, EDM):
         if denoiser.time_scale != 250:
             raise ValueError("this network was trained with EDM's own time, ln σ/4; stock pipelines give it 250·ln σ")
-        sigma_min = denoiser.offset or NO_OFFSET
-        scheduler = CMStochasticIterativeScheduler(
-            sigma_min=sigma_min, sigma_max=denoiser.sigma_max, sigma_data=denoiser.sigma_data, clip_denoised=False,
-            rho=_rho(middle or 0.821, sigma_min, denoiser.sigma_max),
-        )  # fmt: skip
-        return ConsistencyModelPipeline(unet=denoiser.network, scheduler=scheduler)
+        return ConsistencyModelPipeline(unet=network, scheduler=_few_step_scheduler(denoiser, middle))
     raise ValueError(f"there is no stock few-step pipeline for a {type(denoiser).__name__} denoiser of a UNet2DModel")
 
 
 def few_step_grid(denoiser: NetworkDenoiser, steps: int, middle: float | None = None) -> Tensor:
-    """The noise levels (steps,), float64, that the stock few-step pipeline visits: what is measured is what is exported."""
-    scheduler = few_step_pipeline(denoiser, middle).scheduler
+    """The noise levels (steps,), float64, that the stock few-step pipeline visits: what is measured is what is exported.
+
+    Args:
+        denoiser: the student. Flow students have no stock pipeline; theirs are evenly spaced in u = σ/(1 + σ).
+        steps: how many.
+        middle: noise level of the second of two steps. For EDM any (default .821, published for CIFAR-10); a VP pipeline
+            takes the middle timestep, whatever its noise is.
+    """
+    if isinstance(denoiser, Flow):
+        u = denoiser.sigma_max / (1 + denoiser.sigma_max) * (1 - torch.arange(steps, dtype=torch.float64) / steps)
+        return u / (1 - u)
+    scheduler = _few_step_scheduler(denoiser, middle)
     scheduler.set_timesteps(steps)
     if isinstance(denoiser, VP):
         return denoiser.ln_sigmas.cpu()[scheduler.timesteps].exp()
     sigmas: Tensor = scheduler.sigmas
     return sigmas[:steps].double()
+
+
+def _few_step_scheduler(denoiser: NetworkDenoiser, middle: float | None) -> Any:
+    from diffusers import CMStochasticIterativeScheduler, LCMScheduler
+
+    if isinstance(denoiser, VP):
+        if middle is not None:
+            raise ValueError("a VP student's second step starts at its middle timestep; leave `middle` out")
+        timesteps = denoiser.scheduler.config.num_train_timesteps
+        # original_inference_steps = T makes the pipeline's n timesteps T − 1 − floor(i·T/n)
+        return LCMScheduler.from_config(
+            denoiser.scheduler.config, original_inference_steps=timesteps, clip_sample=False, timestep_spacing="leading"
+        )
+    assert isinstance(denoiser, EDM)
+    sigma_min, middle = denoiser.offset or NO_OFFSET, 0.821 if middle is None else middle
+    return CMStochasticIterativeScheduler(
+        sigma_min=sigma_min, sigma_max=denoiser.sigma_max, sigma_data=denoiser.sigma_data, clip_denoised=False,
+        rho=_rho(middle, sigma_min, denoiser.sigma_max),
+    )  # fmt: skip
 
 
 def _rho(middle: float, sigma_min: float, sigma_max: float, timesteps: int = 40) -> float:
