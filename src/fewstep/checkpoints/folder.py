@@ -107,7 +107,8 @@ def few_step_pipeline(denoiser: NetworkDenoiser, middle: float | None = None) ->
     network = denoiser.network
     if type(network).__name__ != "UNet2DModel":
         raise ValueError(
-            f"no stock pipeline samples a {type(network).__name__} in few steps with reproducible noise; sample it with fewstep"
+            f"no stock pipeline samples a {type(network).__name__} in few steps with reproducible noise; "
+            "sample it with fewstep"
         )
     if isinstance(denoiser, VP):
         if denoiser.conditional:

@@ -101,7 +101,10 @@ class InceptionFeatures(nn.Module):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
             raise ValueError(f"Inception features need torch-fidelity: pip install torch-fidelity ({error})") from error
-        self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        try:
+            self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        except OSError as error:
+            raise ValueError(f"the weights of the Inception features could not be fetched: {error}") from error
 
     def forward(self, images: Tensor) -> Tensor:
         (features,) = self.network(_colour(images))

@@ -1,0 +1,41 @@
+"""Puts the bundled assets together: Fashion-MNIST's first 10,000 training images and a teacher in half precision.
+
+    python scripts/bundle_assets.py npz /usr/share/datasets/fashion-mnist runs/train60k.npz   # what the teacher trains on
+    fewstep train runs/train60k.npz --out runs/teacher --images 500000
+    python scripts/bundle_assets.py assets runs/train60k.npz runs/teacher
+
+The feature network is made by scripts/train_features.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from train_features import read_idx
+
+from fewstep.checkpoints.folder import diffusion_pipeline, load
+from fewstep.data import Images, load_images, save_images
+from fewstep.measure.features import ASSETS
+
+
+def npz(source: Path, out: Path) -> None:
+    pixels = read_idx(source / "train-images-idx3-ubyte.gz")[:, None]
+    save_images(Images(pixels, read_idx(source / "train-labels-idx1-ubyte.gz").long()), out)
+
+
+def assets(data: Path, run: Path) -> None:
+    images = load_images(data, channels=1, size=28)
+    assert images.labels is not None
+    labels = images.labels[:10_000].to(torch.uint8)
+    save_images(Images(images.pixels[:10_000], labels), ASSETS / "fashion_mnist" / "images.npz")
+    pipeline = diffusion_pipeline(load(run / "model"))
+    shutil.rmtree(ASSETS / "teacher", ignore_errors=True)
+    pipeline.to(dtype=torch.float16).save_pretrained(ASSETS / "teacher")
+    shutil.copy(run / "receipt.json", ASSETS / "teacher" / "receipt.json")
+
+
+if __name__ == "__main__":
+    {"npz": npz, "assets": assets}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
