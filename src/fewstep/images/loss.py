@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,9 +12,19 @@ from torch import Tensor
 from .denoiser import Denoiser
 from .noise import like
 
-Hop = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t, t, r) -> x_r along the teacher's ODE
 Distance = Callable[[Tensor], Tensor]  # difference (B, *) -> (B,)
 Weight = Callable[[Tensor, Tensor], Tensor]  # (t, r) -> (B,)
+
+
+class Hop(Protocol):
+    """Takes x_t from noise level t down to r on the same path: (x_t, x0, t, r, **cond) -> x_r, of x_t's shape."""
+
+    def __call__(self, x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, **cond: Tensor) -> Tensor: ...
+
+
+def from_data(x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, **cond: Tensor) -> Tensor:
+    """The hop of consistency training: along the line to the clean sample, x_r = x0 + r·eps."""
+    return ddim(x_t, x0, t, r)
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ def consistency_loss(
     r: Tensor,
     lo: Tensor,
     *,
-    hop: Hop | None = None,
+    hop: Hop = from_data,
     distance: Distance = PseudoHuber(),
     weight: Weight = InverseGap(),
     **cond: Tensor,
@@ -104,7 +115,7 @@ def consistency_loss(
         x0: clean samples, shape (B, *).
         eps: standard normal noise, shape (B, *).
         t, r, lo: noise levels, shape (B,), with 0 <= lo <= r < t; `lo` is the lower edge of t's segment.
-        hop: takes (x_t, t, r) to x_r by the teacher's ODE; None hops from the data, x_r = x0 + r·eps.
+        hop: takes x_t to x_r: `from_data`, or one step of a frozen teacher's ODE.
         distance: ρ, of the difference, (B, *) -> (B,).
         weight: w.
         cond: passed to the student, B rows each.
@@ -120,7 +131,7 @@ def consistency_loss(
     torch.manual_seed(dropout_seed)
     prediction = student(x_t, t, **cond)
     with torch.no_grad():
-        x_r = x0 + like(r, x0) * eps if hop is None else hop(x_t, t, r)
+        x_r = hop(x_t, x0, t, r, **cond)
         x_lo = x_r  # at the edge the path itself is the target, and no network call is needed
         inside = r > lo
         if inside.any():

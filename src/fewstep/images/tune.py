@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from ..data import Images, Rows
 from ..seeds import derive
 from .denoiser import NetworkDenoiser
-from .loss import Distance, Hop, InverseGap, PseudoHuber, Weight, consistency_loss
+from .loss import Distance, Hop, InverseGap, PseudoHuber, Weight, consistency_loss, from_data
 from .noise import ECTGap, Gap, LogNormal
 from .optim import Average, Constant, Dropout, Exponential, LearningRate, OptimizerFactory, RAdam
 
@@ -75,7 +75,7 @@ def tune(
     batch: int = 128,
     noise: LogNormal = LogNormal(),
     gap: Gap = ECTGap(),
-    hop: Hop | None = None,
+    hop: Hop = from_data,
     distance: Distance = PseudoHuber(),
     weight: Weight = InverseGap(),
     rate: LearningRate = Constant(),
