@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from .checkpoints.atomic import writable
 from .checkpoints.export import export
 from .checkpoints.folder import load
 from .data import Images, load_images
@@ -26,6 +27,7 @@ from .runs import fast_precision, run
 def demo(out: Path, *, images: int | None, n: int, seed: int) -> None:
     """Runs it; see `fewstep demo --help`."""
     console, start = Console(), time.monotonic()
+    writable(out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = fast_precision()
     teacher = load(ASSETS / "teacher").to(device)
@@ -43,7 +45,7 @@ def demo(out: Path, *, images: int | None, n: int, seed: int) -> None:
         return points
 
     console.print(f"[b]1. A diffusion checkpoint needs many network calls[/b] ({device}, {precision})")
-    points = score(diffusion_settings(teacher, (1, 2, 4, 8, 35)) + few_step_settings(teacher, (2,), "untuned, as student"))
+    points = score(diffusion_settings(teacher, (1, 2, 4, 8, 35)) + few_step_settings(teacher, (2,), "untuned"))
 
     console.print("[b]2. Easy Consistency Tuning[/b]")
     recipe = (ect_demo() if images is None else ect_demo(images)) | {"seed": seed}
@@ -52,9 +54,9 @@ def demo(out: Path, *, images: int | None, n: int, seed: int) -> None:
     student = student.to(device)
 
     console.print("[b]3. The same seeds, few calls[/b]")
-    points += score(few_step_settings(student, (1, 2, 4, 8)))
+    points += score(few_step_settings(student, (1, 2, 4)))
     at = {(point.name, point.nfe): point for point in points}
-    two, many, untuned = at["student", 2], at["teacher", 35], at["untuned, as student", 2]
+    two, many, untuned = at["student", 2], at["teacher", 35], at["untuned", 2]
     facts = {
         "student at 2 calls over teacher at 35": two.frechet.value / many.frechet.value,
         "student at 2 calls over the untuned teacher at 2": two.frechet.value / untuned.frechet.value,

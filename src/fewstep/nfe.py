@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -28,7 +29,8 @@ def count_nfe(network: nn.Module) -> Iterator[NFE]:
     Pass the network itself (`denoiser.network`), not a wrapper that may call it twice or not at all.
     """
     nfe = NFE()
-    handle = network.register_forward_hook(nfe._see)
+    # kept out of compilation: a compiled network would guard on the count and compile anew at every call
+    handle = network.register_forward_hook(torch.compiler.disable(nfe._see))
     try:
         yield nfe
     finally:

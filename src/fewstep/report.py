@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
@@ -18,15 +19,15 @@ from .measure.dial import Point
 
 
 def table(points: Sequence[Point]) -> Table:
-    """One row a measured point; intervals are 95 %."""
-    rows = Table(caption=f"n = {points[0].n}, same seeds; batch {points[0].batch} on {points[0].device}")
+    """One row a measured point; Fréchet distances with 95 % intervals. It fits 80 columns."""
+    rows = Table(box=SIMPLE_HEAD, pad_edge=False, caption=f"n = {points[0].n}, same seeds; {points[0].device}")
     for column in ("model", "sampler"):
-        rows.add_column(column)
-    for column in ("calls", "Fréchet", "95 %", "KID·10³", "precision", "recall", "images/s"):
+        rows.add_column(column, no_wrap=True)
+    for column in ("calls", "Fréchet, 95 %", "KID·10³", "precision", "recall", "images/s"):
         rows.add_column(column, justify="right")
     for p in points:
         rows.add_row(
-            p.name, p.sampler, f"{p.nfe:.0f}", f"{p.frechet.value:.1f}", f"{p.frechet.low:.1f} to {p.frechet.high:.1f}",
+            p.name, p.sampler, f"{p.nfe:.0f}", f"{p.frechet.value:.2f} ± {p.frechet.high - p.frechet.value:.2f}",
             f"{1e3 * p.kid.value:.1f}", f"{p.coverage.precision:.2f}", f"{p.coverage.recall:.2f}",
             f"{p.images_per_second:.0f}",
         )  # fmt: skip
