@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def export(
     Raises:
         ValueError: there is no stock pipeline for it, or the stock pipeline gives other images.
     """
-    denoiser = denoiser.cpu().eval()
+    denoiser = copy.deepcopy(denoiser).cpu().eval()
     grid = few_step_grid(denoiser, steps, middle)
     ours = sample(denoiser, list(seeds), denoiser.shape, consistency, grid)
     with atomic_folder(Path(folder)) as temporary:
