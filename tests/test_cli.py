@@ -62,7 +62,7 @@ def test_from_training_to_export(place, monkeypatch, capsys) -> None:
     fewstep(monkeypatch, tune + "16")
     fewstep(monkeypatch, tune + "32 --resume")
     fewstep(monkeypatch, "sample run/model --out samples --n 5 --seed 7")
-    measure = "measure run/model --teacher run0/model --data data.npz --out scores --n 40 --steps 1 2 --teacher-calls 1 13"
+    measure = "measure run/model --teacher run0/model --data data.npz --out scores --n 40 --steps 1 2 --teacher-calls 1 21"
     fewstep(monkeypatch, measure)
     fewstep(monkeypatch, "export run/model --out exported --measured scores/measure.json")
 
@@ -76,7 +76,7 @@ def test_from_training_to_export(place, monkeypatch, capsys) -> None:
     scores = json.loads((place / "scores" / "measure.json").read_text())
     assert [(p["name"], p["nfe"]) for p in scores["points"]] == [
         ("teacher", 1),
-        ("teacher", 13),
+        ("teacher", 21),
         ("student", 1),
         ("student", 2),
     ]

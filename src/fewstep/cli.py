@@ -236,7 +236,7 @@ def measure(
         out: folder for measure.json, quality.png and samples.png.
         teacher: the diffusion checkpoint it came from, scored on the same seeds.
         steps: step counts of the tuned model.
-        teacher_calls: network calls of the teacher: DDIM for few, Heun's method from 12 on.
+        teacher_calls: network calls of the teacher: DDIM for few, Heun's method from 20 on.
         middle: noise level of the second of two steps, EDM students only.
         n: samples for each score; scores compare only at the same n.
         features: fashion (bundled), inception, or the folder or hub id of a DINOv2 model.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator, ScalarFormatter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
@@ -20,11 +20,13 @@ from .measure.dial import Point
 
 def table(points: Sequence[Point]) -> Table:
     """One row a measured point; Fréchet distances with 95 % intervals. It fits 80 columns."""
-    rows = Table(box=SIMPLE_HEAD, pad_edge=False, caption=f"n = {points[0].n}, same seeds; {points[0].device}")
+    rows = Table(
+        box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=f"n = {points[0].n}, same seeds; {points[0].device}"
+    )
     for column in ("model", "sampler"):
         rows.add_column(column, no_wrap=True)
     for column in ("calls", "Fréchet, 95 %", "KID·10³", "precision", "recall", "images/s"):
-        rows.add_column(column, justify="right")
+        rows.add_column(column, justify="right", no_wrap=True)
     for p in points:
         rows.add_row(
             p.name, p.sampler, f"{p.nfe:.0f}", f"{p.frechet.value:.2f} ± {p.frechet.high - p.frechet.value:.2f}",
@@ -45,9 +47,10 @@ def plot(points: Sequence[Point], path: Path, *, features: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel="network calls per sample (NFE)")
     axes.set(xticks=sorted({p.nfe for p in points}))
     axes.set_ylabel(f"Fréchet distance ({features} features, n = {points[0].n})")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "235" else ""))
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     with atomic_file(path) as file:
@@ -66,7 +69,7 @@ def sheet(points: Sequence[Point], path: Path, *, columns: int = 16) -> None:
         axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
         axes.spines[:].set_visible(False)
     with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+        figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
 
 
 def save_samples(x0: Tensor, out: Path, first_seed: int) -> None:

@@ -61,10 +61,10 @@ def test_a_point_counts_and_scores(fashion) -> None:
     denoiser = tiny(size=28)
     network = FashionFeatures.bundled()
     real = reference(network, fashion.pixels[:40])
-    settings = diffusion_settings(denoiser, (1, 15)) + few_step_settings(denoiser, (2,))
+    settings = diffusion_settings(denoiser, (1, 21)) + few_step_settings(denoiser, (2,))
     points = [score(setting, range(40), (1, 28, 28), network, real) for setting in settings]
     assert [(p.name, p.sampler, p.nfe) for p in points] == [
-        ("teacher", "ddim", 1), ("teacher", "heun", 15), ("student", "consistency", 2),
+        ("teacher", "ddim", 1), ("teacher", "heun", 21), ("student", "consistency", 2),
     ]  # fmt: skip
     assert points[0].frechet.value == pytest.approx(frechet(points[0].features, real))
     assert points[0].summary()["frechet"]["low"] < points[0].frechet.value
