@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from fewstep.data import Images
 from fewstep.images.denoiser import NetworkDenoiser
@@ -9,8 +10,10 @@ from fewstep.recipes import new_denoiser
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _fresh() -> None:
+    """The same seed for each test, and no memory of another's precision: accelerate keeps it for the whole process."""
     torch.manual_seed(0)
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def tiny(parametrisation: str = "vp", channels: int = 1, size: int = 8, classes: int = 0) -> NetworkDenoiser:

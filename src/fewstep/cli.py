@@ -60,16 +60,14 @@ def train(
     """
     import torch
 
-    from .data import Images, load_images
+    from .data import load_images
     from .recipes import diffusion, new_denoiser
     from .runs import run
 
     samples, classes = load_images(data, channels=channels, size=size), 0
-    if not conditional:
-        samples = Images(samples.pixels)
-    elif samples.labels is None:
-        raise ValueError(f"{data} has no labels to train a conditional model on; leave --conditional out")
-    else:
+    if conditional:
+        if samples.labels is None:
+            raise ValueError(f"{data} has no labels to train a conditional model on; leave --conditional out")
         classes = int(samples.labels.max()) + 1
     torch.manual_seed(seed)
     denoiser = new_denoiser(channels, size, widths=widths, parametrisation=parametrisation, classes=classes)
@@ -351,7 +349,7 @@ def _training_data(denoiser: NetworkDenoiser, data: str, out: Path, count: int, 
     from accelerate import PartialState
 
     from .checkpoints.atomic import writable
-    from .data import Images, load_images, save_images
+    from .data import load_images, save_images
     from .runs import teacher_images
 
     channels, size, _ = denoiser.shape
@@ -363,8 +361,7 @@ def _training_data(denoiser: NetworkDenoiser, data: str, out: Path, count: int, 
                 logging.getLogger(__name__).info("the teacher makes %d training images", count)
                 save_images(teacher_images(_on_device(denoiser), count, seed=seed), kept)
         data = str(kept)
-    samples = load_images(data, channels=channels, size=size)
-    return samples if denoiser.conditional else Images(samples.pixels)
+    return load_images(data, channels=channels, size=size)
 
 
 def _on_device(module: Module) -> Module:

@@ -13,7 +13,7 @@ from rich.console import Console
 from .checkpoints.atomic import writable
 from .checkpoints.export import export
 from .checkpoints.folder import load
-from .data import Images, load_images
+from .data import load_images
 from .measure import dial
 from .measure.dial import Point, difference
 from .measure.features import ASSETS, extractor, reference
@@ -31,7 +31,7 @@ def demo(out: Path, *, images: int | None, n: int, seed: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = fast_precision()
     teacher = load(ASSETS / "teacher").to(device)
-    data = Images(load_images(ASSETS / "fashion_mnist" / "images.npz", channels=1, size=28).pixels)
+    data = load_images(ASSETS / "fashion_mnist" / "images.npz", channels=1, size=28)
     network = extractor("fashion").to(device)
     real = reference(network, data.pixels[:n])
     seeds = range(seed, seed + n)

@@ -25,7 +25,7 @@ def table(points: Sequence[Point]) -> Table:
     )
     for column in ("model", "sampler"):
         rows.add_column(column, no_wrap=True)
-    for column in ("calls", "Fréchet, 95 %", "KID·10³", "precision", "recall", "images/s"):
+    for column in ("calls", "Fréchet, 95 %", "KID·10³", "prec.", "recall", "img/s"):
         rows.add_column(column, justify="right", no_wrap=True)
     for p in points:
         rows.add_row(

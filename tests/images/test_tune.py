@@ -15,7 +15,7 @@ import torch
 from conftest import noise_images, tiny
 
 from fewstep.checkpoints.atomic import load_state, save_state
-from fewstep.data import Rows
+from fewstep.data import Images, Rows
 from fewstep.images.loss import consistency_loss
 from fewstep.images.noise import ECTGap, LogNormal, like
 from fewstep.images.optim import Adam, Constant, Dropout, Exponential
@@ -170,7 +170,6 @@ def test_conditional_models_see_their_labels() -> None:
         ({"images": 0}, noise_images(), "at least 1"),
         ({"accelerator": "fp16"}, noise_images(), "float16"),
         ({"accelerator": "accumulate"}, noise_images(), "multiple of 3"),
-        ({}, noise_images(labels=True), "takes no classes"),
     ],
 )
 def test_impossible_arguments_are_refused(settings, data, message) -> None:
@@ -184,6 +183,11 @@ def test_impossible_arguments_are_refused(settings, data, message) -> None:
         settings = {"accelerator": fake}
     with pytest.raises(ValueError, match=message):
         run(tiny(), data, **settings)
+
+
+def test_unconditional_models_ignore_labels(images) -> None:
+    labelled = Images(images.pixels, torch.zeros(len(images), dtype=torch.long))
+    assert [s.loss for s in run(tiny(), labelled)] == [s.loss for s in run(tiny(), images)]
 
 
 def test_conditional_model_needs_labels(images) -> None:

@@ -94,7 +94,7 @@ def tune(
 
     Args:
         denoiser: what to tune. Its network is changed.
-        data: training samples of the shape the network takes, with labels if and only if it is conditional.
+        data: training samples of the shape the network takes, with labels if it is conditional.
         images: how many samples to see in all, rounded up to whole batches.
         batch: samples a step over all processes and accumulated micro-batches.
         noise: distribution of t.
@@ -157,7 +157,7 @@ def tune(
             torch.manual_seed(derive(seed, 2, step, part, rank))  # for dropout; all else is in the row
             t = noise(row.z, denoiser.sigma_max)
             r = gap(t, progress)
-            cond = {} if row.labels is None else {"class_labels": row.labels}
+            cond = {"class_labels": row.labels} if denoiser.conditional and row.labels is not None else {}
             with accelerator.accumulate(student), _attention(device):
                 loss = consistency_loss(
                     forward, row.x0, row.eps, t, r, torch.zeros_like(t), hop=hop, distance=distance, weight=weight, **cond
@@ -216,5 +216,3 @@ def _check(denoiser: NetworkDenoiser, data: Images, images: int, steps_left: int
         raise ValueError("this checkpoint predicts the clean sample, so f(x, 0) is not x; convert it to v-prediction first")
     if denoiser.conditional and data.labels is None:
         raise ValueError("this checkpoint is conditional on classes, but the data has no labels; give labelled data")
-    if not denoiser.conditional and data.labels is not None:
-        raise ValueError("this checkpoint takes no classes; pass the data without its labels")
