@@ -36,7 +36,9 @@ def test_bundled_reference_is_that_of_the_training_images(fashion) -> None:
 
 def test_features_do_not_depend_on_the_batch(fashion) -> None:
     network = FashionFeatures.bundled()
-    np.testing.assert_allclose(extract(network, fashion.pixels[:20], 7), extract(network, fashion.pixels[:20]), rtol=1e-4)
+    np.testing.assert_allclose(
+        extract(network, fashion.pixels[:20], 7), extract(network, fashion.pixels[:20]), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_dinov2_features_load_from_a_folder(tmp_path) -> None:
