@@ -244,7 +244,8 @@ class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         self, start: int, stop: int, batch: int, *, rank: int = 0, world: int = 1, workers: int = 0
     ) -> Iterator[Batch]:
         """Batches of `batch` rows from row `start` to `stop`, of which this process gets every `world`-th batch."""
-        slices = [list(range(row, min(row + batch, stop))) for row in range(start + rank * batch, stop, world * batch)]
+        firsts = range(start + rank * batch, stop, world * batch)
+        slices = (list(range(row, min(row + batch, stop))) for row in firsts)  # lazy: a run has millions of rows
         loader = DataLoader(self, batch_sampler=slices, num_workers=workers, pin_memory=torch.cuda.is_available())
         for x0, eps, z, labels in loader:
             yield Batch(x0, eps, z, labels if self.images.labels is not None else None)
