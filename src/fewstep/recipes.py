@@ -13,7 +13,7 @@ from .images.optim import Adam, Constant, Cosine, Dropout, Exponential, InverseS
 def ect_cifar10(images: int = 12_800_000) -> dict[str, Any]:
     """Easy Consistency Tuning as published for CIFAR-10, 12.8 to 51.2 million images; the gap ends at Δt/t = 1/256.
 
-    Reference: Geng et al. 2025, Consistency Models Made Easy, table 5.
+    Reference: Geng et al. 2025, Consistency Models Made Easy.
     """
     return {
         "images": images,
@@ -32,7 +32,7 @@ def ect_cifar10(images: int = 12_800_000) -> dict[str, Any]:
 def ect_one_hour(images: int = 1_024_000) -> dict[str, Any]:
     """The published "one A100-hour" recipe for CIFAR-10: the smallest gap from the start.
 
-    Reference: Geng et al. 2025, sec. 4.1.
+    Reference: Geng et al. 2025, Consistency Models Made Easy.
     """
     return ect_cifar10(images) | {"gap": ECTGap(q=256.0, stages=1), "average": Exponential(0.9993)}
 
@@ -40,7 +40,7 @@ def ect_one_hour(images: int = 1_024_000) -> dict[str, Any]:
 def ect_imagenet64(images: int = 12_800_000) -> dict[str, Any]:
     """Easy Consistency Tuning as published for ImageNet-64 with EDM2 networks.
 
-    Reference: Geng et al. 2025, table 6.
+    Reference: Geng et al. 2025, Consistency Models Made Easy.
     """
     return {
         "images": images,

@@ -9,7 +9,7 @@ from fewstep.images.optim import Adam, Constant, Cosine, Dropout, Exponential, I
 
 
 def test_power_function_has_the_published_exponents() -> None:
-    """EDM2, table 3: relative widths .05 and .10 are γ = 16.97 and 6.94."""
+    """EDM2: relative widths .05 and .10 are γ = 16.97 and 6.94."""
     assert PowerFunction(0.05).gamma == pytest.approx(16.97, abs=0.005)
     assert PowerFunction(0.10).gamma == pytest.approx(6.94, abs=0.005)
 

@@ -31,7 +31,7 @@ def from_data(x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, **cond: Tensor) -> 
 class PseudoHuber:
     """√(‖Δ‖² + c²) − c on the per-sample norm; c > 0, since at c = 0 the gradient is infinite at Δ = 0.
 
-    Reference: Song and Dhariwal 2024, Improved Techniques for Training Consistency Models, eq. 6.
+    Reference: Song and Dhariwal 2024, Improved Techniques for Training Consistency Models.
     """
 
     c: float = 0.03
@@ -54,7 +54,7 @@ class MeanSquare:
 
 @dataclass(frozen=True)
 class InverseGap:
-    """w = 1/(t − r). Reference: Geng et al. 2025, sec. 3.3, CIFAR-10."""
+    """w = 1/(t − r). Reference: Geng et al. 2025, its CIFAR-10 recipe."""
 
     def __call__(self, t: Tensor, r: Tensor) -> Tensor:
         return 1 / (t - r)
@@ -66,7 +66,7 @@ class OutputScale:
 
     With sd = 1 this is SNR + 1, the weight of v-prediction.
 
-    Reference: Karras et al. 2022, table 1; Geng et al. 2025, ImageNet-64; Heek et al. 2024, sec. 3.
+    Reference: Karras et al. 2022, table 1; Geng et al. 2025, ImageNet-64; Heek et al. 2024.
     """
 
     sigma_data: float = 1.0
@@ -123,7 +123,7 @@ def consistency_loss(
     Returns:
         The loss per sample, shape (B,).
 
-    Reference: Geng et al. 2025, eq. 10; Heek et al. 2024, alg. 1.
+    Reference: Geng et al. 2025, Consistency Models Made Easy; Heek et al. 2024, Multistep Consistency Models.
     """
     x_t = x0 + like(t, x0) * eps
     # One dropout mask for both passes: seeding again replays it on whichever device the student is.

@@ -28,7 +28,7 @@ def karras(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float
 class LogNormal:
     """The training distribution ln t ~ N(P_mean, P_std²), cut to [sigma_min, sigma_max].
 
-    Reference: Karras et al. 2022, table 1; Geng et al. 2025, table 5.
+    Reference: Karras et al. 2022, table 1; Geng et al. 2025.
     """
 
     P_mean: float = -1.1

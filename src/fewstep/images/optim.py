@@ -40,7 +40,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class InverseSqrt:
-    """rate/√max(step/reference, 1). Reference: Karras et al. 2024, EDM2, eq. 67."""
+    """rate/√max(step/reference, 1). Reference: Karras et al. 2024, EDM2."""
 
     rate: float = 1e-3
     reference: int = 2000
@@ -102,7 +102,7 @@ class PowerFunction:
     `std` is the standard deviation of the averaged times relative to the run's length, between 0 and .28;
     it fixes γ by std² = (γ + 1)/((γ + 2)²(γ + 3)).
 
-    Reference: Karras et al. 2024, EDM2, eq. 2 and 123-127.
+    Reference: Karras et al. 2024, EDM2, on post-hoc EMA.
     """
 
     std: float = 0.05
@@ -126,7 +126,7 @@ class PowerFunction:
 class Dropout:
     """Dropout of `probability` in every dropout layer, or only where a UNet's feature maps are at most `max_size` wide.
 
-    Reference: Hoogeboom et al. 2023, simple diffusion, sec. 3.2, for dropout at low resolutions only.
+    Reference: Hoogeboom et al. 2023, simple diffusion, for dropout at low resolutions only.
     """
 
     probability: float = 0.2

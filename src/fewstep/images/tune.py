@@ -119,7 +119,7 @@ def tune(
         ValueError: arguments that cannot work together.
         FloatingPointError: the loss or gradient is no longer finite; the weights are those before that step.
 
-    Reference: Geng et al. 2025, Consistency Models Made Easy, alg. 1.
+    Reference: Geng et al. 2025, Consistency Models Made Easy.
     """
     from accelerate import Accelerator  # seconds to import
 

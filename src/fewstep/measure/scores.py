@@ -62,7 +62,7 @@ def _root(cov: Array) -> Array:
 def kid(features: Array, real: Array) -> float:
     """Kernel distance: the unbiased squared MMD with kernel (x·y/D + 1)³; unlike Fréchet's it has no bias at small n.
 
-    Reference: Bińkowski et al. 2018, Demystifying MMD GANs, sec. 3.
+    Reference: Bińkowski et al. 2018, Demystifying MMD GANs.
     """
 
     def kernel(a: Array, b: Array) -> Array:
@@ -116,7 +116,7 @@ def jackknife(statistic: Callable[[NDArray[np.intp]], float], n: int, groups: in
     Returns:
         The statistic of all rows, with value ± t·standard error, t of groups − 1 degrees of freedom.
 
-    Reference: Shao and Tu 1995, The Jackknife and Bootstrap, sec. 5.1.
+    Reference: Shao and Tu 1995, The Jackknife and Bootstrap.
     """
     if not 2 <= groups <= n:
         raise ValueError(f"a jackknife of {n} samples needs 2 to {n} groups, got {groups}")
