@@ -10,6 +10,7 @@ import fewstep
 SOURCE = Path(fewstep.__file__).parent
 MAY_NOT_IMPORT = {
     "images": {"text", "measure", "checkpoints.folder", "checkpoints.export", "runs", "report", "cli", "demo", "recipes"},
+    "language": {"images", "text", "proxy", "measure", "runs", "report", "cli", "demo"},
     "text": {"images", "report", "cli", "demo"},
     "proxy": {"images", "report", "cli", "demo"},
     "checkpoints": {"measure", "runs", "report", "cli", "demo"},
