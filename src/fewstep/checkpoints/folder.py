@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..images.denoiser import EDM, VP, Flow, NetworkDenoiser
 from .atomic import atomic_folder
+from .source import folder_of, read_json
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -37,8 +38,8 @@ def load(source: str | Path) -> NetworkDenoiser:
     """
     import diffusers
 
-    folder = _folder(source)
-    index = _read_json(folder / "model_index.json", "a diffusers pipeline folder has one at its top")
+    folder = folder_of(source, "diffusers folder", pickles=True)
+    index = read_json(folder / "model_index.json", "a diffusers pipeline folder has one at its top")
     classes = {part: entry[1] for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
     part = next((part for part, name in classes.items() if name in NETWORKS), None)
     if part is None:
@@ -52,7 +53,7 @@ def load(source: str | Path) -> NetworkDenoiser:
         )
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"the network in {source} could not be loaded: {error}") from error
-    config = _read_json(_part(folder, "scheduler") / "scheduler_config.json", "it says how the network was trained")
+    config = read_json(_part(folder, "scheduler") / "scheduler_config.json", "it says how the network was trained")
     return wrap(network, config).eval()
 
 
@@ -99,11 +100,11 @@ def write_segments(folder: Path, segments: int) -> None:
 
 def segments_of(source: str | Path) -> int | None:
     """How many segments the student in `source` was tuned with; None if it is a diffusion model, or not of our making."""
-    note = _folder(source) / NOTE
+    note = folder_of(source, "diffusers folder", pickles=True) / NOTE
     if not note.exists():
         return None
     try:
-        return int(_read_json(note, "")["segments"])
+        return int(read_json(note, "")["segments"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{note} does not say how many segments the student has: {error}") from error
 
@@ -238,30 +239,6 @@ def _rho(middle: float, sigma_min: float, sigma_max: float, timesteps: int = 40)
     return float(brentq(lambda rho: sigma(rho) - middle, 1.0, 100.0, xtol=1e-12))
 
 
-def _folder(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if path.exists() or path.is_absolute() or str(source).startswith(".") or str(source).count("/") != 1:
-        raise ValueError(f"{source} is not a folder; give a diffusers folder or the id of a hub repository")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.bin"]))
-    except (OSError, ValueError) as error:  # the hub's errors are one or the other
-        raise ValueError(f"{source} is neither a folder nor a hub repository that can be fetched: {error}") from error
-
-
 def _part(folder: Path, part: str) -> Path:
     """Old repositories keep the parts of a pipeline at its top."""
     return folder / part if (folder / part).is_dir() else folder
-
-
-def _read_json(path: Path, why: str) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"there is no {path.name} in {path.parent}: {why}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    return content

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..checkpoints.source import folder_of, read_json
 from .predictor import NetworkPredictor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+MODEL = "folder of a masked language model"
 LLADA_EOT = 126348  # <|eot_id|>: ends a turn of the instruction-tuned LLaDA; its config names <|endoftext|> only
 # LLaDA's names -> Llama's, as regular expressions of at most one group, which is what transformers takes
 LLADA_NAMES = {
@@ -62,8 +63,8 @@ def load_text(
     Raises:
         ValueError: nothing there, not a masked language model, a variant that is not supported, or no mask token.
     """
-    folder = text_folder(source)
-    config = _config(folder)
+    folder = folder_of(source, MODEL)
+    config = read_json(folder / "config.json", f"give a {MODEL}")
     kind = str(config.get("model_type", "")).lower()
     maker = {"llada": _llada, "dream": _dream}.get(kind)
     if maker:
@@ -111,10 +112,10 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer, Qwen2Tokenizer
 
-    folder = text_folder(source)
+    folder = folder_of(source, MODEL)
     if not any((folder / name).exists() for name in VOCABULARIES):  # transformers would make up an empty one
         raise ValueError(f"there is no tokenizer in {source}; save the model's tokenizer there")
-    dream = str(_config(folder).get("model_type", "")).lower() == "dream"
+    dream = str(read_json(folder / "config.json", f"give a {MODEL}").get("model_type", "")).lower() == "dream"
     try:
         tokenizer: PreTrainedTokenizerBase = (Qwen2Tokenizer if dream else AutoTokenizer).from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -122,33 +123,6 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"there is no tokenizer in {source} that loads without its own code: {error}") from error
     return tokenizer
-
-
-def text_folder(source: str | Path) -> Path:
-    """The folder `source`, or the snapshot of the hub repository of that name (no pickles are fetched)."""
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if path.exists() or path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1:
-        raise ValueError(
-            f"{source} is not a folder; give the folder of a masked language model or the id of a hub repository"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except (OSError, ValueError) as error:  # the hub's errors are one or the other
-        raise ValueError(f"{source} is neither a folder nor a hub repository that can be fetched: {error}") from error
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise ValueError(f"there is no config.json in {folder}; give the folder of a masked language model") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / 'config.json'} is not valid JSON: {error}") from error
-    return content
 
 
 def _demand(config: dict[str, Any], must: dict[str, tuple[Any, ...]], what: str) -> None:
