@@ -55,7 +55,7 @@ def test_the_target_survives_just_above_an_edge() -> None:
     """1 − lo/t = 1e-5 at a noise level of 100: the target still is x0, where float32 would be wrong by tenths."""
     (x0, eps), denoiser, lo = draw(), tiny(), torch.full((8,), 100.0)
     t = lo * (1 + 1e-5)
-    ones = {"distance": MeanSquare(), "weight": lambda t, r: t * 0 + 1}
+    ones = {"distance": MeanSquare(), "weight": InverseGap(power=0)}
     loss = consistency_loss(denoiser, x0, eps, t, lo, lo, **ones)
     expected = (denoiser(x0 + like(t, x0) * eps, t) - x0).square().mean((1, 2, 3))
     torch.testing.assert_close(loss, expected, rtol=1e-3, atol=0)
@@ -89,7 +89,7 @@ def test_exact_function_has_no_loss_in_the_limit(hop, order: float, lo: float) -
 
     def distance(gap: float) -> Tensor:
         loss = consistency_loss(
-            exact, x0, eps, t, t - gap, edge, hop=hop(oracle), distance=PseudoHuber(1e-14), weight=lambda t, r: t * 0 + 1
+            exact, x0, eps, t, t - gap, edge, hop=hop(oracle), distance=PseudoHuber(1e-14), weight=InverseGap(power=0)
         )
         return loss.mean()
 
@@ -103,9 +103,7 @@ def test_both_passes_share_the_dropout_mask() -> None:
     denoiser = tiny().double().train()
     Dropout(0.5)(denoiser.network)
     t = torch.full((8,), 1.0).double()
-    loss = consistency_loss(
-        denoiser, x0, eps, t, t * (1 - 1e-9), t * 0, distance=MeanSquare(), weight=lambda t, r: t * 0 + 1
-    )
+    loss = consistency_loss(denoiser, x0, eps, t, t * (1 - 1e-9), t * 0, distance=MeanSquare(), weight=InverseGap(power=0))
     assert loss.max() < 1e-10
     first, second = denoiser(x0 + eps, t), denoiser(x0 + eps, t)
     assert (first - second).abs().max() > 1e-3  # the masks do differ from call to call
@@ -134,6 +132,8 @@ def test_inv_ddim_inverts_ddim() -> None:
 def test_weights_are_their_formulas() -> None:
     t, r = torch.tensor([0.5, 2.0]), torch.tensor([0.25, 1.0])
     torch.testing.assert_close(InverseGap()(t, r), torch.tensor([4.0, 1.0]))
+    torch.testing.assert_close(InverseGap(power=0.5)(t, r), torch.tensor([2.0, 1.0]))
+    torch.testing.assert_close(InverseGap(power=0)(t, r), torch.ones(2))
     torch.testing.assert_close(OutputScale(1.0)(t, r), 1 / t**2 + 1)  # SNR + 1
     torch.testing.assert_close(OutputScale(0.5)(t, r), (t * 0.5 / (t**2 + 0.25).sqrt()) ** -2)  # 1/c_out²
 

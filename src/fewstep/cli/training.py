@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Recipe = Literal["ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"]
 HopName = Literal["data", "euler", "heun", "addim", "addim-analytic"]
 GapName = Literal["ect", "cosine", "karras", "full"]
-WeightName = Literal["gap", "output"]
+WeightName = Literal["gap", "output", "flat"]
 
 
 def train(
@@ -134,7 +134,7 @@ def tune(
         q: the ect gap shrinks by 1/q a stage.
         stages: number of stages of the ect gap.
         grid: first and last number of steps of the cosine or karras grid.
-        weight: gap is 1/(t − r), output is SNR + 1.
+        weight: gap is 1/(t − r), flat is 1, output is SNR + 1.
         huber: constant of the pseudo-Huber distance.
         rate: constant learning rate.
         average: decay of the averaged weights.
@@ -167,10 +167,11 @@ def tune(
     denoiser = load(start.source)
     diffusion = copy.deepcopy(denoiser) if teacher is None else load(find_model(teacher).source)
     settings = RECIPES[recipe]() if images is None else RECIPES[recipe](images)
+    weights = {"gap": InverseGap(), "flat": InverseGap(power=0.0), "output": OutputScale(denoiser.sigma_data)}
     changed: dict[str, object | None] = {
         "batch": batch,
         "gap": _gap(settings["gap"], gap, q, stages, grid),
-        "weight": {"gap": InverseGap(), "output": OutputScale(denoiser.sigma_data)}[weight] if weight else None,
+        "weight": weights[weight] if weight else None,
         "distance": None if huber is None else PseudoHuber(huber),
         "rate": None if rate is None else Constant(rate),
         "average": None if average is None else Exponential(average),
