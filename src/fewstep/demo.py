@@ -6,6 +6,7 @@ import copy
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -15,7 +16,8 @@ from .checkpoints.folder import load
 from .data import load_images
 from .device import best_device, fast_precision
 from .images.hop import Heun
-from .images.optim import Exponential
+from .images.loss import InverseGap
+from .images.optim import Cosine, Exponential
 from .measure import dial
 from .measure.dial import Point, difference
 from .measure.features import ASSETS, extractor, reference
@@ -25,8 +27,11 @@ from .recipes import ect_demo
 from .report import plot, sheet, table
 from .runs import run
 
-# segments, share of the training images, decay of the average: the second student starts from the first, docs/log.md
-STAGES = ((2, 0.7, 0.98), (1, 0.3, 0.995))
+# (share of the training images, settings) of each student; the second starts from the first, docs/log.md
+STAGES: tuple[tuple[float, dict[str, Any]], ...] = (
+    (0.7, {"segments": 2, "weight": InverseGap(power=0.0), "rate": Cosine(1e-3), "average": Exponential(0.98)}),
+    (0.3, {"segments": 1, "weight": InverseGap(), "rate": Cosine(2e-3), "average": Exponential(0.997)}),
+)
 
 
 def demo(out: Path, *, images: int, n: int, seed: int) -> None:
@@ -54,10 +59,9 @@ def demo(out: Path, *, images: int, n: int, seed: int) -> None:
 
     console.print("[b]2. Tuning by its own ODE: a student of two segments, and from it one of one[/b]")
     frozen, student = copy.deepcopy(teacher).requires_grad_(False), teacher
-    for segments, share, average in STAGES:
-        recipe = ect_demo(round(share * images))
-        recipe |= {"hop": Heun(frozen), "segments": segments, "average": Exponential(average), "seed": seed}
-        folder = out / f"{segments}-segment"
+    for share, settings in STAGES:
+        recipe = ect_demo(round(share * images)) | settings | {"hop": Heun(frozen), "seed": seed}
+        folder = out / f"{recipe['segments']}-segment"
         shutil.rmtree(folder, ignore_errors=True)  # an earlier demo's
         student = run(copy.deepcopy(student), data, folder, recipe, precision=precision, teacher="bundled").to(device)
 
