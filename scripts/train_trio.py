@@ -29,9 +29,9 @@ from fewstep.language.prose import blocks, documents, problem, vocabulary
 from fewstep.language.tokens import word_tokenizer
 from fewstep.language.train import Numbered, fit
 from fewstep.language.world import World
+from fewstep.measure.features import ASSETS
 from fewstep.receipt import receipt
 
-ASSETS = Path(__file__).parent.parent / "src" / "fewstep" / "assets" / "trio"
 SIZES = {  # hidden, intermediate, layers, heads
     "base": (192, 512, 4, 6),
     "small": (96, 256, 3, 3),
@@ -92,19 +92,31 @@ def tune(source: Path, out: Path, runs: Path, *, lora: bool, n: int, batch: int,
 
     settings = {"source": source.name, "lora": lora, "problems": n, "batch": batch, "rate": rate}
     with receipt(out / "receipt.json", trained=model.num_parameters(only_trainable=True), **settings):
-        fit(model, Numbered(item, n), collate, runs / "training" / out.name, batch=batch, rate=rate, warmup=20, resume=resume)
-        save(model, tokenizer, out)
+        folder = runs / "training" / out.name
+        fit(model, Numbered(item, n), collate, folder, batch=batch, rate=rate, warmup=20, resume=resume)
+        save(model, tokenizer, out, source.name)
 
 
-def save(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+def save(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path, source: str = "") -> None:
     """Weights in half precision, to be loaded and computed with in single precision, which is what the config says."""
     if hasattr(model, "peft_config"):
-        model.peft_config["default"].base_model_name_or_path = None  # a path of this machine
-    model.half().save_pretrained(out)
-    if not hasattr(model, "peft_config"):
+        model.peft_config["default"].base_model_name_or_path = source  # else a path of this machine
+        model.half().save_pretrained(out)
+        (out / "README.md").unlink()  # a model card with nothing filled in
+    else:
+        model.half().save_pretrained(out)
         model.config.update({"dtype": "float32", "use_cache": True})  # training turned the cache off
         model.config.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+
+
+def bundle(folder: Path) -> None:
+    """Copies a model, and its receipt with the place of the runs as it is by default."""
+    out = ASSETS / "trio" / folder.name
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(folder, out, copy_function=shutil.copyfile)
+    told = (folder / "receipt.json").read_text()
+    (out / "receipt.json").write_text(told.replace(str(folder.parent), "runs/trio"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -130,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             n, rate = args.items or 8_000, args.rate or (3e-3 if args.lora else 1e-3)
             tune(args.runs / name, args.runs / args.name, args.runs, lora=args.lora, n=n, rate=rate, **options)
         else:
-            shutil.copytree(args.runs / name, ASSETS / name, dirs_exist_ok=True)
+            bundle(args.runs / name)
 
 
 if __name__ == "__main__":
