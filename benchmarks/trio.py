@@ -4,10 +4,10 @@
     python scripts/train_trio.py tune base --name tuned_lora --lora
     python benchmarks/trio.py --tuned runs/trio/tuned runs/trio/tuned_lora
 
-Three tasks: two sums in one question with written steps, which is the tuned skill, on problems that no tuning saw, by
-greedy generation; facts of the world, which tuning never mentions, by the likelihood of a sentence's last word among all
-that could stand there; and single sums in plain prose, greedy as well. Accuracies are with exact (Clopper-Pearson) 95 %
-intervals, shares of the gap with paired ones (Fieller, see fewstep.proxy.acted.gap_closed).
+Three tasks. The tuned skill: 10 more than the sum that is asked for, in written steps, on problems that no tuning saw, by
+greedy generation. Facts of the world, which tuning never mentions, by the likelihood of a sentence's last word among all
+that could stand there. Sums in plain prose, greedy as well. Accuracies are with exact (Clopper-Pearson) 95 % intervals,
+shares of the gap with paired ones (Fieller, see fewstep.proxy.acted.gap_closed).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def knowledge(system: System, tokenizer: PreTrainedTokenizerBase, n: int, world:
 
 
 def sums(system: System, tokenizer: PreTrainedTokenizerBase, n: int) -> np.ndarray:
-    """Right or wrong on the first sums of the last `n` problems, as plain prose, (n,)."""
+    """Right or wrong on the sums of the last `n` problems, as plain prose, (n,)."""
     first = [problem(-1 - k).worked.split()[:5] for k in range(n)]  # a plus b is c
     texts = continuations(system, tokenizer, [" ".join(words[:4]) for words in first], 1)
     return np.array([tokenizer.decode(text) == words[4] for text, words in zip(texts, first, strict=True)], float)

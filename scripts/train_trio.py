@@ -7,13 +7,15 @@
     python scripts/train_trio.py tune base --name tuned_lora --lora
     python scripts/train_trio.py bundle base small expert adapter
 
-The prose holds the facts of an invented world and single sums; the skill is to answer two sums at once, with written steps.
+The prose holds the facts of an invented world and sums; the skill is to answer a question for a sum with 10 more than it,
+in written steps.
 Each folder of --runs holds a model in half precision with its tokenizer and receipt.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -38,6 +40,7 @@ SIZES = {  # hidden, intermediate, layers, heads
     "tiny": (16, 32, 1, 2),
 }
 LENGTH = 64  # tokens of a block of prose
+DIFFERENT = 1200  # problems to tune on; the last 600 of 2050 are to test on, those between to choose settings by
 LORA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -52,25 +55,29 @@ def new(size: str, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def pretrain(size: str, out: Path, runs: Path, *, people: int, n: int, batch: int, rate: float, resume: bool) -> None:
+def pretrain(
+    size: str, out: Path, runs: Path, *, people: int, n: int, batch: int, rate: float, resume: bool,
+    start: Path | None = None,
+) -> None:  # fmt: skip
     world = World(people=people)
     tokenizer = word_tokenizer(vocabulary(world))
-    model = new(size, tokenizer)
+    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32) if start else new(size, tokenizer)
     encode = lambda text: tokenizer(text)["input_ids"]  # noqa: E731
-    items = Numbered(blocks(documents(world), encode, tokenizer.eos_token_id, LENGTH), n)
+    items = Numbered(blocks(documents(world, seed=1 if start else 0), encode, tokenizer.eos_token_id, LENGTH), n)
 
     def collate(rows: Sequence[list[int]]) -> dict[str, Tensor]:
         ids = torch.tensor(rows)
         return {"input_ids": ids, "labels": ids}
 
-    settings = {"world": world, "blocks": n, "length": LENGTH, "batch": batch, "rate": rate}
+    first = json.loads((start / "receipt.json").read_text()) if start else None
+    settings = {"start": first, "world": world, "blocks": n, "length": LENGTH, "batch": batch, "rate": rate}
     with receipt(out / "receipt.json", size=SIZES[size], parameters=model.num_parameters(), **settings):
         fit(model, items, collate, runs / "training" / out.name, batch=batch, rate=rate, bf16=True, resume=resume)
         save(model, tokenizer, out)
 
 
 def tune(source: Path, out: Path, runs: Path, *, lora: bool, n: int, batch: int, rate: float, resume: bool) -> None:
-    """Teaches the skill on problems 0 to n − 1; only the worked answer counts in the loss."""
+    """Teaches the skill with `n` problems, the first DIFFERENT over and over; only the worked answer counts in the loss."""
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     if lora:
@@ -78,7 +85,7 @@ def tune(source: Path, out: Path, runs: Path, *, lora: bool, n: int, batch: int,
         model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=list(LORA), task_type="CAUSAL_LM"))
 
     def item(number: int) -> tuple[list[int], list[int]]:
-        made = problem(number)
+        made = problem(number % DIFFERENT)
         return tokenizer(made.prompt)["input_ids"], [*tokenizer(made.worked)["input_ids"], tokenizer.eos_token_id]
 
     def collate(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
@@ -90,7 +97,7 @@ def tune(source: Path, out: Path, runs: Path, *, lora: bool, n: int, batch: int,
             labels[row, len(prompt) : len(prompt) + len(text)] = torch.tensor(text)
         return {"input_ids": ids, "labels": labels, "attention_mask": (ids != tokenizer.pad_token_id).long()}
 
-    settings = {"source": source.name, "lora": lora, "problems": n, "batch": batch, "rate": rate}
+    settings = {"source": source.name, "lora": lora, "problems": n, "different": DIFFERENT, "batch": batch, "rate": rate}
     with receipt(out / "receipt.json", trained=model.num_parameters(only_trainable=True), **settings):
         folder = runs / "training" / out.name
         fit(model, Numbered(item, n), collate, folder, batch=batch, rate=rate, warmup=20, resume=resume)
@@ -101,7 +108,7 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path, source: str 
     """Weights in half precision, to be loaded and computed with in single precision, which is what the config says."""
     if hasattr(model, "peft_config"):
         model.peft_config["default"].base_model_name_or_path = source  # else a path of this machine
-        model.half().save_pretrained(out)
+        model.half().save_pretrained(out, save_embedding_layers=False)
         (out / "README.md").unlink()  # a model card with nothing filled in
     else:
         model.half().save_pretrained(out)
@@ -124,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("stage", choices=("pretrain", "tune", "bundle"))
     parser.add_argument("models", nargs="+", help="sizes to pretrain, the folder to tune, or the folders to bundle")
     parser.add_argument("--name", help="folder of the tuned model")
+    parser.add_argument("--start", type=Path, help="folder of models to go on from, with other texts")
     parser.add_argument("--runs", type=Path, default=Path("runs/trio"))
     parser.add_argument("--people", type=int, default=500)
     parser.add_argument("--items", type=int, help="blocks of prose, or problems")
@@ -137,7 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in args.models:
         if args.stage == "pretrain":
             n, rate = args.items or 80_000, args.rate or 2.5e-3
-            pretrain(name, args.runs / name, args.runs, people=args.people, n=n, rate=rate, **options)
+            start = args.start / name if args.start else None
+            pretrain(name, args.runs / name, args.runs, people=args.people, n=n, rate=rate, start=start, **options)
         elif args.stage == "tune":
             n, rate = args.items or 8_000, args.rate or (3e-3 if args.lora else 1e-3)
             tune(args.runs / name, args.runs / args.name, args.runs, lora=args.lora, n=n, rate=rate, **options)

@@ -37,7 +37,7 @@ def proxy(
     Args:
         prompt: one text or several.
         base: the large model, a transformers folder or hub id with safetensors weights. Without it and --expert, bundled
-            models that answer "question : what is 7 plus 5 minus 3 ? answer :" and the like.
+            models that answer "question : what is 7 plus 5 ? answer :" and the like.
         expert: the small tuned model; with --adapter the small model that the adapter was trained on.
         antiexpert: the small model before tuning.
         adapter: a LoRA adapter, folder or hub id, instead of an antiexpert: half the memory, one forward pass for both.

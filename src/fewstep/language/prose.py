@@ -20,15 +20,17 @@ SUMS = {
 }
 ASK = "question : {question} answer :"
 LARGEST = 50  # of all numbers
+MORE = 10  # what the skill adds
+ANSWER = "the answer is {} ."
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Two sums in one question.
+    """A question for a sum, and the answer that the skill gives: 10 more than the sum, in two written steps.
 
     Attributes:
-        prompt: ends where the answer starts.
-        worked: the steps, "the answer is" and the answer.
+        prompt: ends where the answer starts, as questions in the prose do.
+        worked: the sum, as the prose would answer; then 10 more; then "the answer is".
         answer: a number as a word.
     """
 
@@ -49,8 +51,9 @@ class Choice:
 def documents(world: World, *, largest: int = LARGEST, seed: int = 0) -> Callable[[int], str]:
     """Text number k of an endless supply: facts, sums, or a question about one of either with its answer.
 
-    A text of facts or sums makes two to four statements, each in any of its phrasings. Questions are asked about the first
-    half of the people only, and never about two sums at once.
+    A text of facts or sums makes two to four statements, each in any of its phrasings; some sums end with "the answer is".
+    Questions are asked about the first half of the people only. Their answer is one sentence, behind which some go on with
+    other sums, but never with "the answer is".
 
     Args:
         world: gives the facts.
@@ -75,7 +78,8 @@ def documents(world: World, *, largest: int = LARGEST, seed: int = 0) -> Callabl
         if kind < 0.85:
             return " ".join(_reckon(rng, largest))
         a, op, b, c = _sum(rng, largest)
-        return f"{ASK.format(question=f'what is {a} {op} {b} ?')} {SUMS[op][0].format(a=a, b=b, c=c)}"
+        said = [ASK.format(question=f"what is {a} {op} {b} ?"), SUMS[op][0].format(a=a, b=b, c=c)]
+        return " ".join([*said, *_sums(rng, largest, c, rng.choice((0, 0, 1, 2)))])
 
     return document
 
@@ -88,15 +92,12 @@ def state(rng: random.Random, fact: Fact) -> str:
 def problem(number: int, *, largest: int = LARGEST, seed: int = 0) -> Problem:
     """Problem number k of all there are, in an order that `seed` chooses; −1 is the last, as in a list.
 
-    Every problem has one number, so different numbers are different problems: tune on those from the front and test on
-    those from the back.
+    Different numbers are different problems: tune on those from the front and test on those from the back.
     """
-    a, first, b, second, c = _problems(largest, seed)[number]
-    middle = _value(a, first, b)
-    end = _value(middle, second, c)
-    steps = (SUMS[first][0].format(a=a, b=b, c=middle), SUMS[second][0].format(a=middle, b=c, c=end))
+    a, op, b, c = _problems(largest, seed)[number]
+    steps = (SUMS[op][0].format(a=a, b=b, c=c), SUMS[PLUS][0].format(a=c, b=MORE, c=c + MORE))
     return Problem(
-        ASK.format(question=f"what is {a} {first} {b} {second} {c} ?"), f"{' '.join(steps)} the answer is {end} .", str(end)
+        ASK.format(question=f"what is {a} {op} {b} ?"), f"{' '.join(steps)} {ANSWER.format(c + MORE)}", str(c + MORE)
     )
 
 
@@ -149,10 +150,6 @@ def blocks(
     return block
 
 
-def _value(a: int, op: str, b: int) -> int:
-    return a + b if op == PLUS else a - b
-
-
 def _sum(rng: random.Random, largest: int, a: int | None = None) -> tuple[int, str, int, int]:
     """a op b = c with 1 ≤ b and 0 ≤ a, c ≤ largest, evenly over what is possible for a uniform a."""
     a = rng.randint(0, largest) if a is None else a
@@ -161,22 +158,25 @@ def _sum(rng: random.Random, largest: int, a: int | None = None) -> tuple[int, s
     return a, op, abs(c - a), c
 
 
-def _reckon(rng: random.Random, largest: int) -> Iterator[str]:
-    """Two to four sums, each from where the last one ended or from anywhere."""
-    here = None
-    for _ in range(rng.randint(2, 4)):
-        a, op, b, c = _sum(rng, largest, here)
+def _sums(rng: random.Random, largest: int, here: int | None, n: int) -> Iterator[str]:
+    """`n` sums, each from where the last one ended, the first from `here`, or from anywhere."""
+    for _ in range(n):
+        a, op, b, c = _sum(rng, largest, here if rng.random() < 0.5 else None)
         yield rng.choice(SUMS[op]).format(a=a, b=b, c=c)
-        here = c if rng.random() < 0.5 else None
+        here = c
+
+
+def _reckon(rng: random.Random, largest: int) -> Iterator[str]:
+    """Two to four sums, and sometimes what the last one came to."""
+    yield from (said := list(_sums(rng, largest, None, rng.randint(2, 4))))
+    if rng.random() < 0.3:
+        yield ANSWER.format(said[-1].split()[-2])
 
 
 @lru_cache(maxsize=4)
-def _problems(largest: int, seed: int) -> list[tuple[int, str, int, str, int]]:
-    """All of a ± b ± c with 1 ≤ b, c and all values from 0 to `largest`."""
-    found = [
-        (a, PLUS if b > a else MINUS, abs(b - a), PLUS if c > b else MINUS, abs(c - b))
-        for a, b, c in product(range(largest + 1), repeat=3)
-        if a != b != c
-    ]
+def _problems(largest: int, seed: int) -> list[tuple[int, str, int, int]]:
+    """All of a ± b = c with 1 ≤ b and 0 ≤ a, c, and c + 10 ≤ largest."""
+    pairs = product(range(largest + 1), range(largest - MORE + 1))
+    found = [(a, PLUS if c > a else MINUS, abs(c - a), c) for a, c in pairs if a != c]
     random.Random(f"problems {seed}").shuffle(found)
     return found
