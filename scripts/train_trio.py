@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             start = args.start / name if args.start else None
             pretrain(name, args.runs / name, args.runs, people=args.people, n=n, rate=rate, start=start, **options)
         elif args.stage == "tune":
-            n, rate = args.items or 8_000, args.rate or (3e-3 if args.lora else 1e-3)
+            n, rate = args.items or 4_000, args.rate or (1e-3 if args.lora else 3e-4)
             tune(args.runs / name, args.runs / args.name, args.runs, lora=args.lora, n=n, rate=rate, **options)
         else:
             bundle(args.runs / name)
