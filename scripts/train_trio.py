@@ -1,14 +1,17 @@
 """Trains the bundled trio for proxy-tuning, and the directly tuned base that it is compared with.
 
-    python scripts/train_trio.py pretrain base small          # the same text for both
+    python scripts/train_trio.py pretrain base small --runs runs/first     # the same text for both
+    python scripts/train_trio.py pretrain base small --start runs/first --items 24000 --rate 1e-3
     python scripts/train_trio.py tune small --name expert
     python scripts/train_trio.py tune small --name adapter --lora
     python scripts/train_trio.py tune base --name tuned
     python scripts/train_trio.py tune base --name tuned_lora --lora
-    python scripts/train_trio.py bundle base small expert adapter
+    python scripts/train_trio.py bundle base small expert adapter --start runs/first
 
 The prose holds the facts of an invented world and sums; the skill is to answer a question for a sum with 10 more than it,
-in written steps.
+in written steps. The bundled models read their first 80,000 blocks when no sum went on behind an answer yet and no text
+said "the answer is" (documents() as first committed), and the rest as it is now.
+
 Each folder of --runs holds a model in half precision with its tokenizer and receipt.json.
 """
 
@@ -117,13 +120,13 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path, source: str 
         tokenizer.save_pretrained(out)
 
 
-def bundle(folder: Path) -> None:
-    """Copies a model, and its receipt with the place of the runs as it is by default."""
+def bundle(folder: Path, start: Path) -> None:
+    """Copies a model, and its receipt with the runs where this file's first lines have them."""
     out = ASSETS / "trio" / folder.name
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(folder, out, copy_function=shutil.copyfile)
     told = (folder / "receipt.json").read_text()
-    (out / "receipt.json").write_text(told.replace(str(folder.parent), "runs/trio"))
+    (out / "receipt.json").write_text(told.replace(str(start), "runs/first").replace(str(folder.parent), "runs/trio"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -151,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             n, rate = args.items or 4_000, args.rate or (1e-3 if args.lora else 3e-4)
             tune(args.runs / name, args.runs / args.name, args.runs, lora=args.lora, n=n, rate=rate, **options)
         else:
-            bundle(args.runs / name)
+            bundle(args.runs / name, args.start or args.runs)
 
 
 if __name__ == "__main__":
