@@ -5,9 +5,10 @@
     python benchmarks/trio.py --tuned runs/trio/tuned runs/trio/tuned_lora
 
 Three tasks. The tuned skill: 10 more than the sum that is asked for, in written steps, on problems that no tuning saw, by
-greedy generation. Facts of the world, which tuning never mentions, by the likelihood of a sentence's last word among all
-that could stand there. Sums in plain prose, greedy as well. Accuracies are with exact (Clopper-Pearson) 95 % intervals,
-shares of the gap with paired ones (Fieller, see fewstep.proxy.acted.gap_closed).
+greedy generation; to the letter if the text is also worded and ends as taught. Facts of the world, which tuning never
+mentions, by the likelihood of a sentence's last word among all that could stand there. Sums in plain prose, greedy as well.
+Accuracies are with exact (Clopper-Pearson) 95 % intervals, shares of the gap with paired ones (Fieller, see
+fewstep.proxy.acted.gap_closed).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from fewstep.proxy.tuning import ProxyTuning, generate
 from fewstep.receipt import receipt
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-TASKS = ("skill", "facts", "sums")
+TASKS = ("skill", "to the letter", "facts", "sums")
 
 
 class System(NamedTuple):
@@ -79,14 +80,18 @@ def continuations(
     return texts
 
 
-def skill(system: System, tokenizer: PreTrainedTokenizerBase, n: int) -> tuple[np.ndarray, float]:
-    """Right or wrong on the last `n` problems, (n,); and the share of tokens where proxy-tuning changed the choice."""
+def skill(system: System, tokenizer: PreTrainedTokenizerBase, n: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """The last `n` problems: right or wrong, (n,); whether the whole text is as taught and ends there, (n,); and the share
+    of tokens where proxy-tuning changed the choice."""
     asked = [problem(-1 - k) for k in range(n)]
     prompts = [item.prompt for item in asked]
-    texts = continuations(system, tokenizer, prompts, 24)
-    right = [answered(tokenizer.decode(t, skip_special_tokens=True)) == p.answer for t, p in zip(texts, asked, strict=True)]
-    acted = where_acted(system.large, system.proxy, tokenizer(prompts)["input_ids"], texts, batch=50)
-    return np.array(right, float), sum(len(a.places) for a in acted) / sum(len(a.tokens) for a in acted)
+    ids = continuations(system, tokenizer, prompts, 24)
+    texts = [tokenizer.decode(text, skip_special_tokens=True) for text in ids]
+    right = [answered(text) == item.answer for text, item in zip(texts, asked, strict=True)]
+    whole = [text == item.worked for text, item in zip(texts, asked, strict=True)]
+    acted = where_acted(system.large, system.proxy, tokenizer(prompts)["input_ids"], ids, batch=50)
+    changed = sum(len(a.places) for a in acted) / sum(len(a.tokens) for a in acted)
+    return np.array(right, float), np.array(whole, float), changed
 
 
 def knowledge(system: System, tokenizer: PreTrainedTokenizerBase, n: int, world: World) -> np.ndarray:
@@ -125,14 +130,14 @@ def difference(scores: np.ndarray, than: np.ndarray) -> Estimate:
 
 
 def curve(points: Sequence[dict], lines: dict[str, float], path: Path) -> None:
-    """Accuracy on skill and facts over α; `lines` are the directly tuned base's."""
+    """Accuracies over α; `lines` are the directly tuned base's."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for task, colour in (("skill", "tab:orange"), ("facts", "tab:blue")):
+    for task, colour in (("skill", "tab:orange"), ("to the letter", "tab:red"), ("facts", "tab:blue")):
         rows = [point[task] for point in points]
         value = np.array([row.value for row in rows])
         reach = np.abs([[row.low for row in rows], [row.high for row in rows]] - value)
@@ -171,11 +176,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scores: dict[str, dict[str, np.ndarray]] = {}
         entries["changed"] = {}
         for name, system in systems.items():
-            right, entries["changed"][name] = skill(system, tokenizer, args.problems)
-            known = knowledge(system, tokenizer, args.facts, world)
-            scores[name] = {"skill": right, "facts": known, "sums": sums(system, tokenizer, args.problems)}
+            right, whole, entries["changed"][name] = skill(system, tokenizer, args.problems)
+            known, reckoned = knowledge(system, tokenizer, args.facts, world), sums(system, tokenizer, args.problems)
+            scores[name] = dict(zip(TASKS, (right, whole, known, reckoned), strict=True))
         entries["accuracy"] = {name: {task: exact(row[task]) for task in TASKS} for name, row in scores.items()}
-        print(f"\n| | {' | '.join(TASKS)} | first choice changed |\n|---|---|---|---|---|")
+        print(f"\n| | {' | '.join(TASKS)} | first choice changed |\n|{'---|' * (len(TASKS) + 2)}")
         for name, row in entries["accuracy"].items():
             print(f"| {name} | {' | '.join(str(row[task]) for task in TASKS)} | {entries['changed'][name]:.1%} |")
         entries["against"] = {}
@@ -190,15 +195,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"\n{name}, against {folder.name}:")
                 print("\n".join(f"    {what} {value}" for what, value in row.items()))
         entries["alpha"] = []
-        print("\n| α | skill | facts | first choice changed |\n|---|---|---|---|")
+        print(f"\n| α | {' | '.join(TASKS[:3])} | first choice changed |\n|---|---|---|---|---|")
         for alpha in args.alphas:
             system = System(base, ProxyTuning(expert, small, alpha=alpha))
-            right, changed = skill(system, tokenizer, args.problems)
-            point = {"skill": exact(right), "facts": exact(knowledge(system, tokenizer, args.facts, world))}
+            right, whole, changed = skill(system, tokenizer, args.problems)
+            found = (right, whole, knowledge(system, tokenizer, args.facts, world))
+            point = {task: exact(row) for task, row in zip(TASKS[:3], found, strict=True)}
             entries["alpha"].append({"alpha": alpha, **point, "changed": changed})
-            print(f"| {alpha:g} | {point['skill']} | {point['facts']} | {changed:.1%} |")
+            print(f"| {alpha:g} | {' | '.join(str(point[task]) for task in TASKS[:3])} | {changed:.1%} |")
         args.out.mkdir(parents=True, exist_ok=True)
-        lines = {} if not args.tuned else {t: scores[f"base, {args.tuned[0].name}"][t].mean() for t in ("skill", "facts")}
+        lines = {} if not args.tuned else {t: scores[f"base, {args.tuned[0].name}"][t].mean() for t in TASKS[:3]}
         curve(entries["alpha"], lines, args.out / "alpha.png")
 
 
