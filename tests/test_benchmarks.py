@@ -9,16 +9,17 @@ from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from conftest import noise_images
 from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+ROOT = Path(__file__).parent.parent
 
 
-def benchmark(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+def benchmark(name: str, folder: str = "benchmarks") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -50,3 +51,33 @@ def test_cifar10(pictures, tmp_path, capsys) -> None:
     ]  # fmt: skip
     cifar10.speed(batch=4, steps=1, widths=(8, 16), kinds=("float32", "bfloat16, channels last"))
     assert "channels last" in capsys.readouterr().out
+
+
+def test_trio(tmp_path, capsys) -> None:
+    """Models of a few steps: the same system gives the same scores whichever way it is put together."""
+    script, trio = benchmark("train_trio", "scripts"), benchmark("trio")
+    for name in ("base", "small"):
+        sizes = {"people": 12, "n": 16, "batch": 8, "rate": 1e-2, "resume": False}
+        script.pretrain("tiny", tmp_path / name, tmp_path, **sizes)
+    ways = {"expert": ("small",), "adapter": ("small", "--lora"), "tuned": ("base",), "tuned_lora": ("base", "--lora")}
+    for name, (source, *lora) in ways.items():
+        options = ["--name", name, "--runs", str(tmp_path), "--items", "16", "--batch", "8"]
+        script.main(["tune", source, *lora, *options])
+    folders = [str(tmp_path / name) for name in ("tuned", "tuned_lora")]
+    small = ["--problems", "6", "--facts", "8", "--alphas", "0", "1"]
+    trio.main(["--trio", str(tmp_path), "--tuned", *folders, *small, "--out", str(tmp_path / "measured")])
+    told = json.loads((tmp_path / "measured" / "trio.json").read_text())
+    for name, point in (("base", told["alpha"][0]), ("proxy-tuned", told["alpha"][1])):
+        assert point["facts"] == told["accuracy"][name]["facts"]
+        assert point["skill"] == told["accuracy"][name]["skill"]
+        assert point["changed"] == told["changed"][name]
+    assert told["changed"]["base"] == told["changed"]["base, tuned_lora"] == 0
+    assert (tmp_path / "measured" / "alpha.png").read_bytes()[:4] == b"\x89PNG"
+    assert "| base, tuned_lora |" in capsys.readouterr().out
+
+
+def test_the_trios_intervals_are_the_textbooks() -> None:
+    trio = benchmark("trio")
+    assert trio.exact(np.zeros(10)) == pytest.approx((0, 0, 1 - 0.025**0.1))
+    paired = trio.difference(np.array([1.0, 1, 0, 1]), np.array([0.0, 1, 0, 0]))
+    assert paired == pytest.approx((0.5, 0.5 - 3.1824 * 3**-0.5 / 2, 0.5 + 3.1824 * 3**-0.5 / 2), rel=1e-4)

@@ -107,6 +107,8 @@ def test_a_text_ends_at_a_stop_string(place) -> None:
     [
         ({"adapter": "x"}, "either --antiexpert"),
         ({"antiexpert": None}, "either --antiexpert"),
+        ({"base": None}, "both --base and --expert"),
+        ({"expert": None}, "both --base and --expert"),
         ({"tokens": 0}, "start at 1"),
         ({"prompt": ("",)}, "needs some text"),
         ({"prompt": ()}, "at least one value"),
@@ -131,3 +133,12 @@ def test_a_folder_without_safetensors_or_template_is_refused(place, tmp_path) ->
     tiny_lm(seed=1, vocab=260).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no chat template"):
         steer(place, expert=str(tmp_path), chat=True)
+
+
+def test_the_bundled_models_answer_as_they_were_tuned_to(capsys) -> None:
+    """The base alone gives the sum; with the small models beside it, 10 more, in two steps."""
+    asked = "question : what is 7 plus 5 ? answer :"
+    proxy(prompt=(asked,), alpha=(0.0,), tokens=20)
+    assert capsys.readouterr().out.startswith("7 plus 5 is 12 .\n\nfirst choice changed at 0 of")
+    proxy(prompt=(asked,))
+    assert capsys.readouterr().out.startswith("7 plus 5 is 12 . 12 plus 10 is 22 . the answer is 22 .\n")

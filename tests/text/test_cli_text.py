@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from fewstep.cli import text as cli_text
+from fewstep.cli import text_measuring
 from fewstep.text.calibrate import Calibration
 from fewstep.text.commit import Blockwise, EarlyCommit, EntropyBound, StableAndConfident, TopK
 from fewstep.text.decode import decode
@@ -146,7 +147,7 @@ def test_settle_counts_right_and_wrong(
         last = WORDS[int(trace.final.ids[-1])]
         items.append({"prompt": prompt, "answer": last if n < 4 else "is is is is"})
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(item) for item in items))
-    cli_text.settle_text(
+    text_measuring.settle_text(
         str(model), file=tmp_path / "p.jsonl", out=tmp_path / "s.json", order="random", gen_length=10, block_length=10,
         suffix=suffix, answer_length=3, at=(0.5, 1.0), seed=4,
     )  # fmt: skip
@@ -192,7 +193,7 @@ def test_files_that_are_no_prompts(text: str, sentence: str, model: Path, tmp_pa
 def test_evaluation_says_what_is_missing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ValueError, match="pip install lm_eval"):
-        cli_text.evaluate(str(model), tasks=("x",), out=tmp_path / "e.json")
+        text_measuring.evaluate(str(model), tasks=("x",), out=tmp_path / "e.json")
 
 
 @pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
@@ -214,14 +215,14 @@ def test_a_multiple_choice_of_our_own(model: Path, tmp_path: Path, monkeypatch: 
         "output_type: multiple_choice\ntest_split: test\ndoc_to_text: '{{q}}'\ndoc_to_choice: '{{[a, b]}}'\n"
         "doc_to_target: label\nmetric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
     )
-    cli_text.evaluate(str(model), tasks=("ours",), out=tmp_path / "e.json", include=tmp_path)
+    text_measuring.evaluate(str(model), tasks=("ours",), out=tmp_path / "e.json", include=tmp_path)
     assert json.loads((tmp_path / "e.json").read_text())["results"]["ours"]["acc,none"] == pytest.approx(5 / 8)
     with pytest.raises(ValueError, match="no task theirs"):
-        cli_text.evaluate(str(model), tasks=("theirs",), out=tmp_path / "e.json", include=tmp_path)
+        text_measuring.evaluate(str(model), tasks=("theirs",), out=tmp_path / "e.json", include=tmp_path)
 
 
 def test_the_parameters_are_flags(monkeypatch: pytest.MonkeyPatch) -> None:
-    for command in (cli_text.decode, cli_text.calibrate, cli_text.settle_text, cli_text.evaluate):
+    for command in (cli_text.decode, cli_text.calibrate, text_measuring.settle_text, text_measuring.evaluate):
         with pytest.raises(SystemExit) as stopped:
             tyro.cli(command, args=["--help"])
         assert stopped.value.code == 0

@@ -11,7 +11,8 @@ import tyro
 from .images import demo, export, sample
 from .measuring import dial, measure, settle
 from .proxy import proxy
-from .text import calibrate, decode, evaluate, settle_text
+from .text import calibrate, decode
+from .text_measuring import evaluate, settle_text
 from .training import train, tune
 
 IMAGES = (demo, train, tune, sample, measure, dial, settle, export)

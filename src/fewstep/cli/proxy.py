@@ -5,18 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..proxy.tuning import ProxyTuning
+
+TRIO = Path(__file__).parent.parent / "assets" / "trio"
+
 
 def proxy(
     *,
-    base: str,
-    expert: str,
     prompt: tuple[str, ...],
+    base: str | None = None,
+    expert: str | None = None,
     antiexpert: str | None = None,
     adapter: str | None = None,
     alpha: tuple[float, ...] = (1.0,),
@@ -31,9 +35,10 @@ def proxy(
     """Generate text with a large language model steered by a small tuned one (proxy-tuning); no weights are touched.
 
     Args:
-        base: the large model, a transformers folder or hub id with safetensors weights.
-        expert: the small tuned model; with --adapter the small model that the adapter was trained on.
         prompt: one text or several.
+        base: the large model, a transformers folder or hub id with safetensors weights. Without it and --expert, bundled
+            models that answer "question : what is 7 plus 5 ? answer :" and the like.
+        expert: the small tuned model; with --adapter the small model that the adapter was trained on.
         antiexpert: the small model before tuning.
         adapter: a LoRA adapter, folder or hub id, instead of an antiexpert: half the memory, one forward pass for both.
         alpha: how far to steer; several numbers are for the first tokens in turn, the last of them for all after.
@@ -50,25 +55,20 @@ def proxy(
 
     from ..checkpoints.atomic import atomic_file, writable
     from ..proxy.acted import page, where_acted
-    from ..proxy.tuning import ProxyTuning, generate
-    from ..proxy.vocabulary import same_tokens
+    from ..proxy.tuning import generate
     from ..receipt import receipt
 
-    if (antiexpert is None) == (adapter is None):
-        raise ValueError("give either --antiexpert, the small model before tuning, or --adapter, its LoRA adapter")
     if tokens < 1 or beams < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ValueError("--tokens and --beams start at 1, --temperature at 0, and --top-p lies above 0 and up to 1")
     if not prompt or not alpha:
         raise ValueError("--prompt and --alpha each need at least one value")
+    if base is None and expert is None and antiexpert is None and adapter is None:
+        base, expert, antiexpert = (str(TRIO / name) for name in ("base", "expert", "small"))
+    if base is None or expert is None:
+        raise ValueError("give both --base and --expert, or no model at all for the bundled ones")
     if out:
         writable(out)
-    tokenizer, small_tokenizer = _tokenizer(base), _tokenizer(expert)
-    same_tokens(tokenizer, small_tokenizer, *([_tokenizer(antiexpert)] if antiexpert else []))
-    large, small = _model(base), _model(expert)
-    if adapter:
-        tuned = ProxyTuning(_adapted(small, adapter), alpha=alpha)
-    else:
-        tuned = ProxyTuning(small, _model(str(antiexpert)), alpha=alpha)
+    large, tuned, tokenizer, small_tokenizer = open_trio(base, expert, antiexpert, adapter, alpha)
     inputs = _encode(tokenizer, prompt)
     own = _encode(small_tokenizer, _in_template(small_tokenizer, prompt), special=False) if chat else None
     live = len(prompt) == 1 and beams == 1
@@ -97,6 +97,35 @@ def proxy(
         print("\n\n".join(p + w for p, w in zip(prompt, words, strict=True)))
     places, count = sum(len(a.places) for a in acted), sum(len(a.tokens) for a in acted)
     print(f"\nfirst choice changed at {places} of {count} tokens" + (f"; where: {out / 'proxy.html'}" if out else ""))
+
+
+class Trio(NamedTuple):
+    """What proxy-tuning needs, loaded."""
+
+    base: PreTrainedModel
+    proxy: ProxyTuning
+    tokenizer: PreTrainedTokenizerBase  # of the base
+    small_tokenizer: PreTrainedTokenizerBase
+
+
+def open_trio(base: str, expert: str, antiexpert: str | None, adapter: str | None, alpha: Sequence[float]) -> Trio:
+    """Loads models from folders or hub ids, an `antiexpert` or an `adapter` on the expert, onto the best device.
+
+    Raises:
+        ValueError: one cannot be loaded, their vocabularies differ, or not exactly one of the two is given.
+    """
+    from ..proxy.tuning import ProxyTuning
+    from ..proxy.vocabulary import same_tokens
+
+    if (antiexpert is None) == (adapter is None):
+        raise ValueError("give either --antiexpert, the small model before tuning, or --adapter, its LoRA adapter")
+    tokenizer, small_tokenizer = _tokenizer(base), _tokenizer(expert)
+    same_tokens(tokenizer, small_tokenizer, *([_tokenizer(antiexpert)] if antiexpert else []))
+    large, small = _model(base), _model(expert)
+    steps = alpha[0] if len(alpha) == 1 else alpha
+    if adapter:
+        return Trio(large, ProxyTuning(_adapted(small, adapter), alpha=steps), tokenizer, small_tokenizer)
+    return Trio(large, ProxyTuning(small, _model(str(antiexpert)), alpha=steps), tokenizer, small_tokenizer)
 
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:

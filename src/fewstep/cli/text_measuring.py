@@ -1,0 +1,236 @@
+"""The command line's text side: what a model knows when, and scores on tasks."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tyro.conf import Positional
+
+from .proxy import open_trio
+from .text import Base, Precision, RuleName, _canvas, _early, _open, _read_prompts, _rule, _settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+
+def settle_text(
+    model: Positional[str],
+    /,
+    *,
+    file: Path,
+    out: Path,
+    order: Literal["low-confidence", "random"] = "low-confidence",
+    gen_length: int = 128,
+    block_length: int = 32,
+    steps: int | None = None,
+    suffix: str = "",
+    answer_length: int = 8,
+    at: tuple[float, ...] = (0.25, 0.5),
+    temperature: float = 0.0,
+    guidance: float = 1.0,
+    chat: bool = False,
+    seed: int = 0,
+    batch: int = 16,
+    mask_id: int | None = None,
+    precision: Precision = "no",
+) -> None:
+    """Measure when full decoding first shows its final answer, and from when on it never changes again.
+
+    The answer is what follows --suffix. Without one it is the prompt's "answer" where the finished text holds it (so its
+    place is known from the final output only), else the whole text.
+
+    Args:
+        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers.
+        file: a .jsonl of prompts: strings, or objects with a "prompt" and, to tell right from wrong, an "answer".
+        out: the .json to write.
+        order: in which positions are decided, the most confident first or by chance.
+        gen_length: tokens to generate, --suffix included.
+        block_length: the text is decided block by block.
+        steps: in all; one a token if left out.
+        suffix: text that stands in the generation from the start.
+        answer_length: tokens behind --suffix.
+        at: shares of the steps to report.
+        temperature: 0 takes the most likely token.
+        guidance: classifier-free guidance; 1 is off.
+        chat: put the prompt into the model's chat template.
+        seed: of the first prompt.
+        batch: prompts at once.
+        mask_id: id of the mask token, where the model does not say it.
+        precision: no (float32) or bf16.
+    """
+    from ..checkpoints.atomic import writable
+    from ..receipt import receipt
+    from ..text.commit import EarlyCommit
+    from ..text.schedule import Suffix
+    from ..text.settle import emergence, record, same_place
+    from ..text.settle import settle as hit
+
+    writable(out.parent)
+    items = _read_prompts(file)
+    predictor, network, tokenizer = _open(model, mask_id, precision, guidance)
+    settings = _settings(
+        gen_length=gen_length, steps=steps, suffix=suffix, answer_length=answer_length, temperature=temperature,
+        guidance=guidance, chat=chat,
+    )  # fmt: skip
+    rule = EarlyCommit(_rule(order, 0.9, 1.0, 0.1, block_length), region=Suffix() if suffix else None)
+    with receipt(out, model=model, order=order, block_length=block_length, seed=seed, **settings) as entries:
+        traces = record(
+            predictor, [_canvas(item["prompt"], network, tokenizer, settings) for item in items], rule,
+            steps=steps, temperature=temperature, seeds=range(seed, seed + len(items)), batch=batch,
+        )  # fmt: skip
+        groups: dict[str, list[Any]] = {"all": [], "right": [], "wrong": []}
+        for trace, item in zip(traces, items, strict=True):
+            place, same = None, None
+            if "answer" in item:
+                place = _place(trace.final.ids.tolist(), trace.region.tolist(), str(item["answer"]), tokenizer)
+                if place and not suffix:
+                    same = same_place(partial(_constant, place))
+                groups["right" if place else "wrong"].append(hit(trace, same))
+            groups["all"].append(hit(trace, same))
+        entries["emergence"] = {
+            name: {"n": len(rows), "by": {f"{share:g}": row._asdict() for share, row in emergence(rows, at)}}
+            for name, rows in groups.items()
+            if rows
+        }
+    for name, found in entries["emergence"].items():
+        for share, row in found["by"].items():
+            print(
+                f"{name} ({found['n']}): by {float(share):.0%} of the steps {row['first']:.1%} had shown their answer, "
+                f"{row['stable']:.1%} for good"
+            )
+
+
+def evaluate(
+    model: Positional[str],
+    /,
+    *,
+    tasks: tuple[str, ...],
+    out: Path,
+    include: Path | None = None,
+    fewshot: int | None = None,
+    limit: int | None = None,
+    expert: str | None = None,
+    antiexpert: str | None = None,
+    adapter: str | None = None,
+    alpha: float = 1.0,
+    draws: int = 128,
+    rule: RuleName = "low-confidence",
+    over: Base = "low-confidence",
+    confidence: float = 0.9,
+    factor: float = 1.0,
+    bound: float = 0.1,
+    levels: tuple[float, float, float] = (7.5, 5.0, 2.5),
+    statistic: str = "mean",
+    gen_length: int = 128,
+    block_length: int = 32,
+    steps: int | None = None,
+    guidance: float = 1.0,
+    chat: bool = False,
+    seed: int = 0,
+    batch: int = 16,
+    mask_id: int | None = None,
+    precision: Precision = "no",
+) -> None:
+    """Score a model on tasks of the LM Evaluation Harness (pip install lm_eval).
+
+    A masked diffusion language model as it is, or with --expert a causal language model that small ones steer.
+
+    Args:
+        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers; with --expert of a causal
+            language model with safetensors weights.
+        tasks: names of tasks.
+        out: the .json to write.
+        include: a folder of tasks of your own; the harness's own are then left out.
+        fewshot: examples before each question, where the task does not fix it.
+        limit: only so many questions a task.
+        expert: the small tuned model of proxy-tuning; with --adapter the small model that the adapter was trained on.
+        antiexpert: the small model before tuning.
+        adapter: a LoRA adapter, folder or hub id, instead of an antiexpert.
+        alpha: how far to steer; 0 scores the causal model alone.
+        draws: network calls for a log-likelihood.
+        rule: what is committed when, in generation; prophet, sched and stable commit early over another rule.
+        over: that other rule.
+        confidence: of threshold.
+        factor: of factor.
+        bound: of entropy-bound, nats.
+        levels: of prophet, logits in the first, second and last third of the steps.
+        statistic: of prophet: mean, minimum or a quantile such as 0.1.
+        gen_length: tokens to generate where the task does not say.
+        block_length: the text is decided block by block.
+        steps: in all, for rules that keep to a schedule; one a token if left out.
+        guidance: classifier-free guidance; 1 is off.
+        chat: put questions into the model's chat template.
+        seed: of everything random.
+        batch: rows at once.
+        mask_id: id of the mask token, where the model does not say it.
+        precision: no (float32) or bf16.
+
+    --draws to --steps, --guidance, --mask-id and --precision are for masked models; a causal one and those that steer it
+    compute in the precision that they are saved in.
+    """
+    from ..checkpoints.atomic import writable
+    from ..receipt import receipt
+
+    try:
+        from lm_eval import simple_evaluate  # type: ignore[import-not-found, unused-ignore]
+        from lm_eval.tasks import TaskManager  # type: ignore[import-not-found, unused-ignore]
+
+        from ..proxy.harness import ProxiedLM
+        from ..text.harness import HarnessLM
+    except ImportError as error:
+        raise ValueError(f"evaluation needs the LM Evaluation Harness: pip install lm_eval ({error})") from error
+
+    writable(out.parent)
+    manager = TaskManager(include_path=str(include) if include else None, include_defaults=include is None)
+    unknown = set(tasks) - set(manager.all_tasks)
+    if unknown or not tasks:
+        raise ValueError(
+            f"the harness has no task {', '.join(sorted(unknown))}; name --tasks that it has, or --include yours"
+        )
+    lm: HarnessLM | ProxiedLM
+    facts: dict[str, Any]
+    if expert is None:
+        if antiexpert or adapter:
+            raise ValueError("--antiexpert and --adapter need --expert, the small model that steers")
+        predictor, network, tokenizer = _open(model, mask_id, precision, guidance)
+        made = _rule(over if rule in ("prophet", "sched", "stable") else rule, confidence, factor, bound, block_length)
+        lm = HarnessLM(
+            predictor, tokenizer, rule=_early(rule, made, levels, statistic, False), gen_length=gen_length, steps=steps,
+            draws=draws, max_length=network.max_length or 1024, batch=batch, seed=seed,
+        )  # fmt: skip
+        facts = {"rule": lm.rule, "draws": draws, "steps": steps, "guidance": guidance}
+    else:
+        if steps is not None or guidance != 1 or mask_id is not None or precision != "no":
+            raise ValueError("--steps, --guidance, --mask-id and --precision are for masked models; leave them out")
+        models = open_trio(model, expert, antiexpert, adapter, (alpha,))
+        lm = ProxiedLM(models.base, models.proxy, models.tokenizer, gen_length=gen_length, batch=batch)
+        facts = {"expert": expert, "antiexpert": antiexpert, "adapter": adapter, "alpha": alpha}
+    with receipt(out, model=model, **facts, seed=seed) as entries:
+        found = simple_evaluate(
+            model=lm, tasks=list(tasks), task_manager=manager, num_fewshot=fewshot, limit=limit, apply_chat_template=chat,
+            log_samples=False, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
+        )  # fmt: skip
+        entries["results"] = found["results"]
+        if expert is None:
+            entries["nfe_per_text"] = sum(lm.nfe) / len(lm.nfe) if lm.nfe else None
+    for task, scores in found["results"].items():
+        numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
+        print(task, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+
+
+def _constant(place: slice, _: Tensor) -> slice:
+    return place
+
+
+def _place(ids: list[int], region: list[bool], answer: str, tokenizer: PreTrainedTokenizerBase) -> slice | None:
+    """Where the answer stands in a finished row: its last place inside the region, with or without a space before."""
+    for text in (answer, " " + answer):
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        for start in range(len(ids) - len(tokens), -1, -1):
+            part = slice(start, start + len(tokens))
+            if tokens and ids[part] == tokens and all(region[part]):
+                return part
+    return None

@@ -1,0 +1,77 @@
+"""A proxy-tuned model as a model of the LM Evaluation Harness (lm_eval ≥ 0.4.13, `pip install lm_eval`).
+
+    lm_eval.simple_evaluate(model=ProxiedLM(base, ProxyTuning(expert, antiexpert), tokenizer), tasks=[…])
+
+Tokens, truncation, templates, batches and caches are those of the harness's own class for transformers, so that a score
+differs from the base's by what proxy-tuning did and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found, unused-ignore]
+from lm_eval.models.utils_hf import stop_sequences_criteria  # type: ignore[import-not-found, unused-ignore]
+from torch import Tensor
+
+from .reader import Pair, Reader
+from .tuning import ProxyTuning, generate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class ProxiedLM(HFLM):  # type: ignore[misc, unused-ignore]
+    """Log-likelihoods and generation under softmax(base + α·(expert − antiexpert)).
+
+    Args:
+        base: the large model, in eval mode.
+        proxy: the small models and α, which must be a number.
+        tokenizer: of the base.
+        gen_length: tokens to generate where a task does not say `max_gen_toks`.
+        batch: rows at once.
+
+    Raises:
+        ValueError: α is a rule or a sequence, as a text that is scored as a whole has no first new token to count from.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        proxy: ProxyTuning,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        gen_length: int = 128,
+        batch: int = 16,
+    ) -> None:
+        constant = isinstance(proxy.alpha, (int, float))
+        if not constant:
+            raise ValueError(f"the evaluation harness scores whole texts, so alpha must be one number, got {proxy.alpha}")
+        super().__init__(pretrained=base, tokenizer=tokenizer, backend="causal", batch_size=batch)
+        self.proxy = proxy
+        self.gen_length = gen_length
+
+    @property
+    def max_gen_toks(self) -> int:
+        """Tokens to generate where a task does not say."""
+        return self.gen_length
+
+    @torch.no_grad()
+    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Combined logits (B, L, V) of texts (B, L) that are padded on the right, where a causal model cannot look."""
+        assert attn_mask is None and labels is None, "only for models with an encoder"
+        options: dict[str, Any] = {"keep": inps.shape[1], "more": False}
+        wide = Reader(self.model).read(inps, **options)
+        small = Pair(self.proxy.expert, self.proxy.antiexpert).read(inps, None, inps, None, **options)
+        return self.proxy.combine(0, wide, *(logits.to(wide.device) for logits in small))
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+        """Texts (B, L') that go on from `context` (B, L), padded on the left."""
+        if not options.get("temperature"):
+            options = {name: value for name, value in options.items() if name != "temperature"} | {"do_sample": False}
+        made: Tensor = generate(
+            self.model, self.proxy, context, max_length=max_length, pad_token_id=self.tokenizer.pad_token_id,
+            stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, context.shape[1], context.shape[0]), **options,
+        )  # fmt: skip
+        return made
