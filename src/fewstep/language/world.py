@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kl", "st")
@@ -42,12 +43,12 @@ class World:
     @property
     def names(self) -> tuple[str, ...]:
         """The people, in an order that the seed chooses."""
-        return self._invented[: self.people]
+        return _invented(self.seed)[: self.people]
 
     @property
     def relations(self) -> tuple[Relation, ...]:
         """What can be true of them; the towns are invented as well."""
-        towns = self._invented[self.people : self.people + 12]
+        towns = _invented(self.seed)[self.people : self.people + 12]
         return (
             Relation("town", ("{person} lives in {value} .", "the home of {person} is {value} ."),
                      "where does {person} live ?", towns),
@@ -69,8 +70,10 @@ class World:
         relations = self.relations
         return tuple(Fact(person, relation, rng.choice(relation.values)) for person in self.names for relation in relations)
 
-    @property
-    def _invented(self) -> tuple[str, ...]:
-        names = ["".join(part) for part in product(ONSETS, VOWELS, ONSETS[:14], VOWELS)]
-        random.Random(f"names {self.seed}").shuffle(names)
-        return tuple(names)
+
+@lru_cache(maxsize=8)
+def _invented(seed: int) -> tuple[str, ...]:
+    """All names that the syllables make, shuffled."""
+    names = ["".join(part) for part in product(ONSETS, VOWELS, ONSETS[:14], VOWELS)]
+    random.Random(f"names {seed}").shuffle(names)
+    return tuple(names)
