@@ -94,7 +94,8 @@ def proxy(
             with atomic_file(out / "proxy.html") as file:
                 file.write(page(acted, tokenizer, prompt).encode())
     if not live:
-        print("\n\n".join(p + w for p, w in zip(prompt, words, strict=True)))
+        whole = [[*before.tolist(), *text] for before, text in zip(_rows(inputs), texts, strict=True)]
+        print("\n\n".join(tokenizer.decode(row, skip_special_tokens=True) for row in whole))
     places, count = sum(len(a.places) for a in acted), sum(len(a.tokens) for a in acted)
     print(f"\nfirst choice changed at {places} of {count} tokens" + (f"; where: {out / 'proxy.html'}" if out else ""))
 
@@ -142,9 +143,11 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 def _model(name: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     from ..device import on_device
 
+    logging.disable_progress_bar()
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True)
     except (OSError, ValueError) as error:
