@@ -58,7 +58,7 @@ def decode(
     """Decode prompts with a masked diffusion language model, and stop each as soon as it knows.
 
     Args:
-        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers.
+        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         prompt: one prompt; its text streams to the terminal.
         file: or a .jsonl of prompts: strings, or objects with a "prompt", whose other entries are kept.
         out: a .jsonl for the results; without it they go to the terminal.
@@ -152,7 +152,7 @@ def calibrate(
     the result with fewstep decode --calibration and the same options, on other prompts than these.
 
     Args:
-        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers.
+        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         file: a .jsonl of prompts: strings, or objects with a "prompt".
         out: the .json to write.
         epsilon: allowed share of changed answers.
@@ -232,7 +232,7 @@ def settle_text(
     place is known from the final output only), else the whole text.
 
     Args:
-        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers.
+        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         file: a .jsonl of prompts: strings, or objects with a "prompt" and, to tell right from wrong, an "answer".
         out: the .json to write.
         order: in which positions are decided, the most confident first or by chance.
@@ -322,7 +322,7 @@ def evaluate(
     """Score a model on tasks of the LM Evaluation Harness (pip install lm_eval).
 
     Args:
-        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers.
+        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         tasks: names of tasks.
         out: the .json to write.
         include: a folder of tasks of your own; the harness's own are then left out.

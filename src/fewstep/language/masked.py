@@ -32,6 +32,8 @@ class Hidden:
         families: in turn; one named twice gets twice the items.
         vocabulary: word -> id.
         run: how many items of a family in a row; the batch size.
+        opening: how many runs of the first family come before the turns begin. What all its tokens decide together is
+            found late, or not at all in a network that the others have shaped.
         seed: of what is hidden.
 
     Reference: Sahoo et al. 2024, Simple and Effective Masked Diffusion Language Models.
@@ -40,10 +42,12 @@ class Hidden:
     families: tuple[Family, ...]
     vocabulary: dict[str, int]
     run: int
+    opening: int = 0
     seed: int = 0
 
     def __call__(self, number: int) -> tuple[Tensor, Tensor]:
-        item = self.families[number // self.run % len(self.families)].item(number)
+        turn = max(0, number // self.run - self.opening) % len(self.families)
+        item = self.families[turn].item(number)
         rng = np.random.default_rng((self.seed, number))
         offset = np.random.default_rng(self.seed).random()
         t = (offset + number * GOLDEN) % 1

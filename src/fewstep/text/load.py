@@ -13,6 +13,7 @@ from .predictor import NetworkPredictor
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+BUNDLED = Path(__file__).parent.parent / "assets" / "text"  # what the name "bundled" stands for
 LLADA_EOT = 126348  # <|eot_id|>: ends a turn of the instruction-tuned LLaDA; its config names <|endoftext|> only
 # LLaDA's names -> Llama's, as regular expressions of at most one group, which is what transformers takes
 LLADA_NAMES = {
@@ -51,7 +52,7 @@ def load_text(
     be a model that AutoModelForMaskedLM knows. Weights are read shard by shard; no code of the checkpoint runs.
 
     Args:
-        source: a folder, or the id of a hub repository.
+        source: a folder, the id of a hub repository, or "bundled" for the small model that comes with the package.
         mask_id: id of the mask token, where neither the configuration nor the tokenizer names it.
         dtype: of the weights.
         device: a device, or "auto" to spread the model over all there are.
@@ -129,6 +130,8 @@ def text_folder(source: str | Path) -> Path:
     path = Path(source)
     if path.is_dir():
         return path
+    if str(source) == "bundled":
+        return BUNDLED
     if path.exists() or path.is_absolute() or str(source).startswith(".") or str(source).count("/") > 1:
         raise ValueError(
             f"{source} is not a folder; give the folder of a masked language model or the id of a hub repository"
