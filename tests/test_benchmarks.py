@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 import zipfile
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from conftest import noise_images
 from PIL import Image
+from scipy.stats import binom
 from transformers import Dinov2Config, Dinov2Model
+
+from fewstep.cli.language import train_text
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
 def benchmark(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 
@@ -50,3 +56,35 @@ def test_cifar10(pictures, tmp_path, capsys) -> None:
     ]  # fmt: skip
     cifar10.speed(batch=4, steps=1, widths=(8, 16), kinds=("float32", "bfloat16, channels last"))
     assert "channels last" in capsys.readouterr().out
+
+
+def test_text(tmp_path, capsys) -> None:
+    """Every rule on a model of a few training steps, and the intervals where they are known."""
+    text = benchmark("text")
+    train_text(out=tmp_path / "run", items=32, batch=8, hidden=16, layers=1, heads=2, intermediate=16)
+    text.main(["--model", str(tmp_path / "run" / "model"), "--families", "facts", "--n", "24", "--calibration", "60",
+               "--epsilon", "0.05", "--timed", "4", "--rounds", "1", "--out", str(tmp_path / "text.json")])  # fmt: skip
+    found = json.loads((tmp_path / "text.json").read_text())["families"]["facts"]
+    full, *others = found["rules"]
+    assert (full["kind"], full["n"], full["nfe"], full["gained"], full["lost"]) == ("full", 24, 12, 0, 0)
+    assert {rule["kind"] for rule in others} == {"fewer", "threshold", "early", "calibrated"}
+    assert all(rule["nfe"] <= 12 for rule in others) and found["plain"]["same_ids"]
+    assert full["batch 16"]["of_full"] == 1 and "over threshold 0.9, calibrated 0.05" in capsys.readouterr().out
+    text.main(["--prompts", str(tmp_path), "--n", "3"])
+    lines = [json.loads(line) for line in (tmp_path / "word_problems.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and all(line["prompt"].endswith("have ?") and line["answer"].isdigit() for line in lines)
+
+
+def test_intervals_of_shares_and_their_differences() -> None:
+    text, z2 = benchmark("text"), 3.841458820694124
+    low, high = text.clopper_pearson(7, 20)
+    assert binom.sf(6, 20, low) == pytest.approx(0.025) and binom.cdf(7, 20, high) == pytest.approx(0.025)
+    assert text.clopper_pearson(0, 10)[0] == 0 and text.clopper_pearson(10, 10)[1] == 1
+    assert text.tango(0, 0, 200) == pytest.approx((-z2 / (200 + z2), z2 / (200 + z2)), abs=1e-6)
+    low, high = text.tango(3, 9, 100)
+    assert text.tango(9, 3, 100) == pytest.approx((-high, -low)) and low < -0.06 < high
+    rng, n, covered = np.random.default_rng(0), 150, 0
+    for gained, lost, _ in rng.multinomial(n, [0.04, 0.08, 0.88], size=1000):
+        low, high = text.tango(int(gained), int(lost), n)
+        covered += low <= -0.04 <= high
+    assert 0.93 < covered / 1000 < 0.98
