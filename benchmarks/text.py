@@ -1,7 +1,7 @@
 """What early commit does to a masked diffusion language model: accuracy, steps and seconds, family by family.
 
     python benchmarks/text.py --out runs/text.json
-    python benchmarks/text.py --prompts runs/prompts       # the held-out items as .jsonl, for the command line
+    python benchmarks/text.py --prompts runs/prompts       # held-out items as .jsonl, for the command line
 
 Every rule decodes the same held-out items. Thresholds are calibrated on other held-out items. Accuracies have exact 95 %
 intervals (Clopper and Pearson), differences to full decoding on the same items Tango's. Times are ratios to full decoding,
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fewstep.language.masked import canvas
 from fewstep.language.tasks import Family, Item, Sudoku, bundled_families, stated_answer
-from fewstep.language.tokens import EOS
+from fewstep.language.tokens import EOS, MASK
 from fewstep.receipt import receipt
 from fewstep.text.calibrate import boldest, exits
 from fewstep.text.commit import (
@@ -290,15 +290,18 @@ def _line(entry: dict[str, Any], full: dict[str, Any]) -> str:
     )
 
 
-def write_prompts(families: dict[str, Family], out: Path, n: int) -> None:
-    """The held-out test items of each family whose region comes after a prompt, as `fewstep decode` reads them."""
+def write_prompts(families: dict[str, Family], out: Path, first: int, n: int) -> None:
+    """Held-out items as `fewstep decode` reads them; a sudoku is a prompt with masks (--gen-length 0)."""
     out.mkdir(parents=True, exist_ok=True)
     for name, family in families.items():
-        items = [family.item(TEST + k, held_out=True) for k in range(n)]
-        if any(item.given for item in items):
-            continue
-        lines = [json.dumps({"prompt": " ".join(item.prompt), "answer": item.answer}) for item in items]
-        (out / f"{name.replace(' ', '_')}.jsonl").write_text("\n".join(lines) + "\n")
+        lines = []
+        for item in (family.item(first + k, held_out=True) for k in range(n)):
+            asked = {"prompt": " ".join(item.prompt), "answer": item.answer}
+            if item.given:
+                seen = [word if place in item.given else MASK for place, word in enumerate(item.target)]
+                asked = {"prompt": " ".join([*item.prompt, *seen])}
+            lines.append(json.dumps(asked) + "\n")
+        (out / f"{name.replace(' ', '_')}.jsonl").write_text("".join(lines))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -316,7 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     families = bundled_families()
     if args.prompts:
-        write_prompts(families, args.prompts, args.n)
+        write_prompts(families, args.prompts, TEST, args.n)
+        write_prompts(families, args.prompts / "calibration", 0, args.calibration)
         return
     facts = {"model": args.model, "calibration": args.calibration, "threads": torch.get_num_threads()}
     with receipt(args.out, **facts) as entries:

@@ -70,9 +70,11 @@ def test_text(tmp_path, capsys) -> None:
     assert {rule["kind"] for rule in others} == {"fewer", "threshold", "early", "calibrated"}
     assert all(rule["nfe"] <= 12 for rule in others) and found["plain"]["same_ids"]
     assert full["batch 16"]["of_full"] == 1 and "over threshold 0.9, calibrated 0.05" in capsys.readouterr().out
-    text.main(["--prompts", str(tmp_path), "--n", "3"])
+    text.main(["--prompts", str(tmp_path), "--n", "3", "--calibration", "5"])
     lines = [json.loads(line) for line in (tmp_path / "word_problems.jsonl").read_text().splitlines()]
     assert len(lines) == 3 and all(line["prompt"].endswith("have ?") and line["answer"].isdigit() for line in lines)
+    asked = json.loads((tmp_path / "calibration" / "sudoku.jsonl").read_text().splitlines()[4])["prompt"]
+    assert asked.count("<mask>") == 24 and asked.startswith("r1 ")
 
 
 def test_intervals_of_shares_and_their_differences() -> None:

@@ -70,6 +70,14 @@ def test_a_file_of_prompts(model: Path, tmp_path: Path) -> None:
         assert result["text"].split() == said(row.tokens)
 
 
+def test_masks_in_a_prompt_are_filled(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('"w3 [MASK] w4 [MASK] [MASK] w5"\n')
+    cli_text.decode(str(model), file=tmp_path / "p.jsonl", out=tmp_path / "o.jsonl", rule="low-confidence", gen_length=0)
+    row = decode(load_text(model), [torch.tensor([8, 1, 9, 1, 1, 10])], TopK())[0]
+    (result,) = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert result["text"].split() == said(row.tokens) and result["nfe"] == 3 and result["tokens"] == 5
+
+
 def test_results_go_to_the_terminal_without_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli_text.decode(str(model), file=write_prompts(tmp_path / "p.jsonl"), gen_length=4, rule="threshold")
     assert len([json.loads(line) for line in capsys.readouterr().out.splitlines()]) == 6
@@ -166,7 +174,8 @@ def test_settle_counts_right_and_wrong(
         ({"prompt": "w1", "file": Path("x")}, "--prompt or a --file"),
         ({"file": Path("missing.jsonl")}, "there is no file missing.jsonl"),
         ({"prompt": "w1", "gen_length": 40}, "prompt of 1 tokens and 40 to generate are more than the 40"),
-        ({"prompt": "w1", "gen_length": 0}, "at least one token"),
+        ({"prompt": "w1", "gen_length": -1}, "must not be negative"),
+        ({"prompt": "w1", "gen_length": 0}, "nothing is left"),
         ({"prompt": "w1", "gen_length": 4, "suffix": "answer is", "answer_length": 3}, "do not fit into 4"),
         ({"prompt": "w1", "gen_length": 4, "block_length": 0}, "at least one position"),
         ({"prompt": "w1", "gen_length": 4, "steps": 0}, "at least one step"),

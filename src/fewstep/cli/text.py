@@ -70,7 +70,7 @@ def decode(
         bound: of entropy-bound, nats.
         levels: of prophet, logits in the first, second and last third of the steps.
         statistic: of prophet: mean, minimum or a quantile such as 0.1.
-        gen_length: tokens to generate, --suffix included.
+        gen_length: tokens to generate, --suffix included; 0 fills the mask tokens in the prompts and adds none.
         block_length: the text is decided block by block; as long as --gen-length means all at once.
         steps: in all, for rules that keep to a schedule; one a token if left out.
         suffix: text that stands in the generation from the start, such as "The answer is"; prophet watches what follows.
@@ -163,7 +163,7 @@ def calibrate(
         bound: of entropy-bound, nats.
         levels: thresholds in the first, second and last third of the steps; their common factor is calibrated.
         statistic: of the gaps between the two largest logits: mean, minimum or a quantile such as 0.1.
-        gen_length: tokens to generate, --suffix included.
+        gen_length: tokens to generate, --suffix included; 0 fills the mask tokens in the prompts and adds none.
         block_length: the text is decided block by block.
         steps: in all, for rules that keep to a schedule; one a token if left out.
         suffix: text that stands in the generation from the start; the answer is what follows, else the whole text.
@@ -236,7 +236,7 @@ def settle_text(
         file: a .jsonl of prompts: strings, or objects with a "prompt" and, to tell right from wrong, an "answer".
         out: the .json to write.
         order: in which positions are decided, the most confident first or by chance.
-        gen_length: tokens to generate, --suffix included.
+        gen_length: tokens to generate, --suffix included; 0 fills the mask tokens in the prompts and adds none.
         block_length: the text is decided block by block.
         steps: in all; one a token if left out.
         suffix: text that stands in the generation from the start.
@@ -448,8 +448,8 @@ def _early(
 
 
 def _settings(**settings: Any) -> dict[str, Any]:
-    if settings["gen_length"] < 1:
-        raise ValueError(f"at least one token must be generated, got --gen-length {settings['gen_length']}")
+    if settings["gen_length"] < 0:
+        raise ValueError(f"--gen-length must not be negative, got {settings['gen_length']}")
     return settings
 
 
