@@ -30,6 +30,7 @@ from fewstep.language.tokens import EOS, MASK
 from fewstep.receipt import receipt
 from fewstep.text.calibrate import boldest, exits
 from fewstep.text.commit import (
+    KLASS,
     CommitRule,
     EarlyCommit,
     EntropyBound,
@@ -48,7 +49,15 @@ TEST = 1_000_000  # number of the first test item; calibration items count from 
 BASES: dict[str, CommitRule] = {
     "one a step": TopK(), **{f"threshold {c}": Threshold(c) for c in (0.5, 0.7, 0.9, 0.95, 0.99)}
 }  # fmt: skip
-TIMED = ("one a step", "1/4 of the steps", "threshold 0.9", "Prophet as published", "SchED", "stable and confident")
+TIMED = (
+    "one a step",
+    "1/4 of the steps",
+    "threshold 0.9",
+    "KLASS 0.9, 0.01",
+    "Prophet as published",
+    "SchED",
+    "stable and confident",
+)
 
 
 def watchers(base: CommitRule) -> tuple[dict[str, EarlyCommit], dict[str, EarlyCommit]]:
@@ -112,7 +121,7 @@ class Entry:
     """One row of the table: a rule, which items came out right, and how many network calls each took."""
 
     name: str
-    kind: str  # "full", "fewer", "threshold", "early" or "calibrated"
+    kind: str  # "full", "fewer", "threshold", "parallel", "early" or "calibrated"
     rule: CommitRule
     right: list[bool]
     nfe: list[float]
@@ -211,8 +220,9 @@ def compare(bench: Bench, calibration: Sequence[Item], items: Sequence[Item], ep
     length = len(items[0].target) - len(items[0].given)
     entries += [bench.decoded(f"1/{k} of the steps", "fewer", TopK(), items, -(-length // k)) for k in (2, 4)]
     entries += [
-        bench.decoded("factor 1", "threshold", Factor(1.0), items),
-        bench.decoded("entropy bound 0.1", "threshold", EntropyBound(0.1), items),
+        bench.decoded("factor 1", "parallel", Factor(1.0), items),
+        bench.decoded("entropy bound 0.1", "parallel", EntropyBound(0.1), items),
+        bench.decoded("KLASS 0.9, 0.01", "parallel", KLASS(), items),
         bench.decoded("stable and confident", "early", StableAndConfident(TopK()), items),
     ]
     return entries
@@ -231,7 +241,7 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     table = [entry.plain(entries[0]) for entry in entries]
     for row in table:
         print(_line(row, table[0]), flush=True)
-    kept = {kind: best(table, kind) for kind in ("threshold", "calibrated")}
+    kept = {kind: best(table, kind) for kind in ("threshold", "parallel", "calibrated")}
     names = {row["name"] for row in kept.values() if row} | set(TIMED)
     timed = [entry for entry in entries if entry.name in names]
     some = items[: args.timed]

@@ -67,7 +67,7 @@ def test_text(tmp_path, capsys) -> None:
     found = json.loads((tmp_path / "text.json").read_text())["families"]["facts"]
     full, *others = found["rules"]
     assert (full["kind"], full["n"], full["nfe"], full["gained"], full["lost"]) == ("full", 24, 12, 0, 0)
-    assert {rule["kind"] for rule in others} == {"fewer", "threshold", "early", "calibrated"}
+    assert {rule["kind"] for rule in others} == {"fewer", "threshold", "parallel", "early", "calibrated"}
     assert all(rule["nfe"] <= 12 for rule in others) and found["plain"]["same_ids"]
     assert full["batch 16"]["of_full"] == 1 and "over threshold 0.9, calibrated 0.05" in capsys.readouterr().out
     text.main(["--prompts", str(tmp_path), "--n", "3", "--calibration", "5"])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..text.decode import Decoded
     from ..text.predictor import MaskPredictor, NetworkPredictor
 
-Base = Literal["low-confidence", "random", "threshold", "factor", "entropy-bound"]
+Base = Literal["low-confidence", "random", "threshold", "factor", "entropy-bound", "klass"]
 RuleName = Literal[Base, "prophet", "sched", "stable"]
 Precision = Literal["no", "bf16"]
 
@@ -65,7 +65,7 @@ def decode(
         rule: what is committed when; prophet, sched and stable commit early over another rule.
         over: that other rule.
         calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule.
-        confidence: of threshold.
+        confidence: of threshold and klass.
         factor: of factor.
         bound: of entropy-bound, nats.
         levels: of prophet, logits in the first, second and last third of the steps.
@@ -158,7 +158,7 @@ def calibrate(
         epsilon: allowed share of changed answers.
         delta: allowed probability that the guarantee is wrong.
         over: the rule that decides until the commit, and whose full decoding is the measure.
-        confidence: of threshold.
+        confidence: of threshold and klass.
         factor: of factor.
         bound: of entropy-bound, nats.
         levels: thresholds in the first, second and last third of the steps; their common factor is calibrated.
@@ -331,7 +331,7 @@ def evaluate(
         draws: network calls for a log-likelihood.
         rule: what is committed when, in generation; prophet, sched and stable commit early over another rule.
         over: that other rule.
-        confidence: of threshold.
+        confidence: of threshold and klass.
         factor: of factor.
         bound: of entropy-bound, nats.
         levels: of prophet, logits in the first, second and last third of the steps.
@@ -414,7 +414,7 @@ def _open(
 
 
 def _rule(name: str, confidence: float, factor: float, bound: float, block_length: int) -> CommitRule:
-    from ..text.commit import Blockwise, EntropyBound, Factor, Threshold, TopK
+    from ..text.commit import KLASS, Blockwise, EntropyBound, Factor, Threshold, TopK
 
     rules: dict[str, CommitRule] = {
         "low-confidence": TopK(),
@@ -422,6 +422,7 @@ def _rule(name: str, confidence: float, factor: float, bound: float, block_lengt
         "threshold": Threshold(confidence),
         "factor": Factor(factor),
         "entropy-bound": EntropyBound(bound),
+        "klass": KLASS(confidence),
     }
     return Blockwise(rules[name], block_length)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..receipt import write_json
 from .commit import (
+    KLASS,
     Blockwise,
     CommitRule,
     EarlyCommit,
@@ -30,7 +31,7 @@ from .settle import Same, Trace, record
 FACTORS = tuple(2.0 ** (k / 4) for k in range(20, -21, -1))  # 32 … 1/32
 WRITTEN = {
     kind.__name__: kind
-    for kind in (TopK, Threshold, Factor, EntropyBound, Blockwise, EarlyCommit, StableAndConfident,
+    for kind in (TopK, Threshold, Factor, EntropyBound, KLASS, Blockwise, EarlyCommit, StableAndConfident,
                  Stairs, Linear, Cosine, Exponential, Scaled, Span, Suffix)
 }  # fmt: skip
 

@@ -162,3 +162,6 @@ class _Watch(CommitRule):
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
         seen = [rule.sees(masked, open) for rule in self.rules]
         return torch.stack(seen).any(0)
+
+    def remembers(self) -> int:
+        return self.rules[0].rule.remembers()
