@@ -13,19 +13,19 @@ from transformers import Trainer
 
 from fewstep.cli.language import train_text
 from fewstep.language.masked import IGNORED, Hidden, canvas
-from fewstep.language.tasks import Sudoku, WordProblems, bundled_families
+from fewstep.language.tasks import Facts, Sudoku, WordProblems, bundled_families
 from fewstep.language.tokens import EOS, MASK, PAD, word_tokenizer
 from fewstep.text.commit import TopK
 from fewstep.text.decode import decode
 from fewstep.text.load import load_text, load_tokenizer
 
-FAMILIES = bundled_families(training=True)
+FAMILIES = bundled_families() | {"word problems": WordProblems(suffix=0.25), "facts": Facts(statements=0.25)}
 VOCABULARY = word_tokenizer(word for family in FAMILIES.values() for word in family.words).get_vocab()
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_only_the_open_region_is_hidden(name: str) -> None:
-    hidden, shares = Hidden((FAMILIES[name],), VOCABULARY, run=64), []
+    hidden, shares = Hidden(((0, (FAMILIES[name],)),), VOCABULARY, run=64), []
     for number in range(256):
         item = FAMILIES[name].item(number)
         ids, labels = hidden(number)
@@ -38,25 +38,28 @@ def test_only_the_open_region_is_hidden(name: str) -> None:
         shares.append(float(masked.sum()) / (len(truth) - len(seen)))
     quarters = torch.tensor(shares).quantile(torch.tensor([0.25, 0.5, 0.75]))
     assert torch.allclose(quarters, torch.tensor([0.25, 0.5, 0.75]), atol=1 / 12)  # a fact has 12 places
-    assert torch.equal(hidden(5)[0], Hidden((FAMILIES[name],), VOCABULARY, run=32)(5)[0])  # a function of the number
+    assert torch.equal(
+        hidden(5)[0], Hidden(((0, (FAMILIES[name],)),), VOCABULARY, run=32)(5)[0]
+    )  # a function of the number
 
 
 def test_every_batch_has_all_amounts_of_noise() -> None:
     """32 items in a row, wherever: some 32·(b − a) have a ≤ t < b, which chance alone would not give."""
-    hidden = Hidden((Sudoku(givens=0),), VOCABULARY, run=32)
+    hidden = Hidden(((0, (Sudoku(givens=0),)),), VOCABULARY, run=32)
     for first in (0, 1000, 12_345):
         share = torch.tensor([float((hidden(first + k)[1] != IGNORED).sum()) / 36 for k in range(32)])
         assert abs(float(share.mean()) - 0.5) < 0.04
 
 
 def test_families_take_turns() -> None:
-    hidden = Hidden((FAMILIES["sudoku"], FAMILIES["facts"]), VOCABULARY, run=3, opening=2)
-    of_sudoku = [VOCABULARY["r1"] in hidden(number)[0] for number in range(15)]
-    assert of_sudoku == [True] * 9 + [False] * 3 + [True] * 3  # two runs before the turns, then sudoku, facts, sudoku
+    sudoku, facts = FAMILIES["sudoku"], FAMILIES["facts"]
+    hidden = Hidden(((0, (sudoku,)), (3, (sudoku, facts)), (6, (facts,))), VOCABULARY, run=3)
+    of_sudoku = [VOCABULARY["r1"] in hidden(number)[0] for number in range(24)]
+    assert of_sudoku[::3] == of_sudoku[1::3] == of_sudoku[2::3] == [True, True, True, False, True, False, False, False]
 
 
 def test_a_batch_is_padded_on_the_right() -> None:
-    hidden = Hidden((FAMILIES["word problems"],), VOCABULARY, run=8)
+    hidden = Hidden(((0, (FAMILIES["word problems"],)),), VOCABULARY, run=8)
     items = [hidden(number) for number in range(8)]
     batch = hidden.collate(items)
     for (ids, labels), row, mask, label in zip(
@@ -85,7 +88,7 @@ def test_training_goes_on_where_it_stopped_and_can_be_decoded(tmp_path: Path) ->
     train_text(out=tmp_path / "whole", **TINY)
     whole = load_file(tmp_path / "whole" / "model" / "model.safetensors")
     receipt = json.loads((tmp_path / "whole" / "receipt.json").read_text())
-    assert receipt["items"] == 64 and receipt["families"][0]["name"] == "Sudoku"
+    assert receipt["items"] == 64 and receipt["stages"][0] == [0, [{"name": "Sudoku", "seed": 0, "givens": 12}]]
 
     kept = tmp_path / "kept"
     with pytest.MonkeyPatch.context() as patch:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from fewstep.language.tasks import Facts, Item, Sudoku, WordProblems, _rows, bundled_families, stated_answer
+from fewstep.language.tasks import Facts, Item, Sudoku, WordProblems, _rows, bundled_families, stated_answer, text_stages
 from fewstep.language.tokens import EOS
 from fewstep.language.world import World
 
@@ -77,8 +77,8 @@ def test_a_wrong_sudoku_is_wrong() -> None:
 
 
 def test_facts_are_the_worlds() -> None:
-    world = World(people=12, seed=3)
-    family = Facts(world, statements=0.3)
+    world = World(people=14, seed=3)
+    family = Facts(world, people=12, statements=0.3)
     true = {(fact.person, fact.relation.question.format(person=fact.person)): fact.value for fact in world.facts}
     letters, stated = [], 0
     for number in range(300):
@@ -115,9 +115,11 @@ def test_held_out_items_are_about_something_else(name: str) -> None:
 
 
 def test_the_vocabulary_is_complete() -> None:
-    for family in bundled_families(training=True).values():
+    known = {EOS, *(word for family in bundled_families().values() for word in family.words)}
+    for family in (family for _, families in text_stages() for family in families):
         words = {*family.words, EOS}
         assert all(set(item.prompt) | set(item.target) <= words for item in map(family.item, range(300)))
+        assert words <= known
 
 
 def test_the_stated_answer() -> None:

@@ -15,7 +15,6 @@ def train_text(
     layers: int = 6,
     heads: int = 4,
     intermediate: int = 192,
-    opening: int = 300,
     rate: float = 2e-3,
     seed: int = 0,
     save_every: int = 500,
@@ -27,9 +26,8 @@ def train_text(
 
     Args:
         out: folder of the run.
-        items: training items to see, each once: half of them sudoku, a third word problems, a sixth facts.
+        items: training items to see, each once; a third of them are of each family.
         batch: items a step.
-        opening: steps of sudoku alone at the start; without them it is not learned beside the rest.
         hidden: width of the network.
         layers: of the network.
         heads: of its attention.
@@ -43,7 +41,7 @@ def train_text(
 
     from ..checkpoints.atomic import atomic_folder, writable
     from ..language.masked import Hidden, new_masked_lm
-    from ..language.tasks import bundled_families
+    from ..language.tasks import bundled_families, text_stages
     from ..language.tokens import word_tokenizer
     from ..language.train import Numbered, fit
     from ..receipt import receipt
@@ -53,21 +51,19 @@ def train_text(
     if hidden % heads or hidden // heads % 2:
         raise ValueError(f"--hidden must be a multiple of twice --heads, got {hidden} and {heads}")
     writable(out)
-    families = bundled_families(training=True)
-    tokenizer = word_tokenizer(word for family in families.values() for word in family.words)
+    tokenizer = word_tokenizer(word for family in bundled_families().values() for word in family.words)
     torch.manual_seed(seed)
     network = new_masked_lm(tokenizer, hidden=hidden, layers=layers, heads=heads, intermediate=intermediate)
-    turns = tuple(families[name] for name in ("sudoku", "word problems", "sudoku", "facts", "sudoku", "word problems"))
-    examples = Hidden(turns, tokenizer.get_vocab(), batch, opening=opening, seed=seed)
+    stages = text_stages()
+    examples = Hidden(stages, tokenizer.get_vocab(), batch, seed)
     settings: dict[str, Any] = {
         "items": items,
         "batch": batch,
-        "opening": opening,
         "rate": rate,
         "seed": seed,
         "resumed": resume,
     }
-    with receipt(out / "receipt.json", families=turns, network=network.config.to_diff_dict(), **settings) as entries:
+    with receipt(out / "receipt.json", stages=stages, network=network.config.to_diff_dict(), **settings) as entries:
         fit(
             network, Numbered(examples, items), examples.collate, out,
             batch=batch, rate=rate, seed=seed, resume=resume, save_steps=save_every,

@@ -29,25 +29,23 @@ class Hidden:
     evenly. Labels are the hidden tokens.
 
     Args:
-        families: in turn; one named twice gets twice the items.
+        stages: pairs of a run and the families that take turns from that run on; one named twice gets twice the items.
         vocabulary: word -> id.
         run: how many items of a family in a row; the batch size.
-        opening: how many runs of the first family come before the turns begin. What all its tokens decide together is
-            found late, or not at all in a network that the others have shaped.
         seed: of what is hidden.
 
     Reference: Sahoo et al. 2024, Simple and Effective Masked Diffusion Language Models.
     """
 
-    families: tuple[Family, ...]
+    stages: tuple[tuple[int, tuple[Family, ...]], ...]
     vocabulary: dict[str, int]
     run: int
-    opening: int = 0
     seed: int = 0
 
     def __call__(self, number: int) -> tuple[Tensor, Tensor]:
-        turn = max(0, number // self.run - self.opening) % len(self.families)
-        item = self.families[turn].item(number)
+        run = number // self.run
+        families = [families for begin, families in self.stages if begin <= run][-1]
+        item = families[run % len(families)].item(number)
         rng = np.random.default_rng((self.seed, number))
         offset = np.random.default_rng(self.seed).random()
         t = (offset + number * GOLDEN) % 1

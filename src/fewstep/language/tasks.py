@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import permutations
 from typing import Any, Protocol
@@ -68,12 +68,16 @@ class WordProblems(Family):
         seed: of everything random.
         suffix: share of items in which "the answer is" is given, right before the last word of the region.
         most: largest number.
+        first: largest number at the start.
+        change: largest gain or loss.
         length: of the region, words.
     """
 
     seed: int = 0
     suffix: float = 0.0
     most: int = 30
+    first: int = 12
+    change: int = 6
     length: int = 32
 
     people = (("tom", "he"), ("ben", "he"), ("max", "he"), ("paul", "he"),
@@ -107,10 +111,10 @@ class WordProblems(Family):
     def item(self, number: int, *, held_out: bool = False) -> Item:
         rng = random.Random(f"word problem {self.seed} {number} {held_out}")
         while True:
-            total, changes = rng.randint(1, 20), []
+            total, changes = rng.randint(1, self.first), []
             start = total
             for _ in range(rng.randint(2, 4)):
-                k = rng.randint(1, 9)
+                k = rng.randint(1, self.change)
                 sign = rng.choice([s for s in (1, -1) if 0 <= total + s * k <= self.most])
                 changes.append(sign * k)
                 total += sign * k
@@ -183,11 +187,13 @@ class Facts(Family):
 
     Args:
         world: what is asked about.
+        people: how many of its people; of the others nothing is said.
         seed: of everything random.
         statements: share of items that state a fact about a given person in place of a question.
     """
 
     world: World = field(default_factory=lambda: World(people=40))
+    people: int = 24
     seed: int = 0
     statements: float = 0.0
 
@@ -202,7 +208,7 @@ class Facts(Family):
 
     def item(self, number: int, *, held_out: bool = False) -> Item:
         rng = random.Random(f"fact {self.seed} {number} {held_out}")
-        facts = _facts(self.world)
+        facts = _facts(self.world, self.people)
         if rng.random() < self.statements and not held_out:
             fact = rng.choice(facts)
             said = rng.choice(fact.relation.statements).format(person=fact.person, value=fact.value).split()
@@ -231,13 +237,24 @@ def stated_answer(words: Sequence[str]) -> str | None:
     return None
 
 
-def bundled_families(*, training: bool = False) -> dict[str, Any]:
-    """The families of the bundled text model by name; in training with given suffixes and plain statements among them."""
-    return {
-        "word problems": WordProblems(suffix=0.25 if training else 0.0),
-        "sudoku": Sudoku(),
-        "facts": Facts(statements=0.25 if training else 0.0),
-    }
+def bundled_families() -> dict[str, Family]:
+    """What the bundled text model can do, by name."""
+    return {"word problems": WordProblems(), "sudoku": Sudoku(), "facts": Facts()}
+
+
+def text_stages() -> tuple[tuple[int, tuple[Family, ...]], ...]:
+    """What the bundled text model was trained on: from which step on which families take turns.
+
+    Sudoku, whose cells are decided by all others together, is not learned at all when the rest comes at the same time;
+    once it is learned it needs little to be kept. Given suffixes and plain statements are among the items.
+    """
+    sudoku, problems, facts = Sudoku(), WordProblems(suffix=0.25), Facts(statements=0.25)
+    larger, everyone = replace(problems, first=20, change=9), replace(facts, people=40)
+    return (
+        (0, (sudoku,)),
+        (300, (sudoku, larger, sudoku, everyone, sudoku, larger)),
+        (1500, (problems, facts, sudoku, problems, facts, problems, facts)),
+    )
 
 
 def _held_out(key: str) -> bool:
@@ -250,8 +267,8 @@ def _filled(words: Sequence[str], length: int) -> tuple[str, ...]:
 
 
 @cache
-def _facts(world: World) -> Any:
-    return world.facts
+def _facts(world: World, people: int) -> Any:
+    return [fact for fact in world.facts if fact.person in world.names[:people]]
 
 
 @cache
