@@ -76,8 +76,8 @@ class WordProblems(Family):
     seed: int = 0
     suffix: float = 0.0
     most: int = 30
-    first: int = 12
-    change: int = 6
+    first: int = 9
+    change: int = 3
     length: int = 32
 
     people = (("tom", "he"), ("ben", "he"), ("max", "he"), ("paul", "he"),
@@ -250,10 +250,13 @@ def text_stages() -> tuple[tuple[int, tuple[Family, ...]], ...]:
     """
     sudoku, problems, facts = Sudoku(), WordProblems(suffix=0.25), Facts(statements=0.25)
     larger, everyone = replace(problems, first=20, change=9), replace(facts, people=40)
+    medium = replace(problems, first=12, change=6)
     return (
         (0, (sudoku,)),
         (300, (sudoku, larger, sudoku, everyone, sudoku, larger)),
-        (1500, (problems, facts, sudoku, problems, facts, problems, facts)),
+        (1500, (medium, facts, sudoku, medium, facts, medium, facts)),
+        (2000, (problems, facts)),
+        (3000, (sudoku, problems, sudoku, facts)),
     )
 
 
