@@ -9,7 +9,7 @@ from typing import Any
 def train_text(
     *,
     out: Path,
-    items: int = 256_000,
+    items: int = 288_000,
     batch: int = 64,
     hidden: int = 128,
     layers: int = 6,
