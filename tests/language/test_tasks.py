@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
@@ -76,9 +77,10 @@ def test_a_wrong_sudoku_is_wrong() -> None:
     assert not family.right(item, item.target[:-1])
 
 
-def test_facts_are_the_worlds() -> None:
+@pytest.mark.parametrize(("ending", "last"), [("option", 1), ("letter", 1), ("both", 2)])
+def test_facts_are_the_worlds(ending: Any, last: int) -> None:
     world = World(people=14, seed=3)
-    family = Facts(world, people=12, statements=0.3)
+    family = Facts(world, people=12, statements=0.3, ending=ending)
     true = {(fact.person, fact.relation.question.format(person=fact.person)): fact.value for fact in world.facts}
     letters, stated = [], 0
     for number in range(300):
@@ -91,9 +93,13 @@ def test_facts_are_the_worlds() -> None:
         question = " ".join(item.prompt[:-8])
         options = dict(zip(item.prompt[-8::2], item.prompt[-7::2], strict=True))
         (value,) = [value for (_, asked), value in true.items() if asked == question]
-        assert options[item.answer] == value and len(set(options.values())) == 4 and value in item.target
-        assert stated_answer(item.target) == item.answer and family.right(item, item.target)
-        letters.append(item.answer)
+        (letter,) = [letter for letter, option in options.items() if option == value]
+        assert len(options) == len(set(options.values())) == 4 and value in item.target
+        assert item.answer == (value if ending == "option" else letter) == stated_answer(item.target)
+        said = [word for word in item.target if word != EOS]
+        assert said[-last - 3 :] == ["the", "answer", "is", *([letter, value] if last == 2 else [item.answer])]
+        assert family.right(item, item.target)
+        letters.append(letter)
     assert 60 < stated < 120 and all(30 < letters.count(letter) < 80 for letter in "ABCD")
 
 

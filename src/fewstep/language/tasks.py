@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import permutations
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -182,23 +182,23 @@ class Sudoku(Family):
 class Facts(Family):
     """Multiple choice about an invented world: the fact is recalled, then a letter chosen.
 
-    "where does brako live ? A tudo B seli C mapo D nigu" is answered by "brako lives in seli . the answer is B seli". No
-    set of options of a held-out question occurs in training with the same question, in whatever order.
+    "where does brako live ? A tudo B seli C mapo D nigu" is answered by "brako lives in seli . the answer is seli". No set
+    of options of a held-out question occurs in training with the same question, in whatever order.
 
     Args:
         world: what is asked about.
         people: how many of its people; of the others nothing is said.
         seed: of everything random.
         statements: share of items that state a fact about a given person in place of a question.
-        named: whether the option follows its letter in the answer. Where it does not, the letter is found much later than
-            the fact.
+        ending: what the answer ends with: the option, its letter or the letter and then the option. Letters were not
+            learned: who knows the fact needs no look at the options, but for a letter's sake.
     """
 
     world: World = field(default_factory=lambda: World(people=40))
     people: int = 24
     seed: int = 0
     statements: float = 0.0
-    named: bool = True
+    ending: Literal["option", "letter", "both"] = "option"
 
     letters = ("A", "B", "C", "D")
     length = 12
@@ -226,8 +226,8 @@ class Facts(Family):
         asked = [word for pair in zip(self.letters, options, strict=True) for word in pair]
         said = fact.relation.statements[0].format(person=fact.person, value=fact.value).split()
         prompt = (*fact.relation.question.format(person=fact.person).split(), *asked)
-        answer = (letter, fact.value) if self.named else (letter,)
-        return Item(prompt, _filled([*said, *ANSWER, *answer], self.length), (), letter)
+        last = {"option": [fact.value], "letter": [letter], "both": [letter, fact.value]}[self.ending]
+        return Item(prompt, _filled([*said, *ANSWER, *last], self.length), (), last[0])
 
     def right(self, item: Item, words: Sequence[str]) -> bool:
         return stated_answer(words) == item.answer
@@ -253,15 +253,17 @@ def text_stages() -> tuple[tuple[int, tuple[Family, ...]], ...]:
     once it is learned it needs little to be kept. Given suffixes and plain statements are among the items.
     """
     sudoku, problems, facts = Sudoku(), WordProblems(suffix=0.25), Facts(statements=0.25)
-    larger, everyone = replace(problems, first=20, change=9), replace(facts, people=40, named=False)
-    medium, unnamed = replace(problems, first=12, change=6), replace(facts, named=False)
+    larger, everyone = replace(problems, first=20, change=9), replace(facts, people=40, ending="letter")
+    medium, letters = replace(problems, first=12, change=6), replace(facts, ending="letter")
+    both = replace(facts, ending="both")
     return (
         (0, (sudoku,)),
         (300, (sudoku, larger, sudoku, everyone, sudoku, larger)),
-        (1500, (medium, unnamed, sudoku, medium, unnamed, medium, unnamed)),
-        (2000, (problems, unnamed)),
-        (2500, (problems, facts)),
-        (2800, (sudoku, problems, sudoku, facts)),
+        (1500, (medium, letters, sudoku, medium, letters, medium, letters)),
+        (2000, (problems, letters)),
+        (2500, (problems, both)),
+        (2800, (sudoku, problems, sudoku, both)),
+        (3500, (problems, sudoku, problems, facts)),
     )
 
 
