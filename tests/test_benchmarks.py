@@ -68,7 +68,8 @@ def test_text(tmp_path, capsys) -> None:
     full, *others = found["rules"]
     assert (full["kind"], full["n"], full["nfe"], full["gained"], full["lost"]) == ("full", 24, 12, 0, 0)
     assert {rule["kind"] for rule in others} == {"fewer", "threshold", "parallel", "early", "calibrated"}
-    assert all(rule["nfe"] <= 12 for rule in others) and found["plain"]["same_ids"]
+    assert all(rule["nfe"] <= 12 for rule in others) and found["plain"]["rows_with_the_same_ids"] == 1
+    assert all(rule.get("decoded_again", 1) == 1 for rule in found["rules"])
     assert full["batch 16"]["of_full"] == 1 and "over threshold 0.9, calibrated 0.05" in capsys.readouterr().out
     text.main(["--prompts", str(tmp_path), "--n", "3", "--calibration", "5"])
     lines = [json.loads(line) for line in (tmp_path / "word_problems.jsonl").read_text().splitlines()]
