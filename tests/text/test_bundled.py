@@ -41,6 +41,6 @@ def test_it_is_small_and_says_where_it_comes_from() -> None:
 
 def test_the_command_line_knows_it_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli_text.decode(
-        "bundled", prompt="tom has 7 apples . he finds 2 . he loses 4 . how many apples does tom have ?", gen_length=32
+        "bundled", prompt="tom has 7 apples . he finds 2 . he loses 3 . how many apples does tom have ?", gen_length=32
     )
-    assert capsys.readouterr().out.strip() == "7 + 2 = 9 . 9 - 4 = 5 . the answer is 5"
+    assert capsys.readouterr().out.strip() == "7 + 2 = 9 . 9 - 3 = 6 . the answer is 6"
