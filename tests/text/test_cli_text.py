@@ -16,7 +16,16 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from fewstep.cli import text as cli_text
 from fewstep.text.calibrate import Calibration
-from fewstep.text.commit import Blockwise, EarlyCommit, EntropyBound, StableAndConfident, TopK
+from fewstep.text.commit import (
+    KLASS,
+    Blockwise,
+    CommitRule,
+    EarlyCommit,
+    EntropyBound,
+    StableAndConfident,
+    Threshold,
+    TopK,
+)
 from fewstep.text.decode import decode
 from fewstep.text.load import load_text
 from fewstep.text.predictor import canvas_row, pad
@@ -59,13 +68,22 @@ def said(tokens: list[int]) -> list[str]:
     return [WORDS[token] for token in tokens if token > WORDS.index("[UNK]")]
 
 
-def test_a_file_of_prompts(model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out" / "results.jsonl"
-    cli_text.decode(str(model), file=write_prompts(tmp_path / "p.jsonl"), out=out, gen_length=10, block_length=5, batch=4)
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({}, Blockwise(Threshold(0.95), 5)),
+        ({"rule": "prophet"}, EarlyCommit(Blockwise(TopK(), 5), statistic="minimum")),
+        ({"rule": "prophet", "statistic": "mean", "over": "klass", "confidence": 0.5},
+         EarlyCommit(Blockwise(KLASS(0.5), 5))),
+    ],
+)  # fmt: skip
+def test_a_file_of_prompts(model: Path, tmp_path: Path, options: dict[str, Any], rule: CommitRule) -> None:
+    out, prompts = tmp_path / "out" / "results.jsonl", write_prompts(tmp_path / "p.jsonl")
+    cli_text.decode(str(model), file=prompts, out=out, gen_length=10, block_length=5, batch=4, **options)
     results = [json.loads(line) for line in out.read_text().splitlines()]
     assert [r.get("id") for r in results] == [0, 1, 2, 3, 4, None] and [r["batch"] for r in results] == [4, 4, 4, 4, 2, 2]
     for result in results:
-        row = plain(model, result["prompt"], EarlyCommit(Blockwise(TopK(), 5)), 10)
+        row = plain(model, result["prompt"], rule, 10)
         assert result["nfe"] == row.nfe <= 10 and result["tokens"] == 10 and result["seconds"] > 0
         assert result["text"].split() == said(row.tokens)
 

@@ -33,14 +33,14 @@ def decode(
     prompt: str | None = None,
     file: Path | None = None,
     out: Path | None = None,
-    rule: RuleName = "prophet",
+    rule: RuleName = "threshold",
     over: Base = "low-confidence",
     calibration: Path | None = None,
-    confidence: float = 0.9,
+    confidence: float = 0.95,
     factor: float = 1.0,
     bound: float = 0.1,
     levels: tuple[float, float, float] = (7.5, 5.0, 2.5),
-    statistic: str = "mean",
+    statistic: str = "minimum",
     gen_length: int = 128,
     block_length: int = 32,
     steps: int | None = None,
@@ -62,14 +62,14 @@ def decode(
         prompt: one prompt; its text streams to the terminal.
         file: or a .jsonl of prompts: strings, or objects with a "prompt", whose other entries are kept.
         out: a .jsonl for the results; without it they go to the terminal.
-        rule: what is committed when; prophet, sched and stable commit early over another rule.
+        rule: what is committed when; prophet, sched and stable commit early over another rule, and want calibration.
         over: that other rule.
         calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule.
         confidence: of threshold and klass.
         factor: of factor.
         bound: of entropy-bound, nats.
         levels: of prophet, logits in the first, second and last third of the steps.
-        statistic: of prophet: mean, minimum or a quantile such as 0.1.
+        statistic: of prophet: minimum, a quantile such as 0.1, or mean, as published, which hides what is still open.
         gen_length: tokens to generate, --suffix included; 0 fills the mask tokens in the prompts and adds none.
         block_length: the text is decided block by block; as long as --gen-length means all at once.
         steps: in all, for rules that keep to a schedule; one a token if left out.
@@ -128,11 +128,11 @@ def calibrate(
     epsilon: float = 0.05,
     delta: float = 0.05,
     over: Base = "low-confidence",
-    confidence: float = 0.9,
+    confidence: float = 0.95,
     factor: float = 1.0,
     bound: float = 0.1,
     levels: tuple[float, float, float] = (7.5, 5.0, 2.5),
-    statistic: str = "mean",
+    statistic: str = "minimum",
     gen_length: int = 128,
     block_length: int = 32,
     steps: int | None = None,
@@ -162,7 +162,7 @@ def calibrate(
         factor: of factor.
         bound: of entropy-bound, nats.
         levels: thresholds in the first, second and last third of the steps; their common factor is calibrated.
-        statistic: of the gaps between the two largest logits: mean, minimum or a quantile such as 0.1.
+        statistic: of the gaps between the two largest logits: minimum, a quantile such as 0.1, or mean.
         gen_length: tokens to generate, --suffix included; 0 fills the mask tokens in the prompts and adds none.
         block_length: the text is decided block by block.
         steps: in all, for rules that keep to a schedule; one a token if left out.
@@ -304,11 +304,11 @@ def evaluate(
     draws: int = 128,
     rule: RuleName = "low-confidence",
     over: Base = "low-confidence",
-    confidence: float = 0.9,
+    confidence: float = 0.95,
     factor: float = 1.0,
     bound: float = 0.1,
     levels: tuple[float, float, float] = (7.5, 5.0, 2.5),
-    statistic: str = "mean",
+    statistic: str = "minimum",
     gen_length: int = 128,
     block_length: int = 32,
     steps: int | None = None,
@@ -335,7 +335,7 @@ def evaluate(
         factor: of factor.
         bound: of entropy-bound, nats.
         levels: of prophet, logits in the first, second and last third of the steps.
-        statistic: of prophet: mean, minimum or a quantile such as 0.1.
+        statistic: of prophet: minimum, a quantile such as 0.1, or mean, as published, which hides what is still open.
         gen_length: tokens to generate where the task does not say.
         block_length: the text is decided block by block.
         steps: in all, for rules that keep to a schedule; one a token if left out.
