@@ -22,11 +22,12 @@ def train_text(
 ) -> None:
     """Train a small masked diffusion language model on generated tasks: word problems, sudoku, facts of an invented world.
 
-    The result, in OUT/model, is what `fewstep decode` and the other text commands take.
+    The result, in OUT/model, is what `fewstep decode` and the other text commands take. Which tasks take turns changes at
+    fixed steps (fewstep.language.tasks.text_stages), so a much shorter run sees little but sudoku.
 
     Args:
         out: folder of the run.
-        items: training items to see, each once; a third of them are of each family.
+        items: training items to see, each once; about a third of them are of each family.
         batch: items a step.
         hidden: width of the network.
         layers: of the network.
