@@ -71,7 +71,7 @@ def said(tokens: list[int]) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "rule"),
     [
-        ({}, Blockwise(Threshold(0.95), 5)),
+        ({}, Blockwise(Threshold(0.99), 5)),
         ({"rule": "prophet"}, EarlyCommit(Blockwise(TopK(), 5), statistic="minimum")),
         ({"rule": "prophet", "statistic": "mean", "over": "klass", "confidence": 0.5},
          EarlyCommit(Blockwise(KLASS(0.5), 5))),
