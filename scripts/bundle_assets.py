@@ -1,14 +1,20 @@
-"""Puts the bundled assets together: Fashion-MNIST's first 10,000 training images and a teacher in half precision.
+"""Puts the bundled assets together: Fashion-MNIST's first 10,000 training images and a teacher in half precision,
 
     python scripts/bundle_assets.py npz /usr/share/datasets/fashion-mnist runs/train60k.npz   # what the teacher trains on
     fewstep train runs/train60k.npz --out runs/teacher --images 500000
     python scripts/bundle_assets.py assets runs/train60k.npz runs/teacher
+
+and the small language model in half precision:
+
+    fewstep train-text --out runs/text
+    python scripts/bundle_assets.py text runs/text
 
 The feature network is made by scripts/train_features.py.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +25,8 @@ from train_features import read_idx
 from fewstep.checkpoints.folder import diffusion_pipeline, load
 from fewstep.data import Images, load_images, save_images
 from fewstep.measure.features import ASSETS
+from fewstep.receipt import write_json
+from fewstep.text.load import BUNDLED, load_text, load_tokenizer
 
 
 def npz(source: Path, out: Path) -> None:
@@ -37,5 +45,13 @@ def assets(data: Path, run: Path) -> None:
     shutil.copy(run / "receipt.json", ASSETS / "teacher" / "receipt.json")
 
 
+def text(run: Path) -> None:
+    shutil.rmtree(BUNDLED, ignore_errors=True)
+    load_text(run / "model", dtype=torch.float16).network.save_pretrained(BUNDLED)
+    load_tokenizer(run / "model").save_pretrained(BUNDLED)
+    made = json.loads((run / "receipt.json").read_text())
+    write_json(BUNDLED / "receipt.json", made | {"command": ["fewstep", *made["command"][1:]]})
+
+
 if __name__ == "__main__":
-    {"npz": npz, "assets": assets}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+    {"npz": npz, "assets": assets, "text": text}[sys.argv[1]](*map(Path, sys.argv[2:]))

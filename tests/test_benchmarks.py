@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -13,15 +14,19 @@ import numpy as np
 import pytest
 from conftest import noise_images
 from PIL import Image
+from scipy.stats import binom
 from transformers import Dinov2Config, Dinov2Model
+
+from fewstep.cli.language import train_text
 
 ROOT = Path(__file__).parent.parent
 
 
 def benchmark(name: str, folder: str = "benchmarks") -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / folder / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / folder / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 
@@ -81,3 +86,38 @@ def test_the_trios_intervals_are_the_textbooks() -> None:
     assert trio.exact(np.zeros(10)) == pytest.approx((0, 0, 1 - 0.025**0.1))
     paired = trio.difference(np.array([1.0, 1, 0, 1]), np.array([0.0, 1, 0, 0]))
     assert paired == pytest.approx((0.5, 0.5 - 3.1824 * 3**-0.5 / 2, 0.5 + 3.1824 * 3**-0.5 / 2), rel=1e-4)
+
+
+def test_text(tmp_path, capsys) -> None:
+    """Every rule on a model of a few training steps, and the intervals where they are known."""
+    text = benchmark("text")
+    train_text(out=tmp_path / "run", items=32, batch=8, hidden=16, layers=1, heads=2, intermediate=16)
+    text.main(["--model", str(tmp_path / "run" / "model"), "--families", "facts", "--n", "24", "--calibration", "60",
+               "--epsilon", "0.05", "--timed", "4", "--rounds", "1", "--out", str(tmp_path / "text.json")])  # fmt: skip
+    found = json.loads((tmp_path / "text.json").read_text())["families"]["facts"]
+    full, *others = found["rules"]
+    assert (full["kind"], full["n"], full["nfe"], full["gained"], full["lost"]) == ("full", 24, 12, 0, 0)
+    assert {rule["kind"] for rule in others} == {"fewer", "threshold", "parallel", "early", "calibrated"}
+    assert all(rule["nfe"] <= 12 for rule in others) and found["plain"]["rows_with_the_same_ids"] == 1
+    assert all(rule.get("decoded_again", 1) == 1 for rule in found["rules"])
+    assert full["batch 16"]["of_full"] == 1 and "over threshold 0.9, calibrated 0.05" in capsys.readouterr().out
+    text.main(["--prompts", str(tmp_path), "--n", "3", "--calibration", "5"])
+    lines = [json.loads(line) for line in (tmp_path / "word_problems.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and all(line["prompt"].endswith("have ?") and line["answer"].isdigit() for line in lines)
+    asked = json.loads((tmp_path / "calibration" / "sudoku.jsonl").read_text().splitlines()[4])["prompt"]
+    assert asked.count("<mask>") == 24 and asked.startswith("r1 ")
+
+
+def test_intervals_of_shares_and_their_differences() -> None:
+    text, z2 = benchmark("text"), 3.841458820694124
+    low, high = text.clopper_pearson(7, 20)
+    assert binom.sf(6, 20, low) == pytest.approx(0.025) and binom.cdf(7, 20, high) == pytest.approx(0.025)
+    assert text.clopper_pearson(0, 10)[0] == 0 and text.clopper_pearson(10, 10)[1] == 1
+    assert text.tango(0, 0, 200) == pytest.approx((-z2 / (200 + z2), z2 / (200 + z2)), abs=1e-6)
+    low, high = text.tango(3, 9, 100)
+    assert text.tango(9, 3, 100) == pytest.approx((-high, -low)) and low < -0.06 < high
+    rng, n, covered = np.random.default_rng(0), 150, 0
+    for gained, lost, _ in rng.multinomial(n, [0.04, 0.08, 0.88], size=1000):
+        low, high = text.tango(int(gained), int(lost), n)
+        covered += low <= -0.04 <= high
+    assert 0.93 < covered / 1000 < 0.98

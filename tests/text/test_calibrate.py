@@ -17,7 +17,7 @@ from fewstep.text.calibrate import Calibration, calibrate, exits, fixed_sequence
 from fewstep.text.commit import Blockwise, EarlyCommit, EntropyBound, Factor, StableAndConfident, Threshold, TopK, sched
 from fewstep.text.decode import decode
 from fewstep.text.schedule import Linear, Scaled, Span, Stairs, Suffix
-from fewstep.text.settle import emergence, record, same_answer, same_place, settle
+from fewstep.text.settle import emergence, record, record_each, same_answer, same_place, settle
 
 
 def prompts(n: int, seed: int = 0, length: int = 6) -> list[Tensor]:
@@ -67,10 +67,21 @@ def test_a_trace_says_what_early_decoding_would_do(temperature: float, region: S
         for trace, one in zip(traces, decode(toy, rows, rule, temperature=temperature), strict=True):
             step = int(exits(trace, early, factors)[place])
             assert one.nfe == step + 1
-            n = min(len(one.ids), len(trace.final.ids))
-            assert torch.equal(one.ids[:n], trace.shown[step][:n])
+            assert torch.equal(one.ids, trace.shown[step][: len(one.ids)])
             lengths.add(one.nfe)
     assert len(lengths) >= 4
+
+
+def test_several_rules_watch_one_decoding() -> None:
+    toy, rows = Toy(scale=4.0, eos_bias=0.0), [*prompts(7), *prompts(3, length=9)]
+    rules = [EarlyCommit(TopK()), EarlyCommit(TopK(), statistic="minimum", region=Span(-2)), sched(TopK())]
+    for rule, together in zip(rules, record_each(toy, rows, rules, batch=4), strict=True):
+        for one, alone in zip(together, record(toy, rows, rule, batch=3), strict=True):
+            torch.testing.assert_close(one.known, alone.known)
+            assert torch.equal(one.shown, alone.shown)
+            assert torch.equal(one.region, alone.region) and torch.equal(one.final.ids, alone.final.ids)
+    with pytest.raises(ValueError, match="same inner rule"):
+        record_each(toy, rows, [EarlyCommit(TopK()), EarlyCommit(Threshold())])
 
 
 def test_calibration_keeps_its_word_on_other_prompts(tmp_path: Path) -> None:

@@ -17,7 +17,16 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 from fewstep.cli import text as cli_text
 from fewstep.cli import text_measuring
 from fewstep.text.calibrate import Calibration
-from fewstep.text.commit import Blockwise, EarlyCommit, EntropyBound, StableAndConfident, TopK
+from fewstep.text.commit import (
+    KLASS,
+    Blockwise,
+    CommitRule,
+    EarlyCommit,
+    EntropyBound,
+    StableAndConfident,
+    Threshold,
+    TopK,
+)
 from fewstep.text.decode import decode
 from fewstep.text.load import load_text
 from fewstep.text.predictor import canvas_row, pad
@@ -60,15 +69,32 @@ def said(tokens: list[int]) -> list[str]:
     return [WORDS[token] for token in tokens if token > WORDS.index("[UNK]")]
 
 
-def test_a_file_of_prompts(model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out" / "results.jsonl"
-    cli_text.decode(str(model), file=write_prompts(tmp_path / "p.jsonl"), out=out, gen_length=10, block_length=5, batch=4)
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({}, Blockwise(Threshold(0.99), 5)),
+        ({"rule": "prophet"}, EarlyCommit(Blockwise(TopK(), 5), statistic="minimum")),
+        ({"rule": "prophet", "statistic": "mean", "over": "klass", "confidence": 0.5},
+         EarlyCommit(Blockwise(KLASS(0.5), 5))),
+    ],
+)  # fmt: skip
+def test_a_file_of_prompts(model: Path, tmp_path: Path, options: dict[str, Any], rule: CommitRule) -> None:
+    out, prompts = tmp_path / "out" / "results.jsonl", write_prompts(tmp_path / "p.jsonl")
+    cli_text.decode(str(model), file=prompts, out=out, gen_length=10, block_length=5, batch=4, **options)
     results = [json.loads(line) for line in out.read_text().splitlines()]
     assert [r.get("id") for r in results] == [0, 1, 2, 3, 4, None] and [r["batch"] for r in results] == [4, 4, 4, 4, 2, 2]
     for result in results:
-        row = plain(model, result["prompt"], EarlyCommit(Blockwise(TopK(), 5)), 10)
+        row = plain(model, result["prompt"], rule, 10)
         assert result["nfe"] == row.nfe <= 10 and result["tokens"] == 10 and result["seconds"] > 0
         assert result["text"].split() == said(row.tokens)
+
+
+def test_masks_in_a_prompt_are_filled(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('"w3 [MASK] w4 [MASK] [MASK] w5"\n')
+    cli_text.decode(str(model), file=tmp_path / "p.jsonl", out=tmp_path / "o.jsonl", rule="low-confidence", gen_length=0)
+    row = decode(load_text(model), [torch.tensor([8, 1, 9, 1, 1, 10])], TopK())[0]
+    (result,) = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert result["text"].split() == said(row.tokens) and result["nfe"] == 3 and result["tokens"] == 5
 
 
 def test_results_go_to_the_terminal_without_a_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +193,8 @@ def test_settle_counts_right_and_wrong(
         ({"prompt": "w1", "file": Path("x")}, "--prompt or a --file"),
         ({"file": Path("missing.jsonl")}, "there is no file missing.jsonl"),
         ({"prompt": "w1", "gen_length": 40}, "prompt of 1 tokens and 40 to generate are more than the 40"),
-        ({"prompt": "w1", "gen_length": 0}, "at least one token"),
+        ({"prompt": "w1", "gen_length": -1}, "must not be negative"),
+        ({"prompt": "w1", "gen_length": 0}, "nothing is left"),
         ({"prompt": "w1", "gen_length": 4, "suffix": "answer is", "answer_length": 3}, "do not fit into 4"),
         ({"prompt": "w1", "gen_length": 4, "block_length": 0}, "at least one position"),
         ({"prompt": "w1", "gen_length": 4, "steps": 0}, "at least one step"),

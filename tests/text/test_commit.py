@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from text.toy import MASK, Toy, masks
 from torch import Tensor
 
 from fewstep.text.commit import (
+    KLASS,
     Blockwise,
     CommitRule,
     EarlyCommit,
@@ -25,6 +27,7 @@ from fewstep.text.commit import (
     sched,
 )  # fmt: skip
 from fewstep.text.decode import decode, walk
+from fewstep.text.predictor import pad
 from fewstep.text.schedule import Cosine, Exponential, Linear, Scaled, Span, Stairs, Suffix
 
 unit = st.floats(0, 1)
@@ -33,6 +36,7 @@ base = st.one_of(
     st.builds(Threshold, confidence=unit),
     st.builds(Factor, factor=st.floats(0, 3)),
     st.builds(EntropyBound, bound=st.floats(0, 2)),
+    st.builds(KLASS, unit, st.floats(0, 2), st.integers(1, 3)),
 )
 schedules = st.one_of(
     st.sampled_from([Stairs(), Linear(3, 0), Exponential()]), st.builds(Scaled, schedule=st.just(Cosine()), factor=unit)
@@ -93,7 +97,8 @@ def make_step(probabilities: Any, **changes: Any) -> Step:
     return Step(
         **{
             "logits": logits, "where": where, "masked": masked, "open": torch.ones_like(masked),
-            "proposal": blank.index_put(where, logits.argmax(-1)), "unchanged": blank, "lottery": torch.rand(blank.shape),
+            "proposal": blank.index_put(where, logits.argmax(-1)), "unchanged": blank,
+            "drift": torch.zeros(1, len(probabilities), 0), "lottery": torch.rand(blank.shape),
             "index": 0, "steps": torch.tensor([4]), "deadline": torch.tensor([4]),
         }
         | changes
@@ -107,6 +112,31 @@ ROW = [FAIR, None, SURE, SHARP, CERTAIN]
 
 def chosen(rule: CommitRule, step: Step) -> list[int]:
     return rule(step)[0].nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize(("confidence", "drift", "steps"), [(0.3, 0.5, 1), (0.3, 0.5, 2), (0.2, 2.0, 3), (0.9, 0.01, 2)])
+def test_klass_is_its_plain_reading(confidence: float, drift: float, steps: int) -> None:
+    """One row at a time, every distribution kept; in a batch of which rows leave at different steps."""
+    toy, rows, at_once = Toy(scale=2.0), [masks("12" + "_" * n) for n in (9, 5, 12)], 0
+    for row, ours in zip(rows, decode(toy, rows, KLASS(confidence, drift, steps)), strict=True):
+        ids, history, index = row.clone(), [], 0
+        while (ids == MASK).any():
+            masked = ids == MASK
+            canvas = pad([ids], MASK)
+            logits = toy(canvas._replace(open=(row == MASK)[None]), torch.ones_like(canvas.valid))
+            logits[:, MASK] = -torch.inf
+            history.append(logits[:, :MASK].softmax(-1))
+            kl = [(b * (b / a).log()).sum(-1) for a, b in pairwise(history)][-steps:]
+            best = history[-1].amax(-1).masked_fill(~masked, -1)
+            stable = torch.stack(kl).max(0).values < drift if len(kl) == steps else torch.zeros_like(masked)
+            commit = masked & stable & (best >= confidence)
+            at_once += int(commit.sum()) > 1
+            commit[best.argmax()] = True
+            ids[commit] = logits.argmax(-1)[commit]
+            assert torch.equal(ours.committed_at == index, commit)
+            index += 1
+        assert torch.equal(ours.ids, ids)
+    assert at_once or confidence > 0.5
 
 
 def test_statistics_are_the_textbook_ones() -> None:

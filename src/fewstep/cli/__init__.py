@@ -9,6 +9,7 @@ import sys
 import tyro
 
 from .images import demo, export, sample
+from .language import train_text
 from .measuring import dial, measure, settle
 from .proxy import proxy
 from .text import calibrate, decode
@@ -16,7 +17,7 @@ from .text_measuring import evaluate, settle_text
 from .training import train, tune
 
 IMAGES = (demo, train, tune, sample, measure, dial, settle, export)
-TEXT = (decode, calibrate, settle_text, evaluate, proxy)
+TEXT = (train_text, decode, calibrate, settle_text, evaluate, proxy)
 COMMANDS = {command.__name__.replace("_", "-"): command for command in (*IMAGES, *TEXT)}
 DESCRIPTION = "Turn the diffusion model you already have into a few-step generator, and see exactly what that cost."
 

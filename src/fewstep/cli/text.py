@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..text.decode import Decoded
     from ..text.predictor import MaskPredictor, NetworkPredictor
 
-Base = Literal["low-confidence", "random", "threshold", "factor", "entropy-bound"]
+Base = Literal["low-confidence", "random", "threshold", "factor", "entropy-bound", "klass"]
 RuleName = Literal[Base, "prophet", "sched", "stable"]
 Precision = Literal["no", "bf16"]
 
@@ -32,14 +32,14 @@ def decode(
     prompt: str | None = None,
     file: Path | None = None,
     out: Path | None = None,
-    rule: RuleName = "prophet",
+    rule: RuleName = "threshold",
     over: Base = "low-confidence",
     calibration: Path | None = None,
-    confidence: float = 0.9,
+    confidence: float = 0.99,
     factor: float = 1.0,
     bound: float = 0.1,
     levels: tuple[float, float, float] = (7.5, 5.0, 2.5),
-    statistic: str = "mean",
+    statistic: str = "minimum",
     gen_length: int = 128,
     block_length: int = 32,
     steps: int | None = None,
@@ -57,19 +57,19 @@ def decode(
     """Decode prompts with a masked diffusion language model, and stop each as soon as it knows.
 
     Args:
-        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers.
+        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         prompt: one prompt; its text streams to the terminal.
         file: or a .jsonl of prompts: strings, or objects with a "prompt", whose other entries are kept.
         out: a .jsonl for the results; without it they go to the terminal.
-        rule: what is committed when; prophet, sched and stable commit early over another rule.
+        rule: what is committed when; prophet, sched and stable commit early over another rule, and want calibration.
         over: that other rule.
         calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule.
-        confidence: of threshold.
+        confidence: of threshold and klass.
         factor: of factor.
         bound: of entropy-bound, nats.
         levels: of prophet, logits in the first, second and last third of the steps.
-        statistic: of prophet: mean, minimum or a quantile such as 0.1.
-        gen_length: tokens to generate, --suffix included.
+        statistic: of prophet: minimum, a quantile such as 0.1, or mean, as published, which hides what is still open.
+        gen_length: tokens to generate, --suffix included; 0 fills the mask tokens in the prompts and adds none.
         block_length: the text is decided block by block; as long as --gen-length means all at once.
         steps: in all, for rules that keep to a schedule; one a token if left out.
         suffix: text that stands in the generation from the start, such as "The answer is"; prophet watches what follows.
@@ -127,11 +127,11 @@ def calibrate(
     epsilon: float = 0.05,
     delta: float = 0.05,
     over: Base = "low-confidence",
-    confidence: float = 0.9,
+    confidence: float = 0.99,
     factor: float = 1.0,
     bound: float = 0.1,
     levels: tuple[float, float, float] = (7.5, 5.0, 2.5),
-    statistic: str = "mean",
+    statistic: str = "minimum",
     gen_length: int = 128,
     block_length: int = 32,
     steps: int | None = None,
@@ -151,18 +151,18 @@ def calibrate(
     the result with fewstep decode --calibration and the same options, on other prompts than these.
 
     Args:
-        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers.
+        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         file: a .jsonl of prompts: strings, or objects with a "prompt".
         out: the .json to write.
         epsilon: allowed share of changed answers.
         delta: allowed probability that the guarantee is wrong.
         over: the rule that decides until the commit, and whose full decoding is the measure.
-        confidence: of threshold.
+        confidence: of threshold and klass.
         factor: of factor.
         bound: of entropy-bound, nats.
         levels: thresholds in the first, second and last third of the steps; their common factor is calibrated.
-        statistic: of the gaps between the two largest logits: mean, minimum or a quantile such as 0.1.
-        gen_length: tokens to generate, --suffix included.
+        statistic: of the gaps between the two largest logits: minimum, a quantile such as 0.1, or mean.
+        gen_length: tokens to generate, --suffix included; 0 fills the mask tokens in the prompts and adds none.
         block_length: the text is decided block by block.
         steps: in all, for rules that keep to a schedule; one a token if left out.
         suffix: text that stands in the generation from the start; the answer is what follows, else the whole text.
@@ -221,7 +221,7 @@ def _open(
 
 
 def _rule(name: str, confidence: float, factor: float, bound: float, block_length: int) -> CommitRule:
-    from ..text.commit import Blockwise, EntropyBound, Factor, Threshold, TopK
+    from ..text.commit import KLASS, Blockwise, EntropyBound, Factor, Threshold, TopK
 
     rules: dict[str, CommitRule] = {
         "low-confidence": TopK(),
@@ -229,6 +229,7 @@ def _rule(name: str, confidence: float, factor: float, bound: float, block_lengt
         "threshold": Threshold(confidence),
         "factor": Factor(factor),
         "entropy-bound": EntropyBound(bound),
+        "klass": KLASS(confidence),
     }
     return Blockwise(rules[name], block_length)
 
@@ -255,8 +256,8 @@ def _early(
 
 
 def _settings(**settings: Any) -> dict[str, Any]:
-    if settings["gen_length"] < 1:
-        raise ValueError(f"at least one token must be generated, got --gen-length {settings['gen_length']}")
+    if settings["gen_length"] < 0:
+        raise ValueError(f"--gen-length must not be negative, got {settings['gen_length']}")
     return settings
 
 

@@ -43,11 +43,11 @@ def settle_text(
     place is known from the final output only), else the whole text.
 
     Args:
-        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers.
+        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         file: a .jsonl of prompts: strings, or objects with a "prompt" and, to tell right from wrong, an "answer".
         out: the .json to write.
         order: in which positions are decided, the most confident first or by chance.
-        gen_length: tokens to generate, --suffix included.
+        gen_length: tokens to generate, --suffix included; 0 fills the mask tokens in the prompts and adds none.
         block_length: the text is decided block by block.
         steps: in all; one a token if left out.
         suffix: text that stands in the generation from the start.
@@ -119,11 +119,11 @@ def evaluate(
     draws: int = 128,
     rule: RuleName = "low-confidence",
     over: Base = "low-confidence",
-    confidence: float = 0.9,
+    confidence: float = 0.99,
     factor: float = 1.0,
     bound: float = 0.1,
     levels: tuple[float, float, float] = (7.5, 5.0, 2.5),
-    statistic: str = "mean",
+    statistic: str = "minimum",
     gen_length: int = 128,
     block_length: int = 32,
     steps: int | None = None,
@@ -139,8 +139,8 @@ def evaluate(
     A masked diffusion language model as it is, or with --expert a causal language model that small ones steer.
 
     Args:
-        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers; with --expert of a causal
-            language model with safetensors weights.
+        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`; with
+            --expert of a causal language model with safetensors weights.
         tasks: names of tasks.
         out: the .json to write.
         include: a folder of tasks of your own; the harness's own are then left out.
@@ -153,11 +153,11 @@ def evaluate(
         draws: network calls for a log-likelihood.
         rule: what is committed when, in generation; prophet, sched and stable commit early over another rule.
         over: that other rule.
-        confidence: of threshold.
+        confidence: of threshold and klass.
         factor: of factor.
         bound: of entropy-bound, nats.
         levels: of prophet, logits in the first, second and last third of the steps.
-        statistic: of prophet: mean, minimum or a quantile such as 0.1.
+        statistic: of prophet: minimum, a quantile such as 0.1, or mean, as published, which hides what is still open.
         gen_length: tokens to generate where the task does not say.
         block_length: the text is decided block by block.
         steps: in all, for rules that keep to a schedule; one a token if left out.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..receipt import write_json
 from .commit import (
+    KLASS,
     Blockwise,
     CommitRule,
     EarlyCommit,
@@ -30,7 +31,7 @@ from .settle import Same, Trace, record
 FACTORS = tuple(2.0 ** (k / 4) for k in range(20, -21, -1))  # 32 … 1/32
 WRITTEN = {
     kind.__name__: kind
-    for kind in (TopK, Threshold, Factor, EntropyBound, Blockwise, EarlyCommit, StableAndConfident,
+    for kind in (TopK, Threshold, Factor, EntropyBound, KLASS, Blockwise, EarlyCommit, StableAndConfident,
                  Stairs, Linear, Cosine, Exponential, Scaled, Span, Suffix)
 }  # fmt: skip
 
@@ -121,27 +122,48 @@ def calibrate(
 
     Reference: Angelopoulos et al. 2021, Learn then Test.
     """
+    _validate(len(rows), epsilon, delta, factors)
+    traces = record(predictor, rows, rule, steps=steps, temperature=temperature, seeds=seeds, eos=eos, batch=batch)
+    return boldest(traces, rule, epsilon=epsilon, delta=delta, factors=factors, same=same)
+
+
+def boldest(
+    traces: Sequence[Trace],
+    rule: EarlyCommit,
+    *,
+    epsilon: float = 0.05,
+    delta: float = 0.05,
+    factors: Sequence[float] = FACTORS,
+    same: Same | None = None,
+) -> Calibration:
+    """`calibrate` on full decodings that `record` has watched with `rule`; so several epsilons need one decoding.
+
+    Choosing among the results with a look at them is a test more, and is outside the guarantee of each.
+    """
+    _validate(len(traces), epsilon, delta, factors)
+    at = torch.stack([exits(trace, rule, factors) for trace in traces])  # (n, F)
+    hits = [trace.hits(same) for trace in traces]
+    changed = torch.stack([~hit[step] for hit, step in zip(hits, at, strict=True)]).sum(0)  # (F,)
+    passed = fixed_sequence(changed.tolist(), len(traces), epsilon, delta)
+    full = sum(len(hit) for hit in hits) / len(traces)
+    if passed is None:
+        return Calibration(rule.rule, None, epsilon, delta, len(traces), 0, None, full, full)
+    scaled = replace(rule, threshold=Scaled(rule.threshold, factors[passed]))
+    k = int(changed[passed])
+    return Calibration(
+        scaled, factors[passed], epsilon, delta, len(traces), k, upper_bound(k, len(traces), delta), full,
+        float(at[:, passed].double().mean()) + 1,
+    )  # fmt: skip
+
+
+def _validate(n: int, epsilon: float, delta: float, factors: Sequence[float]) -> None:
     if not (0 < epsilon < 1 and 0 < delta < 1):
         raise ValueError(f"epsilon and delta lie between 0 and 1, got {epsilon} and {delta}")
     if not factors or any(a <= b for a, b in zip(factors, [*factors[1:], 0.0], strict=True)):
         raise ValueError("the factors must be positive and fall, from safe to bold")
     least = math.ceil(math.log(delta) / math.log(1 - epsilon))
-    if len(rows) < least:
-        raise ValueError(f"{len(rows)} rows guarantee nothing at epsilon {epsilon}, delta {delta}: give at least {least}")
-    traces = record(predictor, rows, rule, steps=steps, temperature=temperature, seeds=seeds, eos=eos, batch=batch)
-    at = torch.stack([exits(trace, rule, factors) for trace in traces])  # (n, F)
-    hits = [trace.hits(same) for trace in traces]
-    changed = torch.stack([~hit[step] for hit, step in zip(hits, at, strict=True)]).sum(0)  # (F,)
-    passed = fixed_sequence(changed.tolist(), len(rows), epsilon, delta)
-    full = sum(len(hit) for hit in hits) / len(rows)
-    if passed is None:
-        return Calibration(rule.rule, None, epsilon, delta, len(rows), 0, None, full, full)
-    scaled = replace(rule, threshold=Scaled(rule.threshold, factors[passed]))
-    k = int(changed[passed])
-    return Calibration(
-        scaled, factors[passed], epsilon, delta, len(rows), k, upper_bound(k, len(rows), delta), full,
-        float(at[:, passed].double().mean()) + 1,
-    )  # fmt: skip
+    if n < least:
+        raise ValueError(f"{n} rows guarantee nothing at epsilon {epsilon}, delta {delta}: give at least {least}")
 
 
 def exits(trace: Trace, rule: EarlyCommit, factors: Sequence[float]) -> Tensor:

@@ -29,6 +29,8 @@ class Step:
         open: undecided at the start; (B, L) bool.
         proposal: the token that a commit makes final; (B, L) long.
         unchanged: for how many steps in a row the most likely token has been what it is; (B, L) long.
+        drift: KL divergence (nats) of the prediction from the one a step before, at each of the last H steps, +inf where
+            there was none; H is what the rule `remembers`; (B, L, H).
         lottery: uniform numbers that a row keeps from its first step to its last; (B, L).
         index: steps done; 0 at the first.
         steps: steps in all; (B,) long.
@@ -41,6 +43,7 @@ class Step:
     open: Tensor
     proposal: Tensor
     unchanged: Tensor
+    drift: Tensor
     lottery: Tensor
     index: int
     steps: Tensor
@@ -89,6 +92,10 @@ class CommitRule(Protocol):
     def sees(self, masked: Tensor, open: Tensor, /) -> Tensor:
         """The positions whose logits the rule needs, (B, L) bool: those it may commit, unless it says otherwise."""
         return masked
+
+    def remembers(self) -> int:
+        """Over how many steps the rule wants to know how far predictions drift; it costs the last logits' memory."""
+        return 0
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,37 @@ class EntropyBound(CommitRule):
 
 
 @dataclass(frozen=True)
+class KLASS(CommitRule):
+    """Every position this confident whose prediction moved less than `drift` at each of the last steps, and the best one.
+
+    Best is the most confident. A position can be stable from the step on that has seen it `steps` times before.
+
+    Args:
+        confidence: probability of the proposal, at least.
+        drift: KL divergence (nats) from the step before, less than.
+        steps: for how many steps in a row.
+
+    Reference: Kim et al. 2025, KLASS: KL-Guided Fast Inference in Masked Diffusion Models.
+    """
+
+    confidence: float = 0.9
+    drift: float = 0.01
+    steps: int = 2
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"stability takes at least one step, got steps = {self.steps}")
+
+    def __call__(self, step: Step) -> Tensor:
+        best = _rank(step.confidence, step.masked) == 0
+        stable = (step.drift[..., -self.steps :] < self.drift).all(-1)
+        return (stable & (step.confidence >= self.confidence) | best) & step.masked
+
+    def remembers(self) -> int:
+        return self.steps
+
+
+@dataclass(frozen=True)
 class Blockwise(CommitRule):
     """Semi-autoregressive: `rule` works on the first block that is not decided yet.
 
@@ -195,6 +233,9 @@ class Blockwise(CommitRule):
 
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
         return self.rule.sees(masked & self._block(masked, open)[0], open)
+
+    def remembers(self) -> int:
+        return self.rule.remembers()
 
 
 @dataclass(frozen=True)
@@ -242,6 +283,9 @@ class EarlyCommit(CommitRule):
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
         return masked | self._region(open) if self.over == "region" else masked
 
+    def remembers(self) -> int:
+        return self.rule.remembers()
+
 
 def sched(rule: CommitRule = Blockwise(), threshold: Schedule = Cosine()) -> EarlyCommit:
     """SchED: the mean gap over the full span, decided positions too, against a smooth falling threshold.
@@ -274,6 +318,9 @@ class StableAndConfident(CommitRule):
 
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
         return masked
+
+    def remembers(self) -> int:
+        return self.rule.remembers()
 
 
 def _first(flags: Tensor) -> Tensor:

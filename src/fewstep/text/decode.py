@@ -49,6 +49,7 @@ class Rows(NamedTuple):
     committed_at: Tensor  # (b, L)
     likeliest: Tensor  # (b, L) the most likely token at the last step, −1 where nobody looked
     unchanged: Tensor  # (b, L)
+    drift: Tensor  # (b, L, H)
     lottery: Tensor  # (b, L)
     steps: Tensor  # (b,)
 
@@ -58,7 +59,7 @@ class Rows(NamedTuple):
             return self
         kept = [part[torch.tensor(rows, dtype=torch.long, device=part.device)] for part in self]
         width = int(self.valid[rows].sum(1).amax()) if rows else 0
-        return Rows(*(part[:, :width] if part.ndim == 2 else part for part in kept))
+        return Rows(*(part[:, :width] if part.ndim > 1 else part for part in kept))
 
 
 class Progress(NamedTuple):
@@ -113,7 +114,8 @@ def walk(
     """
     state = _begin(predictor, rows, steps, range(len(rows)) if seeds is None else seeds)
     ends = torch.tensor(predictor.eos_ids if eos else (), dtype=torch.long, device=state.ids.device)
-    index, nfe, longest = 0, 0.0, int(state.open.sum(1).amax())
+    state = state._replace(drift=state.lottery.new_full((*state.ids.shape, rule.remembers()), torch.inf))
+    index, nfe, longest, before = 0, 0.0, int(state.open.sum(1).amax()), None
     with ExitStack() as stack:
         counters = [stack.enter_context(count_nfe(network)) for network in dict.fromkeys(predictor.networks)]
         while len(state.number):
@@ -130,10 +132,13 @@ def walk(
             logits = logits.index_fill(1, torch.tensor([predictor.mask_id], device=logits.device), -torch.inf)
             likeliest = torch.full_like(state.ids, -1).index_put(where, logits.argmax(-1))
             unchanged = torch.where(likeliest == state.likeliest, state.unchanged + 1, 0)
+            if rule.remembers():
+                before, state = _drift(before, logits, where, state, predictor.mask_id)
             proposal = likeliest if temperature == 0 else _sample(logits, where, state, index, temperature)
             step = Step(
-                logits, where, masked, state.open, proposal, unchanged, state.lottery, index, state.steps, state.steps
-            )
+                logits, where, masked, state.open, proposal, unchanged, state.drift, state.lottery, index, state.steps,
+                state.steps,
+            )  # fmt: skip
             commit = rule(step) & masked
             state = state._replace(
                 ids=torch.where(commit, proposal, state.ids),
@@ -225,12 +230,41 @@ def _begin(predictor: MaskPredictor, rows: Sequence[Tensor], steps: int | None, 
     given = (column + 1) * (canvas.valid & ~canvas.open)
     start = canvas.open.to(torch.uint8).argmax(1)
     number = torch.arange(len(rows), device=device)
-    return Rows(number, seed, start, given.amax(1), *canvas, blank, blank, torch.zeros_like(blank), lottery, each)
+    none = torch.zeros_like(blank)
+    return Rows(number, seed, start, given.amax(1), *canvas, blank, blank, none, none[..., None], lottery, each)
 
 
 def _places(wanted: Tensor) -> tuple[Tensor, Tensor]:
     row, column = wanted.nonzero(as_tuple=True)
     return row, column
+
+
+class _Before(NamedTuple):
+    """The predictions of the step before."""
+
+    log_p: Tensor  # (N, V)
+    place: Tensor  # (rows of the batch, columns) long: which of the N, −1 where nobody looked
+
+
+def _drift(
+    before: _Before | None, logits: Tensor, where: tuple[Tensor, Tensor], state: Rows, mask_id: int
+) -> tuple[_Before, Rows]:
+    """KL(now ‖ before) at `where` becomes the last of each position's drifts."""
+    mask = torch.tensor([mask_id], device=logits.device)
+    log_p = logits.log_softmax(-1).index_fill(1, mask, 0.0)  # −inf on both sides: it adds nothing
+    row, column = state.number[where[0]], where[1]
+    moved = log_p.new_full((len(log_p),), torch.inf)
+    if before is None:
+        place = torch.full((len(state.ids), state.ids.shape[1]), -1, device=log_p.device)
+    else:
+        place = before.place
+        found = place[row, column]
+        now, then = log_p[found >= 0], before.log_p[found[found >= 0]]
+        moved[found >= 0] = (now.exp() * (now - then)).sum(-1)
+    place = torch.full_like(place, -1).index_put((row, column), torch.arange(len(log_p), device=log_p.device))
+    newest = torch.full(state.ids.shape, torch.inf, device=log_p.device, dtype=state.drift.dtype)
+    newest = newest.index_put(where, moved.to(newest.dtype))
+    return _Before(log_p, place), state._replace(drift=torch.cat([state.drift[..., 1:], newest[..., None]], -1))
 
 
 def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Rows, step: int, temperature: float) -> Tensor:

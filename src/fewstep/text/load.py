@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 MODEL = "folder of a masked language model"
+BUNDLED = Path(__file__).parent.parent / "assets" / "text"  # what the name "bundled" stands for
 LLADA_EOT = 126348  # <|eot_id|>: ends a turn of the instruction-tuned LLaDA; its config names <|endoftext|> only
 # LLaDA's names -> Llama's, as regular expressions of at most one group, which is what transformers takes
 LLADA_NAMES = {
@@ -52,7 +53,7 @@ def load_text(
     be a model that AutoModelForMaskedLM knows. Weights are read shard by shard; no code of the checkpoint runs.
 
     Args:
-        source: a folder, or the id of a hub repository.
+        source: a folder, the id of a hub repository, or "bundled" for the small model that comes with the package.
         mask_id: id of the mask token, where neither the configuration nor the tokenizer names it.
         dtype: of the weights.
         device: a device, or "auto" to spread the model over all there are.
@@ -63,7 +64,7 @@ def load_text(
     Raises:
         ValueError: nothing there, not a masked language model, a variant that is not supported, or no mask token.
     """
-    folder = folder_of(source, MODEL)
+    folder = _folder(source)
     config = read_json(folder / "config.json", f"give a {MODEL}")
     kind = str(config.get("model_type", "")).lower()
     maker = {"llada": _llada, "dream": _dream}.get(kind)
@@ -112,7 +113,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer, Qwen2Tokenizer
 
-    folder = folder_of(source, MODEL)
+    folder = _folder(source)
     if not any((folder / name).exists() for name in VOCABULARIES):  # transformers would make up an empty one
         raise ValueError(f"there is no tokenizer in {source}; save the model's tokenizer there")
     dream = str(read_json(folder / "config.json", f"give a {MODEL}").get("model_type", "")).lower() == "dream"
@@ -123,6 +124,10 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"there is no tokenizer in {source} that loads without its own code: {error}") from error
     return tokenizer
+
+
+def _folder(source: str | Path) -> Path:
+    return BUNDLED if source == "bundled" else folder_of(source, MODEL)
 
 
 def _demand(config: dict[str, Any], must: dict[str, tuple[Any, ...]], what: str) -> None:

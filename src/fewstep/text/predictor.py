@@ -146,8 +146,8 @@ def canvas_row(
     """The prompt, then `gen_length` positions of which some may hold given text.
 
     Args:
-        prompt: token ids.
-        gen_length: how many positions follow.
+        prompt: token ids; mask tokens among them are filled in as well.
+        gen_length: how many positions follow, 0 where all that is to be filled stands in the prompt.
         mask_id: fills them.
         fixed: place -> token ids that stand there from the start, e.g. {-8: "The answer is"}; places count from the first
             position behind the prompt, negative ones from the end.
@@ -164,8 +164,8 @@ def canvas_row(
         if start + len(text) > gen_length:
             raise ValueError(f"{len(text)} fixed tokens at place {place} do not fit into {gen_length} positions")
         row[start : start + len(text)] = text
-    if mask_id not in row:
-        raise ValueError("nothing is left to generate; make the generation longer")
+    if mask_id not in (*prompt, *row):
+        raise ValueError("nothing is left to generate; make the generation longer, or put mask tokens into the prompt")
     return torch.tensor([*prompt, *row])
 
 

@@ -22,7 +22,8 @@ class Trace:
 
     Attributes:
         final: what it came to.
-        shown: (T, n) long: the row as each of the T steps would have left it, had everything been committed there.
+        shown: (T, m) long: the whole row as each of the T steps would have left it, had everything been committed there;
+            longer than `final` where that ends before its canvas does.
         known: (T,) the early rule's statistic at each step.
         progress: (T,) the share of the planned steps done before each step.
         region: (n,) bool: where the early rule looks for the answer.
@@ -36,9 +37,10 @@ class Trace:
 
     def hits(self, same: Same | None = None) -> Tensor:
         """At which steps the final answer was there already, (T,) bool; without `same`: every token of the region."""
+        shown = self.shown[:, : len(self.final.ids)]
         if same is None:
-            return (self.shown == self.final.ids)[:, self.region].all(1)
-        return torch.tensor([same(shown, self.final.ids) for shown in self.shown])
+            return (shown == self.final.ids)[:, self.region].all(1)
+        return torch.tensor([same(row, self.final.ids) for row in shown])
 
 
 class Settled(NamedTuple):
@@ -70,29 +72,52 @@ def record(
         One trace a row.
     """
     early = rule if isinstance(rule, EarlyCommit) else EarlyCommit(rule)
-    traces = []
+    return record_each(predictor, rows, [early], steps=steps, temperature=temperature, seeds=seeds, eos=eos, batch=batch)[0]
+
+
+def record_each(
+    predictor: MaskPredictor,
+    rows: Sequence[Tensor],
+    rules: Sequence[EarlyCommit],
+    *,
+    steps: int | None = None,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    eos: bool = True,
+    batch: int = 16,
+) -> list[list[Trace]]:
+    """What `record` would return for each of `rules`, from one decoding by the inner rule that they share.
+
+    Raises:
+        ValueError: they have different inner rules.
+    """
+    if any(rule.rule != rules[0].rule for rule in rules):
+        raise ValueError("rules that watch one decoding must be built around the same inner rule")
+    traces: list[list[Trace]] = [[] for _ in rules]
     for begin in range(0, len(rows), batch):
         part = rows[begin : begin + batch]
         part_seeds = (range(len(rows)) if seeds is None else seeds)[begin : begin + batch]
-        seen: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]] = [[] for _ in part]
+        seen: list[list[tuple[Tensor, ...]]] = [[] for _ in part]
         ends: dict[int, Decoded] = {}
-        for walked in walk(predictor, part, _Watch(early), steps=steps, temperature=temperature, seeds=part_seeds, eos=eos):
+        watch = _Watch(tuple(rules))
+        for walked in walk(predictor, part, watch, steps=steps, temperature=temperature, seeds=part_seeds, eos=eos):
             step, open = walked.step, walked.canvas.open
             shown = torch.where(step.masked, step.proposal, walked.canvas.ids).cpu()
-            region = (open if early.region is None else early.region(open)).cpu()
-            table = zip(shown, early.known(step).cpu(), step.progress.cpu(), region, strict=True)
-            for progress, row in zip(walked.progress, table, strict=True):
-                seen[progress.number].append(row)
+            known = torch.stack([rule.known(step) for rule in rules], 1).cpu()  # (b, R)
+            regions = [open if rule.region is None else rule.region(open) for rule in rules]
+            region = torch.stack(regions, 1).cpu()  # (b, R, L)
+            table = zip(shown, known, step.progress.cpu(), region, strict=True)
+            for progress, (ids, *rest) in zip(walked.progress, table, strict=True):
+                seen[progress.number].append((ids[: len(part[progress.number])], *rest))
             ends |= walked.finished
-        traces += [_trace(ends[number], rows_seen) for number, rows_seen in enumerate(seen)]
+        for number, rows_seen in enumerate(seen):
+            final = ends[number]
+            final = final._replace(ids=final.ids.cpu(), committed_at=final.committed_at.cpu())
+            whole, statistics, shares = (torch.stack([row[k] for row in rows_seen]) for k in range(3))
+            for place, found in enumerate(traces):
+                looked = rows_seen[0][3][place, : len(final.ids)]  # later steps have fewer columns
+                found.append(Trace(final, whole, statistics[:, place], shares, looked))
     return traces
-
-
-def _trace(final: Decoded, seen: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> Trace:
-    n = len(final.ids)
-    shown, known, progress, region = zip(*seen, strict=True)
-    final = final._replace(ids=final.ids.cpu(), committed_at=final.committed_at.cpu())
-    return Trace(final, torch.stack([row[:n] for row in shown]), torch.stack(known), torch.stack(progress), region[0][:n])
 
 
 def settle(trace: Trace, same: Same | None = None) -> Settled:
@@ -127,12 +152,16 @@ def same_place(find: Callable[[Tensor], slice]) -> Same:
 
 @dataclass(frozen=True)
 class _Watch(CommitRule):
-    """Sees what `early` would see, and decodes by its inner rule."""
+    """Sees what each of `rules` would see, and decodes by their inner rule."""
 
-    early: EarlyCommit
+    rules: tuple[EarlyCommit, ...]
 
     def __call__(self, step: Step) -> Tensor:
-        return self.early.rule(step)
+        return self.rules[0].rule(step)
 
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
-        return self.early.sees(masked, open)
+        seen = [rule.sees(masked, open) for rule in self.rules]
+        return torch.stack(seen).any(0)
+
+    def remembers(self) -> int:
+        return self.rules[0].rule.remembers()
