@@ -61,8 +61,8 @@ class Family(Protocol):
 class WordProblems(Family):
     """Two to four gains and losses of some things; the steps are written out before the answer.
 
-    "tom has 7 apples . he buys 5 more . he gives 4 away . how many apples does tom have ?" is answered by
-    "7 + 5 = 12 . 12 - 4 = 8 . the answer is 8". No chain of numbers of a held-out item occurs in training.
+    "tom has 7 apples . he buys 3 more . he gives 2 away . how many apples does tom have ?" is answered by
+    "7 + 3 = 10 . 10 - 2 = 8 . the answer is 8". No chain of numbers of a held-out item occurs in training.
 
     Args:
         seed: of everything random.
