@@ -208,11 +208,13 @@ def _open(
     model: str, mask_id: int | None, precision: Precision, guidance: float
 ) -> tuple[MaskPredictor, NetworkPredictor, PreTrainedTokenizerBase]:
     import torch
+    from transformers.utils import logging as transformers_logging
 
     from ..device import best_device
     from ..text.load import load_text, load_tokenizer
     from ..text.predictor import Guided
 
+    transformers_logging.disable_progress_bar()
     tokenizer = load_tokenizer(model)
     network = load_text(
         model, mask_id=mask_id, device=str(best_device()), dtype=torch.bfloat16 if precision == "bf16" else torch.float32
