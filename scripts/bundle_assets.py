@@ -14,7 +14,6 @@ The feature network is made by scripts/train_features.py.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -25,7 +24,6 @@ from train_features import read_idx
 from fewstep.checkpoints.folder import diffusion_pipeline, load
 from fewstep.data import Images, load_images, save_images
 from fewstep.measure.features import ASSETS
-from fewstep.receipt import write_json
 from fewstep.text.load import BUNDLED, load_text, load_tokenizer
 
 
@@ -49,8 +47,7 @@ def text(run: Path) -> None:
     shutil.rmtree(BUNDLED, ignore_errors=True)
     load_text(run / "model", dtype=torch.float16).network.save_pretrained(BUNDLED)
     load_tokenizer(run / "model").save_pretrained(BUNDLED)
-    made = json.loads((run / "receipt.json").read_text())
-    write_json(BUNDLED / "receipt.json", made | {"command": ["fewstep", *made["command"][1:]]})
+    shutil.copy(run / "receipt.json", BUNDLED / "receipt.json")
 
 
 if __name__ == "__main__":

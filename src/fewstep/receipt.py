@@ -27,7 +27,7 @@ def receipt(path: Path | None, **facts: Any) -> Iterator[dict[str, Any]]:
     """
     start = time.time()
     entries: dict[str, Any] = {
-        "command": sys.argv,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(start)),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
