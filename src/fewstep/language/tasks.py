@@ -96,15 +96,7 @@ class WordProblems(Family):
             *people,
             *self.things,
             *phrases,
-            "has",
-            "how",
-            "many",
-            "does",
-            "have",
-            "?",
-            "+",
-            "-",
-            "=",
+            *["has", "how", "many", "does", "have", "?", "+", "-", "="],
             *ANSWER,
         )
 
@@ -180,7 +172,7 @@ class Sudoku(Family):
 
 @dataclass(frozen=True)
 class Facts(Family):
-    """Multiple choice about an invented world: the fact is recalled, then a letter chosen.
+    """Questions with four options about an invented world: the fact is recalled, then its option named.
 
     "where does brako live ? A tudo B seli C mapo D nigu" is answered by "brako lives in seli . the answer is seli". No set
     of options of a held-out question occurs in training with the same question, in whatever order.
