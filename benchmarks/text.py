@@ -16,12 +16,13 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
 import torch
 from scipy.optimize import brentq
-from scipy.stats import beta
+from scipy.stats import binomtest
 from torch import Tensor
 
 from fewstep.language.masked import canvas
@@ -78,10 +79,8 @@ def watchers(base: CommitRule) -> tuple[dict[str, EarlyCommit], dict[str, EarlyC
 
 def clopper_pearson(k: int, n: int) -> tuple[float, float]:
     """The exact 95 % interval of a share."""
-    return (
-        0.0 if k == 0 else float(beta.ppf(0.025, k, n - k + 1)),
-        1.0 if k == n else float(beta.ppf(0.975, k + 1, n - k)),
-    )
+    low, high = binomtest(k, n).proportion_ci(0.95, method="exact")
+    return float(low), float(high)
 
 
 def tango(gained: int, lost: int, n: int) -> tuple[float, float]:
@@ -257,7 +256,7 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     for batch in (1, 16):
         times = bench.seconds(timed, bench.rows(some), batch, args.rounds)
         for entry in timed:
-            share = statistics.median(map(_ratio, times[entry.name], times[entries[0].name]))
+            share = statistics.median(map(truediv, times[entry.name], times[entries[0].name]))
             calls = statistics.fmean(entry.nfe[: len(some)]) / statistics.fmean(entries[0].nfe[: len(some)])
             row = table[entries.index(entry)]
             seconds = statistics.median(times[entry.name])
@@ -269,10 +268,6 @@ def measure(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
     found = plain(bench, bench.rows(some), args.rounds)
     print(f"the plain loop of single rows: {found}")
     return {"rules": table, "best": {kind: row and row["name"] for kind, row in kept.items()}, "plain": found}
-
-
-def _ratio(a: float, b: float) -> float:
-    return a / b
 
 
 def plain(bench: Bench, rows: Sequence[Tensor], rounds: int) -> dict[str, Any]:
@@ -290,8 +285,8 @@ def plain(bench: Bench, rows: Sequence[Tensor], rounds: int) -> dict[str, Any]:
             found.setdefault("same", []).append(sum(same) / len(same))
     return {
         "seconds": {name: statistics.median(found[name]) / len(rows) for name in ("plain", "ours")},
-        "speedup": statistics.median(map(_ratio, found["plain"], found["ours"])),
-        "speedup_to_end_of_text": statistics.median(map(_ratio, found["plain"], found["ours, up to the end of text"])),
+        "speedup": statistics.median(map(truediv, found["plain"], found["ours"])),
+        "speedup_to_end_of_text": statistics.median(map(truediv, found["plain"], found["ours, up to the end of text"])),
         "rows_with_the_same_ids": min(found["same"]),
     }
 
