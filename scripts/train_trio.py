@@ -65,8 +65,7 @@ def pretrain(
     world = World(people=people)
     tokenizer = word_tokenizer(vocabulary(world))
     model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32) if start else new(size, tokenizer)
-    encode = lambda text: tokenizer(text)["input_ids"]  # noqa: E731
-    items = Numbered(blocks(documents(world, seed=1 if start else 0), encode, tokenizer.eos_token_id, LENGTH), n)
+    items = Numbered(blocks(documents(world, seed=1 if start else 0), tokenizer.encode, tokenizer.eos_token_id, LENGTH), n)
 
     def collate(rows: Sequence[list[int]]) -> dict[str, Tensor]:
         ids = torch.tensor(rows)
