@@ -17,6 +17,7 @@ import torch
 from conftest import noise_images, tiny
 from PIL import Image
 
+from fewstep.checkpoints.atomic import save_state
 from fewstep.checkpoints.folder import load, save, segments_of
 from fewstep.cli import main
 from fewstep.data import save_images
@@ -203,6 +204,7 @@ def test_settling(place, monkeypatch, capsys) -> None:
         ("tune student --data paths --out run", "name its diffusion checkpoint with --teacher"),
         ("tune teacher --data data.npz --out run --weight output --power 1", "--power belongs to the gap's weight"),
         ("tune teacher --data data.npz --out run --guidance 2", "--hop euler, heun or addim"),
+        ("tune teacher --data paths --out run --guidance 2", "--null-label"),
         ("tune teacher --data data.npz --out run --hop heun --guidance 2", "--null-label"),
         ("tune teacher --data data.npz --out run --hop heun --guidance 2 --null-label 3", "conditional on classes"),
         ("tune student --data data.npz --out run --hop heun", "name its diffusion checkpoint with --teacher"),
@@ -263,6 +265,14 @@ def test_a_run_goes_on_with_its_own_recipe(place, monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit):
         fewstep(monkeypatch, command + " --images 16 --rate 0.5 --resume")
     assert "began with rate" in capsys.readouterr().err
+
+
+def test_a_state_of_another_time_is_refused(place, monkeypatch, capsys) -> None:
+    (place / "run").mkdir()
+    save_state(place / "run" / "state.pt", {"recipe": "{}", "step": 1})
+    with pytest.raises(SystemExit):
+        fewstep(monkeypatch, "tune teacher --data data.npz --out run --images 8 --batch 8 --resume")
+    assert "older fewstep" in capsys.readouterr().err
 
 
 def test_conditional_models_train_tune_sample_and_score(place, monkeypatch, capsys) -> None:

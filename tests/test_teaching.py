@@ -11,10 +11,11 @@ from diffusers import DDPMScheduler
 from oracle import GaussianOracle, OracleNetwork
 from torch import nn
 
-from fewstep.data import Rows
-from fewstep.images.denoiser import VP
+from fewstep.data import Rows, to_uint8
+from fewstep.images.denoiser import VP, Guided
 from fewstep.images.loss import consistency_loss, ddim
 from fewstep.images.noise import FullGap, Levels
+from fewstep.images.sample import heun, heun_grid, sample
 from fewstep.images.tune import lower_edges, tune
 from fewstep.recipes import path_regression
 from fewstep.teaching import load_paths, save_paths, teacher_images, teacher_paths
@@ -118,6 +119,19 @@ def test_images_of_a_conditional_teacher_have_its_classes() -> None:
     images = teacher_images(tiny(classes=3), 5, steps=2)
     assert images.labels is not None and images.labels.tolist() == [0, 1, 2, 0, 1]
     assert images.pixels.shape == (5, 1, 8, 8)
+
+
+def test_a_guided_teacher_never_makes_its_null_class(monkeypatch) -> None:
+    """Guided by 1 its samples are those of its labels, which skip the null class; guided by 3 they are others."""
+    monkeypatch.setattr("fewstep.teaching.fast_precision", lambda: "no")
+    teacher = tiny(classes=3)
+    guided, labels = teacher_images(Guided(teacher, 1.0, 1), 4, steps=3), torch.tensor([0, 2, 0, 2])
+    assert guided.labels is not None and torch.equal(guided.labels, labels)
+    plain = sample(teacher.eval(), range(4), (1, 8, 8), heun, heun_grid(teacher, 3), class_labels=labels)
+    assert (guided.pixels.int() - to_uint8(plain).int()).abs().max() <= 1
+    paths = teacher_paths(Guided(teacher, 3.0, 1), 4, steps=3)
+    assert paths.labels is not None and torch.equal(paths.labels, labels)
+    assert (paths.states[:, -1].float() - plain).abs().max() > 0.05
 
 
 def test_rows_of_images_keep_their_noise() -> None:

@@ -65,6 +65,8 @@ def run(
     recipe = recipe | {"images": -(-recipe["images"] // recipe["batch"]) * recipe["batch"]}
     state = load_state(state_file) if resume else None
     if state:
+        if not {"recipe", "emas"} <= state.keys():
+            raise ValueError(f"{state_file} was saved by an older fewstep that kept other things; start the run anew")
         _check_same(json.loads(state["recipe"]), plain(recipe))
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),

@@ -13,7 +13,7 @@ from torch import Tensor
 from .checkpoints.atomic import atomic_file
 from .data import Images, Paths, to_uint8
 from .device import fast_precision
-from .images.denoiser import NetworkDenoiser
+from .images.denoiser import Guided, NetworkDenoiser
 from .images.noise import like
 from .images.sample import heun, heun_grid, heun_path, prior, sample
 from .images.tune import lower_edges
@@ -74,7 +74,7 @@ def teacher_paths(
     return Paths(torch.cat(done), stops, edges, labels)
 
 
-def save_paths(paths: Paths, file: Path, **facts: int) -> None:
+def save_paths(paths: Paths, file: Path, **facts: float) -> None:
     """Writes a cache of `paths` as safetensors, atomically, with what they were made of."""
     from safetensors.torch import save
 
@@ -85,7 +85,7 @@ def save_paths(paths: Paths, file: Path, **facts: int) -> None:
         handle.write(save(tensors, {"facts": json.dumps(facts)}))
 
 
-def load_paths(file: Path, **facts: int) -> Paths:
+def load_paths(file: Path, **facts: float) -> Paths:
     """Reads the cache that `save_paths` wrote with the same facts.
 
     Raises:
@@ -109,7 +109,11 @@ def _scaled(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _labels(teacher: NetworkDenoiser, count: int) -> Tensor | None:
-    return torch.arange(count) % teacher.classes if teacher.conditional else None
+    if not teacher.conditional:
+        return None
+    null = teacher.null_label if isinstance(teacher, Guided) else None  # no class that anyone would ask for
+    classes = torch.tensor([label for label in range(teacher.classes) if label != null])
+    return classes[torch.arange(count) % len(classes)]
 
 
 def _autocast(teacher: NetworkDenoiser) -> torch.autocast:

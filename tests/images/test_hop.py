@@ -82,6 +82,8 @@ def test_guidance_is_linear_between_two_estimates() -> None:
         assert (nfe.calls, nfe.rows) == (1, 6)
     with pytest.raises(ValueError, match="conditional"):
         Guided(tiny(), 2.0, 0)
+    with pytest.raises(ValueError, match="labels 0 to 3"):
+        Guided(denoiser, 2.0, 4)
 
 
 def test_guided_addim_takes_its_spread_from_the_unguided_estimate() -> None:
@@ -93,4 +95,7 @@ def test_guided_addim_takes_its_spread_from_the_unguided_estimate() -> None:
     x_var = 0.75 * (denoiser(x, t, class_labels=labels) - x0).square().mean((1, 2, 3))
     eps = (x - estimate) / 2
     scale = (1 + 0.25 * x_var / eps.square().mean((1, 2, 3))).sqrt()
-    torch.testing.assert_close(ADDIM(guided)(x, x0, t, t / 2, class_labels=labels), estimate + like(scale, x) * eps)
+    with count_nfe(guided.network) as nfe:
+        got = ADDIM(guided)(x, x0, t, t / 2, class_labels=labels)
+    torch.testing.assert_close(got, estimate + like(scale, x) * eps)
+    assert nfe.rows == 4  # both estimates in one call

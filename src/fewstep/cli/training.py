@@ -131,7 +131,7 @@ def tune(
             addim puts back the spread that long hops lose, measured on the data or, analytic, estimated without them.
         teacher: the diffusion checkpoint for hops, images and paths; by default the checkpoint itself, but a run that goes
             on from a student needs one.
-        guidance: scale of the teacher's classifier-free guidance, for hops of conditional checkpoints.
+        guidance: scale of the classifier-free guidance of a conditional teacher, in its hops, images and paths.
         null_label: the class that means "no class" to the network, for guidance.
         gap: ect shrinks in stages, cosine and karras are grids whose steps grow, full is plain denoising.
         q: the ect gap shrinks by 1/q a stage.
@@ -158,6 +158,7 @@ def tune(
     """
     from ..checkpoints.atomic import writable
     from ..checkpoints.folder import load
+    from ..images.denoiser import Guided
     from ..images.loss import PseudoHuber
     from ..images.optim import Dropout, Exponential
     from ..recipes import RECIPES, path_regression
@@ -174,6 +175,14 @@ def tune(
         raise ValueError("--data paths says what the loss is: leave --hop, --midtrain, --mirror, gap and weight out")
     denoiser = load(start.source)
     diffusion = copy.deepcopy(denoiser) if teacher is None else load(find_model(teacher).source)
+    if guidance is not None:
+        if not taught:
+            raise ValueError(
+                "guidance is the teacher's: use it with --hop euler, heun or addim, or --data teacher or paths"
+            )
+        if null_label is None:
+            raise ValueError('guidance needs --null-label, the class that means "no class" to this network')
+        diffusion = Guided(diffusion, guidance, null_label)
     settings = RECIPES[recipe]() if images is None else RECIPES[recipe](images)
     changed: dict[str, object | None] = {
         "batch": batch,
@@ -187,7 +196,7 @@ def tune(
     }
     settings |= {name: value for name, value in changed.items() if value is not None}
     settings |= {"segments": segments, "seed": seed, "mirror": mirror, "workers": workers, "compile": compile}
-    settings["hop"] = _hop(hop, diffusion, guidance, null_label)
+    settings["hop"] = _hop(hop, diffusion)
     writable(out)
     samples: Images | Paths
     if data == "paths":
@@ -236,21 +245,14 @@ def _weight(kind: WeightName | None, power: float | None, sigma_data: float) -> 
     return None if kind is None and power is None else InverseGap(1.0 if power is None else power)
 
 
-def _hop(name: HopName, diffusion: NetworkDenoiser, guidance: float | None, null_label: int | None) -> Hop:
+def _hop(name: HopName, diffusion: NetworkDenoiser) -> Hop:
     """The hop called `name`, with the frozen diffusion model as its teacher."""
-    from ..images.denoiser import Guided
     from ..images.hop import ADDIM, Euler, Heun
     from ..images.loss import from_data
 
     if name == "data":
-        if guidance is not None:
-            raise ValueError("guidance is the teacher's: use it with --hop euler, heun or addim")
         return from_data
     teacher = diffusion.requires_grad_(False).eval()
-    if guidance is not None:
-        if null_label is None:
-            raise ValueError('guidance needs --null-label, the class that means "no class" to this network')
-        teacher = Guided(teacher, guidance, null_label).eval()
     hops: dict[str, Hop] = {
         "euler": Euler(teacher), "heun": Heun(teacher), "addim": ADDIM(teacher),
         "addim-analytic": ADDIM(teacher, analytic=True),
@@ -291,9 +293,13 @@ def _paths(teacher: NetworkDenoiser, out: Path, count: int, *, segments: int, se
     from accelerate import PartialState
 
     from ..device import on_device
+    from ..images.denoiser import Guided
     from ..teaching import load_paths, save_paths, teacher_paths
 
-    cache, facts = out / "paths.safetensors", {"count": count, "segments": segments, "seed": seed}
+    cache = out / "paths.safetensors"
+    facts: dict[str, float] = {"count": count, "segments": segments, "seed": seed}
+    if isinstance(teacher, Guided):
+        facts |= {"guidance": teacher.scale, "null_label": teacher.null_label}
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         if not cache.exists():
             logging.getLogger(__name__).info("the teacher makes %d paths", count)

@@ -225,6 +225,9 @@ class Guided(NetworkDenoiser):
         super().__init__()
         if not denoiser.conditional:
             raise ValueError("guidance needs a checkpoint that is conditional on classes; leave it out for this one")
+        known = denoiser.classes + ("num_embeds_ada_norm" in denoiser.config)  # a DiT has one embedding more
+        if not 0 <= null_label < known:
+            raise ValueError(f"this checkpoint knows the labels 0 to {known - 1}; {null_label} cannot be its null label")
         self.denoiser = denoiser
         self.network = denoiser.network
         self.scale = scale
@@ -236,9 +239,12 @@ class Guided(NetworkDenoiser):
         """That of the denoiser within."""
         return self.denoiser.grid(steps)
 
-    def forward(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
+    def both(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
+        """The guided estimate and the one it guides, f_label, from one network call."""
         labels = cond["class_labels"]
-        both = torch.cat([labels, torch.full_like(labels, self.null_label)])  # one call for the two
-        labelled, free = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), class_labels=both).chunk(2)
-        guided: Tensor = free + self.scale * (labelled - free)
-        return guided
+        classes = torch.cat([labels, torch.full_like(labels, self.null_label)])
+        labelled, free = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), class_labels=classes).chunk(2)
+        return free + self.scale * (labelled - free), labelled
+
+    def forward(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
+        return self.both(x, sigma, **cond)[0]

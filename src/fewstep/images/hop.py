@@ -57,12 +57,11 @@ class ADDIM:
     analytic: bool = False
 
     def __call__(self, x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, **cond: Tensor) -> Tensor:
-        estimate = self.teacher(x_t, t, **cond)
-        if self.analytic:
-            x_var = 0.1 / (2 + t**-2)
+        if isinstance(self.teacher, Guided):
+            estimate, unguided = self.teacher.both(x_t, t, **cond)
         else:
-            unguided = self.teacher.denoiser(x_t, t, **cond) if isinstance(self.teacher, Guided) else estimate
-            x_var = self.eta * (unguided - x0).flatten(1).square().mean(1)
+            estimate = unguided = self.teacher(x_t, t, **cond)
+        x_var = 0.1 / (2 + t**-2) if self.analytic else self.eta * (unguided - x0).flatten(1).square().mean(1)
         eps = (x_t - estimate) / like(t, x_t)
         z_var = (1 - r / t) ** 2 * x_var
         scale = (r**2 + z_var / eps.flatten(1).square().mean(1)).sqrt()
