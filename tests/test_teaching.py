@@ -81,6 +81,10 @@ def test_a_student_learns_paths_where_it_is_sampled_and_nowhere_else() -> None:
     grid = teacher.grid(3)
     paths = teacher_paths(teacher, 6, segments=3, levels=[7.5], steps=4)
     assert 7.5 in paths.levels.tolist()
+    few = teacher_paths(teacher, 6, segments=3, levels=grid.tolist(), steps=4, whole=False)
+    assert few.levels.tolist() == [*grid.float().tolist(), 0]
+    every = teacher_paths(teacher, 6, segments=3, levels=grid.tolist(), steps=4)
+    assert torch.equal(few.states, every.states[:, torch.isin(every.levels, few.levels)])
     assert path_regression(grid.tolist())["noise"] == Levels(tuple(grid.tolist()))
     rows = Rows(paths, partial(Levels(tuple(grid.tolist())), sigma_max=teacher.sigma_max), seed=0)
     t = torch.stack([rows[k][2] for k in range(60)])

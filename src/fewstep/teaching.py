@@ -45,23 +45,27 @@ def teacher_paths(
     *,
     segments: int = 1,
     levels: Sequence[float] = (),
+    whole: bool = True,
     seed: int = 0,
     steps: int = 18,
     batch: int = 250,
 ) -> Paths:
-    """Whole sampling paths of the teacher, for path regression; its classes in turn if it has any.
+    """Sampling paths of the teacher, for path regression; its classes in turn if it has any.
 
     Args:
         teacher: on its device.
         count: how many paths.
         segments: of the student; the lower edges of its segments are among the paths' levels.
         levels: further noise levels that must be among them.
+        whole: keep all the states that Heun's method visits, or only those at the edges, at `levels` and at the end.
         seed: the first path's seed.
         steps: of Heun's method on Karras' noise levels; about 2·steps network calls a path.
         batch: paths at once.
     """
     edges = lower_edges(teacher, segments)
-    grid = torch.cat([heun_grid(teacher, steps).float(), edges[1:], torch.tensor(list(levels))]).unique().flip(0)
+    asked = torch.cat([edges, torch.tensor(list(levels))])
+    stops = torch.cat([heun_grid(teacher, steps).float(), asked]).unique().flip(0)  # the last is 0, the lowest edge
+    grid, kept = stops[:-1], torch.isin(stops, asked) | whole
     labels, done = _labels(teacher, count), []
     for start in range(0, count, batch):
         rngs = generators(range(seed + start, seed + min(start + batch, count)))
@@ -69,9 +73,9 @@ def teacher_paths(
         cond = {} if labels is None else {"class_labels": labels[start : start + batch].to(x.device)}
         with _autocast(teacher):
             states = [x, *(state for state, _ in heun_path(teacher.eval(), x, grid.to(x), **cond))]
-        stops = torch.cat([grid, grid.new_zeros(1)])
-        done.append(torch.stack([_scaled(state, level) for state, level in zip(states, stops, strict=True)], 1))
-    return Paths(torch.cat(done), stops, edges, labels)
+        points = [_scaled(state, level) for state, level, keep in zip(states, stops, kept, strict=True) if keep]
+        done.append(torch.stack(points, 1))
+    return Paths(torch.cat(done), stops[kept], edges, labels)
 
 
 def save_paths(paths: Paths, file: Path, **facts: float) -> None:

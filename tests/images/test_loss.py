@@ -9,7 +9,16 @@ from oracle import GaussianOracle
 from torch import Tensor
 
 from fewstep.images.hop import Euler, Heun
-from fewstep.images.loss import InverseGap, MeanSquare, OutputScale, PseudoHuber, consistency_loss, ddim, inv_ddim
+from fewstep.images.loss import (
+    InverseGap,
+    MeanSquare,
+    OutputScale,
+    PseudoHuber,
+    beyond_limits,
+    consistency_loss,
+    ddim,
+    inv_ddim,
+)
 from fewstep.images.noise import ECTGap, like
 from fewstep.images.optim import Dropout
 from fewstep.nfe import count_nfe
@@ -148,3 +157,16 @@ def test_pseudo_huber_between_its_limits() -> None:
     assert zero.grad is not None and not zero.grad.isnan().any()
     with pytest.raises(ValueError, match="positive"):
         PseudoHuber(0.0)
+
+
+def test_margin_moves_what_a_picture_cannot_hold() -> None:
+    """Within two grey levels of a limit the target lies `margin` beyond it, in the lowest segment only."""
+    x0 = torch.tensor([-1.0, -0.99, -0.98, 0.0, 0.98, 0.99, 1.0])
+    expected = torch.tensor([-1.25, -1.25, -0.98, 0.0, 0.98, 1.25, 1.25])
+    torch.testing.assert_close(beyond_limits(x0, 0.25), expected)
+    noise, t, denoiser = torch.randn(2, 7), torch.full((2,), 2.0), GaussianOracle()
+    x0, lo = x0.expand(2, 7), torch.tensor([0.0, 1.0])  # r = lo: the target is x0
+    loss = consistency_loss(denoiser, x0, noise, t, lo, lo, margin=0.25)
+    plain = consistency_loss(denoiser, x0, noise, t, lo, lo)
+    moved = PseudoHuber()(denoiser(x0 + 2 * noise, t) - expected) / (t - lo)
+    torch.testing.assert_close(loss, torch.stack([moved[0], plain[1]]))

@@ -170,8 +170,8 @@ def tune(
         raise ValueError(
             f"{checkpoint} is a student, no diffusion model any more; name its diffusion checkpoint with --teacher"
         )
-    shaped = hop != "data" or midtrain or mirror or any(flag is not None for flag in (gap, q, stages, grid, weight, power))
-    if data == "paths" and shaped:
+    shaped = any(flag is not None for flag in (gap, q, stages, grid, weight, power))
+    if data == "paths" and (shaped or hop != "data" or midtrain or mirror):
         raise ValueError("--data paths says what the loss is: leave --hop, --midtrain, --mirror, gap and weight out")
     denoiser = load(start.source)
     diffusion = copy.deepcopy(denoiser) if teacher is None else load(find_model(teacher).source)
@@ -200,8 +200,10 @@ def tune(
     writable(out)
     samples: Images | Paths
     if data == "paths":
-        samples = _paths(diffusion, out, paths, segments=segments, seed=seed)
-        settings |= path_regression(_visited(diffusion, segments))
+        samples = _paths(diffusion, out, paths, segments=segments, seed=seed, whole=False)
+        # Latents have no limits, and the second call of one segment sees what the first one drew, margin and all.
+        margin = 0.1 if diffusion.shape[0] in (1, 3) and segments > 1 else 0.0
+        settings |= path_regression(_visited(diffusion, segments), margin=margin)
     else:
         samples = _training_data(diffusion, data, out, teacher_images, seed)
     if scratch:
@@ -281,14 +283,14 @@ def _midtrained(
     first = out / "midtrain"
     if (first / "model").exists():
         return load(first / "model")
-    paths = _paths(teacher, out, count, segments=segments, seed=seed)
+    paths = _paths(teacher, out, count, segments=segments, seed=seed, whole=True)
     recipe = ect_demo(images) | path_regression() | {"segments": segments, "seed": seed}
     resume = resume and (first / "state.pt").exists()
     return run(denoiser, paths, first, recipe, resume=resume, title="midtrain", source="teacher")
 
 
-def _paths(teacher: NetworkDenoiser, out: Path, count: int, *, segments: int, seed: int) -> Paths:
-    """The teacher's paths, made once and kept in the run's folder."""
+def _paths(teacher: NetworkDenoiser, out: Path, count: int, *, segments: int, seed: int, whole: bool) -> Paths:
+    """The teacher's paths, or their states at the student's levels, made once and kept in the run's folder."""
     import torch
     from accelerate import PartialState
 
@@ -297,14 +299,15 @@ def _paths(teacher: NetworkDenoiser, out: Path, count: int, *, segments: int, se
     from ..teaching import load_paths, save_paths, teacher_paths
 
     cache = out / "paths.safetensors"
-    facts: dict[str, float] = {"count": count, "segments": segments, "seed": seed}
+    facts: dict[str, float] = {"count": count, "segments": segments, "seed": seed, "whole": whole}
     if isinstance(teacher, Guided):
         facts |= {"guidance": teacher.scale, "null_label": teacher.null_label}
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         if not cache.exists():
             logging.getLogger(__name__).info("the teacher makes %d paths", count)
+            levels = _visited(teacher, segments)
             made = teacher_paths(
-                on_device(teacher), count, segments=segments, levels=_visited(teacher, segments), seed=_first(seed)
+                on_device(teacher), count, segments=segments, levels=levels, whole=whole, seed=_first(seed)
             )
             save_paths(made, cache, **facts)
     return load_paths(cache, **facts)

@@ -100,6 +100,15 @@ def inv_ddim(x_s: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
     return (x_s - ratio * x_t) / (1 - ratio)
 
 
+def beyond_limits(x0: Tensor, margin: float) -> Tensor:
+    """Values within two grey levels of −1 or 1 moved to −1 − margin or 1 + margin; all others as they are.
+
+    A picture file cuts off whatever lies beyond its limits, so nothing there can be wrong, while a student that is asked
+    for exactly −1 leaves a haze above it.
+    """
+    return torch.where(x0.abs() > 1 - 2 / 127.5, x0.sign() * (1 + margin), x0)
+
+
 def consistency_loss(
     student: Denoiser,
     x0: Tensor,
@@ -111,6 +120,7 @@ def consistency_loss(
     hop: Hop = from_data,
     distance: Distance = PseudoHuber(),
     weight: Weight = InverseGap(),
+    margin: float = 0.0,
     **cond: Tensor,
 ) -> Tensor:
     """w(t, r)·ρ(f(x_t, t) − f*), f* = inv_ddim(ddim(x_r, f(x_r, r), r → lo), x_t) without gradient.
@@ -127,6 +137,7 @@ def consistency_loss(
         hop: takes x_t to x_r: `from_data`, or one step of a frozen teacher's ODE (hop.py).
         distance: ρ, of the difference, (B, *) -> (B,).
         weight: w.
+        margin: moves targets at the limits of a picture's values this far `beyond_limits`.
         cond: passed to the student, B rows each.
 
     Returns:
@@ -150,4 +161,6 @@ def consistency_loss(
             f_r = student(x_r.to(x0.dtype), above, **cond).double()
             x_lo = torch.where(like(inside, x0), ddim(x_r, f_r, above, lo), x_r)
         target = inv_ddim(x_lo, x_t, t, lo).to(x0.dtype)
+        if margin:
+            target = torch.where(like(lo > 0, target), target, beyond_limits(target, margin))
     return weight(t, r) * distance(prediction - target)

@@ -83,6 +83,7 @@ def tune(
     hop: Hop = from_data,
     distance: Distance = PseudoHuber(),
     weight: Weight = InverseGap(),
+    margin: float = 0.0,
     rate: LearningRate = Constant(),
     optimizer: OptimizerFactory = RAdam(),
     average: Average | Sequence[Average] = Exponential(),
@@ -107,7 +108,7 @@ def tune(
             function; several are walked with DDIM.
         noise: distribution of t.
         gap: chooses r below t; gets the progress as an argument.
-        hop, distance, weight: knobs of `consistency_loss`; a hop's teacher should be frozen and in evaluation mode.
+        hop, distance, weight, margin: knobs of `consistency_loss`; a hop's teacher should be frozen and in evaluation mode.
         rate: learning rate as a function of step and progress.
         optimizer: builds the optimizer from the parameters.
         average: decay of the moving average of the weights, or several: which is best is only seen at the end, and how much
@@ -175,7 +176,7 @@ def tune(
             cond = {"class_labels": row.labels} if denoiser.conditional and row.labels is not None else {}
             with accelerator.accumulate(student), accelerator.autocast(), _attention(device):
                 loss = consistency_loss(
-                    forward, row.x0, row.eps, t, r, lo, hop=hop, distance=distance, weight=weight, **cond
+                    forward, row.x0, row.eps, t, r, lo, hop=hop, distance=distance, weight=weight, margin=margin, **cond
                 ).mean()
                 accelerator.backward(loss)
             losses.append(loss.detach())
