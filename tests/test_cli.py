@@ -128,11 +128,12 @@ def test_tuning_without_data(place, monkeypatch) -> None:
 
 def test_multistep_distillation_from_paths_to_the_dial(place, monkeypatch, capsys) -> None:
     """Path regression, then distillation in two segments, interrupted between the stages; no data anywhere."""
-    tune = "tune teacher --data teacher --teacher-images 8 --out run --batch 8 --segments 2 --hop heun"
+    tune = "tune teacher --data teacher --teacher-images 8 --out run --batch 8 --segments 2 --hop heun --margin .2"
     midtrain = " --gap cosine --grid 8 16 --midtrain 32 --paths 6 --images "
     fewstep(monkeypatch, tune + midtrain + "8")
     receipt = json.loads((place / "run" / "receipt.json").read_text())
     assert receipt["recipe"]["hop"] == {"name": "Heun"} and receipt["recipe"]["segments"] == 2
+    assert receipt["recipe"]["margin"] == 0.2
     assert receipt["recipe"]["gap"] == {"name": "CosineGap", "first": 8, "last": 16, "anneal": 1.0}
     first = json.loads((place / "run" / "midtrain" / "receipt.json").read_text())
     assert first["recipe"]["gap"] == {"name": "FullGap"} and first["images"] == 32
@@ -202,6 +203,8 @@ def test_settling(place, monkeypatch, capsys) -> None:
         ("tune teacher --data data.npz --out run --gap cosine --grid 0 16", "at least one step"),
         ("tune teacher --data paths --out run --hop heun", "leave --hop"),
         ("tune teacher --data paths --out run --mirror", "leave --hop"),
+        ("tune teacher --data data.npz --out run --segments 2 --margin -1", "at least 0"),
+        ("tune teacher --data data.npz --out run --margin .1", "0 for one segment"),
         ("tune student --data paths --out run", "name its diffusion checkpoint with --teacher"),
         ("tune teacher --data data.npz --out run --weight output --power 1", "--power belongs to the gap's weight"),
         ("tune teacher --data data.npz --out run --guidance 2", "--hop euler, heun or addim"),

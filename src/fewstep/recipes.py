@@ -72,20 +72,17 @@ def ect_demo(images: int = 20_000) -> dict[str, Any]:
     }
 
 
-def path_regression(levels: Sequence[float] = (), *, margin: float = 0.0) -> dict[str, Any]:
+def path_regression(levels: Sequence[float] = ()) -> dict[str, Any]:
     """What to change in a recipe for a teacher's paths as data: their points are regressed to their ends.
 
     Args:
         levels: only the points at these noise levels, those that the student's sampler visits, and the whole network for
             them; without levels all points, as a first stage before tuning. See docs/log.md for what each is worth.
-        margin: beyond the limits of a picture's values; with levels only, and not for latents.
 
     Reference: consistency mid-training, arXiv 2509.24526.
     """
-    changed: dict[str, Any] = {"gap": FullGap(), "weight": InverseGap(power=0.0)}
-    if levels:
-        changed |= {"noise": Levels(tuple(map(float, levels))), "margin": margin}
-    return changed
+    only = {"noise": Levels(tuple(map(float, levels)))} if levels else {}
+    return {"gap": FullGap(), "weight": InverseGap(power=0.0), **only}
 
 
 RECIPES = {recipe.__name__: recipe for recipe in (ect_demo, ect_one_hour, ect_cifar10, ect_imagenet64)}

@@ -96,6 +96,7 @@ def tune(
     weight: WeightName | None = None,
     power: float | None = None,
     huber: float | None = None,
+    margin: float | None = None,
     rate: float | None = None,
     average: tuple[float, ...] = (),
     dropout: float | None = None,
@@ -140,6 +141,8 @@ def tune(
         weight: gap is (t − r)^−power, output is SNR + 1.
         power: of the gap's weight: 1 is Easy Consistency Tuning's, 0 weighs all noise levels alike.
         huber: constant of the pseudo-Huber distance.
+        margin: how far beyond a picture's limits the student is asked to draw what lies at them, for several segments: a
+            haze that remains there is cut off as well. Not for latents; by default 0, of paths .1.
         rate: peak of the recipe's learning rate.
         average: decay of the averaged weights, or several: the first makes `model`, each other one `model-DECAY` beside it.
         dropout: probability in every dropout layer.
@@ -189,6 +192,7 @@ def tune(
         "gap": _gap(settings["gap"], gap, q, stages, grid),
         "weight": _weight(weight, power, denoiser.sigma_data),
         "distance": None if huber is None else PseudoHuber(huber),
+        "margin": margin,
         "rate": None if rate is None else dataclasses.replace(settings["rate"], rate=rate),
         "average": tuple(map(Exponential, average)) or None,
         "dropout": None if dropout is None else Dropout(dropout),
@@ -202,8 +206,9 @@ def tune(
     if data == "paths":
         samples = _paths(diffusion, out, paths, segments=segments, seed=seed, whole=False)
         # Latents have no limits, and the second call of one segment sees what the first one drew, margin and all.
-        margin = 0.1 if diffusion.shape[0] in (1, 3) and segments > 1 else 0.0
-        settings |= path_regression(_visited(diffusion, segments), margin=margin)
+        usual = 0.1 if diffusion.shape[0] in (1, 3) and segments > 1 else 0.0
+        settings |= path_regression(_visited(diffusion, segments))
+        settings |= {"margin": usual if margin is None else margin}
     else:
         samples = _training_data(diffusion, data, out, teacher_images, seed)
     if scratch:

@@ -137,7 +137,7 @@ def consistency_loss(
         hop: takes x_t to x_r: `from_data`, or one step of a frozen teacher's ODE (hop.py).
         distance: ρ, of the difference, (B, *) -> (B,).
         weight: w.
-        margin: moves targets at the limits of a picture's values this far `beyond_limits`.
+        margin: moves targets at the limits of a picture's values this far `beyond_limits`, in the lowest segment.
         cond: passed to the student, B rows each.
 
     Returns:

@@ -139,7 +139,7 @@ def tune(
     steps = math.ceil(images / batch)
     first: int = state["step"] if state else 0
     _check(denoiser, data, images, steps - first, accelerator.mixed_precision)
-    _check_paths(data, gap, mirror)
+    _check_loss(data, gap, mirror, margin, segments)
 
     if dropout is not None:
         dropout(denoiser.network)
@@ -229,9 +229,13 @@ def _micro_batch(batch: int, processes: int, accumulate: int) -> int:
     return micro
 
 
-def _check_paths(data: Images | Paths, gap: Gap, mirror: bool) -> None:
+def _check_loss(data: Images | Paths, gap: Gap, mirror: bool, margin: float, segments: int) -> None:
     if isinstance(data, Paths) and (mirror or not isinstance(gap, FullGap)):
         raise ValueError("the points of a path are regressed to its end: with paths use gap=FullGap() and mirror=False")
+    if margin < 0 or (margin and segments == 1):
+        raise ValueError(
+            f"the margin must be at least 0, and 0 for one segment, whose calls see what the last one drew; got {margin}"
+        )
 
 
 def _check(denoiser: NetworkDenoiser, data: Images | Paths, images: int, steps_left: int, precision: str) -> None:
