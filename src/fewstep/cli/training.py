@@ -208,7 +208,7 @@ def tune(
         # Latents have no limits, and the second call of one segment sees what the first one drew, margin and all.
         usual = 0.1 if diffusion.shape[0] in (1, 3) and segments > 1 else 0.0
         settings |= path_regression(_visited(diffusion, segments))
-        settings |= {"margin": usual if margin is None else margin}
+        settings.setdefault("margin", usual)
     else:
         samples = _training_data(diffusion, data, out, teacher_images, seed)
     if scratch:
