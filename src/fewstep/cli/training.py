@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -166,6 +165,7 @@ def tune(
     from ..images.optim import Dropout, Exponential
     from ..recipes import RECIPES, path_regression
     from ..runs import find_model, run
+    from .samples import paths_of, training_data, visited
 
     start = find_model(checkpoint)
     taught = hop != "data" or data in ("teacher", "paths") or midtrain
@@ -204,13 +204,13 @@ def tune(
     writable(out)
     samples: Images | Paths
     if data == "paths":
-        samples = _paths(diffusion, out, paths, segments=segments, seed=seed, whole=False)
+        samples = paths_of(diffusion, out, paths, segments=segments, seed=seed, whole=False)
         # Latents have no limits, and the second call of one segment sees what the first one drew, margin and all.
         usual = 0.1 if diffusion.shape[0] in (1, 3) and segments > 1 else 0.0
-        settings |= path_regression(_visited(diffusion, segments))
+        settings |= path_regression(visited(diffusion, segments))
         settings.setdefault("margin", usual)
     else:
-        samples = _training_data(diffusion, data, out, teacher_images, seed)
+        samples = training_data(diffusion, data, out, teacher_images, seed)
     if scratch:
         denoiser = _renewed(denoiser, seed)
     if midtrain:
@@ -284,71 +284,12 @@ def _midtrained(
     from ..checkpoints.folder import load
     from ..recipes import ect_demo, path_regression
     from ..runs import run
+    from .samples import paths_of
 
     first = out / "midtrain"
     if (first / "model").exists():
         return load(first / "model")
-    paths = _paths(teacher, out, count, segments=segments, seed=seed, whole=True)
+    paths = paths_of(teacher, out, count, segments=segments, seed=seed, whole=True)
     recipe = ect_demo(images) | path_regression() | {"segments": segments, "seed": seed}
     resume = resume and (first / "state.pt").exists()
     return run(denoiser, paths, first, recipe, resume=resume, title="midtrain", source="teacher")
-
-
-def _paths(teacher: NetworkDenoiser, out: Path, count: int, *, segments: int, seed: int, whole: bool) -> Paths:
-    """The teacher's paths, or their states at the student's levels, made once and kept in the run's folder."""
-    import torch
-    from accelerate import PartialState
-
-    from ..device import on_device
-    from ..images.denoiser import Guided
-    from ..teaching import load_paths, save_paths, teacher_paths
-
-    cache = out / "paths.safetensors"
-    facts: dict[str, float] = {"count": count, "segments": segments, "seed": seed, "whole": whole}
-    if isinstance(teacher, Guided):
-        facts |= {"guidance": teacher.scale, "null_label": teacher.null_label}
-    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-        if not cache.exists():
-            logging.getLogger(__name__).info("the teacher makes %d paths", count)
-            levels = _visited(teacher, segments)
-            made = teacher_paths(
-                on_device(teacher), count, segments=segments, levels=levels, whole=whole, seed=_first(seed)
-            )
-            save_paths(made, cache, **facts)
-    return load_paths(cache, **facts)
-
-
-def _first(seed: int) -> int:
-    """The first seed of what the teacher makes: far from 0, 1, 2, …, with which students are sampled and scored."""
-    from ..seeds import derive
-
-    return derive(seed, 3)
-
-
-def _visited(denoiser: NetworkDenoiser, segments: int) -> list[float]:
-    """The noise levels where a student is sampled: one of one segment in one call or two, one of several in as many."""
-    from ..checkpoints.folder import few_step_grid
-
-    grid = few_step_grid(denoiser, 2) if segments == 1 else denoiser.grid(segments)
-    levels: list[float] = grid.tolist()
-    return levels
-
-
-def _training_data(denoiser: NetworkDenoiser, data: str, out: Path, count: int, seed: int) -> Images:
-    """The data set called `data` at the size of the model; `teacher` is made once and kept in the run's folder."""
-    import torch
-    from accelerate import PartialState
-
-    from ..data import load_images, save_images
-    from ..device import on_device
-    from ..teaching import teacher_images
-
-    channels, size, _ = denoiser.shape
-    if data == "teacher":
-        kept = out / "teacher_images.npz"
-        with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-            if not kept.exists():
-                logging.getLogger(__name__).info("the teacher makes %d training images", count)
-                save_images(teacher_images(on_device(denoiser), count, seed=_first(seed)), kept)
-        data = str(kept)
-    return load_images(data, channels=channels, size=size)
