@@ -20,10 +20,10 @@ from PIL import Image
 from fewstep.checkpoints.atomic import save_state
 from fewstep.checkpoints.folder import load, save, segments_of
 from fewstep.cli import main
-from fewstep.data import save_images
+from fewstep.data import Images, Paths, save_images
 from fewstep.images.sample import prior
 from fewstep.seeds import generators
-from fewstep.teaching import load_paths
+from fewstep.teaching import load_made
 
 
 def fewstep(monkeypatch, command: str) -> None:
@@ -111,19 +111,22 @@ def test_paths_learned_by_heart(place, monkeypatch, capsys) -> None:
     assert [len(recipe["noise"]["levels"]) for recipe in recipes] == [2, 2]
     assert [recipe["margin"] for recipe in recipes] == [0.0, 0.1]  # only where no call sees what an earlier one drew
     assert [segments_of(place / name / "model") for name in ("one", "two")] == [1, 2]
-    learned = load_paths(place / "two" / "paths.safetensors", count=6, segments=2, seed=0, whole=False)
+    learned = load_made(Paths, place / "two" / "paths.safetensors", count=6, segments=2, seed=0, whole=False)
     asked = prior(load(place / "teacher"), generators(range(6)), learned.shape)
     assert all((learned.state(k, 0) - x).abs().max() > 1 for k in range(6) for x in asked)  # no score on what was learned
     fewstep(monkeypatch, "export two --out exported")
     assert "is verified" in capsys.readouterr().out
 
 
-def test_tuning_without_data(place, monkeypatch) -> None:
+def test_tuning_without_data(place, monkeypatch, capsys) -> None:
     """The teacher makes its own training images, once."""
     fewstep(monkeypatch, "tune teacher --data teacher --teacher-images 8 --out run --images 8 --batch 8")
-    with np.load(place / "run" / "teacher_images.npz") as made:
-        assert made["images"].shape == (8, 1, 28, 28) and made["images"].std() > 0
+    made = load_made(Images, place / "run" / "images.safetensors", count=8, seed=0).pixels
+    assert made.shape == (8, 1, 28, 28) and made.float().std() > 0
     assert (place / "run" / "model" / "model_index.json").exists()
+    with pytest.raises(SystemExit):
+        fewstep(monkeypatch, "tune teacher --data teacher --teacher-images 9 --out run --images 16 --batch 8 --resume")
+    assert "was made with" in capsys.readouterr().err
 
 
 def test_multistep_distillation_from_paths_to_the_dial(place, monkeypatch, capsys) -> None:

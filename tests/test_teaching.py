@@ -11,14 +11,14 @@ from diffusers import DDPMScheduler
 from oracle import GaussianOracle, OracleNetwork
 from torch import nn
 
-from fewstep.data import Rows, to_uint8
+from fewstep.data import Images, Paths, Rows, to_uint8
 from fewstep.images.denoiser import VP, Guided
 from fewstep.images.loss import consistency_loss, ddim
 from fewstep.images.noise import FullGap, Levels
 from fewstep.images.sample import heun, heun_grid, sample
 from fewstep.images.tune import lower_edges, tune
 from fewstep.recipes import path_regression
-from fewstep.teaching import load_paths, save_paths, teacher_images, teacher_paths
+from fewstep.teaching import load_made, save_made, teacher_images, teacher_paths
 
 ORACLE = GaussianOracle()
 
@@ -92,18 +92,22 @@ def test_a_student_learns_paths_where_it_is_sampled_and_nowhere_else() -> None:
     assert sum(counts) == 60 and min(counts) >= 10
 
 
-def test_paths_are_cached_with_what_made_them(tmp_path) -> None:
-    paths = teacher_paths(tiny(classes=3), 5, steps=3)
+def test_what_a_teacher_made_is_kept_with_what_decided_it(tmp_path) -> None:
+    teacher, file = tiny(classes=3), tmp_path / "made.safetensors"
+    paths = teacher_paths(teacher, 5, steps=3)
     assert paths.labels is not None and paths.labels.tolist() == [0, 1, 2, 0, 1]
-    save_paths(paths, tmp_path / "paths.safetensors", count=5, seed=0)
-    back = load_paths(tmp_path / "paths.safetensors", count=5, seed=0)
-    for name in ("states", "levels", "edges", "labels"):
-        assert torch.equal(getattr(back, name), getattr(paths, name)), name
+    for made in (paths, teacher_images(teacher, 5, steps=3), teacher_images(tiny(), 2, steps=3)):
+        save_made(made, file, count=5, seed=0)
+        back = load_made(type(made), file, count=5, seed=0)
+        for name, tensor in vars(made).items():
+            assert torch.equal(getattr(back, name), tensor) if tensor is not None else getattr(back, name) is None, name
     with pytest.raises(ValueError, match="was made with"):
-        load_paths(tmp_path / "paths.safetensors", count=6, seed=0)
-    (tmp_path / "paths.safetensors").write_bytes(b"cut short")
-    with pytest.raises(ValueError, match="not a cache of paths"):
-        load_paths(tmp_path / "paths.safetensors", count=5, seed=0)
+        load_made(Images, file, count=6, seed=0)
+    with pytest.raises(ValueError, match="delete it"):
+        load_made(Paths, file, count=5, seed=0)
+    file.write_bytes(b"cut short")
+    with pytest.raises(ValueError, match="does not hold what a teacher made"):
+        load_made(Images, file, count=5, seed=0)
 
 
 def test_a_path_is_a_function_of_its_seed() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from .images.noise import like
 from .images.sample import heun, heun_grid, heun_path, prior, sample
 from .images.tune import lower_edges
 from .seeds import generators
+
+Made = TypeVar("Made", Images, Paths)
 
 
 def teacher_images(teacher: NetworkDenoiser, count: int, *, seed: int = 0, steps: int = 18) -> Images:
@@ -78,19 +80,17 @@ def teacher_paths(
     return Paths(torch.cat(done), stops[kept], edges, labels)
 
 
-def save_paths(paths: Paths, file: Path, **facts: float) -> None:
-    """Writes a cache of `paths` as safetensors, atomically, with what they were made of."""
+def save_made(made: Images | Paths, file: Path, **facts: float) -> None:
+    """Writes what a teacher made as safetensors, atomically, with the facts that decided what it made."""
     from safetensors.torch import save
 
-    tensors = {"states": paths.states, "levels": paths.levels, "edges": paths.edges}
-    if paths.labels is not None:
-        tensors["labels"] = paths.labels
+    tensors = {name: tensor for name, tensor in vars(made).items() if tensor is not None}
     with atomic_file(file) as handle:
         handle.write(save(tensors, {"facts": json.dumps(facts)}))
 
 
-def load_paths(file: Path, **facts: float) -> Paths:
-    """Reads the cache that `save_paths` wrote with the same facts.
+def load_made(kind: type[Made], file: Path, **facts: float) -> Made:
+    """Reads the images or paths that `save_made` wrote with the same facts.
 
     Raises:
         ValueError: it is not such a file, or was made of something else.
@@ -99,13 +99,13 @@ def load_paths(file: Path, **facts: float) -> Paths:
 
     try:
         with safe_open(file, "pt") as stored:
-            made = json.loads(stored.metadata()["facts"])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            made_of = json.loads(stored.metadata()["facts"])
+            made = kind(**{name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not a cache of paths: {error}; delete it to have it made again") from error
-    if made != facts:
-        raise ValueError(f"{file} was made with {made}, not {facts}; delete it or choose another folder")
-    return Paths(tensors["states"], tensors["levels"], tensors["edges"], tensors.get("labels"))
+        raise ValueError(f"{file} does not hold what a teacher made: {error}; delete it to have it made again") from error
+    if made_of != facts:
+        raise ValueError(f"{file} was made with {made_of}, not {facts}; delete it or choose another folder")
+    return made
 
 
 def _scaled(x: Tensor, sigma: Tensor) -> Tensor:

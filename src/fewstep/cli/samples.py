@@ -3,43 +3,38 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..data import Images, Paths
     from ..images.denoiser import NetworkDenoiser
+    from ..teaching import Made
+
+
+def training_data(teacher: NetworkDenoiser, data: str, out: Path, count: int, seed: int) -> Images:
+    """The data set called `data` at the size of the model, or `count` images of the `teacher`, kept in the run's folder."""
+    from ..data import Images, load_images
+    from ..teaching import teacher_images
+
+    if data != "teacher":
+        channels, size, _ = teacher.shape
+        return load_images(data, channels=channels, size=size)
+    make = partial(teacher_images, count=count, seed=_first(seed))
+    return _made_once(Images, out / "images.safetensors", teacher, make, {"count": count, "seed": seed})
 
 
 def paths_of(teacher: NetworkDenoiser, out: Path, count: int, *, segments: int, seed: int, whole: bool) -> Paths:
     """The teacher's paths, or their states at the student's levels, made once and kept in the run's folder."""
-    import torch
-    from accelerate import PartialState
+    from ..data import Paths
+    from ..teaching import teacher_paths
 
-    from ..device import on_device
-    from ..images.denoiser import Guided
-    from ..teaching import load_paths, save_paths, teacher_paths
-
-    cache = out / "paths.safetensors"
+    levels = visited(teacher, segments)
+    make = partial(teacher_paths, count=count, segments=segments, levels=levels, whole=whole, seed=_first(seed))
     facts: dict[str, float] = {"count": count, "segments": segments, "seed": seed, "whole": whole}
-    if isinstance(teacher, Guided):
-        facts |= {"guidance": teacher.scale, "null_label": teacher.null_label}
-    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-        if not cache.exists():
-            logging.getLogger(__name__).info("the teacher makes %d paths", count)
-            levels = visited(teacher, segments)
-            made = teacher_paths(
-                on_device(teacher), count, segments=segments, levels=levels, whole=whole, seed=_first(seed)
-            )
-            save_paths(made, cache, **facts)
-    return load_paths(cache, **facts)
-
-
-def _first(seed: int) -> int:
-    """The first seed of what the teacher makes: far from 0, 1, 2, …, with which students are sampled and scored."""
-    from ..seeds import derive
-
-    return derive(seed, 3)
+    return _made_once(Paths, out / "paths.safetensors", teacher, make, facts)
 
 
 def visited(denoiser: NetworkDenoiser, segments: int) -> list[float]:
@@ -51,21 +46,28 @@ def visited(denoiser: NetworkDenoiser, segments: int) -> list[float]:
     return levels
 
 
-def training_data(denoiser: NetworkDenoiser, data: str, out: Path, count: int, seed: int) -> Images:
-    """The data set called `data` at the size of the model; `teacher` is made once and kept in the run's folder."""
+def _made_once(
+    kind: type[Made], file: Path, teacher: NetworkDenoiser, make: Callable[[NetworkDenoiser], Made], facts: dict[str, float]
+) -> Made:  # fmt: skip
+    """What the teacher makes: read from the run's folder, or made and kept there by the first process."""
     import torch
     from accelerate import PartialState
 
-    from ..data import load_images, save_images
     from ..device import on_device
-    from ..teaching import teacher_images
+    from ..images.denoiser import Guided
+    from ..teaching import load_made, save_made
 
-    channels, size, _ = denoiser.shape
-    if data == "teacher":
-        kept = out / "teacher_images.npz"
-        with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-            if not kept.exists():
-                logging.getLogger(__name__).info("the teacher makes %d training images", count)
-                save_images(teacher_images(on_device(denoiser), count, seed=_first(seed)), kept)
-        data = str(kept)
-    return load_images(data, channels=channels, size=size)
+    if isinstance(teacher, Guided):
+        facts = facts | {"guidance": teacher.scale, "null_label": teacher.null_label}
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+        if not file.exists():
+            logging.getLogger(__name__).info("the teacher makes %d %s", facts["count"], kind.__name__.lower())
+            save_made(make(on_device(teacher)), file, **facts)
+    return load_made(kind, file, **facts)
+
+
+def _first(seed: int) -> int:
+    """The first seed of what the teacher makes: far from 0, 1, 2, …, with which students are sampled and scored."""
+    from ..seeds import derive
+
+    return derive(seed, 3)
