@@ -129,6 +129,14 @@ def test_tuning_without_data(place, monkeypatch, capsys) -> None:
     assert "was made with" in capsys.readouterr().err
 
 
+def test_pictures_of_several_segments_have_a_margin(place, monkeypatch) -> None:
+    """Not where a call sees what an earlier one drew: one segment, and a diffusion model."""
+    tune = "tune teacher --data data.npz --images 8 --batch 8 --out "
+    for out, flags, margin in (("a", "", 0.0), ("b", "--segments 2", 0.1), ("c", "--segments 2 --gap full", 0.0)):
+        fewstep(monkeypatch, f"{tune}{out} {flags}")
+        assert json.loads((place / out / "receipt.json").read_text())["recipe"]["margin"] == margin
+
+
 def test_multistep_distillation_from_paths_to_the_dial(place, monkeypatch, capsys) -> None:
     """Path regression, then distillation in two segments, interrupted between the stages; no data anywhere."""
     tune = "tune teacher --data teacher --teacher-images 8 --out run --batch 8 --segments 2 --hop heun --margin .2"
@@ -152,7 +160,7 @@ def test_multistep_distillation_from_paths_to_the_dial(place, monkeypatch, capsy
     onwards = "tune run --teacher teacher --data data.npz --out joined --images 16 --batch 8 --hop heun "
     fewstep(monkeypatch, onwards + "--rate .002 --power .5 --average .9 .99")
     joined = json.loads((place / "joined" / "receipt.json").read_text())
-    assert (joined["checkpoint"], joined["teacher"]) == ("run", "teacher")
+    assert (joined["checkpoint"], joined["teacher"], joined["recipe"]["margin"]) == ("run", "teacher", 0.0)
     assert joined["recipe"]["rate"] == {"name": "Cosine", "rate": 0.002, "warmup": 0}  # the recipe's, to another peak
     assert joined["recipe"]["weight"] == {"name": "InverseGap", "power": 0.5}
     kept = [load(place / "joined" / name) for name in ("model", "model-0.99")]

@@ -140,8 +140,9 @@ def tune(
         weight: gap is (t − r)^−power, output is SNR + 1.
         power: of the gap's weight: 1 is Easy Consistency Tuning's, 0 weighs all noise levels alike.
         huber: constant of the pseudo-Huber distance.
-        margin: how far beyond a picture's limits the student is asked to draw what lies at them, for several segments: a
-            haze that remains there is cut off as well. Not for latents; by default 0, of paths .1.
+        margin: how far beyond a picture's limits a student of several segments is asked to draw what lies at them: a haze
+            that remains there is cut off as well. By default .1 for pictures, 0 for latents and for one segment, which
+            cannot have it and should not start from a student that has.
         rate: peak of the recipe's learning rate.
         average: decay of the averaged weights, or several: the first makes `model`, each other one `model-DECAY` beside it.
         dropout: probability in every dropout layer.
@@ -205,12 +206,12 @@ def tune(
     samples: Images | Paths
     if data == "paths":
         samples = paths_of(diffusion, out, paths, segments=segments, seed=seed, whole=False)
-        # Latents have no limits, and the second call of one segment sees what the first one drew, margin and all.
-        usual = 0.1 if diffusion.shape[0] in (1, 3) and segments > 1 else 0.0
         settings |= path_regression(visited(diffusion, segments))
-        settings.setdefault("margin", usual)
     else:
         samples = training_data(diffusion, data, out, teacher_images, seed)
+    # Latents have no limits, a diffusion model is asked for what lies at them many times, and so is one segment twice.
+    limits = diffusion.shape[0] in (1, 3) and segments > 1 and gap != "full"
+    settings.setdefault("margin", 0.1 if limits else 0.0)
     if scratch:
         denoiser = _renewed(denoiser, seed)
     if midtrain:
