@@ -158,10 +158,10 @@ def test_multistep_distillation_from_paths_to_the_dial(place, monkeypatch, capsy
     )
 
     onwards = "tune run --teacher teacher --data data.npz --out joined --images 16 --batch 8 --hop heun "
-    fewstep(monkeypatch, onwards + "--rate .002 --power .5 --average .9 .99")
+    fewstep(monkeypatch, onwards + "--rate .002 --warmup 1 --power .5 --average .9 .99")
     joined = json.loads((place / "joined" / "receipt.json").read_text())
     assert (joined["checkpoint"], joined["teacher"], joined["recipe"]["margin"]) == ("run", "teacher", 0.0)
-    assert joined["recipe"]["rate"] == {"name": "Cosine", "rate": 0.002, "warmup": 0}  # the recipe's, to another peak
+    assert joined["recipe"]["rate"] == {"name": "Cosine", "rate": 0.002, "warmup": 1}  # the recipe's, to another peak
     assert joined["recipe"]["weight"] == {"name": "InverseGap", "power": 0.5}
     kept = [load(place / "joined" / name) for name in ("model", "model-0.99")]
     assert not torch.equal(*(model.network.conv_in.weight for model in kept))
@@ -216,6 +216,7 @@ def test_settling(place, monkeypatch, capsys) -> None:
         ("tune teacher --data paths --out run --mirror", "leave --hop"),
         ("tune teacher --data data.npz --out run --segments 2 --margin -1", "at least 0"),
         ("tune teacher --data data.npz --out run --margin .1", "0 for one segment"),
+        ("tune teacher --data data.npz --out run --recipe ect_cifar10 --warmup 9", "cosine rate"),
         ("tune student --data paths --out run", "name its diffusion checkpoint with --teacher"),
         ("tune teacher --data data.npz --out run --weight output --power 1", "--power belongs to the gap's weight"),
         ("tune teacher --data data.npz --out run --guidance 2", "--hop euler, heun or addim"),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..images.denoiser import NetworkDenoiser
     from ..images.loss import Hop, Weight
     from ..images.noise import Gap
+    from ..images.optim import LearningRate
 Recipe = Literal["ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"]
 HopName = Literal["data", "euler", "heun", "addim", "addim-analytic"]
 GapName = Literal["ect", "cosine", "karras", "full"]
@@ -97,6 +98,7 @@ def tune(
     huber: float | None = None,
     margin: float | None = None,
     rate: float | None = None,
+    warmup: int | None = None,
     average: tuple[float, ...] = (),
     dropout: float | None = None,
     clip: float | None = None,
@@ -144,6 +146,8 @@ def tune(
             that remains there is cut off as well. By default .1 for pictures, 0 for latents and for one segment, which
             cannot have it and should not start from a student that has.
         rate: peak of the recipe's learning rate.
+        warmup: steps over which the rate rises; some 100 when a student is tuned on with a long average, as the optimizer's
+            first steps follow the bare gradient.
         average: decay of the averaged weights, or several: the first makes `model`, each other one `model-DECAY` beside it.
         dropout: probability in every dropout layer.
         clip: norm at which the gradient is clipped.
@@ -194,7 +198,7 @@ def tune(
         "weight": _weight(weight, power, denoiser.sigma_data),
         "distance": None if huber is None else PseudoHuber(huber),
         "margin": margin,
-        "rate": None if rate is None else dataclasses.replace(settings["rate"], rate=rate),
+        "rate": _rate(settings["rate"], rate, warmup),
         "average": tuple(map(Exponential, average)) or None,
         "dropout": None if dropout is None else Dropout(dropout),
         "max_grad_norm": clip,
@@ -222,6 +226,17 @@ def tune(
         recipe_name=recipe, midtrain=midtrain, scratch=scratch,
     )  # fmt: skip
     print(f"the few-step generator is in {out / 'model'}; next: fewstep sample {out / 'model'} --out samples")
+
+
+def _rate(ours: LearningRate, peak: float | None, warmup: int | None) -> LearningRate | None:
+    """The recipe's learning rate, changed as the flags say, if they say anything."""
+    from ..images.optim import Cosine
+
+    if warmup is not None and not isinstance(ours, Cosine):
+        raise ValueError(f"--warmup belongs to the cosine rate of ect_demo; this recipe's is {ours}")
+    asked = {"rate": peak, "warmup": warmup}
+    changes = {name: value for name, value in asked.items() if value is not None}
+    return dataclasses.replace(ours, **changes) if changes else None  # type: ignore[type-var]
 
 
 def _gap(ours: Gap, kind: GapName | None, q: float | None, stages: int | None, grid: tuple[int, int] | None) -> Gap:
