@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..images.denoiser import NetworkDenoiser
     from ..images.loss import Hop, Weight
     from ..images.noise import Gap
-    from ..images.optim import LearningRate
+    from ..images.optim import Constant, Cosine, InverseSqrt, LearningRate
 Recipe = Literal["ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"]
 HopName = Literal["data", "euler", "heun", "addim", "addim-analytic"]
 GapName = Literal["ect", "cosine", "karras", "full"]
@@ -213,7 +213,7 @@ def tune(
         settings |= path_regression(visited(diffusion, segments))
     else:
         samples = training_data(diffusion, data, out, teacher_images, seed)
-    # Latents have no limits, a diffusion model is asked for what lies at them many times, and so is one segment twice.
+    # None for latents, which have no limits, nor where a call sees what an earlier one drew: diffusion, one segment.
     limits = diffusion.shape[0] in (1, 3) and segments > 1 and gap != "full"
     settings.setdefault("margin", 0.1 if limits else 0.0)
     if scratch:
@@ -228,15 +228,16 @@ def tune(
     print(f"the few-step generator is in {out / 'model'}; next: fewstep sample {out / 'model'} --out samples")
 
 
-def _rate(ours: LearningRate, peak: float | None, warmup: int | None) -> LearningRate | None:
-    """The recipe's learning rate, changed as the flags say, if they say anything."""
+def _rate(ours: Constant | Cosine | InverseSqrt, peak: float | None, warmup: int | None) -> LearningRate:
+    """The recipe's learning rate, changed as the flags say."""
     from ..images.optim import Cosine
 
-    if warmup is not None and not isinstance(ours, Cosine):
-        raise ValueError(f"--warmup belongs to the cosine rate of ect_demo; this recipe's is {ours}")
-    asked = {"rate": peak, "warmup": warmup}
-    changes = {name: value for name, value in asked.items() if value is not None}
-    return dataclasses.replace(ours, **changes) if changes else None  # type: ignore[type-var]
+    changed = ours if peak is None else dataclasses.replace(ours, rate=peak)
+    if warmup is not None and isinstance(changed, Cosine):
+        return dataclasses.replace(changed, warmup=warmup)
+    if warmup is not None:
+        raise ValueError(f"--warmup belongs to the cosine rate of ect_demo; this recipe's is {changed}")
+    return changed
 
 
 def _gap(ours: Gap, kind: GapName | None, q: float | None, stages: int | None, grid: tuple[int, int] | None) -> Gap:
