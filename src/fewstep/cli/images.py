@@ -139,7 +139,7 @@ def _few_step(model: Model, denoiser: NetworkDenoiser) -> bool:
     return model.segments is not None or getattr(denoiser, "time_scale", None) == 250
 
 
-def demo(*, out: Path = Path("demo"), images: int = 16_000, n: int = 1000, seed: int = 0) -> None:
+def demo(*, out: Path = Path("demo"), images: int = 15_000, n: int = 1000, seed: int = 0) -> None:
     """Turn the bundled diffusion checkpoint into a few-step generator, with pictures and scores.
 
     Args:
