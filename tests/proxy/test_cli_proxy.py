@@ -111,6 +111,8 @@ def test_a_text_ends_at_a_stop_string(place) -> None:
         ({"expert": None}, "both --base and --expert"),
         ({"tokens": 0}, "start at 1"),
         ({"prompt": ("",)}, "needs some text"),
+        ({"alpha": (1.0, float("nan"))}, "alpha must be a finite number"),
+        ({"alpha": (float("inf"),)}, "alpha must be a finite number"),
         ({"prompt": ()}, "at least one value"),
         ({"expert": "other", "chat": True}, "2 ids differ"),
         ({"expert": "nowhere"}, "no tokenizer could be loaded from"),
@@ -140,5 +142,5 @@ def test_the_bundled_models_answer_as_they_were_tuned_to(capsys) -> None:
     asked = "question : what is 7 plus 5 ? answer :"
     proxy(prompt=(asked,), alpha=(0.0,), tokens=20)
     assert capsys.readouterr().out.startswith("7 plus 5 is 12 .\n\nfirst choice changed at 0 of")
-    proxy(prompt=(asked,))
+    proxy(prompt=(asked,), base="bundled", expert="bundled", antiexpert="bundled")
     assert capsys.readouterr().out.startswith("7 plus 5 is 12 . 12 plus 10 is 22 . the answer is 22 .\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import tyro
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
+from fewstep.cli.language import train_text
 from fewstep.cli.text import calibrate
 from fewstep.cli.text import decode as decode_command
 from fewstep.cli.text_measuring import evaluate, settle_text
@@ -159,7 +161,9 @@ def test_rule_names() -> None:
         Commit(statistic="median").rule("prophet")
 
 
-def test_calibrate_then_decode(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibrate_then_decode(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     prompts, out = write_prompts(tmp_path / "p.jsonl", 70), tmp_path / "c.json"
     options: dict[str, Any] = {"gen_length": 8, "steps": 8}
     call(calibrate, model, file=prompts, out=out, block_length=8, statistic="minimum", batch=71, **options)
@@ -173,6 +177,12 @@ def test_calibrate_then_decode(model: Path, tmp_path: Path, capsys: pytest.Captu
     assert sum(nfe) / 71 == pytest.approx(found.early_steps)
     with pytest.raises(ValueError, match="made with --gen-length 8 and its guarantee holds for that, got 9"):
         call(decode_command, model, file=prompts, calibration=out, gen_length=9, steps=8)
+    with pytest.raises(ValueError, match="made with --precision 'no' and its guarantee"):
+        call(decode_command, model, file=prompts, calibration=out, precision="bf16", **options)
+    moved = shutil.copytree(model, tmp_path / "moved")
+    call(decode_command, moved, file=prompts, out=results, calibration=out, **options)
+    assert f"was made with {model}; its guarantee holds for that model" in caplog.text
+    assert json.loads((tmp_path / "c.json.receipt.json").read_text())["gen_length"] == 8
 
 
 @pytest.mark.parametrize("suffix", ["", "answer is"])
@@ -215,6 +225,14 @@ def test_settle_counts_right_and_wrong(
         ({"prompt": "w1", "chat": True}, "no chat template"),
         ({"prompt": "w1", "mask_id": 99}, "not in the model's vocabulary"),
         ({"prompt": "w1", "calibration": Path("missing.json")}, "make one with fewstep calibrate"),
+        ({"prompt": "w1", "gen_length": 4, "stop": ""}, "at least one character"),
+        ({"prompt": "w1", "gen_length": 4, "temperature": -0.5}, "temperature must not be negative"),
+        ({"prompt": "w1", "gen_length": 4, "temperature": "nan"}, "temperature must not be negative"),
+        ({"prompt": "w1", "confidence": 99}, "a confidence is a probability"),
+        ({"prompt": "w1", "rule": "klass", "confidence": -1}, "a confidence is a probability"),
+        ({"prompt": "w1", "rule": "factor", "factor": -1}, "factor must not be negative"),
+        ({"prompt": "w1", "guidance": "nan"}, "finite scale"),
+        ({"prompt": "w1", "out": Path("/")}, "/ is a folder"),
     ],
 )
 def test_mistakes_get_a_sentence(model: Path, options: dict[str, Any], sentence: str) -> None:
@@ -222,10 +240,37 @@ def test_mistakes_get_a_sentence(model: Path, options: dict[str, Any], sentence:
         call(decode_command, model, **options)
 
 
-def test_a_negative_length(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [({"gen_length": -1}, "--gen-length must not be negative"), ({"batch": 0}, "--batch starts at 1")],
+)
+def test_flags_that_several_commands_share(
+    model: Path, options: dict[str, Any], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
-        call(decode_command, model, prompt="w1", gen_length=-1)
-    assert stopped.value.code == 2 and "--gen-length must not be negative" in capsys.readouterr().err
+        call(decode_command, model, prompt="w1", **options)
+    assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [calibrate, settle_text, evaluate])
+def test_a_folder_in_place_of_a_file_is_refused_before_any_work(command: Callable[..., None], tmp_path: Path) -> None:
+    needs: dict[str, Any] = {"tasks": "x"} if command is evaluate else {"file": tmp_path / "none.jsonl"}
+    with pytest.raises(ValueError, match="give the name of a file"):
+        call(command, tmp_path / "no model", out=tmp_path, **needs)
+
+
+@pytest.mark.parametrize("at", [(0.0,), (0.5, 1.5)])
+def test_shares_of_steps(at: tuple[float, ...], model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shares of the steps"):
+        call(settle_text, model, file=write_prompts(tmp_path / "p.jsonl"), out=tmp_path / "s.json", at=at)
+    assert not (tmp_path / "s.json").exists()
+
+
+@pytest.mark.parametrize("name", ["items", "layers", "heads", "save_every", "rate"])
+def test_training_numbers_that_make_no_sense(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} "):
+        train_text(out=tmp_path / "run", **{name: 0})  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -235,6 +280,34 @@ def test_files_that_are_no_prompts(text: str, sentence: str, model: Path, tmp_pa
     (tmp_path / "p.jsonl").write_text(text)
     with pytest.raises(ValueError, match=sentence):
         call(decode_command, model, file=tmp_path / "p.jsonl")
+
+
+def test_a_file_in_another_encoding(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes('"gr\u00fc\u00df"'.encode("latin-1"))
+    with pytest.raises(ValueError, match="is not text in UTF-8"):
+        call(decode_command, model, file=tmp_path / "p.jsonl")
+
+
+def test_a_line_ends_where_json_lines_end(model: Path, tmp_path: Path) -> None:
+    """U+2028 and its like separate lines elsewhere; in JSON they are letters, and stay as they are in our own results."""
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text(json.dumps({"prompt": "w1", "note": "a\u2028b\u0085c"}, ensure_ascii=False) + '\r\n"w2"\n')
+    for source, out in ((prompts, tmp_path / "once.jsonl"), (tmp_path / "once.jsonl", tmp_path / "twice.jsonl")):
+        call(decode_command, model, file=source, out=out, gen_length=4)
+    once, twice = ([json.loads(line) for line in (tmp_path / name).read_text().split("\n")[:-1]]
+                   for name in ("once.jsonl", "twice.jsonl"))  # fmt: skip
+    assert [r["prompt"] for r in once] == ["w1", "w2"] and once[0]["note"] == "a\u2028b\u0085c"
+    assert [r["text"] for r in once] == [r["text"] for r in twice]
+
+
+def test_a_single_prompt_into_a_file_with_its_receipt(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.jsonl"
+    call(decode_command, model, prompt="w1 w2", out=out, gen_length=6, seed=3)
+    (result,) = [json.loads(line) for line in out.read_text().splitlines()]
+    told = json.loads((tmp_path / "o.jsonl.receipt.json").read_text())
+    assert result["prompt"] == "w1 w2" and result["tokens"] == 6
+    assert (told["nfe"], told["seed"], told["gen_length"], told["model"]) == (result["nfe"], 3, 6, str(model))
+    assert told["rule"]["name"] == "Blockwise"
 
 
 def test_evaluation_says_what_is_missing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

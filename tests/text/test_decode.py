@@ -304,3 +304,18 @@ def test_rules_that_break_the_contract_are_caught() -> None:
     assert decode(Toy(), [masks("12__3")], Greedy())[0].ids[[0, 1, 4]].tolist() == [1, 2, 3]
     with pytest.raises(ValueError, match="got 1 for 2 rows"):
         decode(Toy(), [masks("12__")] * 2, TopK(), seeds=[3])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"), [({"batch": 0}, "at least one row"), ({"temperature": -1.0}, "must not be negative")]
+)
+def test_what_makes_no_sense_is_refused(options: dict[str, float], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        decode(Toy(), [masks("0__")], TopK(), **options)  # type: ignore[arg-type]
+
+
+def test_logits_that_are_not_numbers_stop_it() -> None:
+    toy = Toy()
+    toy.out[3, 5] = torch.nan
+    with pytest.raises(FloatingPointError, match="not numbers"):
+        decode(toy, [masks("0__")], TopK())

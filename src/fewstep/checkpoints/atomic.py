@@ -84,6 +84,17 @@ def writable(folder: Path) -> None:
         raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
 
 
+def writable_file(path: Path) -> None:
+    """Proves that a file can be written at `path`, and makes the folders above it.
+
+    Raises:
+        ValueError: it cannot, or a folder stands there.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file with --out")
+    writable(path.parent)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

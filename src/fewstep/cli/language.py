@@ -47,8 +47,13 @@ def train_text(
     from ..language.train import Numbered, fit
     from ..receipt import receipt
 
-    if items < 1 or batch < 1:
-        raise ValueError(f"training needs at least one item and one a step, got --items {items} --batch {batch}")
+    numbers = {"items": items, "batch": batch, "hidden": hidden, "layers": layers, "heads": heads,
+               "intermediate": intermediate, "save-every": save_every}  # fmt: skip
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"--{name} starts at 1, got {number}")
+    if not rate > 0:
+        raise ValueError(f"--rate must be above 0, got {rate}")
     if hidden % heads or hidden // heads % 2:
         raise ValueError(f"--hidden must be a multiple of twice --heads, got {hidden} and {heads}")
     writable(out)

@@ -38,8 +38,8 @@ def proxy(
 
     Args:
         prompt: one text or several.
-        base: the large model, a transformers folder or hub id with safetensors weights. Without it and --expert, bundled
-            models that answer "question : what is 7 plus 5 ? answer :" and the like.
+        base: the large model, a transformers folder or hub id with safetensors weights. Without any model, those that come
+            with the package, each also called `bundled`, answer "question : what is 7 plus 5 ? answer :" and the like.
         expert: the small tuned model; with --adapter the small model that the adapter was trained on.
         antiexpert: the small model before tuning.
         adapter: a LoRA adapter, folder or hub id, instead of an antiexpert: half the memory, one forward pass for both.
@@ -65,7 +65,7 @@ def proxy(
     if not prompt or not alpha:
         raise ValueError("--prompt and --alpha each need at least one value")
     if base is None and expert is None and antiexpert is None and adapter is None:
-        base, expert, antiexpert = (str(TRIO / name) for name in ("base", "expert", "small"))
+        base = expert = antiexpert = "bundled"
     if base is None or expert is None:
         raise ValueError("give both --base and --expert, or no model at all for the bundled ones")
     if out:
@@ -122,6 +122,8 @@ def open_trio(base: str, expert: str, antiexpert: str | None, adapter: str | Non
 
     if (antiexpert is None) == (adapter is None):
         raise ValueError("give either --antiexpert, the small model before tuning, or --adapter, its LoRA adapter")
+    base, expert = _bundled(base, "base"), _bundled(expert, "expert")
+    antiexpert = antiexpert and _bundled(antiexpert, "small")
     tokenizer, small_tokenizer = _tokenizer(base), _tokenizer(expert)
     same_tokens(tokenizer, small_tokenizer, *([_tokenizer(antiexpert)] if antiexpert else []))
     large, small = _model(base), _model(expert)
@@ -129,6 +131,10 @@ def open_trio(base: str, expert: str, antiexpert: str | None, adapter: str | Non
     if adapter:
         return Trio(large, ProxyTuning(_adapted(small, adapter), alpha=steps), tokenizer, small_tokenizer)
     return Trio(large, ProxyTuning(small, _model(str(antiexpert)), alpha=steps), tokenizer, small_tokenizer)
+
+
+def _bundled(name: str, role: str) -> str:
+    return str(TRIO / role) if name == "bundled" else name
 
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:

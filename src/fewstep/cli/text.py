@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +41,10 @@ def decode(
 
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
-        prompt: one prompt; its text streams to the terminal.
-        file: or a .jsonl of prompts: strings, or objects with a "prompt", whose other entries are kept.
-        out: a .jsonl for the results; without it they go to the terminal.
+        prompt: one prompt; its text streams to the terminal unless --out is given.
+        file: or a .jsonl of prompts: strings, or objects with a "prompt", whose other entries are kept (but for those that
+            are called as the result's own: text, tokens, nfe, seconds, batch).
+        out: a .jsonl for the results, with a receipt beside it; without it they go to the terminal.
         rule: what is committed when; prophet, sched and stable commit early over another rule, and want calibration.
         calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule.
         stop: strings that end a text.
@@ -51,14 +52,20 @@ def decode(
         commit: how much is decided at a step, and when decoding may stop early.
         compute: how; a prompt gets the same text at any batch size.
     """
+    from ..checkpoints.atomic import atomic_file, writable_file
+    from ..receipt import receipt
+
     if (prompt is None) == (file is None):
         raise ValueError("give a --prompt or a --file of prompts, one of the two")
     items = [{"prompt": str(prompt)}] if file is None else read_prompts(file)
+    if out:
+        writable_file(out)
+    settings = text.settings(model, compute)
+    made = calibrated(calibration, settings) if calibration else commit.rule(rule, answer_follows=bool(text.suffix))
     predictor, network, tokenizer = compute.open(model, text.guidance)
-    made = text.calibrated(calibration) if calibration else commit.rule(rule, answer_follows=bool(text.suffix))
     rows = [text.canvas(item["prompt"], network, tokenizer) for item in items]
     options: dict[str, Any] = {"stop": stop, "steps": text.steps, "temperature": text.temperature}
-    if file is None:
+    if file is None and out is None:
         _stream(predictor, tokenizer, rows[0], made, compute.seed, **options)
         return
     results = _results(predictor, tokenizer, items, rows, made, compute, **options)
@@ -66,12 +73,11 @@ def decode(
         for result in results:
             print(json.dumps(result, ensure_ascii=False), flush=True)
     else:
-        from ..checkpoints.atomic import atomic_file, writable
-
-        writable(out.parent)
-        with atomic_file(out) as handle:
+        facts = {**settings, "rule": made, "stop": stop, "file": file, "seed": compute.seed}
+        with receipt(_receipt_of(out), **facts) as entries, atomic_file(out) as handle:
             for result in results:
                 handle.write((json.dumps(result, ensure_ascii=False) + "\n").encode())
+                entries["nfe"] = entries.get("nfe", 0.0) + result["nfe"]
         print(f"{len(items)} texts in {out}")
 
 
@@ -102,18 +108,21 @@ def calibrate(
         commit: prophet over the rule --over, whose full decoding is the measure; the common factor of --levels is found.
         compute: how.
     """
-    from ..checkpoints.atomic import writable
+    from ..checkpoints.atomic import writable_file
+    from ..receipt import receipt
     from ..text import calibrate as calibration
 
-    writable(out.parent)
+    writable_file(out)
     items = read_prompts(file)
     predictor, network, tokenizer = compute.open(model, text.guidance)
-    found = calibration.calibrate(
-        predictor, [text.canvas(item["prompt"], network, tokenizer) for item in items],
-        commit.prophet(answer_follows=bool(text.suffix)), epsilon=epsilon, delta=delta, steps=text.steps,
-        temperature=text.temperature, seeds=compute.seeds(len(items)), batch=compute.batch,
-    )  # fmt: skip
-    replace(found, settings={"model": model} | asdict(text)).save(out)
+    settings = text.settings(model, compute)
+    with receipt(_receipt_of(out), **settings, file=file, seed=compute.seed):
+        found = calibration.calibrate(
+            predictor, [text.canvas(item["prompt"], network, tokenizer) for item in items],
+            commit.prophet(answer_follows=bool(text.suffix)), epsilon=epsilon, delta=delta, steps=text.steps,
+            temperature=text.temperature, seeds=compute.seeds(len(items)), batch=compute.batch,
+        )  # fmt: skip
+        replace(found, settings=settings).save(out)
     if found.factor is None:
         print(f"no threshold keeps {1 - epsilon:.1%} of the answers; {out} holds full decoding")
     else:
@@ -125,10 +134,14 @@ def calibrate(
 
 def read_prompts(file: Path) -> list[dict[str, Any]]:
     """The prompts in a .jsonl, as objects."""
-    if not file.exists():
+    if not file.is_file():
         raise ValueError(f"there is no file {file}")
+    try:
+        content = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text in UTF-8: {error}") from error
     items = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):  # splitlines would cut at characters that JSON allows
         if not line.strip():
             continue
         try:
@@ -142,6 +155,25 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
     if not items:
         raise ValueError(f"there is no prompt in {file}")
     return items
+
+
+def calibrated(path: Path, settings: dict[str, Any]) -> CommitRule:
+    """The rule that was calibrated for these settings; a model of another name is told, as it may have moved."""
+    from ..text.calibrate import Calibration
+
+    found = Calibration.load(path)
+    for name, value in settings.items():
+        made = found.settings.get(name, value)
+        if made != value and name == "model":
+            logging.getLogger(__name__).warning("%s was made with %s; its guarantee holds for that model", path, made)
+        elif made != value:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{path} was made with {flag} {made!r} and its guarantee holds for that, got {value!r}")
+    return found.rule
+
+
+def _receipt_of(out: Path) -> Path:
+    return out.with_name(out.name + ".receipt.json")
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:

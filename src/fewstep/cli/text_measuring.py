@@ -45,14 +45,16 @@ def settle_text(
         text: what is generated.
         compute: how.
     """
-    from ..checkpoints.atomic import writable
+    from ..checkpoints.atomic import writable_file
     from ..receipt import receipt
     from ..text.commit import EarlyCommit
     from ..text.schedule import Suffix
     from ..text.settle import emergence, record, same_place
     from ..text.settle import settle as hit
 
-    writable(out.parent)
+    if not at or not all(0 < share <= 1 for share in at):
+        raise ValueError(f"--at takes shares of the steps, above 0 and up to 1, got {at}")
+    writable_file(out)
     items = read_prompts(file)
     predictor, network, tokenizer = compute.open(model, text.guidance)
     rule = EarlyCommit(Commit(block_length=block_length).rule(order), region=Suffix() if text.suffix else None)
@@ -134,9 +136,11 @@ def evaluate(
     --draws, --rule, --steps, --guidance, the commit options, --mask-id and --precision are for masked models; a causal one
     and those that steer it compute in the precision that they are saved in.
     """
-    from ..checkpoints.atomic import writable
+    from ..checkpoints.atomic import writable_file
     from ..receipt import receipt
 
+    if not tasks:
+        raise ValueError("name at least one task with --tasks")
     try:
         from lm_eval import simple_evaluate  # type: ignore[import-not-found, unused-ignore]
         from lm_eval.tasks import TaskManager  # type: ignore[import-not-found, unused-ignore]
@@ -146,10 +150,10 @@ def evaluate(
     except ImportError as error:
         raise ValueError(f"evaluation needs the LM Evaluation Harness: pip install lm_eval ({error})") from error
 
-    writable(out.parent)
+    writable_file(out)
     manager = TaskManager(include_path=str(include) if include else None, include_defaults=include is None)
     unknown = set(tasks) - set(manager.all_tasks)
-    if unknown or not tasks:
+    if unknown:
         raise ValueError(
             f"the harness has no task {', '.join(sorted(unknown))}; name --tasks that it has, or --include yours"
         )

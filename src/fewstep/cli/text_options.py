@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
@@ -67,17 +66,9 @@ class Text:
         fixed = {length - answer - len(text): text} if text else {}
         return canvas_row(ids, length, network.mask_id, fixed=fixed).to(network.device)
 
-    def calibrated(self, path: Path) -> CommitRule:
-        """The rule that was calibrated for these settings."""
-        from ..text.calibrate import Calibration
-
-        found = Calibration.load(path)
-        for name, value in asdict(self).items():
-            made = found.settings.get(name, value)
-            if made != value:
-                flag = "--" + name.replace("_", "-")
-                raise ValueError(f"{path} was made with {flag} {made!r} and its guarantee holds for that, got {value!r}")
-        return found.rule
+    def settings(self, model: str, compute: Compute) -> dict[str, Any]:
+        """All that a calibration's guarantee is about."""
+        return {"model": model, "mask_id": compute.mask_id, "precision": compute.precision, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -145,6 +136,10 @@ class Compute:
     """Id of the mask token, where the model does not say it."""
     precision: Literal["no", "bf16"] = "no"
     """no (float32) or bf16."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"--batch starts at 1, got {self.batch}")
 
     def seeds(self, n: int) -> range:
         """Of the first n prompts."""

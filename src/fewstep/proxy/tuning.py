@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,8 @@ class ProxyTuning:
             alpha = tuple(float(value) for value in alpha)
             if not alpha:
                 raise ValueError("alpha needs at least one value")
+        if not callable(alpha) and not all(map(math.isfinite, alpha if isinstance(alpha, tuple) else (alpha,))):
+            raise ValueError(f"alpha must be a finite number, got {alpha}")
         self.expert, self.antiexpert, self.alpha = expert, antiexpert, alpha
         self._run: Run | None = None
 

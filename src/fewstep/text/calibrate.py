@@ -79,7 +79,7 @@ class Calibration:
         """
         try:
             content = json.loads(Path(path).read_text())
-            if content.pop("name") != cls.__name__:
+            if not isinstance(content, dict) or content.pop("name", None) != cls.__name__:
                 raise ValueError("it is about something else")
             return cls(**content | {"rule": read_rule(content["rule"])})
         except FileNotFoundError:

@@ -127,6 +127,9 @@ class Threshold(CommitRule):
 
     confidence: float = 0.9
 
+    def __post_init__(self) -> None:
+        _probability(self.confidence)
+
     def __call__(self, step: Step) -> Tensor:
         best = _rank(step.confidence, step.masked) == 0
         return ((step.confidence >= self.confidence) | best) & step.masked
@@ -142,6 +145,10 @@ class Factor(CommitRule):
     """
 
     factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.factor >= 0:
+            raise ValueError(f"the factor must not be negative, got {self.factor}")
 
     def __call__(self, step: Step) -> Tensor:
         rank = _rank(step.confidence, step.masked)
@@ -190,6 +197,7 @@ class KLASS(CommitRule):
     steps: int = 2
 
     def __post_init__(self) -> None:
+        _probability(self.confidence)
         if self.steps < 1:
             raise ValueError(f"stability takes at least one step, got steps = {self.steps}")
 
@@ -321,6 +329,11 @@ class StableAndConfident(CommitRule):
 
     def remembers(self) -> int:
         return self.rule.remembers()
+
+
+def _probability(confidence: float) -> None:
+    if not 0 <= confidence <= 1:
+        raise ValueError(f"a confidence is a probability, between 0 and 1, got {confidence}")
 
 
 def _first(flags: Tensor) -> Tensor:

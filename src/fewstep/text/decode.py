@@ -88,6 +88,10 @@ class StopStrings:
     tokenizer: PreTrainedTokenizerBase
     strings: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        if "" in self.strings:
+            raise ValueError("a stop string needs at least one character: every text holds the empty one")
+
     def __call__(self, tokens: list[int]) -> bool:
         text = self.tokenizer.decode(tokens)
         return any(string in text for string in self.strings)
@@ -112,6 +116,8 @@ def walk(
 
     Args: as for `decode`; the rows are one batch.
     """
+    if not temperature >= 0:
+        raise ValueError(f"the temperature must not be negative, got {temperature}")
     state = _begin(predictor, rows, steps, _seeds(rows, seeds))
     ends = torch.tensor(predictor.eos_ids if eos else (), dtype=torch.long, device=state.ids.device)
     state = state._replace(drift=state.lottery.new_full((*state.ids.shape, rule.remembers()), torch.inf))
@@ -130,7 +136,8 @@ def walk(
             nfe += (sum(counter.rows for counter in counters) - called) / len(state.number)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             logits = logits.index_fill(1, torch.tensor([predictor.mask_id], device=logits.device), -torch.inf)
-            likeliest = torch.full_like(state.ids, -1).index_put(where, logits.argmax(-1))
+            best = logits.max(-1)
+            likeliest = torch.full_like(state.ids, -1).index_put(where, best.indices)
             unchanged = torch.where(likeliest == state.likeliest, state.unchanged + 1, 0)
             if rule.remembers():
                 before, state = _drift(before, logits, where, state, predictor.mask_id)
@@ -147,7 +154,7 @@ def walk(
                 unchanged=unchanged,
             )
             index += 1
-            progress = _progress(state, predictor.mask_id, ends, stop)
+            progress = _progress(state, predictor.mask_id, ends, stop, broken=best.values.isnan().any())
             finished = {
                 p.number: Decoded(state.ids[row, : p.end], p.start, state.committed_at[row, : p.end], nfe)
                 for row, p in enumerate(progress)
@@ -187,9 +194,11 @@ def decode(
         One result a row, in order.
 
     Raises:
-        ValueError: a row without a mask token or a seed, fewer than one step, a canvas longer than the model takes, or a
-            rule that commits nothing.
+        ValueError: a row without a mask token or a seed, fewer than one step or row at once, a temperature below 0, a
+            canvas longer than the model takes, or a rule that commits nothing.
+        FloatingPointError: the network returns logits that are not numbers.
     """
+    check_batch(batch)
     done: dict[int, Decoded] = {}
     seeds = _seeds(rows, seeds)
     options: dict[str, Any] = {"steps": steps, "temperature": temperature, "eos": eos, "stop": stop}
@@ -213,6 +222,12 @@ def stream(walks: Iterator[Walked]) -> Iterator[tuple[int, list[int], Decoded | 
             if stop > start or p.end is not None:
                 sent[p.number] = stop
                 yield p.number, walked.rows.ids[row, start:stop].tolist(), walked.finished.get(p.number)
+
+
+def check_batch(batch: int) -> None:
+    """Raises a ValueError where no row fits into a batch."""
+    if batch < 1:
+        raise ValueError(f"a batch holds at least one row, got batch = {batch}")
 
 
 def _seeds(rows: Sequence[Tensor], seeds: Sequence[int] | None) -> Sequence[int]:
@@ -282,17 +297,21 @@ def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Rows, step: int
     return torch.full_like(state.ids, -1).index_put(where, torch.cat(sampled))
 
 
-def _progress(state: Rows, mask_id: int, ends: Tensor, stop: Stop | None) -> list[Progress]:
+def _progress(state: Rows, mask_id: int, ends: Tensor, stop: Stop | None, *, broken: Tensor) -> list[Progress]:
+    """How far each row is; an error where `broken`, which costs no transfer of its own here."""
     column = torch.arange(state.ids.shape[1], device=state.ids.device)
     never = state.ids.shape[1]
     length = state.valid.sum(1)
     undecided = torch.where(state.open & (state.ids == mask_id), column, never).amin(1)
     final = state.valid & (column >= state.tail[:, None])
     eos = torch.where(torch.isin(state.ids, ends) & final, column, never).amin(1)
+    decided_to = torch.minimum(undecided, length)
     # one transfer a step
-    table = torch.stack([state.number, state.start, torch.minimum(undecided, length), eos, length, state.tail], 1)
+    table = torch.stack([state.number, state.start, decided_to, eos, length, state.tail, broken.expand_as(length)], 1)
     progress = []
-    for row, (number, start, decided, eos_at, last, tail) in enumerate(table.tolist()):
+    for row, (number, start, decided, eos_at, last, tail, wrong) in enumerate(table.tolist()):
+        if wrong:
+            raise FloatingPointError("the network's logits are not numbers; check its weights, or load it in float32")
         end = eos_at + 1 if eos_at < decided else decided if decided == last else None
         if end is None and stop and decided > tail and stop(state.ids[row, tail:decided].tolist()):
             end = decided

@@ -31,6 +31,7 @@ LLADA_NAMES = {
     r"^model\.transformer\.blocks\.(\d+)\.ff_out\.": r"model.layers.\1.mlp.down_proj.",
 }
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # they count positions from the one behind their padding token
 # What a Llama can be; a checkpoint that says otherwise is another architecture.
 LLADA_MUST = {
     "block_type": ("llama",), "layer_norm_type": ("rms",), "activation_type": ("silu",), "rope": (True,),
@@ -88,7 +89,7 @@ def load_text(
                 module.is_causal = False
     eos = config.get("eos_token_id")
     eos_ids = [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
-    if kind == "llada" and config["vocab_size"] > LLADA_EOT:
+    if kind == "llada" and network.config.vocab_size > LLADA_EOT:
         eos_ids.append(LLADA_EOT)
     mask_id = _mask_id(folder, config) if mask_id is None else mask_id
     if not 0 <= mask_id < network.get_input_embeddings().num_embeddings:
@@ -207,6 +208,6 @@ def _max_length(config: dict[str, Any]) -> int | None:
     longest = config.get("max_sequence_length") or config.get("max_position_embeddings")
     if longest is None or longest < 1:
         return None
-    # RoBERTa and kin count positions from the one behind their padding token
-    behind = config.get("pad_token_id", 1) + 1 if config.get("model_type") in ("roberta", "xlm-roberta", "camembert") else 0
-    return int(longest) - int(behind)
+    padding = config.get("pad_token_id")
+    behind = (1 if padding is None else int(padding)) + 1 if config.get("model_type") in PADDED_POSITIONS else 0
+    return int(longest) - behind

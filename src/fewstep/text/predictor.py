@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -121,10 +122,15 @@ class Guided:
         predictor: c; u is the same with every prompt token masked.
         scale: 1 is off (and makes no second network call); LLaDA's `cfg_scale` is scale − 1.
 
+    Raises:
+        ValueError: the scale is not a finite number.
+
     Reference: Nie et al. 2025, Large Language Diffusion Models.
     """
 
     def __init__(self, predictor: MaskPredictor, scale: float) -> None:
+        if not math.isfinite(scale):
+            raise ValueError(f"guidance takes a finite scale, got {scale}")
         self.predictor = predictor
         self.scale = scale
         self.mask_id = predictor.mask_id

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .commit import CommitRule, EarlyCommit, Step
-from .decode import Decoded, walk
+from .decode import Decoded, check_batch, walk
 from .predictor import MaskPredictor
 
 Same = Callable[[Tensor, Tensor], bool]  # (a row as a step showed it, the final row), (n,) each -> the same answer?
@@ -93,6 +93,7 @@ def record_each(
     """
     if any(rule.rule != rules[0].rule for rule in rules):
         raise ValueError("rules that watch one decoding must be built around the same inner rule")
+    check_batch(batch)
     traces: list[list[Trace]] = [[] for _ in rules]
     for begin in range(0, len(rows), batch):
         part = rows[begin : begin + batch]
