@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib import metadata
 
 import numpy as np
@@ -206,7 +207,7 @@ def test_a_run_whose_result_could_not_be_written_is_finished_by_resuming(place, 
 
     with monkeypatch.context() as disk:
         disk.setattr("fewstep.runs.save", full)
-        disk.setattr("fewstep.runs.run.__kwdefaults__", {**run.__kwdefaults__, "save_every": 0.0})
+        disk.setattr("fewstep.runs.run", partial(run, save_every=0.0))
         with pytest.raises(SystemExit):
             fewstep(disk, command)
     fewstep(monkeypatch, command + " --resume")

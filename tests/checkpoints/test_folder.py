@@ -179,3 +179,4 @@ def test_what_no_pipeline_samples_is_saved_as_its_parts(tmp_path, denoiser) -> N
     back, x, sigma = load(tmp_path / "model"), torch.randn(2, 1, 8, 8), torch.tensor([0.5, 20.0])
     with torch.no_grad():
         torch.testing.assert_close(back(x, sigma), denoiser.eval()(x, sigma))
+    assert back.sigma_max == denoiser.sigma_max

@@ -96,7 +96,7 @@ def test_a_file_of_prompts(model: Path, tmp_path: Path, options: dict[str, Any],
     out, prompts = tmp_path / "out" / "results.jsonl", write_prompts(tmp_path / "p.jsonl")
     call(decode_command, model, file=prompts, out=out, gen_length=10, block_length=5, batch=4, **options)
     results = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [r.get("id") for r in results] == [0, 1, 2, 3, 4, None] and [r["batch"] for r in results] == [4, 4, 4, 4, 2, 2]
+    assert [r.get("id") for r in results] == [0, 1, 2, 3, 4, None] and {r["batch"] for r in results} == {4}
     for result in results:
         row = plain(model, result["prompt"], rule, 10)
         assert result["nfe"] == row.nfe <= 10 and result["tokens"] == 10 and result["seconds"] > 0

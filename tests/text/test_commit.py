@@ -27,6 +27,7 @@ from fewstep.text.commit import (
     sched,
 )  # fmt: skip
 from fewstep.text.decode import decode, walk
+from fewstep.text.noise import uniform
 from fewstep.text.predictor import pad
 from fewstep.text.schedule import Cosine, Exponential, Linear, Scaled, Span, Stairs, Suffix
 
@@ -98,8 +99,8 @@ def make_step(probabilities: Any, **changes: Any) -> Step:
         **{
             "logits": logits, "where": where, "masked": masked, "open": torch.ones_like(masked),
             "proposal": blank.index_put(where, logits.argmax(-1)), "unchanged": blank,
-            "drift": torch.zeros(1, len(probabilities), 0), "lottery": torch.rand(blank.shape),
-            "index": 0, "steps": torch.tensor([4]), "deadline": torch.tensor([4]),
+            "drift": torch.zeros(1, len(probabilities), 0), "seed": torch.tensor([7]),
+            "index": torch.tensor([0]), "steps": torch.tensor([4]), "deadline": torch.tensor([4]),
         }
         | changes
     )  # fmt: skip
@@ -155,8 +156,8 @@ def test_top_k_meets_its_deadline(deadline: int, k: int) -> None:
     assert chosen(TopK(), step) == sorted([4, 2, 3, 0][:k])
     assert chosen(TopK("entropy"), step) == sorted([4, 2, 3, 0][:k])
     assert chosen(TopK("gap"), step) == sorted([4, 2, 3, 0][:k])
-    step = make_step(ROW, deadline=torch.tensor([deadline]), lottery=torch.tensor([[0.9, 1.0, 0.8, 0.1, 0.2]]))
-    assert chosen(TopK("chance"), step) == sorted([0, 2, 4, 3][:k])
+    drawn = uniform(torch.tensor([[7]]), -1, torch.arange(len(ROW)))[0].tolist()
+    assert chosen(TopK("chance"), step) == sorted(sorted([0, 2, 3, 4], key=lambda place: -drawn[place])[:k])
 
 
 @pytest.mark.parametrize("masked", [1, 2, 7, 12, 23])

@@ -7,7 +7,7 @@ import torch
 from text.toy import EOS, MASK, VOCABULARY, Toy, masks
 from torch import Tensor, nn
 
-from fewstep.text.commit import Blockwise, CommitRule, EarlyCommit, StableAndConfident, Step, Threshold, TopK
+from fewstep.text.commit import KLASS, Blockwise, CommitRule, EarlyCommit, StableAndConfident, Step, Threshold, TopK
 from fewstep.text.decode import Decoded, StopStrings, decode, stream, walk
 from fewstep.text.predictor import Canvas, Guided, canvas_row, pad
 from fewstep.text.schedule import Span, Stairs, Suffix
@@ -135,6 +135,29 @@ def test_batches_are_cut_without_a_trace() -> None:
     for temperature in (0.0, 1.0):
         a, b = (decode(Toy(), rows, TopK("chance"), temperature=temperature, batch=batch) for batch in (3, 8))
         assert [r.ids.tolist() for r in a] == [r.ids.tolist() for r in b]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        TopK("chance"),
+        KLASS(0.2, 2.0, 1),
+        StableAndConfident(TopK(), 1, 0.8),
+        Blockwise(EarlyCommit(TopK(), Stairs((2.0,), ())), 3),
+    ],
+)
+def test_a_finished_row_makes_room_for_the_next(rule: CommitRule, temperature: float) -> None:
+    toy, sizes = Toy(), []
+    rows = [masks("0" * (n % 4) + "_" * (1 + (5 * n) % 9)) for n in range(11)]
+    alone = [decode(toy, [row], rule, temperature=temperature, seeds=[n])[0] for n, row in enumerate(rows)]
+    toy.register_forward_hook(lambda _, args, out: sizes.append(len(args[0].ids)))
+    together = decode(toy, rows, rule, temperature=temperature, batch=3)
+    for one, row in zip(alone, together, strict=True):
+        assert torch.equal(one.ids, row.ids) and torch.equal(one.committed_at, row.committed_at) and one.nfe == row.nfe
+    assert sum(sizes) == sum(row.nfe for row in alone)
+    full = sizes.count(3)
+    assert set(sizes[:full]) == {3} and sizes[full:] == sorted(sizes[full:], reverse=True)  # full until nobody waits
 
 
 def test_rows_of_like_length_share_a_batch() -> None:

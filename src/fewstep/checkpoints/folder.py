@@ -74,7 +74,8 @@ def wrap(network: torch.nn.Module, scheduler: dict[str, Any]) -> NetworkDenoiser
             raise ValueError(f"an {kind} with prediction_type {scheduler['prediction_type']} is not known, only epsilon")
         return EDM(network, sigma_data=scheduler["sigma_data"], sigma_max=scheduler["sigma_max"], time_scale=0.25)
     if kind.startswith("FlowMatch"):
-        return Flow(network, time_scale=float(scheduler.get("num_train_timesteps", 1000)))
+        own = {"sigma_max": scheduler["sigma_max"]} if "sigma_max" in scheduler else {}  # diffusers has no such setting
+        return Flow(network, time_scale=float(scheduler.get("num_train_timesteps", 1000)), **own)
     if "beta_schedule" in scheduler:
         keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
                 "rescale_betas_zero_snr")  # fmt: skip
@@ -125,6 +126,7 @@ def diffusion_pipeline(denoiser: NetworkDenoiser) -> DiffusionPipeline:
         return DDPMPipeline(unet=denoiser.network, scheduler=denoiser.scheduler)
     if isinstance(denoiser, Flow):
         flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(denoiser.time_scale))
+        flow.register_to_config(sigma_max=denoiser.sigma_max)
         return DDPMPipeline(unet=denoiser.network, scheduler=flow)
     assert isinstance(denoiser, EDM)
     if denoiser.time_scale == 0.25:

@@ -57,7 +57,7 @@ def measure(
     student = on_device(load(model.source))
     settings = student_settings(student, steps, segments=model.segments or 1, middle=middle)
     if teacher:
-        settings = diffusion_settings(on_device(load(find_model(teacher).source)), teacher_calls) + settings
+        settings = diffusion_settings(_diffusion(teacher), teacher_calls) + settings
     _score(
         settings, data, out, n=n, features=features, seed=seed, batch=batch, precision=precision,
         checkpoint=checkpoint, teacher=teacher,
@@ -109,7 +109,7 @@ def dial(
         raise ValueError(f"--within takes a share such as 5% or .05, not {within!r}")
     if not runs:
         raise ValueError("name at least one run to compare with the teacher")
-    settings = diffusion_settings(on_device(load(find_model(teacher).source)), teacher_calls)
+    settings = diffusion_settings(_diffusion(teacher), teacher_calls)
     for run, name in zip(runs, _names(runs), strict=True):
         model = find_model(run)
         settings += student_settings(on_device(load(model.source)), steps, segments=model.segments or 1, name=name)
@@ -150,17 +150,15 @@ def settle(
     import torch
 
     from ..checkpoints.atomic import writable
-    from ..checkpoints.folder import load
     from ..device import on_device
     from ..measure import settle as settling
     from ..measure.features import extractor
     from ..nfe import count_nfe
     from ..receipt import receipt
     from ..report import plot_settling
-    from ..runs import find_model
 
     writable(out)
-    denoiser = on_device(load(find_model(checkpoint).source))
+    denoiser = _diffusion(checkpoint)
     _scorable(denoiser)
     if denoiser.conditional != (label is not None):
         raise ValueError("this checkpoint " + ("needs a --label" if denoiser.conditional else "takes no --label"))
@@ -176,6 +174,18 @@ def settle(
                     "settled_after_calls": result.settled_at().tolist(), "sentence": result.sentence()}  # fmt: skip
         plot_settling(result, out / "settle.png", features=features)
     print(f"{result.sentence()}\ncurve and figures: {out / 'settle.png'}, {out / 'settle.json'}")
+
+
+def _diffusion(checkpoint: str) -> NetworkDenoiser:
+    """The diffusion model of a run or any other checkpoint, on the best device."""
+    from ..checkpoints.folder import load
+    from ..device import on_device
+    from ..runs import find_model
+
+    model = find_model(checkpoint)
+    if model.segments is not None:
+        raise ValueError(f"{checkpoint} is a student, no diffusion model any more; name the one that it was tuned from")
+    return on_device(load(model.source))
 
 
 def _names(runs: tuple[str, ...]) -> list[str]:

@@ -207,25 +207,31 @@ def _results(
     predictor: MaskPredictor, tokenizer: PreTrainedTokenizerBase, items: list[dict[str, Any]], rows: list[Tensor],
     rule: CommitRule, compute: Compute, *, stop: tuple[str, ...], **options: Any,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """One entry a prompt, in order; `seconds` runs from the start of its batch to the step that finished it."""
+    """One entry a prompt, in order; `seconds` runs from when it entered the batch to the step that finished it."""
     from ..text.decode import StopStrings, walk
 
     found = StopStrings(tokenizer, stop) if stop else None
-    begin, generated, seeds = time.perf_counter(), 0, compute.seeds(len(rows))
-    for first in range(0, len(rows), compute.batch):
-        done: dict[int, tuple[Decoded, float]] = {}
-        start = time.perf_counter()
-        part = slice(first, first + compute.batch)
-        for walked in walk(predictor, rows[part], rule, seeds=seeds[part], stop=found, **options):
-            done |= {number: (row, time.perf_counter() - start) for number, row in walked.finished.items()}
-        for number in range(len(rows[part])):
-            row, seconds = done[number]
+    begin = now = time.perf_counter()
+    batch, generated, told = min(compute.batch, len(rows)), 0, 0
+    entered: dict[int, float] = {}
+    done: dict[int, tuple[Decoded, float]] = {}
+    for walked in walk(predictor, rows, rule, seeds=compute.seeds(len(rows)), stop=found, batch=batch, **options):
+        for progress in walked.progress:
+            entered.setdefault(progress.number, now)
+        now = time.perf_counter()
+        done |= {number: (row, now - entered[number]) for number, row in walked.finished.items()}
+        while told in done:
+            row, seconds = done.pop(told)
             generated += len(row.tokens)
             text = _cut(tokenizer.decode(row.tokens, skip_special_tokens=True), stop)
-            yield items[first + number] | {
-                "text": text, "tokens": len(row.tokens), "nfe": row.nfe, "seconds": round(seconds, 4),
-                "batch": len(rows[part]),
-            }  # fmt: skip
+            yield items[told] | {
+                "text": text,
+                "tokens": len(row.tokens),
+                "nfe": row.nfe,
+                "seconds": round(seconds, 4),
+                "batch": batch,
+            }
+            told += 1
     seconds = time.perf_counter() - begin
     logging.getLogger(__name__).info(
         "%.2f texts and %.1f generated tokens a second", len(rows) / seconds, generated / seconds

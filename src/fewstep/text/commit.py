@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from .noise import uniform
 from .predictor import scatter
 from .schedule import Cosine, Region, Schedule, Stairs
 
@@ -31,8 +32,8 @@ class Step:
         unchanged: for how many steps in a row the most likely token has been what it is; (B, L) long.
         drift: KL divergence (nats) of the prediction from the one a step before, at each of the last H steps, +inf where
             there was none; H is what the rule `remembers`; (B, L, H).
-        lottery: uniform numbers that a row keeps from its first step to its last; (B, L).
-        index: steps done; 0 at the first.
+        seed: of each row; (B,) long.
+        index: steps done, 0 at the first; (B,) long.
         steps: steps in all; (B,) long.
         deadline: the step by which `masked` should be decided; (B,) long.
     """
@@ -44,8 +45,8 @@ class Step:
     proposal: Tensor
     unchanged: Tensor
     drift: Tensor
-    lottery: Tensor
-    index: int
+    seed: Tensor
+    index: Tensor
     steps: Tensor
     deadline: Tensor
 
@@ -75,6 +76,12 @@ class Step:
     def entropy(self) -> Tensor:
         """Of the prediction, in nats, (B, L), 0 where no logits were wanted."""
         return scatter(torch.special.entr(self.logits.softmax(-1)).sum(-1), self.where, self.masked.shape, 0.0)
+
+    @cached_property
+    def lottery(self) -> Tensor:
+        """Uniform numbers that a row keeps from its first step to its last, (B, L) float64."""
+        column = torch.arange(self.masked.shape[1], device=self.masked.device)
+        return uniform(self.seed[:, None], -1, column)  # step −1: no step's noise
 
     def within(self, scope: Tensor, deadline: Tensor) -> Step:
         """The same step for a rule that may commit inside `scope` (B, L) only."""

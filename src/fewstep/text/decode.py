@@ -1,18 +1,18 @@
-"""Decoding: one loop for every rule, predictor, prompt length and canvas."""
+"""Decoding: one loop for every rule, predictor, prompt length and canvas; a finished row makes room for the next."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..nfe import count_nfe
 from .commit import CommitRule, Step
-from .noise import gumbel, uniform
+from .noise import gumbel
 from .predictor import Canvas, MaskPredictor, pad
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class Decoded(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The unfinished rows of a batch."""
+    """The rows that are being decoded."""
 
-    number: Tensor  # (b,) the row's place in the batch
+    number: Tensor  # (b,) the row's place among all
     seed: Tensor  # (b,)
     start: Tensor  # (b,) column of the first open position
     tail: Tensor  # (b,) column behind the last given text
@@ -50,8 +50,10 @@ class Rows(NamedTuple):
     likeliest: Tensor  # (b, L) the most likely token at the last step, −1 where nobody looked
     unchanged: Tensor  # (b, L)
     drift: Tensor  # (b, L, H)
-    lottery: Tensor  # (b, L)
-    steps: Tensor  # (b,)
+    before: Tensor  # (b, L) which of the last step's predictions is the position's, −1 where nobody looked
+    steps: Tensor  # (b,) in all
+    made: Tensor  # (b,) steps done
+    nfe: Tensor  # (b,) network calls so far
 
     def keep(self, rows: list[int]) -> Rows:
         """These rows only, and no more columns than they need."""
@@ -61,11 +63,16 @@ class Rows(NamedTuple):
         width = int(self.valid[rows].sum(1).amax()) if rows else 0
         return Rows(*(part[:, :width] if part.ndim > 1 else part for part in kept))
 
+    def join(self, others: Rows) -> Rows:
+        """These rows and others; what is behind the end of a row is never looked at."""
+        width = max(self.ids.shape[1], others.ids.shape[1])
+        return Rows(*(torch.cat([_widened(a, width), _widened(b, width)]) for a, b in zip(self, others, strict=True)))
+
 
 class Progress(NamedTuple):
     """How far a row is, in columns of its canvas."""
 
-    number: int  # the row's place in the batch
+    number: int  # the row's place among all
     start: int  # of the generation
     decided: int  # everything before is decided
     end: int | None  # where the row ends, None if it goes on
@@ -108,55 +115,63 @@ def walk(
     seeds: Sequence[int] | None = None,
     eos: bool = True,
     stop: Stop | None = None,
+    batch: int = 16,
 ) -> Iterator[Walked]:
-    """THE loop: predict, propose, let the rule commit, let finished rows leave; yields after every step.
+    """THE loop: predict, propose, let the rule commit, let finished rows leave and others enter; yields after every step.
 
     A row is finished when nothing is undecided, or when everything before an end of text or a stop is decided; text given
     inside the canvas must be reached first, so only what is behind the last of it can end a row.
 
-    Args: as for `decode`; the rows are one batch.
+    Args: as for `decode`; rows enter in their order.
     """
-    if not temperature >= 0:
-        raise ValueError(f"the temperature must not be negative, got {temperature}")
-    state = _begin(predictor, rows, steps, _seeds(rows, seeds))
-    ends = torch.tensor(predictor.eos_ids if eos else (), dtype=torch.long, device=state.ids.device)
-    state = state._replace(drift=state.lottery.new_full((*state.ids.shape, rule.remembers()), torch.inf))
-    index, nfe, longest, before = 0, 0.0, int(state.open.sum(1).amax()), None
+    seeds = range(len(rows)) if seeds is None else seeds
+    _check(predictor.mask_id, rows, seeds, steps, temperature, batch)
+    if not rows:
+        return
+    ends = torch.tensor(predictor.eos_ids if eos else (), dtype=torch.long, device=rows[0].device)
+    state, entered, predictions = None, 0, None
     with ExitStack() as stack:
         counters = [stack.enter_context(count_nfe(network)) for network in dict.fromkeys(predictor.networks)]
-        while len(state.number):
-            if index == longest:
-                raise ValueError(f"{rule} committed nothing at some step; a rule must commit a masked position of each row")
+        while True:
+            free = min(batch - (0 if state is None else len(state.number)), len(rows) - entered)
+            if free:
+                new = range(entered, entered + free)
+                fresh = _begin([rows[n] for n in new], [seeds[n] for n in new], entered, predictor.mask_id, steps, rule)
+                state, entered = fresh if state is None else state.join(fresh), entered + free
+            assert state is not None
+            if not len(state.number):
+                return
             canvas = Canvas(state.ids, state.valid, state.open)
             masked = state.open & (state.ids == predictor.mask_id)
             wanted = rule.sees(masked, state.open)
             where = _places(wanted)
             called = sum(counter.rows for counter in counters)
             logits = predictor(canvas, wanted)  # (N, V)
-            nfe += (sum(counter.rows for counter in counters) - called) / len(state.number)
+            calls = (sum(counter.rows for counter in counters) - called) / len(state.number)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             logits = logits.index_fill(1, torch.tensor([predictor.mask_id], device=logits.device), -torch.inf)
             best = logits.max(-1)
             likeliest = torch.full_like(state.ids, -1).index_put(where, best.indices)
             unchanged = torch.where(likeliest == state.likeliest, state.unchanged + 1, 0)
             if rule.remembers():
-                before, state = _drift(before, logits, where, state, predictor.mask_id)
-            proposal = likeliest if temperature == 0 else _sample(logits, where, state, index, temperature)
+                predictions, state = _drift(predictions, logits, where, state, predictor.mask_id)
+            proposal = likeliest if temperature == 0 else _sample(logits, where, state, temperature)
             step = Step(
-                logits, where, masked, state.open, proposal, unchanged, state.drift, state.lottery, index, state.steps,
+                logits, where, masked, state.open, proposal, unchanged, state.drift, state.seed, state.made, state.steps,
                 state.steps,
             )  # fmt: skip
             commit = rule(step) & masked
             state = state._replace(
                 ids=torch.where(commit, proposal, state.ids),
-                committed_at=torch.where(commit, index, state.committed_at),
+                committed_at=torch.where(commit, state.made[:, None], state.committed_at),
                 likeliest=likeliest,
                 unchanged=unchanged,
+                made=state.made + 1,
+                nfe=state.nfe + calls,
             )
-            index += 1
-            progress = _progress(state, predictor.mask_id, ends, stop, broken=best.values.isnan().any())
+            progress = _progress(state, rule, predictor.mask_id, ends, stop, commit, broken=best.values.isnan().any())
             finished = {
-                p.number: Decoded(state.ids[row, : p.end], p.start, state.committed_at[row, : p.end], nfe)
+                p.number: Decoded(state.ids[row, : p.end], p.start, state.committed_at[row, : p.end], float(state.nfe[row]))
                 for row, p in enumerate(progress)
                 if p.end is not None
             }
@@ -188,7 +203,7 @@ def decode(
         seeds: one a row; row i has i by default.
         eos: whether a token of `predictor.eos_ids` ends a row.
         stop: ends a row by its decided tokens behind the last given text; see `StopStrings`.
-        batch: rows at once; rows of like length go together, so that little is padded.
+        batch: rows at once; when one is finished the next enters, the shortest first, so that little is padded.
 
     Returns:
         One result a row, in order.
@@ -198,15 +213,16 @@ def decode(
             canvas longer than the model takes, or a rule that commits nothing.
         FloatingPointError: the network returns logits that are not numbers.
     """
-    check_batch(batch)
     done: dict[int, Decoded] = {}
-    seeds = _seeds(rows, seeds)
-    options: dict[str, Any] = {"steps": steps, "temperature": temperature, "eos": eos, "stop": stop}
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
-    for first in range(0, len(rows), batch):
-        part = order[first : first + batch]
-        for walked in walk(predictor, [rows[n] for n in part], rule, seeds=[seeds[n] for n in part], **options):
-            done |= {part[number]: row for number, row in walked.finished.items()}
+    if seeds is not None and len(seeds) == len(rows):
+        seeds = [seeds[number] for number in order]
+    walks = walk(
+        predictor, [rows[number] for number in order], rule, steps=steps, temperature=temperature,
+        seeds=order if seeds is None else seeds, eos=eos, stop=stop, batch=batch,
+    )  # fmt: skip
+    for walked in walks:
+        done |= {order[number]: row for number, row in walked.finished.items()}
     return [done[number] for number in range(len(rows))]
 
 
@@ -224,34 +240,47 @@ def stream(walks: Iterator[Walked]) -> Iterator[tuple[int, list[int], Decoded | 
                 yield p.number, walked.rows.ids[row, start:stop].tolist(), walked.finished.get(p.number)
 
 
-def check_batch(batch: int) -> None:
-    """Raises a ValueError where no row fits into a batch."""
+def _check(
+    mask_id: int, rows: Sequence[Tensor], seeds: Sequence[int], steps: int | None, temperature: float, batch: int
+) -> None:
+    """Refuses what cannot be decoded, before any of it is."""
     if batch < 1:
         raise ValueError(f"a batch holds at least one row, got batch = {batch}")
-
-
-def _seeds(rows: Sequence[Tensor], seeds: Sequence[int] | None) -> Sequence[int]:
-    if seeds is not None and len(seeds) != len(rows):
-        raise ValueError(f"every row needs its seed, got {len(seeds)} for {len(rows)} rows")
-    return range(len(rows)) if seeds is None else seeds
-
-
-def _begin(predictor: MaskPredictor, rows: Sequence[Tensor], steps: int | None, seeds: Sequence[int]) -> Rows:
     if steps is not None and steps < 1:
         raise ValueError(f"decoding takes at least one step, got steps = {steps}")
-    canvas = pad(rows, predictor.mask_id)
-    if not canvas.open.any(1).all():
+    if not temperature >= 0:
+        raise ValueError(f"the temperature must not be negative, got {temperature}")
+    if len(seeds) != len(rows):
+        raise ValueError(f"every row needs its seed, got {len(seeds)} for {len(rows)} rows")
+    if not all(bool((row == mask_id).any()) for row in rows):
         raise ValueError("a row without a mask token has nothing to decode")
+
+
+def _begin(
+    rows: Sequence[Tensor], seeds: Sequence[int], first: int, mask_id: int, steps: int | None, rule: CommitRule
+) -> Rows:
+    """The state of rows number `first`, first + 1, … before their first step."""
+    canvas = pad(rows, mask_id)
     device, blank = canvas.ids.device, torch.full_like(canvas.ids, -1)
     seed = torch.tensor([s % 2**63 for s in seeds], device=device)
     column = torch.arange(canvas.ids.shape[1], device=device)
-    lottery = uniform(seed[:, None], -1, column)  # step −1: no step's noise
     each = canvas.open.sum(1) if steps is None else torch.full((len(rows),), steps, device=device)
     given = (column + 1) * (canvas.valid & ~canvas.open)
     start = canvas.open.to(torch.uint8).argmax(1)
-    number = torch.arange(len(rows), device=device)
+    number = first + torch.arange(len(rows), device=device)
     none = torch.zeros_like(blank)
-    return Rows(number, seed, start, given.amax(1), *canvas, blank, blank, none, none[..., None], lottery, each)
+    drift = torch.full((*blank.shape, rule.remembers()), torch.inf, dtype=torch.float64, device=device)
+    nfe = torch.zeros(len(rows), dtype=torch.float64, device=device)
+    return Rows(
+        number, seed, start, given.amax(1), *canvas, blank, blank, none, drift, blank, each, torch.zeros_like(number), nfe
+    )
+
+
+def _widened(part: Tensor, width: int) -> Tensor:
+    """More columns, of zeros."""
+    if part.ndim == 1 or part.shape[1] == width:
+        return part
+    return torch.cat([part, part.new_zeros(len(part), width - part.shape[1], *part.shape[2:])], 1)
 
 
 def _places(wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -259,46 +288,39 @@ def _places(wanted: Tensor) -> tuple[Tensor, Tensor]:
     return row, column
 
 
-class _Before(NamedTuple):
-    """The predictions of the step before."""
-
-    log_p: Tensor  # (N, V)
-    place: Tensor  # (rows of the batch, columns) long: which of the N, −1 where nobody looked
-
-
 def _drift(
-    before: _Before | None, logits: Tensor, where: tuple[Tensor, Tensor], state: Rows, mask_id: int
-) -> tuple[_Before, Rows]:
-    """KL(now ‖ before) at `where` becomes the last of each position's drifts."""
+    before: Tensor | None, logits: Tensor, where: tuple[Tensor, Tensor], state: Rows, mask_id: int
+) -> tuple[Tensor, Rows]:
+    """KL(now ‖ before) at `where` becomes the last of each position's drifts; log-probabilities (N, V) in and out."""
     mask = torch.tensor([mask_id], device=logits.device)
     log_p = logits.log_softmax(-1).index_fill(1, mask, 0.0)  # −inf on both sides: it adds nothing
-    row, column = state.number[where[0]], where[1]
     moved = log_p.new_full((len(log_p),), torch.inf)
-    if before is None:
-        place = torch.full((len(state.ids), state.ids.shape[1]), -1, device=log_p.device)
-    else:
-        place = before.place
-        found = place[row, column]
-        now, then = log_p[found >= 0], before.log_p[found[found >= 0]]
+    if before is not None:
+        found = state.before[where]
+        now, then = log_p[found >= 0], before[found[found >= 0]]
         moved[found >= 0] = (now.exp() * (now - then)).sum(-1)
-    place = torch.full_like(place, -1).index_put((row, column), torch.arange(len(log_p), device=log_p.device))
+    place = torch.full_like(state.before, -1).index_put(where, torch.arange(len(log_p), device=log_p.device))
     newest = torch.full(state.ids.shape, torch.inf, device=log_p.device, dtype=state.drift.dtype)
     newest = newest.index_put(where, moved.to(newest.dtype))
-    return _Before(log_p, place), state._replace(drift=torch.cat([state.drift[..., 1:], newest[..., None]], -1))
+    return log_p, state._replace(drift=torch.cat([state.drift[..., 1:], newest[..., None]], -1), before=place)
 
 
-def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Rows, step: int, temperature: float) -> Tensor:
+def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Rows, temperature: float) -> Tensor:
     """Proposals (b, L): argmax of logits + temperature·Gumbel noise; row by row, for the noise is large."""
     counts = where[0].bincount(minlength=len(state.ids)).tolist()
     sampled = [
         (part.double() + temperature * gumbel(seed, step, column, part.shape[1])).argmax(-1)
-        for part, seed, column in zip(logits.split(counts), state.seed.tolist(), where[1].split(counts), strict=True)
+        for part, seed, step, column in zip(
+            logits.split(counts), state.seed.tolist(), state.made.tolist(), where[1].split(counts), strict=True
+        )
     ]
     return torch.full_like(state.ids, -1).index_put(where, torch.cat(sampled))
 
 
-def _progress(state: Rows, mask_id: int, ends: Tensor, stop: Stop | None, *, broken: Tensor) -> list[Progress]:
-    """How far each row is; an error where `broken`, which costs no transfer of its own here."""
+def _progress(
+    state: Rows, rule: CommitRule, mask_id: int, ends: Tensor, stop: Stop | None, commit: Tensor, *, broken: Tensor
+) -> list[Progress]:
+    """How far each row is. Whether logits are `broken`, or a row had nothing to `commit`, is asked in the same transfer."""
     column = torch.arange(state.ids.shape[1], device=state.ids.device)
     never = state.ids.shape[1]
     length = state.valid.sum(1)
@@ -307,11 +329,15 @@ def _progress(state: Rows, mask_id: int, ends: Tensor, stop: Stop | None, *, bro
     eos = torch.where(torch.isin(state.ids, ends) & final, column, never).amin(1)
     decided_to = torch.minimum(undecided, length)
     # one transfer a step
-    table = torch.stack([state.number, state.start, decided_to, eos, length, state.tail, broken.expand_as(length)], 1)
+    table = torch.stack(
+        [state.number, state.start, decided_to, eos, length, state.tail, commit.any(1), broken.expand_as(length)], 1
+    )
     progress = []
-    for row, (number, start, decided, eos_at, last, tail, wrong) in enumerate(table.tolist()):
+    for row, (number, start, decided, eos_at, last, tail, committed, wrong) in enumerate(table.tolist()):
         if wrong:
             raise FloatingPointError("the network's logits are not numbers; check its weights, or load it in float32")
+        if not committed:
+            raise ValueError(f"{rule} committed nothing at some step; a rule must commit a masked position of each row")
         end = eos_at + 1 if eos_at < decided else decided if decided == last else None
         if end is None and stop and decided > tail and stop(state.ids[row, tail:decided].tolist()):
             end = decided

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .commit import CommitRule, EarlyCommit, Step
-from .decode import Decoded, check_batch, walk
+from .decode import Decoded, walk
 from .predictor import MaskPredictor
 
 Same = Callable[[Tensor, Tensor], bool]  # (a row as a step showed it, the final row), (n,) each -> the same answer?
@@ -93,32 +93,28 @@ def record_each(
     """
     if any(rule.rule != rules[0].rule for rule in rules):
         raise ValueError("rules that watch one decoding must be built around the same inner rule")
-    check_batch(batch)
-    traces: list[list[Trace]] = [[] for _ in rules]
-    for begin in range(0, len(rows), batch):
-        part = rows[begin : begin + batch]
-        part_seeds = (range(len(rows)) if seeds is None else seeds)[begin : begin + batch]
-        seen: list[list[tuple[Tensor, ...]]] = [[] for _ in part]
-        ends: dict[int, Decoded] = {}
-        watch = _Watch(tuple(rules))
-        for walked in walk(predictor, part, watch, steps=steps, temperature=temperature, seeds=part_seeds, eos=eos):
-            step, open = walked.step, walked.canvas.open
-            shown = torch.where(step.masked, step.proposal, walked.canvas.ids).cpu()
-            known = torch.stack([rule.known(step) for rule in rules], 1).cpu()  # (b, R)
-            regions = [open if rule.region is None else rule.region(open) for rule in rules]
-            region = torch.stack(regions, 1).cpu()  # (b, R, L)
-            table = zip(shown, known, step.progress.cpu(), region, strict=True)
-            for progress, (ids, *rest) in zip(walked.progress, table, strict=True):
-                seen[progress.number].append((ids[: len(part[progress.number])], *rest))
-            ends |= walked.finished
-        for number, rows_seen in enumerate(seen):
-            final = ends[number]
-            final = final._replace(ids=final.ids.cpu(), committed_at=final.committed_at.cpu())
-            whole, statistics, shares = (torch.stack([row[k] for row in rows_seen]) for k in range(3))
+    seen: list[list[tuple[Tensor, ...]]] = [[] for _ in rows]
+    traces: list[dict[int, Trace]] = [{} for _ in rules]
+    watch = _Watch(tuple(rules))
+    for walked in walk(
+        predictor, rows, watch, steps=steps, temperature=temperature, seeds=seeds, eos=eos, batch=batch
+    ):  # fmt: skip
+        step, open = walked.step, walked.canvas.open
+        shown = torch.where(step.masked, step.proposal, walked.canvas.ids).cpu()
+        known = torch.stack([rule.known(step) for rule in rules], 1).cpu()  # (b, R)
+        regions = [open if rule.region is None else rule.region(open) for rule in rules]
+        region = torch.stack(regions, 1).cpu()  # (b, R, L)
+        table = zip(shown, known, step.progress.cpu(), region, strict=True)
+        for progress, (ids, *rest) in zip(walked.progress, table, strict=True):
+            seen[progress.number].append((ids[: len(rows[progress.number])], *rest))
+        for number, row in walked.finished.items():
+            final = row._replace(ids=row.ids.cpu(), committed_at=row.committed_at.cpu())
+            whole, statistics, shares = (torch.stack([entry[k] for entry in seen[number]]) for k in range(3))
             for place, found in enumerate(traces):
-                looked = rows_seen[0][3][place, : len(final.ids)]  # later steps have fewer columns
-                found.append(Trace(final, whole, statistics[:, place], shares, looked))
-    return traces
+                looked = seen[number][0][3][place, : len(final.ids)]  # later steps may have fewer columns
+                found[number] = Trace(final, whole, statistics[:, place], shares, looked)
+            seen[number].clear()
+    return [[found[number] for number in range(len(rows))] for found in traces]
 
 
 def settle(trace: Trace, same: Same | None = None) -> Settled:
