@@ -64,20 +64,23 @@ canvases = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=canvases, rule=rules, steps=st.one_of(st.none(), st.integers(1, 20)), temperature=st.sampled_from([0.0, 1.0]))
+@given(
+    rows=canvases, rule=rules, steps=st.one_of(st.none(), st.integers(1, 20)), temperature=st.sampled_from([0.0, 1.0]),
+    batch=st.integers(1, 4),
+)  # fmt: skip
 def test_rules_keep_their_contract_and_rows_do_not_know_their_batch(
-    rows: list[Tensor], rule: CommitRule, steps: int | None, temperature: float
+    rows: list[Tensor], rule: CommitRule, steps: int | None, temperature: float, batch: int
 ) -> None:
     toy, seeds = Toy(), list(range(5, 5 + len(rows)))
     seen: dict[int, int] = dict.fromkeys(range(len(rows)), 0)
-    for walked in walk(toy, rows, rule, steps=steps, temperature=temperature, seeds=seeds):
+    for walked in walk(toy, rows, rule, steps=steps, temperature=temperature, seeds=seeds, batch=batch):
         before, after = walked.canvas.ids, walked.rows.ids
         assert not (rule(walked.step) & ~walked.step.masked).any()
         assert torch.equal(before[~walked.step.masked], after[~walked.step.masked])
         assert ((before == MASK) & (after != MASK)).any(1).all()
         for number in walked.rows.number.tolist():
             seen[number] += 1
-    together = decode(toy, rows, rule, steps=steps, temperature=temperature, seeds=seeds)
+    together = decode(toy, rows, rule, steps=steps, temperature=temperature, seeds=seeds, batch=batch)
     for number, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
         alone = decode(toy, [row], rule, steps=steps, temperature=temperature, seeds=[seed])[0]
         for one, other in zip(alone, together[number], strict=True):

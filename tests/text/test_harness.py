@@ -65,7 +65,7 @@ def test_generation_stops_and_keeps_the_order() -> None:
     row = torch.tensor([1, 2, *[MASK] * 6])
     text = Digits().decode(decode(Toy(), [row], TopK())[0].tokens)
     lm = model()
-    requests = [("12", {"until": [text[2]], "max_gen_toks": 6}), ("3", {"max_gen_toks": 2}), ("12", {})]
+    requests = [("12", {"until": [text[2], ""], "max_gen_toks": 6}), ("3", {"max_gen_toks": 2}), ("12", {})]
     first, second, third = lm.generate_until(instances("generate_until", requests))
     assert first == text[: text.index(text[2])] and third == text and len(second) == 2 and len(lm.nfe) == 3
     sampled = instances("generate_until", [("12", {"do_sample": True, "temperature": 3.0})])

@@ -150,4 +150,5 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
             )
         temperature = float(options.get("temperature", 1.0)) if sampled else 0.0
         length = int(options.get("max_gen_toks", self.gen_length))
-        return (until,) if isinstance(until, str) else tuple(until), length, temperature
+        strings = (until,) if isinstance(until, str) else tuple(until)
+        return tuple(string for string in strings if string), length, temperature  # every text holds the empty one
