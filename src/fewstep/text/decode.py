@@ -161,6 +161,7 @@ def walk(
                 state.steps,
             )  # fmt: skip
             commit = rule(step) & masked
+            _check_step(best.values, commit, rule)
             state = state._replace(
                 ids=torch.where(commit, proposal, state.ids),
                 committed_at=torch.where(commit, state.made[:, None], state.committed_at),
@@ -169,7 +170,7 @@ def walk(
                 made=state.made + 1,
                 nfe=state.nfe + calls,
             )
-            progress = _progress(state, rule, predictor.mask_id, ends, stop, commit, broken=best.values.isnan().any())
+            progress = _progress(state, predictor.mask_id, ends, stop)
             finished = {
                 p.number: Decoded(state.ids[row, : p.end], p.start, state.committed_at[row, : p.end], float(state.nfe[row]))
                 for row, p in enumerate(progress)
@@ -317,27 +318,26 @@ def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Rows, temperatu
     return torch.full_like(state.ids, -1).index_put(where, torch.cat(sampled))
 
 
-def _progress(
-    state: Rows, rule: CommitRule, mask_id: int, ends: Tensor, stop: Stop | None, commit: Tensor, *, broken: Tensor
-) -> list[Progress]:
-    """How far each row is. Whether logits are `broken`, or a row had nothing to `commit`, is asked in the same transfer."""
+def _check_step(best: Tensor, commit: Tensor, rule: CommitRule) -> None:
+    """Refuses to go on from largest logits `best` (N,) that are not numbers, or where a row commits nothing."""
+    broken, idle = torch.stack([best.isnan().any(), ~commit.any(1).all()]).tolist()
+    if broken:
+        raise FloatingPointError("the network's logits are not numbers; check its weights, or load it in float32")
+    if idle:
+        raise ValueError(f"{rule} committed nothing at some step; a rule must commit a masked position of each row")
+
+
+def _progress(state: Rows, mask_id: int, ends: Tensor, stop: Stop | None) -> list[Progress]:
     column = torch.arange(state.ids.shape[1], device=state.ids.device)
     never = state.ids.shape[1]
     length = state.valid.sum(1)
     undecided = torch.where(state.open & (state.ids == mask_id), column, never).amin(1)
     final = state.valid & (column >= state.tail[:, None])
     eos = torch.where(torch.isin(state.ids, ends) & final, column, never).amin(1)
-    decided_to = torch.minimum(undecided, length)
-    # one transfer a step
-    table = torch.stack(
-        [state.number, state.start, decided_to, eos, length, state.tail, commit.any(1), broken.expand_as(length)], 1
-    )
+    # one transfer for all rows
+    table = torch.stack([state.number, state.start, torch.minimum(undecided, length), eos, length, state.tail], 1)
     progress = []
-    for row, (number, start, decided, eos_at, last, tail, committed, wrong) in enumerate(table.tolist()):
-        if wrong:
-            raise FloatingPointError("the network's logits are not numbers; check its weights, or load it in float32")
-        if not committed:
-            raise ValueError(f"{rule} committed nothing at some step; a rule must commit a masked position of each row")
+    for row, (number, start, decided, eos_at, last, tail) in enumerate(table.tolist()):
         end = eos_at + 1 if eos_at < decided else decided if decided == last else None
         if end is None and stop and decided > tail and stop(state.ids[row, tail:decided].tolist()):
             end = decided
