@@ -22,7 +22,7 @@ from .images.denoiser import NetworkDenoiser
 from .images.noise import FullGap
 from .images.tune import tune
 from .nfe import count_nfe
-from .receipt import plain, receipt
+from .receipt import check_same, plain, receipt
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ def run(
     if state:
         if not {"recipe", "facts", "emas"} <= state.keys():
             raise ValueError(f"{state_file} was saved by an older fewstep that kept other things; start the run anew")
-        _check_same(json.loads(state["recipe"]) | json.loads(state["facts"]), plain(recipe | facts))
+        began = json.loads(state["recipe"]) | json.loads(state["facts"])
+        check_same(began, plain(recipe | facts), free=("images", "workers", "compile"))  # its length, how it is computed
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=precision or fast_precision(),
@@ -122,20 +123,6 @@ def _names(average: Any) -> list[str]:
     """Folders of the averages."""
     others = average[1:] if isinstance(average, Sequence) else ()
     return ["model", *("model-" + "-".join(map(str, dataclasses.astuple(other))) for other in others)]
-
-
-def _check_same(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """A run goes on with the recipe and facts that it began with; only its length and how it is computed may change."""
-    free = {"images", "workers", "compile"}
-    changed = [
-        name for name in sorted(before.keys() | now.keys()) if name not in free and before.get(name) != now.get(name)
-    ]
-    if changed:
-        name = changed[0]
-        raise ValueError(
-            f"this run began with {name} = {before.get(name)} and would go on with {now.get(name)}; "
-            "resume it with the options it began with"
-        )
 
 
 class Model(NamedTuple):

@@ -101,8 +101,13 @@ def test_training_goes_on_where_it_stopped_and_can_be_decoded(tmp_path: Path) ->
 
         patch.setattr(Trainer, "_save_checkpoint", save_and_keep)
         train_text(out=tmp_path / "cut", **TINY | {"save_every": 5})
-    shutil.rmtree(tmp_path / "cut")
+    for other in (tmp_path / "cut").iterdir():
+        if other.name != "settings.json":
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
     shutil.copytree(kept, tmp_path / "cut" / "checkpoint-5")
+    for changed in ({"seed": 1}, {"rate": 1e-4}, {"items": 128}, {"intermediate": 32}):
+        with pytest.raises(ValueError, match="would go on with"):
+            train_text(out=tmp_path / "cut", **TINY | changed, resume=True)  # type: ignore[arg-type]
     train_text(out=tmp_path / "cut", **TINY, resume=True)
     resumed = load_file(tmp_path / "cut" / "model" / "model.safetensors")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -119,5 +124,5 @@ def test_training_goes_on_where_it_stopped_and_can_be_decoded(tmp_path: Path) ->
 def test_what_a_user_does_wrong(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="multiple of twice"):
         train_text(out=tmp_path, **TINY | {"heads": 3})
-    with pytest.raises(ValueError, match="at least one item"):
+    with pytest.raises(ValueError, match="--items starts at 1"):
         train_text(out=tmp_path, **TINY | {"items": 0})

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..checkpoints.source import read_json
+from ..receipt import check_same, plain, write_json
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -49,7 +52,7 @@ def fit(
         model: takes what `collate` returns; `labels` among it give the loss unless `loss` computes it.
         items: what to see.
         collate: makes a batch of tensors of items.
-        out: folder of the run; `checkpoint-*` in it hold what `resume` goes on from.
+        out: folder of the run; `checkpoint-*` in it hold what `resume` goes on from, `settings.json` how it began.
         batch: items a step.
         rate: peak learning rate of AdamW, after `warmup` steps.
         warmup: steps.
@@ -60,7 +63,7 @@ def fit(
         loss: (outputs, labels, num_items_in_batch=…) -> scalar.
 
     Raises:
-        ValueError: there is a run in `out` and `resume` is not asked for, or the other way round.
+        ValueError: there is a run in `out` and `resume` is not asked for, or the other way round, or it began otherwise.
     """
     import torch
     from transformers import Trainer, TrainingArguments
@@ -71,6 +74,12 @@ def fit(
         raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
     if resume and not last:
         raise ValueError(f"there is no run in {out} to go on with; leave --resume out")
+    settings = {"items": len(items), "batch": batch, "rate": rate, "warmup": warmup, "seed": seed, "bf16": bf16,
+                "network": model.config.to_diff_dict()}  # fmt: skip
+    if resume:
+        check_same(read_json(out / "settings.json", "it says how the run began; start it anew"), plain(settings))
+    else:
+        write_json(out / "settings.json", settings)
     arguments: dict[str, Any] = {
         "per_device_train_batch_size": batch, "num_train_epochs": 1, "learning_rate": rate, "warmup_steps": warmup,
         "lr_scheduler_type": "cosine", "seed": seed, "train_sampling_strategy": "sequential", "save_steps": save_steps,
