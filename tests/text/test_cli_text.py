@@ -177,6 +177,9 @@ def test_calibrate_then_decode(
     assert sum(nfe) / 71 == pytest.approx(found.early_steps)
     with pytest.raises(ValueError, match="made with --gen-length 8 and its guarantee holds for that, got 9"):
         call(decode_command, model, file=prompts, calibration=out, gen_length=9, steps=8)
+    for own in ({"rule": "prophet"}, {"confidence": 0.5}):
+        with pytest.raises(ValueError, match="brings its own rule"):
+            call(decode_command, model, file=prompts, calibration=out, **options, **own)
     with pytest.raises(ValueError, match="made with --precision 'no' and its guarantee"):
         call(decode_command, model, file=prompts, calibration=out, precision="bf16", **options)
     moved = shutil.copytree(model, tmp_path / "moved")

@@ -46,7 +46,7 @@ def decode(
             are called as the result's own: text, tokens, nfe, seconds, batch).
         out: a .jsonl for the results, with a receipt beside it; without it they go to the terminal.
         rule: what is committed when; prophet, sched and stable commit early over another rule, and want calibration.
-        calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule.
+        calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule and all that belongs to it.
         stop: strings that end a text.
         text: what is generated.
         commit: how much is decided at a step, and when decoding may stop early.
@@ -58,6 +58,8 @@ def decode(
     if (prompt is None) == (file is None):
         raise ValueError("give a --prompt or a --file of prompts, one of the two")
     items = [{"prompt": str(prompt)}] if file is None else read_prompts(file)
+    if calibration and (rule, commit) != ("threshold", Commit()):
+        raise ValueError("a --calibration brings its own rule; leave --rule, --over and their options out")
     if out:
         writable_file(out)
     settings = text.settings(model, compute)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# what evaluate's flags for masked models are unless given: rule, commit, draws, steps, guidance, mask id, precision
+MASKED = ("low-confidence", Commit(), 128, None, 1.0, None, "no")
+
+
 def settle_text(
     model: Positional[str],
     /,
@@ -133,7 +137,7 @@ def evaluate(
         commit: how much is decided at a step, and when decoding may stop early.
         compute: how.
 
-    --draws, --rule, --steps, --guidance, the commit options, --mask-id and --precision are for masked models; a causal one
+    --draws, --rule and its options, --steps, --guidance, --mask-id and --precision are for masked models; a causal one
     and those that steer it compute in the precision that they are saved in.
     """
     from ..checkpoints.atomic import writable_file
@@ -169,8 +173,11 @@ def evaluate(
         )  # fmt: skip
         facts = {"rule": lm.rule, "draws": draws, "steps": steps, "guidance": guidance}
     else:
-        if steps is not None or guidance != 1 or compute.mask_id is not None or compute.precision != "no":
-            raise ValueError("--steps, --guidance, --mask-id and --precision are for masked models; leave them out")
+        if (rule, commit, draws, steps, guidance, compute.mask_id, compute.precision) != MASKED:
+            raise ValueError(
+                "--rule and its options, --draws, --steps, --guidance, --mask-id and --precision are for masked models; "
+                "leave them out"
+            )
         models = open_trio(model, expert, antiexpert, adapter, (alpha,))
         lm = ProxiedLM(models.base, models.proxy, models.tokenizer, gen_length=gen_length, batch=compute.batch)
         facts = {"expert": expert, "antiexpert": antiexpert, "adapter": adapter, "alpha": alpha}
