@@ -28,8 +28,9 @@ from fewstep.text.commit import (
 )  # fmt: skip
 from fewstep.text.decode import decode, walk
 from fewstep.text.noise import uniform
-from fewstep.text.predictor import pad
+from fewstep.text.predictor import Canvas, pad
 from fewstep.text.schedule import Cosine, Exponential, Linear, Scaled, Span, Stairs, Suffix
+from fewstep.text.settle import record
 
 unit = st.floats(0, 1)
 base = st.one_of(
@@ -200,7 +201,7 @@ def test_entropy_bound(bound: float) -> None:
 
 def test_blocks_come_in_turn_and_pass_their_spare_steps_on() -> None:
     open = torch.tensor([[False, True, True, True, True, False, True, True]])  # places 0 … 6, blocks of 3
-    for masked, block, due in (([1, 3, 6], [1, 3], 4), ([4, 6], [4, 6], 8), ([7], [7], 12)):
+    for masked, block, due in (([1, 3, 6], [1, 3], 7), ([4, 6], [4, 6], 11), ([7], [7], 12)):
         step = make_step([FAIR if i in masked else None for i in range(8)], open=open, steps=torch.tensor([12]))
         seen: list[Step] = []
 
@@ -273,3 +274,50 @@ def test_stable_and_confident() -> None:
     assert chosen(StableAndConfident(TopK(), 1, mean + 1e-9), step) == [0, 2, 3, 4]
     assert chosen(StableAndConfident(TopK(), 1, mean), step) == [4]
     assert chosen(StableAndConfident(TopK(), 2, 9.0), step) == [4]
+
+
+UNEVEN = [masks("_" * n) for n in (5, 7, 10)] + [masks("1_2__34_____5_6"), masks("_12345678_"), masks("______7__")]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_blocks_of_any_filling_take_the_steps_that_are_asked_for(length: int) -> None:
+    for row in UNEVEN:
+        n, held = int((row == MASK).sum()), {int(p - (row == MASK).nonzero()[0]) // length for p in (row == MASK).nonzero()}
+        assert decode(Toy(), [row], Blockwise(TopK(), length))[0].nfe == n  # one a token
+        for steps in range(1, n + 3):
+            took = decode(Toy(), [row], Blockwise(TopK(), length), steps=steps)[0].nfe
+            assert took <= max(steps, len(held)) and (steps < len(held) or steps > n or took == steps)
+
+
+@pytest.mark.parametrize(
+    "inner", [Blockwise(KLASS(0.2, 2.0, 1), 3), Blockwise(KLASS(0.3, 0.5, 2), 4), sched(TopK(), Stairs((1.0,), ()))]
+)
+def test_a_wrapper_that_never_fires_changes_nothing(inner: CommitRule) -> None:
+    rows = [masks(row + "_" * 9) for row in ("", "01", "5__5", "31415")]
+    alone = decode(Toy(), rows, inner)
+    never = (EarlyCommit(inner, Stairs((math.inf,), ())), StableAndConfident(inner, 99))
+    for wrapped in (
+        decode(Toy(), rows, never[0]),
+        decode(Toy(), rows, never[1]),
+        [t.final for t in record(Toy(), rows, never[0])],
+    ):
+        for one, other in zip(alone, wrapped, strict=True):
+            assert torch.equal(one.ids, other.ids) and torch.equal(one.committed_at, other.committed_at)
+
+
+def test_drift_of_tokens_that_cannot_be() -> None:
+    """A token at −inf adds nothing to the divergence, so decoding is as if the vocabulary did not have it."""
+
+    class Narrow(Toy):
+        def forward(self, canvas: Canvas, wanted: Tensor) -> Tensor:
+            return super().forward(canvas, wanted).index_fill(1, torch.tensor([9]), -torch.inf)
+
+    rule, drifts = KLASS(0.2, 2.0, 1), []
+    for walked in walk(Narrow(), [masks("012______")], rule):
+        drifts.append(walked.step.drift[walked.step.masked])
+    assert not torch.cat(drifts).isnan().any() and torch.cat(drifts[1:]).isfinite().all() and len(drifts) < 6
+
+
+def test_a_statistic_that_nobody_knows() -> None:
+    with pytest.raises(ValueError, match="mean, minimum or a quantile"):
+        EarlyCommit(statistic="median")  # type: ignore[arg-type]

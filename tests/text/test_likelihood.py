@@ -11,7 +11,7 @@ from text.toy import MASK, Toy
 from torch import Tensor
 
 from fewstep.text.likelihood import _hidden, is_greedy, log_likelihood, rolling
-from fewstep.text.predictor import pad
+from fewstep.text.predictor import Canvas, Guided, pad
 
 TOY = Toy(scale=0.7)
 PROMPT, ANSWER = [4, 2], [1, 3, 0, 5]
@@ -122,3 +122,17 @@ def test_the_error_is_the_spread_over_seeds() -> None:
     said = sum(f.error for f in found) / 150
     assert values.std() < 1.2 * said
     assert abs(values.mean() - exact_bound(PROMPT, ANSWER)) < 4 * values.std() / 150**0.5
+
+
+def test_guidance_hides_the_prompt_and_no_more() -> None:
+    rows: list[list[int]] = []
+
+    class Watched(Toy):
+        def forward(self, canvas: Canvas, wanted: Tensor) -> Tensor:
+            rows.extend(ids[valid].tolist() for ids, valid in zip(canvas.ids, canvas.valid, strict=True))
+            return super().forward(canvas, wanted)
+
+    log_likelihood(Guided(Watched(), 2.0), [(PROMPT, ANSWER)], draws=16, batch=1)
+    for seen, blind in zip(rows[::2], rows[1::2], strict=True):
+        assert seen[: len(PROMPT)] == PROMPT and blind == [MASK] * len(PROMPT) + seen[len(PROMPT) :]
+    assert any(row[2] != MASK for row in rows)

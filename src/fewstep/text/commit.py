@@ -221,8 +221,12 @@ class KLASS(CommitRule):
 class Blockwise(CommitRule):
     """Semi-autoregressive: `rule` works on the first block that is not decided yet.
 
-    Blocks of `length` positions are counted from a row's first open position; block b of n is due at step
-    ⌈steps·(b + 1)/n⌉, so steps that one block did not need are the next one's.
+    Blocks of `length` positions are counted from a row's first open position. Each of the N that hold open positions gets a
+    step, and their further positions share the other steps: the k-th is due at k + ⌈(steps − N)·(m − k)/(n − N)⌉, where m
+    of the row's n open positions stand up to its end. With full blocks that is ⌈steps·k/N⌉, as published; with n steps it
+    is one position a step. Steps that one block did not need are the next one's.
+
+    A rule that remembers sees all that is undecided: what it knows of a position does not depend on who else looks.
 
     Reference: Nie et al. 2025, Large Language Diffusion Models.
     """
@@ -234,20 +238,24 @@ class Blockwise(CommitRule):
         if self.length < 1:
             raise ValueError(f"a block needs at least one position, got length = {self.length}")
 
-    def _block(self, masked: Tensor, open: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The current block (B, L), its number (B,) and how many there are (B,)."""
-        place = torch.arange(open.shape[1], device=open.device) - _first(open)[:, None]
-        number = (place // self.length).masked_fill(~masked, open.shape[1]).amin(1)
-        count = (place // self.length).masked_fill(~open, -1).amax(1) + 1
-        return place // self.length == number[:, None], number, count
+    def _block(self, masked: Tensor, open: Tensor) -> tuple[Tensor, Tensor]:
+        """The block of each position, (B, L) long, and the one whose turn it is, (B, 1) long."""
+        block = (torch.arange(open.shape[1], device=open.device) - _first(open)[:, None]).clamp(min=0) // self.length
+        return block, block.masked_fill(~masked, open.shape[1] - 1).amin(1, keepdim=True)
 
     def __call__(self, step: Step) -> Tensor:
-        block, number, count = self._block(step.masked, step.open)
-        due = -(-step.steps * (number + 1) // count.clamp(min=1))
-        return self.rule(step.within(block, due))
+        block, now = self._block(step.masked, step.open)
+        held = torch.zeros_like(block).scatter_add(1, block, step.open.long())  # open positions of each block
+        n, m = held.sum(1), held.cumsum(1).gather(1, now)[:, 0]
+        blocks, k = (held > 0).sum(1), (held > 0).cumsum(1).gather(1, now)[:, 0]
+        due = k - (-(step.steps - blocks).clamp(min=0) * (m - k) // (n - blocks).clamp(min=1))
+        return self.rule(step.within(block == now, due))
 
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
-        return self.rule.sees(masked & self._block(masked, open)[0], open)
+        if self.remembers():
+            return self.rule.sees(masked, open)
+        block, now = self._block(masked, open)
+        return self.rule.sees(masked & (block == now), open)
 
     def remembers(self) -> int:
         return self.rule.remembers()
@@ -278,6 +286,8 @@ class EarlyCommit(CommitRule):
     over: Literal["undecided", "region"] = "undecided"
 
     def __post_init__(self) -> None:
+        if isinstance(self.statistic, str) and self.statistic not in ("mean", "minimum"):
+            raise ValueError(f"a statistic is mean, minimum or a quantile, got {self.statistic!r}")
         if not isinstance(self.statistic, str) and not 0 <= self.statistic <= 1:
             raise ValueError(f"a quantile lies between 0 and 1, got statistic = {self.statistic}")
 
@@ -296,7 +306,8 @@ class EarlyCommit(CommitRule):
         return torch.where(enough[:, None], step.masked, self.rule(step))
 
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
-        return masked | self._region(open) if self.over == "region" else masked
+        seen = masked | self.rule.sees(masked, open)
+        return seen | self._region(open) if self.over == "region" else seen
 
     def remembers(self) -> int:
         return self.rule.remembers()
@@ -332,7 +343,7 @@ class StableAndConfident(CommitRule):
         return torch.where((stable & sure)[:, None], step.masked, self.rule(step))
 
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
-        return masked
+        return masked | self.rule.sees(masked, open)
 
     def remembers(self) -> int:
         return self.rule.remembers()

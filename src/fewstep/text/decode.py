@@ -154,7 +154,7 @@ def walk(
             likeliest = torch.full_like(state.ids, -1).index_put(where, best.indices)
             unchanged = torch.where(likeliest == state.likeliest, state.unchanged + 1, 0)
             if rule.remembers():
-                predictions, state = _drift(predictions, logits, where, state, predictor.mask_id)
+                predictions, state = _drift(predictions, logits, where, state)
             proposal = likeliest if temperature == 0 else _sample(logits, where, state, temperature)
             step = Step(
                 logits, where, masked, state.open, proposal, unchanged, state.drift, state.seed, state.made, state.steps,
@@ -289,17 +289,14 @@ def _places(wanted: Tensor) -> tuple[Tensor, Tensor]:
     return row, column
 
 
-def _drift(
-    before: Tensor | None, logits: Tensor, where: tuple[Tensor, Tensor], state: Rows, mask_id: int
-) -> tuple[Tensor, Rows]:
+def _drift(before: Tensor | None, logits: Tensor, where: tuple[Tensor, Tensor], state: Rows) -> tuple[Tensor, Rows]:
     """KL(now ‖ before) at `where` becomes the last of each position's drifts; log-probabilities (N, V) in and out."""
-    mask = torch.tensor([mask_id], device=logits.device)
-    log_p = logits.log_softmax(-1).index_fill(1, mask, 0.0)  # −inf on both sides: it adds nothing
+    log_p = logits.log_softmax(-1)
     moved = log_p.new_full((len(log_p),), torch.inf)
     if before is not None:
         found = state.before[where]
         now, then = log_p[found >= 0], before[found[found >= 0]]
-        moved[found >= 0] = (now.exp() * (now - then)).sum(-1)
+        moved[found >= 0] = (now.exp() * (now - then).masked_fill(now == -torch.inf, 0.0)).sum(-1)  # 0·log 0 is 0
     place = torch.full_like(state.before, -1).index_put(where, torch.arange(len(log_p), device=log_p.device))
     newest = torch.full(state.ids.shape, torch.inf, device=log_p.device, dtype=state.drift.dtype)
     newest = newest.index_put(where, moved.to(newest.dtype))

@@ -68,13 +68,15 @@ def log_likelihood(
             [truth.masked_fill(where, predictor.mask_id).to(device) for _, truth, where, _ in part], predictor.mask_id
         )
         # a prompt may hold mask tokens of its own; they stay hidden and are not scored
-        open = torch.nn.utils.rnn.pad_sequence([where for _, _, where, _ in part], batch_first=True).to(device)
-        logits = predictor(canvas._replace(open=open), open)
+        wanted = torch.nn.utils.rnn.pad_sequence([where for _, _, where, _ in part], batch_first=True).to(device)
+        prompts = torch.tensor([len(texts[number][0]) for number, *_ in part], device=device)
+        answers = canvas.valid & (torch.arange(wanted.shape[1], device=device) >= prompts[:, None])
+        logits = predictor(canvas._replace(open=answers), wanted)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits.index_fill(1, torch.tensor([predictor.mask_id], device=logits.device), -torch.inf)
         target = torch.cat([truth[where] for _, truth, where, _ in part]).to(logits.device)
         scores = logits.log_softmax(-1).gather(1, target[:, None]).squeeze(1).double()
-        owner = open.nonzero(as_tuple=True)[0].to(scores.device)
+        owner = wanted.nonzero(as_tuple=True)[0].to(scores.device)
         totals = scores.new_zeros(len(part)).index_add(0, owner, scores).tolist()
         for (number, *_, weight), total in zip(part, totals, strict=True):
             sums[number].append(weight * total)

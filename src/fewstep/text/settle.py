@@ -157,7 +157,7 @@ class _Watch(CommitRule):
         return self.rules[0].rule(step)
 
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
-        seen = [rule.sees(masked, open) for rule in self.rules]
+        seen = [rule.sees(masked, open) for rule in (*self.rules, self.rules[0].rule)]
         return torch.stack(seen).any(0)
 
     def remembers(self) -> int:
