@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_lm import byte_tokenizer, merged, tiny_lm, with_adapter
 
 from fewstep.cli.proxy import proxy
@@ -114,6 +116,7 @@ def test_a_text_ends_at_a_stop_string(place) -> None:
         ({"alpha": (1.0, float("nan"))}, "alpha must be a finite number"),
         ({"alpha": (float("inf"),)}, "alpha must be a finite number"),
         ({"prompt": ()}, "at least one value"),
+        ({"top_p": 0.5}, "is about sampling"),
         ({"expert": "other", "chat": True}, "2 ids differ"),
         ({"expert": "nowhere"}, "no tokenizer could be loaded from"),
         ({"antiexpert": None, "adapter": "base"}, "has no adapter_config.json"),
@@ -135,6 +138,18 @@ def test_a_folder_without_safetensors_or_template_is_refused(place, tmp_path) ->
     tiny_lm(seed=1, vocab=260).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no chat template"):
         steer(place, expert=str(tmp_path), chat=True)
+
+
+def test_weights_that_are_not_all_there_are_refused(place, tmp_path) -> None:
+    for name, spoil in (("short", lambda w: dict(list(w.items())[1:])), ("cut", None)):
+        shutil.copytree(place / "base", tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        if spoil:
+            save_file(spoil(load_file(file)), file, metadata={"format": "pt"})
+        else:
+            file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(ValueError, match="do not fit its config" if spoil else "that could be loaded"):
+            steer(place, base=str(tmp_path / name))
 
 
 def test_the_bundled_models_answer_as_they_were_tuned_to(capsys) -> None:

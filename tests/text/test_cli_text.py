@@ -148,6 +148,23 @@ def test_a_stop_string_ends_the_text(model: Path, tmp_path: Path) -> None:
     assert result["text"].split() == words[:first] and result["nfe"] == first + 1
 
 
+def test_a_stop_string_inside_given_text_ends_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What decoding looks for behind the suffix only, reading looks for there only."""
+    options = {"gen_length": 10, "suffix": "answer is", "answer_length": 3}
+    call(decode_command, model, prompt="w1", **options)
+    whole = capsys.readouterr().out.strip()
+    before, behind = whole.split("answer is")
+    for stop in ("answer", before.split()[0]):
+        assert stop not in behind
+        call(decode_command, model, prompt="w1", stop=stop, **options)
+        assert capsys.readouterr().out.strip() == whole
+        call(decode_command, model, prompt="w1", stop=stop, out=tmp_path / "o.jsonl", **options)
+        assert json.loads((tmp_path / "o.jsonl").read_text())["text"] == whole
+        capsys.readouterr()
+
+
 def test_rule_names() -> None:
     commit = Commit(bound=0.3, levels=(3, 2, 1), statistic="0.1", block_length=7)
     assert commit.rule("prophet", answer_follows=True) == EarlyCommit(

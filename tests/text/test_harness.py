@@ -70,6 +70,12 @@ def test_generation_stops_and_keeps_the_order() -> None:
     assert first == text[: text.index(text[2])] and third == text and len(second) == 2 and len(lm.nfe) == 3
     sampled = instances("generate_until", [("12", {"do_sample": True, "temperature": 3.0})])
     assert model(seed=1).generate_until(sampled) != [text]
+    assert model()._generation({"until": ".", "temperature": 0.8, "max_new_tokens": 9}) == (
+        (".",),
+        9,
+        0.8,
+    )  # as the harness
+    assert model().loglikelihood_rolling(instances("loglikelihood_rolling", [("",)])) == [0.0]
     with pytest.raises(ValueError, match="top_p cannot be followed"):
         model().generate_until(instances("generate_until", [("1", {"do_sample": True, "top_p": 0.9})]))
 

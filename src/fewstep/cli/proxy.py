@@ -62,6 +62,8 @@ def proxy(
 
     if tokens < 1 or beams < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ValueError("--tokens and --beams start at 1, --temperature at 0, and --top-p lies above 0 and up to 1")
+    if top_p < 1 and not temperature:
+        raise ValueError("--top-p is about sampling; give a --temperature, too")
     if not prompt or not alpha:
         raise ValueError("--prompt and --alpha each need at least one value")
     if base is None and expert is None and antiexpert is None and adapter is None:
@@ -150,6 +152,7 @@ def _tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def _model(name: str) -> PreTrainedModel:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -157,10 +160,15 @@ def _model(name: str) -> PreTrainedModel:
 
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True)
-    except (OSError, ValueError) as error:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype="auto", use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = _first_line(error)
         raise ValueError(f"{name} holds no causal language model in safetensors that could be loaded: {reason}") from error
+    lost = sorted(info["missing_keys"]) + sorted(info["mismatched_keys"])
+    if lost:  # transformers would fill them with random numbers
+        raise ValueError(f"the weights in {name} do not fit its config.json, for example {lost[0]}")
     return on_device(model.eval())
 
 

@@ -178,8 +178,21 @@ def _receipt_of(out: Path) -> Path:
     return out.with_name(out.name + ".receipt.json")
 
 
-def _cut(text: str, stop: Sequence[str]) -> str:
-    return text[: min([text.index(string) for string in stop if string in text], default=len(text))]
+def _read(tokenizer: PreTrainedTokenizerBase, tokens: list[int], given: int, stop: Sequence[str]) -> str:
+    """The text of generated tokens, up to the first stop string behind the `given` ones."""
+
+    def text(part: list[int]) -> str:  # as it is, so that what is read of some tokens stays when more follow
+        return str(tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    whole, start = text(tokens), len(text(tokens[:given]))
+    return whole[: min([found for string in stop if (found := whole.find(string, start)) >= 0], default=len(whole))]
+
+
+def _given(row: Tensor, mask_id: int) -> int:
+    """How many tokens from the first mask of a canvas on lead up to the last given text behind it, and with it."""
+    open = (row == mask_id).tolist()
+    start = open.index(True)
+    return max((place + 1 - start for place in range(start, len(open)) if not open[place]), default=0)
 
 
 def _stream(
@@ -191,10 +204,11 @@ def _stream(
 
     start, tokens, printed = time.perf_counter(), [], 0
     found = StopStrings(tokenizer, stop) if stop else None
+    given = _given(row, predictor.mask_id)
     held = max((len(string) - 1 for string in stop), default=0)
     for _, new, end in stream(walk(predictor, [row], rule, seeds=[seed], stop=found, **options)):
         tokens += new
-        text = _cut(tokenizer.decode(tokens, skip_special_tokens=True), stop)
+        text = _read(tokenizer, tokens, given, stop)
         until = len(text) if end else len(text.rstrip("\ufffd")) - held
         if until > printed:
             print(text[printed:until], end="", flush=True)
@@ -225,7 +239,7 @@ def _results(
         while told in done:
             row, seconds = done.pop(told)
             generated += len(row.tokens)
-            text = _cut(tokenizer.decode(row.tokens, skip_special_tokens=True), stop)
+            text = _read(tokenizer, row.tokens, _given(rows[told], predictor.mask_id), stop)
             yield items[told] | {
                 "text": text,
                 "tokens": len(row.tokens),

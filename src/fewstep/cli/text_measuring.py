@@ -164,8 +164,8 @@ def evaluate(
     lm: HarnessLM | ProxiedLM
     facts: dict[str, Any]
     if expert is None:
-        if antiexpert or adapter:
-            raise ValueError("--antiexpert and --adapter need --expert, the small model that steers")
+        if antiexpert or adapter or alpha != 1:
+            raise ValueError("--antiexpert, --adapter and --alpha need --expert, the small model that steers")
         predictor, network, tokenizer = compute.open(model, guidance)
         lm = HarnessLM(
             predictor, tokenizer, rule=commit.rule(rule), gen_length=gen_length, steps=steps, draws=draws,

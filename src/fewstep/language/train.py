@@ -67,9 +67,11 @@ def fit(
     """
     import torch
     from transformers import Trainer, TrainingArguments
-    from transformers.trainer_utils import get_last_checkpoint
 
-    last = get_last_checkpoint(str(out)) if out.is_dir() else None
+    # a run killed while it saved leaves a folder without its state, which is written last
+    states = out.glob("checkpoint-*/trainer_state.json")
+    whole = {int(state.parent.name.removeprefix("checkpoint-")): state.parent for state in states}
+    last = str(whole[max(whole)]) if whole else None
     if last and not resume:
         raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
     if resume and not last:

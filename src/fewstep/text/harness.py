@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lm_eval.api.model import LM  # type: ignore[import-not-found, unused-ignore]
+from lm_eval.models.utils import normalize_gen_kwargs  # type: ignore[import-not-found, unused-ignore]
 
 from .commit import Blockwise, CommitRule
 from .decode import StopStrings, decode
@@ -77,12 +78,13 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """A lower bound of ln p(text), in windows of `max_length` that do not see each other, per request."""
+        texts = [self._encode(request.args[0]) for request in requests]
         return [
             rolling(
-                self.predictor, self._encode(request.args[0]), window=self.max_length, draws=self.draws,
-                seed=self.seed, batch=self.batch, device=self._device,
-            ).value
-            for request in requests
+                self.predictor, text, window=self.max_length, draws=self.draws, seed=self.seed, batch=self.batch,
+                device=self._device,
+            ).value if text else 0.0  # the product over no token is 1
+            for text in texts
         ]  # fmt: skip
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -141,14 +143,13 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
         return prompt[max(len(prompt) - room, 0) :], answer
 
     def _generation(self, options: dict[str, Any]) -> tuple[tuple[str, ...], int, float]:
-        until = options.get("until") or ()
-        sampled = bool(options.get("do_sample", False))
-        unknown = set(options) - {"until", "max_gen_toks", "do_sample", "temperature"}
+        found = normalize_gen_kwargs(options, self.gen_length)
+        sampled, until = bool(found["do_sample"]), found["until"]
+        unknown = set(found) - {"until", "max_gen_toks", "do_sample", "temperature"}
         if sampled and unknown:
             raise ValueError(
                 f"{', '.join(sorted(unknown))} cannot be followed in sampling; leave it out of the task's gen_kwargs"
             )
-        temperature = float(options.get("temperature", 1.0)) if sampled else 0.0
-        length = int(options.get("max_gen_toks", self.gen_length))
-        strings = (until,) if isinstance(until, str) else tuple(until)
-        return tuple(string for string in strings if string), length, temperature  # every text holds the empty one
+        temperature = float(found.get("temperature", 1.0)) if sampled else 0.0
+        # every text holds the empty string
+        return tuple(string for string in until if string), int(found["max_gen_toks"]), temperature

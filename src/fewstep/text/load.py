@@ -64,6 +64,8 @@ def load_text(
     Raises:
         ValueError: nothing there, not a masked language model, a variant that is not supported, or no mask token.
     """
+    from safetensors import SafetensorError
+
     folder = _folder(source)
     config = read_json(folder / "config.json", f"give a {MODEL}")
     kind = str(config.get("model_type", "")).lower()
@@ -77,7 +79,7 @@ def load_text(
             folder, config=model_config, key_mapping=names or None, dtype=dtype, device_map=device,
             local_files_only=True, output_loading_info=True, use_safetensors=True if maker else None,
         )  # fmt: skip
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"the model in {source} could not be loaded: {error}") from error
     lost = sorted(info["missing_keys"]) + sorted(info["mismatched_keys"])
     if lost or (maker and info["unexpected_keys"]):
