@@ -29,7 +29,7 @@ class Digits:
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [9 if letter == " " else int(letter) for letter in text]}
 
-    def decode(self, tokens: list[int], skip_special_tokens: bool = False) -> str:
+    def decode(self, tokens: list[int], **options: bool) -> str:
         return "".join(" " if token == 9 else str(token) for token in tokens)
 
     def apply_chat_template(self, history: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool) -> str:
@@ -70,11 +70,8 @@ def test_generation_stops_and_keeps_the_order() -> None:
     assert first == text[: text.index(text[2])] and third == text and len(second) == 2 and len(lm.nfe) == 3
     sampled = instances("generate_until", [("12", {"do_sample": True, "temperature": 3.0})])
     assert model(seed=1).generate_until(sampled) != [text]
-    assert model()._generation({"until": ".", "temperature": 0.8, "max_new_tokens": 9}) == (
-        (".",),
-        9,
-        0.8,
-    )  # as the harness
+    as_the_harness = {"until": ".", "temperature": 0.8, "max_new_tokens": 9}
+    assert model()._generation(as_the_harness) == ((".",), 9, 0.8)
     assert model().loglikelihood_rolling(instances("loglikelihood_rolling", [("",)])) == [0.0]
     with pytest.raises(ValueError, match="top_p cannot be followed"):
         model().generate_until(instances("generate_until", [("1", {"do_sample": True, "top_p": 0.9})]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,37 +178,19 @@ def _receipt_of(out: Path) -> Path:
     return out.with_name(out.name + ".receipt.json")
 
 
-def _read(tokenizer: PreTrainedTokenizerBase, tokens: list[int], given: int, stop: Sequence[str]) -> str:
-    """The text of generated tokens, up to the first stop string behind the `given` ones."""
-
-    def text(part: list[int]) -> str:  # as it is, so that what is read of some tokens stays when more follow
-        return str(tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    whole, start = text(tokens), len(text(tokens[:given]))
-    return whole[: min([found for string in stop if (found := whole.find(string, start)) >= 0], default=len(whole))]
-
-
-def _given(row: Tensor, mask_id: int) -> int:
-    """How many tokens from the first mask of a canvas on lead up to the last given text behind it, and with it."""
-    open = (row == mask_id).tolist()
-    start = open.index(True)
-    return max((place + 1 - start for place in range(start, len(open)) if not open[place]), default=0)
-
-
 def _stream(
     predictor: MaskPredictor, tokenizer: PreTrainedTokenizerBase, row: Tensor, rule: CommitRule, seed: int, *,
     stop: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Prints one row as it becomes final; holds back what may turn out to belong to a stop string or half a letter."""
-    from ..text.decode import StopStrings, stream, walk
+    from ..text.decode import StopStrings, stream, text_of, walk
 
     start, tokens, printed = time.perf_counter(), [], 0
     found = StopStrings(tokenizer, stop) if stop else None
-    given = _given(row, predictor.mask_id)
     held = max((len(string) - 1 for string in stop), default=0)
     for _, new, end in stream(walk(predictor, [row], rule, seeds=[seed], stop=found, **options)):
         tokens += new
-        text = _read(tokenizer, tokens, given, stop)
+        text = text_of(tokenizer, tokens, end.given, stop) if end else text_of(tokenizer, tokens)
         until = len(text) if end else len(text.rstrip("\ufffd")) - held
         if until > printed:
             print(text[printed:until], end="", flush=True)
@@ -224,7 +206,7 @@ def _results(
     rule: CommitRule, compute: Compute, *, stop: tuple[str, ...], **options: Any,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One entry a prompt, in order; `seconds` runs from when it entered the batch to the step that finished it."""
-    from ..text.decode import StopStrings, walk
+    from ..text.decode import StopStrings, text_of, walk
 
     found = StopStrings(tokenizer, stop) if stop else None
     begin = now = time.perf_counter()
@@ -239,14 +221,10 @@ def _results(
         while told in done:
             row, seconds = done.pop(told)
             generated += len(row.tokens)
-            text = _read(tokenizer, row.tokens, _given(rows[told], predictor.mask_id), stop)
             yield items[told] | {
-                "text": text,
-                "tokens": len(row.tokens),
-                "nfe": row.nfe,
-                "seconds": round(seconds, 4),
-                "batch": batch,
-            }
+                "text": text_of(tokenizer, row.tokens, row.given, stop), "tokens": len(row.tokens), "nfe": row.nfe,
+                "seconds": round(seconds, 4), "batch": batch,
+            }  # fmt: skip
             told += 1
     seconds = time.perf_counter() - begin
     logging.getLogger(__name__).info(

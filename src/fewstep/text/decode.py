@@ -35,6 +35,12 @@ class Decoded(NamedTuple):
         generated: list[int] = self.ids[self.start :].tolist()
         return generated
 
+    @property
+    def given(self) -> int:
+        """How many of the tokens lead up to the last given text among them, and with it."""
+        places = (self.committed_at[self.start :] < 0).nonzero()
+        return int(places[-1]) + 1 if len(places) else 0
+
 
 class Rows(NamedTuple):
     """The rows that are being decoded."""
@@ -102,6 +108,16 @@ class StopStrings:
     def __call__(self, tokens: list[int]) -> bool:
         text = self.tokenizer.decode(tokens)
         return any(string in text for string in self.strings)
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, tokens: list[int], given: int = 0, stop: Sequence[str] = ()) -> str:
+    """The text of generated tokens, up to the first stop string behind the `given` first of them."""
+
+    def text(part: list[int]) -> str:  # as it is, so that what is read of some tokens stays when more follow
+        return str(tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    whole, start = text(tokens), len(text(tokens[:given]))
+    return whole[: min([found for string in stop if (found := whole.find(string, start)) >= 0], default=len(whole))]
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from lm_eval.api.model import LM  # type: ignore[import-not-found, unused-ignore
 from lm_eval.models.utils import normalize_gen_kwargs  # type: ignore[import-not-found, unused-ignore]
 
 from .commit import Blockwise, CommitRule
-from .decode import StopStrings, decode
+from .decode import StopStrings, decode, text_of
 from .likelihood import is_greedy, log_likelihood, rolling
 from .predictor import MaskPredictor, canvas_row
 
@@ -105,8 +105,7 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
                 batch=self.batch,
             )  # fmt: skip
             for number, row in zip(numbers, decoded, strict=True):
-                text = self.tokenizer.decode(row.tokens, skip_special_tokens=True)
-                texts[number] = text[: min([text.index(string) for string in until if string in text], default=len(text))]
+                texts[number] = text_of(self.tokenizer, row.tokens, row.given, until)
                 self.nfe.append(row.nfe)
         return texts
 

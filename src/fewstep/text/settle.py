@@ -96,9 +96,7 @@ def record_each(
     seen: list[list[tuple[Tensor, ...]]] = [[] for _ in rows]
     traces: list[dict[int, Trace]] = [{} for _ in rules]
     watch = _Watch(tuple(rules))
-    for walked in walk(
-        predictor, rows, watch, steps=steps, temperature=temperature, seeds=seeds, eos=eos, batch=batch
-    ):  # fmt: skip
+    for walked in walk(predictor, rows, watch, steps=steps, temperature=temperature, seeds=seeds, eos=eos, batch=batch):
         step, open = walked.step, walked.canvas.open
         shown = torch.where(step.masked, step.proposal, walked.canvas.ids).cpu()
         known = torch.stack([rule.known(step) for rule in rules], 1).cpu()  # (b, R)
