@@ -107,7 +107,7 @@ def test_training_goes_on_where_it_stopped_and_can_be_decoded(tmp_path: Path) ->
     shutil.copytree(kept, tmp_path / "cut" / "checkpoint-5")
     for changed in ({"seed": 1}, {"rate": 1e-4}, {"items": 128}, {"intermediate": 32}):
         with pytest.raises(ValueError, match="would go on with"):
-            train_text(out=tmp_path / "cut", **TINY | changed, resume=True)  # type: ignore[arg-type]
+            train_text(out=tmp_path / "cut", **TINY | changed, resume=True)
     killed = tmp_path / "cut" / "checkpoint-7"  # while it saved: the state, which comes last, is not there
     killed.mkdir()
     shutil.copy(kept / "model.safetensors", killed)

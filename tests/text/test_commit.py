@@ -290,7 +290,7 @@ def test_blocks_of_any_filling_take_the_steps_that_are_asked_for(length: int) ->
 
 
 @pytest.mark.parametrize(
-    "inner", [Blockwise(KLASS(0.2, 2.0, 1), 3), Blockwise(KLASS(0.3, 0.5, 2), 4), sched(TopK(), Stairs((1.0,), ()))]
+    "inner", [Blockwise(KLASS(0.2, 2.0, 1), 3), Blockwise(KLASS(0.3, 0.5, 2), 4), sched(TopK(), Stairs((4.0,), ()))]
 )
 def test_a_wrapper_that_never_fires_changes_nothing(inner: CommitRule) -> None:
     rows = [masks(row + "_" * 9) for row in ("", "01", "5__5", "31415")]
@@ -320,4 +320,4 @@ def test_drift_of_tokens_that_cannot_be() -> None:
 
 def test_a_statistic_that_nobody_knows() -> None:
     with pytest.raises(ValueError, match="mean, minimum or a quantile"):
-        EarlyCommit(statistic="median")  # type: ignore[arg-type]
+        EarlyCommit(statistic="median")

@@ -334,7 +334,7 @@ def test_rules_that_break_the_contract_are_caught() -> None:
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, float], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        decode(Toy(), [masks("0__")], TopK(), **options)  # type: ignore[arg-type]
+        decode(Toy(), [masks("0__")], TopK(), **options)
 
 
 def test_logits_that_are_not_numbers_stop_it() -> None:
