@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import tyro
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from text.tiny_bert import WORDS, call, save_bert, write_prompts
 
-from fewstep.cli.language import train_text
 from fewstep.cli.text import calibrate
 from fewstep.cli.text import decode as decode_command
 from fewstep.cli.text_measuring import evaluate, settle_text
@@ -38,39 +34,10 @@ from fewstep.text.predictor import canvas_row, pad
 from fewstep.text.schedule import Stairs, Suffix
 from fewstep.text.settle import emergence, record, same_place, settle
 
-WORDS = ["[PAD]", "[MASK]", "[CLS]", "[SEP]", "[UNK]", *(f"w{n}" for n in range(30)), "answer", "is"]
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=40, initializer_range=0.5,
-    )  # fmt: skip
-    BertForMaskedLM(config).save_pretrained(folder)
-    vocabulary = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    vocabulary.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=vocabulary, mask_token="[MASK]", pad_token="[PAD]", unk_token="[UNK]"
-    ).save_pretrained(folder)
-    return folder
-
-
-def call(command: Callable[..., None], model: Path, **options: Any) -> None:
-    """The command with these options as flags."""
-    flags = [str(model)]
-    for name, value in options.items():
-        words = [] if value is True else map(str, value if isinstance(value, tuple) else (value,))
-        flags += ["--" + name.replace("_", "-"), *words]
-    tyro.cli(command, args=flags)
-
-
-def write_prompts(path: Path, n: int = 5) -> Path:
-    lines = [json.dumps({"prompt": " ".join(f"w{(7 * i + j) % 30}" for j in range(1 + i % 4)), "id": i}) for i in range(n)]
-    path.write_text("\n".join(lines) + '\n\n"w1 w2"\n')
-    return path
+    return save_bert(tmp_path_factory.mktemp("model"))
 
 
 def plain(model: Path, prompt: str, rule: Any, gen_length: int, **options: Any) -> Any:
@@ -231,83 +198,6 @@ def test_settle_counts_right_and_wrong(
     assert "right (4): by 50% of the steps" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({}, "--prompt or a --file"),
-        ({"prompt": "w1", "file": Path("x")}, "--prompt or a --file"),
-        ({"file": Path("missing.jsonl")}, "there is no file missing.jsonl"),
-        ({"prompt": "w1", "gen_length": 40}, "prompt of 1 tokens and 40 to generate are more than the 40"),
-        ({"prompt": "w1", "gen_length": 0}, "nothing is left"),
-        ({"prompt": "w1", "gen_length": 4, "suffix": "answer is", "answer_length": 3}, "do not fit into 4"),
-        ({"prompt": "w1", "gen_length": 4, "block_length": 0}, "at least one position"),
-        ({"prompt": "w1", "gen_length": 4, "steps": 0}, "at least one step"),
-        ({"prompt": "w1", "chat": True}, "no chat template"),
-        ({"prompt": "w1", "mask_id": 99}, "not in the model's vocabulary"),
-        ({"prompt": "w1", "calibration": Path("missing.json")}, "make one with fewstep calibrate"),
-        ({"prompt": "w1", "gen_length": 4, "stop": ""}, "at least one character"),
-        ({"prompt": "w1", "gen_length": 4, "temperature": -0.5}, "temperature must not be negative"),
-        ({"prompt": "w1", "gen_length": 4, "temperature": "nan"}, "temperature must not be negative"),
-        ({"prompt": "w1", "confidence": 99}, "a confidence is a probability"),
-        ({"prompt": "w1", "rule": "klass", "confidence": -1}, "a confidence is a probability"),
-        ({"prompt": "w1", "rule": "factor", "factor": -1}, "factor must not be negative"),
-        ({"prompt": "w1", "guidance": "nan"}, "finite scale"),
-        ({"prompt": "w1", "out": Path("/")}, "/ is a folder"),
-    ],
-)
-def test_mistakes_get_a_sentence(model: Path, options: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        call(decode_command, model, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [({"gen_length": -1}, "--gen-length must not be negative"), ({"batch": 0}, "--batch starts at 1")],
-)
-def test_flags_that_several_commands_share(
-    model: Path, options: dict[str, Any], sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        call(decode_command, model, prompt="w1", **options)
-    assert stopped.value.code == 2 and sentence in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", [calibrate, settle_text, evaluate])
-def test_a_folder_in_place_of_a_file_is_refused_before_any_work(command: Callable[..., None], tmp_path: Path) -> None:
-    needs: dict[str, Any] = {"tasks": "x"} if command is evaluate else {"file": tmp_path / "none.jsonl"}
-    with pytest.raises(ValueError, match="give the name of a file"):
-        call(command, tmp_path / "no model", out=tmp_path, **needs)
-
-
-@pytest.mark.parametrize("at", [(0.0,), (0.5, 1.5)])
-def test_shares_of_steps(at: tuple[float, ...], model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="shares of the steps"):
-        call(settle_text, model, file=write_prompts(tmp_path / "p.jsonl"), out=tmp_path / "s.json", at=at)
-    assert not (tmp_path / "s.json").exists()
-
-
-@pytest.mark.parametrize("name", ["items", "layers", "heads", "save_every", "rate"])
-def test_training_numbers_that_make_no_sense(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} "):
-        train_text(out=tmp_path / "run", **{name: 0})
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"), [("{", "line 1 .* not JSON"), ('"a"\n[1]', "line 2 .* neither"), ("\n", "no prompt")]
-)
-def test_files_that_are_no_prompts(text: str, sentence: str, model: Path, tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=sentence):
-        call(decode_command, model, file=tmp_path / "p.jsonl")
-
-
-def test_a_file_in_another_encoding(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_bytes('"gr\u00fc\u00df"'.encode("latin-1"))
-    with pytest.raises(ValueError, match="is not text in UTF-8"):
-        call(decode_command, model, file=tmp_path / "p.jsonl")
-
-
 def test_a_line_ends_where_json_lines_end(model: Path, tmp_path: Path) -> None:
     """U+2028 and its like separate lines elsewhere; in JSON they are letters, and stay as they are in our own results."""
     prompts = tmp_path / "p.jsonl"
@@ -328,12 +218,6 @@ def test_a_single_prompt_into_a_file_with_its_receipt(model: Path, tmp_path: Pat
     assert result["prompt"] == "w1 w2" and result["tokens"] == 6
     assert (told["nfe"], told["seed"], told["gen_length"], told["model"]) == (result["nfe"], 3, 6, str(model))
     assert told["rule"]["name"] == "Blockwise"
-
-
-def test_evaluation_says_what_is_missing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ValueError, match="pip install lm_eval"):
-        call(evaluate, model, tasks=("x",), out=tmp_path / "e.json")
 
 
 @pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
