@@ -25,17 +25,17 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from fewstep.checkpoints.folder import load
-from fewstep.data import Images, load_images
-from fewstep.device import best_device, fast_precision, on_device
-from fewstep.images.optim import Dropout, Exponential
-from fewstep.images.tune import tune as steps_of
-from fewstep.measure import dial
-from fewstep.measure.features import extractor, reference
-from fewstep.measure.settings import diffusion_settings, student_settings
-from fewstep.recipes import diffusion, ect_one_hour, new_denoiser
-from fewstep.report import plot, sheet
-from fewstep.runs import run
+from fewstep.core.device import best_device, fast_precision, on_device
+from fewstep.diffusion.data import Images, load_images
+from fewstep.diffusion.formats.folder import load
+from fewstep.diffusion.measure import dial
+from fewstep.diffusion.measure.features import extractor, reference
+from fewstep.diffusion.measure.settings import diffusion_settings, student_settings
+from fewstep.diffusion.optim import Dropout, Exponential
+from fewstep.diffusion.recipes import diffusion, ect_one_hour, new_denoiser
+from fewstep.diffusion.report import plot, sheet
+from fewstep.diffusion.runs import run
+from fewstep.diffusion.tuning import tune as steps_of
 
 WIDTHS = (128, 192, 256)
 

@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from fewstep.proxy.tuning import ProxyTuning, generate
+from fewstep.steering.tuning import ProxyTuning, generate
 
 Loop = Callable[[Tensor, int], Tensor]  # (prompts (B, L), new tokens n) -> (B, L + n)
 SIZES = {  # hidden, intermediate, layers, heads, vocabulary

@@ -22,11 +22,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fewstep.data import Images
-from fewstep.device import fast_precision
-from fewstep.images.denoiser import NetworkDenoiser
-from fewstep.images.tune import tune
-from fewstep.recipes import ect_demo, new_denoiser
+from fewstep.core.device import fast_precision
+from fewstep.diffusion.data import Images
+from fewstep.diffusion.denoiser import NetworkDenoiser
+from fewstep.diffusion.recipes import ect_demo, new_denoiser
+from fewstep.diffusion.tuning import tune
 
 LOOPS = ("plain", "ours, float32", "ours")
 

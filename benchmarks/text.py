@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.optimize import brentq
-from scipy.stats import binomtest
 from torch import Tensor
 
-from fewstep.language.masked import canvas
-from fewstep.language.tasks import Family, Item, Sudoku, bundled_families, stated_answer
-from fewstep.language.tokens import EOS, MASK
-from fewstep.receipt import receipt
-from fewstep.text.calibrate import boldest, exits
-from fewstep.text.commit import (
+from fewstep.core.intervals import share, share_difference
+from fewstep.core.receipt import receipt
+from fewstep.masked.calibration import boldest, exits
+from fewstep.masked.decoding import decode
+from fewstep.masked.load import load_text, load_tokenizer
+from fewstep.masked.predictor import NetworkPredictor
+from fewstep.masked.rules import (
     KLASS,
     CommitRule,
     EarlyCommit,
@@ -41,10 +40,10 @@ from fewstep.text.commit import (
     TopK,
     sched,
 )
-from fewstep.text.decode import decode
-from fewstep.text.load import load_text, load_tokenizer
-from fewstep.text.predictor import NetworkPredictor
-from fewstep.text.settle import Same, Trace, record_each, same_answer
+from fewstep.masked.settling import Same, Trace, record_each, same_answer
+from fewstep.toys.masked import canvas
+from fewstep.toys.tasks import Family, Item, Sudoku, bundled_families, stated_answer
+from fewstep.toys.tokens import EOS, MASK
 
 TEST = 1_000_000  # number of the first test item; calibration items count from 0
 BASES: dict[str, CommitRule] = {
@@ -80,33 +79,6 @@ def watchers(base: CommitRule) -> tuple[dict[str, EarlyCommit], dict[str, EarlyC
     return published, calibrated | {"Prophet, 10 % quantile": EarlyCommit(base, statistic=0.1), "SchED": sched(base)}
 
 
-def clopper_pearson(k: int, n: int) -> tuple[float, float]:
-    """The exact 95 % interval of a share."""
-    low, high = binomtest(k, n).proportion_ci(0.95, method="exact")
-    return float(low), float(high)
-
-
-def tango(gained: int, lost: int, n: int) -> tuple[float, float]:
-    """95 % score interval of the difference of two shares of the same n items, of which some only one side gets right.
-
-    Reference: Tango 1998, Equivalence test and confidence interval for the difference in proportions for the
-    paired-sample design.
-    """
-    z = 1.959963984540054
-
-    def score(delta: float) -> float:
-        a, b = 2 * n, -gained - lost + (2 * n - gained + lost) * delta
-        c = -lost * delta * (1 - delta)
-        share = ((b * b - 4 * a * c) ** 0.5 - b) / (2 * a)  # of items that only the other side gets right, if delta is true
-        deviation = n * (2 * share + delta * (1 - delta))
-        return float((gained - lost - n * delta) / deviation**0.5) if deviation > 0 else 0.0
-
-    middle, edge = (gained - lost) / n, 1 - 1e-9
-    low = -1.0 if score(-edge) < z else brentq(lambda d: score(d) - z, -edge, middle)
-    high = 1.0 if score(edge) > -z else brentq(lambda d: score(d) + z, middle, edge)
-    return float(low), float(high)
-
-
 @torch.no_grad()
 def plain_loop(predictor: NetworkPredictor, row: Tensor) -> Tensor:
     """LLaDA's loop as one would write it on a page: one row, the whole network, the most confident mask each step."""
@@ -139,8 +111,8 @@ class Entry:
         n = len(self.right)
         return {
             "name": self.name, "kind": self.kind, "rule": self.rule, "n": n, "right": sum(self.right),
-            "interval": clopper_pearson(sum(self.right), n), "gained": gained, "lost": lost,
-            "difference": tango(gained, lost, n), "nfe": statistics.fmean(self.nfe), **self.facts,
+            "interval": share(self.right)[1:], "gained": gained, "lost": lost,
+            "difference": share_difference(gained, lost, n)[1:], "nfe": statistics.fmean(self.nfe), **self.facts,
         }  # fmt: skip
 
 

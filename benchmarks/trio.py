@@ -8,7 +8,7 @@ Three tasks. The tuned skill: 10 more than the sum that is asked for, in written
 greedy generation; to the letter if the text is also worded and ends as taught. Facts of the world, which tuning never
 mentions, by the likelihood of a sentence's last word among all that could stand there. Sums in plain prose, greedy as well.
 Accuracies are with exact (Clopper-Pearson) 95 % intervals, shares of the gap with paired ones (Fieller, see
-fewstep.proxy.acted.gap_closed).
+fewstep.core.intervals.gap_closed).
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from peft import PeftModel
-from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from fewstep.checkpoints.source import ASSETS
-from fewstep.language.prose import answered, choice, problem
-from fewstep.language.world import World
-from fewstep.measure.scores import Estimate
-from fewstep.proxy.acted import gap_closed, where_acted
-from fewstep.proxy.likelihood import loglikelihood
-from fewstep.proxy.tuning import ProxyTuning, generate
-from fewstep.receipt import receipt
+from fewstep.core.intervals import gap_closed, mean_difference, share
+from fewstep.core.receipt import receipt
+from fewstep.core.source import ASSETS
+from fewstep.steering.acted import where_acted
+from fewstep.steering.likelihood import loglikelihood
+from fewstep.steering.tuning import ProxyTuning, generate
+from fewstep.toys.prose import answered, choice, problem
+from fewstep.toys.world import World
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 TASKS = ("skill", "to the letter", "facts", "sums")
@@ -115,20 +114,6 @@ def sums(system: System, tokenizer: PreTrainedTokenizerBase, n: int) -> np.ndarr
     return np.array([tokenizer.decode(text) == words[4] for text, words in zip(texts, first, strict=True)], float)
 
 
-def exact(scores: np.ndarray) -> Estimate:
-    """A share with its Clopper-Pearson interval."""
-    low, high = stats.binomtest(int(scores.sum()), len(scores)).proportion_ci(0.95, method="exact")
-    return Estimate(float(scores.mean()), low, high)
-
-
-def difference(scores: np.ndarray, than: np.ndarray) -> Estimate:
-    """Mean paired difference with Student's interval."""
-    if not (scores - than).any():
-        return Estimate(0.0, 0.0, 0.0)
-    low, high = stats.ttest_1samp(scores - than, 0.0).confidence_interval(0.95)
-    return Estimate(float((scores - than).mean()), float(low), float(high))
-
-
 def curve(points: Sequence[dict], lines: dict[str, float], path: Path) -> None:
     """Accuracies over α; `lines` are the directly tuned base's."""
     import matplotlib
@@ -179,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             right, whole, entries["changed"][name] = skill(system, tokenizer, args.problems)
             known, reckoned = knowledge(system, tokenizer, args.facts, world), sums(system, tokenizer, args.problems)
             scores[name] = dict(zip(TASKS, (right, whole, known, reckoned), strict=True))
-        entries["accuracy"] = {name: {task: exact(row[task]) for task in TASKS} for name, row in scores.items()}
+        entries["accuracy"] = {name: {task: share(row[task]) for task in TASKS} for name, row in scores.items()}
         print(f"\n| | {' | '.join(TASKS)} | first choice changed |\n|{'---|' * (len(TASKS) + 2)}")
         for name, row in entries["accuracy"].items():
             print(f"| {name} | {' | '.join(str(row[task]) for task in TASKS)} | {entries['changed'][name]:.1%} |")
@@ -187,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in ("proxy-tuned", "proxy-tuned, adapter"):
             for folder in args.tuned:
                 ours, full, alone = scores[name], scores[f"base, {folder.name}"], scores["base"]
-                row = {f"{task}, difference": difference(ours[task], full[task]) for task in TASKS}
+                row = {f"{task}, difference": mean_difference(ours[task], full[task]) for task in TASKS}
                 for task in TASKS:
                     if full[task].mean() != alone[task].mean():
                         row[f"{task}, gap closed"] = gap_closed(alone[task], ours[task], full[task])
@@ -200,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             system = System(base, ProxyTuning(expert, small, alpha=alpha))
             right, whole, changed = skill(system, tokenizer, args.problems)
             found = (right, whole, knowledge(system, tokenizer, args.facts, world))
-            point = {task: exact(row) for task, row in zip(TASKS[:3], found, strict=True)}
+            point = {task: share(row) for task, row in zip(TASKS[:3], found, strict=True)}
             entries["alpha"].append({"alpha": alpha, **point, "changed": changed})
             print(f"| {alpha:g} | {' | '.join(str(point[task]) for task in TASKS[:3])} | {changed:.1%} |")
         args.out.mkdir(parents=True, exist_ok=True)

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from train_features import read_idx
 
-from fewstep.checkpoints.folder import diffusion_pipeline, load
-from fewstep.checkpoints.source import ASSETS
-from fewstep.data import Images, load_images, save_images
-from fewstep.text.load import load_text, load_tokenizer
+from fewstep.core.source import ASSETS
+from fewstep.diffusion.data import Images, load_images, save_images
+from fewstep.diffusion.formats.folder import diffusion_pipeline, load
+from fewstep.masked.load import load_text, load_tokenizer
 
 
 def npz(source: Path, out: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fewstep.measure.features import FashionFeatures
+from fewstep.diffusion.measure.features import FashionFeatures
 
 
 def read_idx(path: Path) -> Tensor:

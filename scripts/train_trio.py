@@ -30,12 +30,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from fewstep.checkpoints.source import ASSETS
-from fewstep.language.prose import blocks, documents, problem, vocabulary
-from fewstep.language.tokens import word_tokenizer
-from fewstep.language.train import Numbered, fit
-from fewstep.language.world import World
-from fewstep.receipt import receipt
+from fewstep.core.receipt import receipt
+from fewstep.core.source import ASSETS
+from fewstep.toys.prose import blocks, documents, problem, vocabulary
+from fewstep.toys.tokens import word_tokenizer
+from fewstep.toys.training import Numbered, fit
+from fewstep.toys.world import World
 
 SIZES = {  # hidden, intermediate, layers, heads
     "base": (192, 512, 4, 6),

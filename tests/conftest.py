@@ -7,11 +7,11 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from fewstep.checkpoints.folder import save
 from fewstep.cli import main
-from fewstep.data import Images, save_images
-from fewstep.images.denoiser import NetworkDenoiser
-from fewstep.recipes import new_denoiser
+from fewstep.diffusion.data import Images, save_images
+from fewstep.diffusion.denoiser import NetworkDenoiser
+from fewstep.diffusion.formats.folder import save
+from fewstep.diffusion.recipes import new_denoiser
 
 
 @pytest.fixture(autouse=True)

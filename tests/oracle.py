@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewstep.images.noise import like
+from fewstep.diffusion.noise import like
 
 
 @dataclass(frozen=True)

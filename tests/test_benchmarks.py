@@ -10,11 +10,9 @@ from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 from conftest import noise_images
 from PIL import Image
-from scipy.stats import binom
 from transformers import Dinov2Config, Dinov2Model
 
 from fewstep.cli.language import train_text
@@ -81,13 +79,6 @@ def test_trio(tmp_path, capsys) -> None:
     assert "| base, tuned_lora |" in capsys.readouterr().out
 
 
-def test_the_trios_intervals_are_the_textbooks() -> None:
-    trio = benchmark("trio")
-    assert trio.exact(np.zeros(10)) == pytest.approx((0, 0, 1 - 0.025**0.1))
-    paired = trio.difference(np.array([1.0, 1, 0, 1]), np.array([0.0, 1, 0, 0]))
-    assert paired == pytest.approx((0.5, 0.5 - 3.1824 * 3**-0.5 / 2, 0.5 + 3.1824 * 3**-0.5 / 2), rel=1e-4)
-
-
 def test_text(tmp_path, capsys) -> None:
     """Every rule on a model of a few training steps, and the intervals where they are known."""
     text = benchmark("text")
@@ -106,18 +97,3 @@ def test_text(tmp_path, capsys) -> None:
     assert len(lines) == 3 and all(line["prompt"].endswith("have ?") and line["answer"].isdigit() for line in lines)
     asked = json.loads((tmp_path / "calibration" / "sudoku.jsonl").read_text().splitlines()[4])["prompt"]
     assert asked.count("<mask>") == 24 and asked.startswith("r1 ")
-
-
-def test_intervals_of_shares_and_their_differences() -> None:
-    text, z2 = benchmark("text"), 3.841458820694124
-    low, high = text.clopper_pearson(7, 20)
-    assert binom.sf(6, 20, low) == pytest.approx(0.025) and binom.cdf(7, 20, high) == pytest.approx(0.025)
-    assert text.clopper_pearson(0, 10)[0] == 0 and text.clopper_pearson(10, 10)[1] == 1
-    assert text.tango(0, 0, 200) == pytest.approx((-z2 / (200 + z2), z2 / (200 + z2)), abs=1e-6)
-    low, high = text.tango(3, 9, 100)
-    assert text.tango(9, 3, 100) == pytest.approx((-high, -low)) and low < -0.06 < high
-    rng, n, covered = np.random.default_rng(0), 150, 0
-    for gained, lost, _ in rng.multinomial(n, [0.04, 0.08, 0.88], size=1000):
-        low, high = text.tango(int(gained), int(lost), n)
-        covered += low <= -0.04 <= high
-    assert 0.93 < covered / 1000 < 0.98

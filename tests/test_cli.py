@@ -17,12 +17,12 @@ import torch
 from conftest import fewstep, noise_images
 from PIL import Image
 
-from fewstep.checkpoints.folder import load, segments_of
-from fewstep.data import Images, Paths, save_images
-from fewstep.images.sample import prior
-from fewstep.runs import run
-from fewstep.seeds import generators
-from fewstep.teaching import load_made
+from fewstep.core.seeds import generators
+from fewstep.diffusion.data import Images, Paths, save_images
+from fewstep.diffusion.formats.folder import load, segments_of
+from fewstep.diffusion.runs import run
+from fewstep.diffusion.samplers import prior
+from fewstep.diffusion.teaching import load_made
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
@@ -206,8 +206,8 @@ def test_a_run_whose_result_could_not_be_written_is_finished_by_resuming(place, 
         raise OSError("no space")
 
     with monkeypatch.context() as disk:
-        disk.setattr("fewstep.runs.save", full)
-        disk.setattr("fewstep.runs.run", partial(run, save_every=0.0))
+        disk.setattr("fewstep.diffusion.runs.save", full)
+        disk.setattr("fewstep.diffusion.runs.run", partial(run, save_every=0.0))
         with pytest.raises(SystemExit):
             fewstep(disk, command)
     fewstep(monkeypatch, command + " --resume")

@@ -9,9 +9,9 @@ import sys
 import pytest
 from conftest import fewstep, noise_images, tiny
 
-from fewstep.checkpoints.atomic import save_state
-from fewstep.checkpoints.folder import save
-from fewstep.data import save_images
+from fewstep.core.files import save_state
+from fewstep.diffusion.data import save_images
+from fewstep.diffusion.formats.folder import save
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from conftest import noise_images, tiny
 
-from fewstep.checkpoints.atomic import load_state, save_state
-from fewstep.images.noise import ECTGap
-from fewstep.images.optim import Adam, Constant
-from fewstep.images.tune import tune
+from fewstep.core.files import load_state, save_state
+from fewstep.diffusion.noise import ECTGap
+from fewstep.diffusion.optim import Adam, Constant
+from fewstep.diffusion.tuning import tune
 
 
 def main(folder: Path) -> None:

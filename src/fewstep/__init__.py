@@ -6,44 +6,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .checkpoints.export import export as export
-    from .checkpoints.folder import few_step_grid as few_step_grid
-    from .checkpoints.folder import load as load
-    from .checkpoints.folder import save as save
-    from .data import Images as Images
-    from .data import load_images as load_images
-    from .images.denoiser import EDM as EDM
-    from .images.denoiser import VP as VP
-    from .images.denoiser import Denoiser as Denoiser
-    from .images.denoiser import Flow as Flow
-    from .images.loss import consistency_loss as consistency_loss
-    from .images.sample import consistency as consistency
-    from .images.sample import ddim as ddim
-    from .images.sample import heun as heun
-    from .images.sample import sample as sample
-    from .images.tune import tune as tune
-    from .measure.dial import score as score
-    from .nfe import count_nfe as count_nfe
+    from .core.nfe import count_nfe as count_nfe
+    from .diffusion.data import Images as Images
+    from .diffusion.data import load_images as load_images
+    from .diffusion.denoiser import EDM as EDM
+    from .diffusion.denoiser import VP as VP
+    from .diffusion.denoiser import Denoiser as Denoiser
+    from .diffusion.denoiser import Flow as Flow
+    from .diffusion.formats.exporting import export as export
+    from .diffusion.formats.folder import few_step_grid as few_step_grid
+    from .diffusion.formats.folder import load as load
+    from .diffusion.formats.folder import save as save
+    from .diffusion.loss import consistency_loss as consistency_loss
+    from .diffusion.measure.dial import score as score
+    from .diffusion.samplers import consistency as consistency
+    from .diffusion.samplers import ddim as ddim
+    from .diffusion.samplers import heun as heun
+    from .diffusion.samplers import sample as sample
+    from .diffusion.tuning import tune as tune
 
 _HOME = {
-    "export": "checkpoints.export",
-    "few_step_grid": "checkpoints.folder",
-    "load": "checkpoints.folder",
-    "save": "checkpoints.folder",
-    "Images": "data",
-    "load_images": "data",
-    "EDM": "images.denoiser",
-    "VP": "images.denoiser",
-    "Denoiser": "images.denoiser",
-    "Flow": "images.denoiser",
-    "consistency_loss": "images.loss",
-    "consistency": "images.sample",
-    "ddim": "images.sample",
-    "heun": "images.sample",
-    "sample": "images.sample",
-    "tune": "images.tune",
-    "score": "measure.dial",
-    "count_nfe": "nfe",
+    "export": "diffusion.formats.exporting",
+    "few_step_grid": "diffusion.formats.folder",
+    "load": "diffusion.formats.folder",
+    "save": "diffusion.formats.folder",
+    "Images": "diffusion.data",
+    "load_images": "diffusion.data",
+    "EDM": "diffusion.denoiser",
+    "VP": "diffusion.denoiser",
+    "Denoiser": "diffusion.denoiser",
+    "Flow": "diffusion.denoiser",
+    "consistency_loss": "diffusion.loss",
+    "consistency": "diffusion.samplers",
+    "ddim": "diffusion.samplers",
+    "heun": "diffusion.samplers",
+    "sample": "diffusion.samplers",
+    "tune": "diffusion.tuning",
+    "score": "diffusion.measure.dial",
+    "count_nfe": "core.nfe",
 }
 __all__ = list(_HOME)
 

@@ -10,22 +10,22 @@ from typing import Any
 
 from rich.console import Console
 
-from .checkpoints.atomic import writable
-from .checkpoints.export import export
-from .checkpoints.folder import load
-from .data import load_images
-from .device import best_device, fast_precision
-from .images.hop import Heun
-from .images.loss import InverseGap
-from .images.optim import Cosine, Exponential
-from .measure import dial
-from .measure.dial import Point, difference
-from .measure.features import extractor, reference
-from .measure.settings import diffusion_settings, student_settings
-from .receipt import plain, write_json
-from .recipes import ect_demo
-from .report import plot, sheet, table
-from .runs import run
+from .core.device import best_device, fast_precision
+from .core.files import writable
+from .core.receipt import plain, write_json
+from .diffusion.data import load_images
+from .diffusion.formats.exporting import export
+from .diffusion.formats.folder import load
+from .diffusion.hop import Heun
+from .diffusion.loss import InverseGap
+from .diffusion.measure import dial
+from .diffusion.measure.dial import Point, difference
+from .diffusion.measure.features import extractor, reference
+from .diffusion.measure.settings import diffusion_settings, student_settings
+from .diffusion.optim import Cosine, Exponential
+from .diffusion.recipes import ect_demo
+from .diffusion.report import plot, sheet, table
+from .diffusion.runs import run
 
 # (share of the training images, settings) of each student; the second starts from the first, docs/log.md
 STAGES: tuple[tuple[float, dict[str, Any]], ...] = (

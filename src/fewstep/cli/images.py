@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 if TYPE_CHECKING:
-    from ..images.denoiser import NetworkDenoiser
-    from ..runs import Model
+    from ..diffusion.denoiser import NetworkDenoiser
+    from ..diffusion.runs import Model
 
 SamplerName = Literal["consistency", "heun", "ddim"]
 
@@ -42,14 +42,14 @@ def sample(
         seed: of the first image; image k has seed + k and is the same at any batch size.
         batch: images at once.
     """
-    from ..checkpoints.atomic import writable
-    from ..checkpoints.folder import few_step_grid, load
-    from ..device import on_device
-    from ..images import sample as samplers
-    from ..nfe import count_nfe
-    from ..receipt import receipt
-    from ..report import save_samples
-    from ..runs import find_model
+    from ..core.device import on_device
+    from ..core.files import writable
+    from ..core.nfe import count_nfe
+    from ..core.receipt import receipt
+    from ..diffusion import samplers
+    from ..diffusion.formats.folder import few_step_grid, load
+    from ..diffusion.report import save_samples
+    from ..diffusion.runs import find_model
 
     writable(out)
     model = find_model(checkpoint)
@@ -104,10 +104,10 @@ def export(
     """
     import json
 
-    from ..checkpoints.export import TOLERANCE
-    from ..checkpoints.export import export as write
-    from ..checkpoints.folder import load
-    from ..runs import find_model
+    from ..diffusion.formats.exporting import TOLERANCE
+    from ..diffusion.formats.exporting import export as write
+    from ..diffusion.formats.folder import load
+    from ..diffusion.runs import find_model
 
     model = find_model(checkpoint)
     if middle is not None and (model.segments or 1) > 1:

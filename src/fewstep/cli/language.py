@@ -23,7 +23,7 @@ def train_text(
     """Train a small masked diffusion language model on generated tasks: word problems, sudoku, facts of an invented world.
 
     The result, in OUT/model, is what `fewstep decode` and the other text commands take. Which tasks take turns changes at
-    fixed steps (fewstep.language.tasks.text_stages), so a much shorter run sees little but sudoku.
+    fixed steps (fewstep.toys.tasks.text_stages), so a much shorter run sees little but sudoku.
 
     Args:
         out: folder of the run.
@@ -40,12 +40,12 @@ def train_text(
     """
     import torch
 
-    from ..checkpoints.atomic import atomic_folder, writable
-    from ..language.masked import Hidden, new_masked_lm
-    from ..language.tasks import bundled_families, text_stages
-    from ..language.tokens import word_tokenizer
-    from ..language.train import Numbered, fit
-    from ..receipt import receipt
+    from ..core.files import atomic_folder, writable
+    from ..core.receipt import receipt
+    from ..toys.masked import Hidden, new_masked_lm
+    from ..toys.tasks import bundled_families, text_stages
+    from ..toys.tokens import word_tokenizer
+    from ..toys.training import Numbered, fit
 
     numbers = {"items": items, "batch": batch, "hidden": hidden, "layers": layers, "heads": heads,
                "intermediate": intermediate, "save-every": save_every}  # fmt: skip

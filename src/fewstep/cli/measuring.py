@@ -11,9 +11,9 @@ from tyro.conf import Positional
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..data import Images
-    from ..images.denoiser import NetworkDenoiser
-    from ..measure.dial import Setting
+    from ..diffusion.data import Images
+    from ..diffusion.denoiser import NetworkDenoiser
+    from ..diffusion.measure.dial import Setting
 
 
 def measure(
@@ -48,10 +48,10 @@ def measure(
         batch: samples at once.
         precision: no (float32) or bf16.
     """
-    from ..checkpoints.folder import load
-    from ..device import on_device
-    from ..measure.settings import diffusion_settings, student_settings
-    from ..runs import find_model
+    from ..core.device import on_device
+    from ..diffusion.formats.folder import load
+    from ..diffusion.measure.settings import diffusion_settings, student_settings
+    from ..diffusion.runs import find_model
 
     model = find_model(checkpoint)
     student = on_device(load(model.source))
@@ -96,10 +96,10 @@ def dial(
         batch: samples at once.
         precision: no (float32) or bf16.
     """
-    from ..checkpoints.folder import load
-    from ..device import on_device
-    from ..measure.settings import diffusion_settings, student_settings
-    from ..runs import find_model
+    from ..core.device import on_device
+    from ..diffusion.formats.folder import load
+    from ..diffusion.measure.settings import diffusion_settings, student_settings
+    from ..diffusion.runs import find_model
 
     try:
         tolerance = float(within.removesuffix("%")) / (100 if within.endswith("%") else 1)
@@ -149,13 +149,13 @@ def settle(
     """
     import torch
 
-    from ..checkpoints.atomic import writable
-    from ..device import on_device
-    from ..measure import settle as settling
-    from ..measure.features import extractor
-    from ..nfe import count_nfe
-    from ..receipt import receipt
-    from ..report import plot_settling
+    from ..core.device import on_device
+    from ..core.files import writable
+    from ..core.nfe import count_nfe
+    from ..core.receipt import receipt
+    from ..diffusion.measure import settling
+    from ..diffusion.measure.features import extractor
+    from ..diffusion.report import plot_settling
 
     writable(out)
     denoiser = _diffusion(checkpoint)
@@ -178,9 +178,9 @@ def settle(
 
 def _diffusion(checkpoint: str) -> NetworkDenoiser:
     """The diffusion model of a run or any other checkpoint, on the best device."""
-    from ..checkpoints.folder import load
-    from ..device import on_device
-    from ..runs import find_model
+    from ..core.device import on_device
+    from ..diffusion.formats.folder import load
+    from ..diffusion.runs import find_model
 
     model = find_model(checkpoint)
     if model.segments is not None:
@@ -211,13 +211,13 @@ def _score(
     import torch
     from rich.console import Console
 
-    from ..checkpoints.atomic import writable
-    from ..data import load_images
-    from ..device import on_device
-    from ..measure import dial
-    from ..measure.features import extractor, reference
-    from ..receipt import receipt
-    from ..report import plot, sheet, table
+    from ..core.device import on_device
+    from ..core.files import writable
+    from ..core.receipt import receipt
+    from ..diffusion.data import load_images
+    from ..diffusion.measure import dial
+    from ..diffusion.measure.features import extractor, reference
+    from ..diffusion.report import plot, sheet, table
 
     writable(out)
     for setting in settings:

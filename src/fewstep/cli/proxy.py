@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..checkpoints.source import ASSETS
+from ..core.source import ASSETS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..proxy.tuning import ProxyTuning
+    from ..steering.tuning import ProxyTuning
 
 TRIO = ASSETS / "trio"
 
@@ -55,10 +55,10 @@ def proxy(
     import torch
     from transformers import TextStreamer
 
-    from ..checkpoints.atomic import atomic_file, writable
-    from ..proxy.acted import page, where_acted
-    from ..proxy.tuning import generate
-    from ..receipt import receipt
+    from ..core.files import atomic_file, writable
+    from ..core.receipt import receipt
+    from ..steering.acted import page, where_acted
+    from ..steering.tuning import generate
 
     if tokens < 1 or beams < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ValueError("--tokens and --beams start at 1, --temperature at 0, and --top-p lies above 0 and up to 1")
@@ -119,8 +119,8 @@ def open_trio(base: str, expert: str, antiexpert: str | None, adapter: str | Non
     Raises:
         ValueError: one cannot be loaded, their vocabularies differ, or not exactly one of the two is given.
     """
-    from ..proxy.tuning import ProxyTuning
-    from ..proxy.vocabulary import same_tokens
+    from ..steering.tuning import ProxyTuning
+    from ..steering.vocabulary import same_tokens
 
     if (antiexpert is None) == (adapter is None):
         raise ValueError("give either --antiexpert, the small model before tuning, or --adapter, its LoRA adapter")
@@ -156,7 +156,7 @@ def _model(name: str) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    from ..device import on_device
+    from ..core.device import on_device
 
     logging.disable_progress_bar()
     try:
@@ -202,7 +202,7 @@ def _in_template(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = True) -> dict[str, Tensor]:
     """Ids and mask of the texts, (B, L) each, padded on the left; a template brings its own special tokens."""
-    from ..device import best_device
+    from ..core.device import best_device
 
     found = tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=special)
     if not found["input_ids"].shape[1] or not found["attention_mask"].any(1).all():

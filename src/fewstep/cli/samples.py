@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..data import Images, Paths
-    from ..images.denoiser import NetworkDenoiser
-    from ..teaching import Made
+    from ..diffusion.data import Images, Paths
+    from ..diffusion.denoiser import NetworkDenoiser
+    from ..diffusion.teaching import Made
 
 
 def training_data(
@@ -25,8 +25,8 @@ def training_data(
     precision: str | None,
 ) -> Images:
     """The data set called `data` at the size of the model, or `count` images of the `teacher`, kept in the run's folder."""
-    from ..data import Images, load_images
-    from ..teaching import teacher_images
+    from ..diffusion.data import Images, load_images
+    from ..diffusion.teaching import teacher_images
 
     if data != "teacher":
         channels, height, width = student.shape
@@ -44,8 +44,8 @@ def paths_of(
     teacher: NetworkDenoiser, out: Path, count: int, *, segments: int, seed: int, precision: str | None, whole: bool
 ) -> Paths:
     """The teacher's paths, or their states at the student's levels, made once and kept in the run's folder."""
-    from ..data import Paths
-    from ..teaching import teacher_paths
+    from ..diffusion.data import Paths
+    from ..diffusion.teaching import teacher_paths
 
     levels = visited(teacher, segments)
     make = partial(
@@ -57,7 +57,7 @@ def paths_of(
 
 def visited(denoiser: NetworkDenoiser, segments: int) -> list[float]:
     """The noise levels where a student is sampled: one of one segment in one call or two, one of several in as many."""
-    from ..checkpoints.folder import few_step_grid
+    from ..diffusion.formats.folder import few_step_grid
 
     grid = few_step_grid(denoiser, 2) if segments == 1 else denoiser.grid(segments)
     levels: list[float] = grid.tolist()
@@ -71,9 +71,9 @@ def _made_once(
     import torch
     from accelerate import PartialState
 
-    from ..device import on_device
-    from ..images.denoiser import Guided
-    from ..teaching import load_made, save_made
+    from ..core.device import on_device
+    from ..diffusion.denoiser import Guided
+    from ..diffusion.teaching import load_made, save_made
 
     if isinstance(teacher, Guided):
         facts = facts | {"guidance": teacher.scale, "null_label": teacher.null_label}
@@ -86,6 +86,6 @@ def _made_once(
 
 def _first(seed: int) -> int:
     """The first seed of what the teacher makes: far from 0, 1, 2, …, with which students are sampled and scored."""
-    from ..seeds import derive
+    from ..core.seeds import derive
 
     return derive(seed, 3)

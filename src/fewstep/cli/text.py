@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from ..text.commit import CommitRule
-    from ..text.decode import Decoded
-    from ..text.predictor import MaskPredictor
+    from ..masked.decoding import Decoded
+    from ..masked.predictor import MaskPredictor
+    from ..masked.rules import CommitRule
 
 
 def decode(
@@ -52,8 +52,8 @@ def decode(
         commit: how much is decided at a step, and when decoding may stop early.
         compute: how; a prompt gets the same text at any batch size.
     """
-    from ..checkpoints.atomic import atomic_file, writable_file
-    from ..receipt import receipt
+    from ..core.files import atomic_file, writable_file
+    from ..core.receipt import receipt
 
     if (prompt is None) == (file is None):
         raise ValueError("give a --prompt or a --file of prompts, one of the two")
@@ -110,9 +110,9 @@ def calibrate(
         commit: prophet over the rule --over, whose full decoding is the measure; the common factor of --levels is found.
         compute: how.
     """
-    from ..checkpoints.atomic import writable_file
-    from ..receipt import receipt
-    from ..text import calibrate as calibration
+    from ..core.files import writable_file
+    from ..core.receipt import receipt
+    from ..masked import calibration
 
     writable_file(out)
     items = read_prompts(file)
@@ -161,7 +161,7 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
 
 def calibrated(path: Path, settings: dict[str, Any]) -> CommitRule:
     """The rule that was calibrated for these settings; a model of another name is told, as it may have moved."""
-    from ..text.calibrate import Calibration
+    from ..masked.calibration import Calibration
 
     found = Calibration.load(path)
     for name, value in settings.items():
@@ -183,7 +183,7 @@ def _stream(
     stop: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Prints one row as it becomes final; holds back what may turn out to belong to a stop string or half a letter."""
-    from ..text.decode import StopStrings, stream, text_of, walk
+    from ..masked.decoding import StopStrings, stream, text_of, walk
 
     start, tokens, printed = time.perf_counter(), [], 0
     found = StopStrings(tokenizer, stop) if stop else None
@@ -206,7 +206,7 @@ def _results(
     rule: CommitRule, compute: Compute, *, stop: tuple[str, ...], **options: Any,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One entry a prompt, in order; `seconds` runs from when it entered the batch to the step that finished it."""
-    from ..text.decode import StopStrings, text_of, walk
+    from ..masked.decoding import StopStrings, text_of, walk
 
     found = StopStrings(tokenizer, stop) if stop else None
     begin = now = time.perf_counter()

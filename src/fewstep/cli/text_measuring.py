@@ -49,12 +49,12 @@ def settle_text(
         text: what is generated.
         compute: how.
     """
-    from ..checkpoints.atomic import writable_file
-    from ..receipt import receipt
-    from ..text.commit import EarlyCommit
-    from ..text.schedule import Suffix
-    from ..text.settle import emergence, record, same_place
-    from ..text.settle import settle as hit
+    from ..core.files import writable_file
+    from ..core.receipt import receipt
+    from ..masked.rules import EarlyCommit
+    from ..masked.schedule import Suffix
+    from ..masked.settling import emergence, record, same_place
+    from ..masked.settling import settle as hit
 
     if not at or not all(0 < share <= 1 for share in at):
         raise ValueError(f"--at takes shares of the steps, above 0 and up to 1, got {at}")
@@ -140,8 +140,8 @@ def evaluate(
     --draws, --rule and its options, --steps, --guidance, --mask-id and --precision are for masked models; a causal one
     and those that steer it compute in the precision that they are saved in.
     """
-    from ..checkpoints.atomic import writable_file
-    from ..receipt import receipt
+    from ..core.files import writable_file
+    from ..core.receipt import receipt
 
     if not tasks:
         raise ValueError("name at least one task with --tasks")
@@ -149,8 +149,8 @@ def evaluate(
         from lm_eval import simple_evaluate  # type: ignore[import-not-found, unused-ignore]
         from lm_eval.tasks import TaskManager  # type: ignore[import-not-found, unused-ignore]
 
-        from ..proxy.harness import ProxiedLM
-        from ..text.harness import HarnessLM
+        from ..masked.harness import HarnessLM
+        from ..steering.harness import ProxiedLM
     except ImportError as error:
         raise ValueError(f"evaluation needs the LM Evaluation Harness: pip install lm_eval ({error})") from error
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from ..text.commit import CommitRule, EarlyCommit
-    from ..text.predictor import MaskPredictor, NetworkPredictor
+    from ..masked.predictor import MaskPredictor, NetworkPredictor
+    from ..masked.rules import CommitRule, EarlyCommit
 
 Base = Literal["low-confidence", "random", "threshold", "factor", "entropy-bound", "klass"]
 RuleName = Literal[Base, "prophet", "sched", "stable"]
@@ -43,7 +43,7 @@ class Text:
 
     def canvas(self, prompt: str, network: NetworkPredictor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """The prompt, the masks and the suffix as token ids, on the network's device."""
-        from ..text.predictor import canvas_row
+        from ..masked.predictor import canvas_row
 
         if self.chat:
             if not tokenizer.chat_template:
@@ -92,7 +92,7 @@ class Commit:
 
     def rule(self, name: RuleName, *, answer_follows: bool = False) -> CommitRule:
         """The rule called `name`; prophet watches what follows the suffix where an answer does."""
-        from ..text.commit import KLASS, Blockwise, EntropyBound, Factor, StableAndConfident, Threshold, TopK, sched
+        from ..masked.rules import KLASS, Blockwise, EntropyBound, Factor, StableAndConfident, Threshold, TopK, sched
 
         if name == "prophet":
             return self.prophet(answer_follows=answer_follows)
@@ -112,8 +112,8 @@ class Commit:
 
     def prophet(self, *, answer_follows: bool) -> EarlyCommit:
         """Early commit over the rule `over`."""
-        from ..text.commit import EarlyCommit
-        from ..text.schedule import Stairs, Suffix
+        from ..masked.rules import EarlyCommit
+        from ..masked.schedule import Stairs, Suffix
 
         statistic: Any = self.statistic
         if statistic not in ("mean", "minimum"):
@@ -150,9 +150,9 @@ class Compute:
         import torch
         from transformers.utils import logging as transformers_logging
 
-        from ..device import best_device
-        from ..text.load import load_text, load_tokenizer
-        from ..text.predictor import Guided
+        from ..core.device import best_device
+        from ..masked.load import load_text, load_tokenizer
+        from ..masked.predictor import Guided
 
         transformers_logging.disable_progress_bar()
         tokenizer = load_tokenizer(model)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 if TYPE_CHECKING:
-    from ..data import Images, Paths
-    from ..images.denoiser import NetworkDenoiser
-    from ..images.loss import Hop, Weight
-    from ..images.noise import Gap
-    from ..images.optim import Constant, Cosine, InverseSqrt, LearningRate
+    from ..diffusion.data import Images, Paths
+    from ..diffusion.denoiser import NetworkDenoiser
+    from ..diffusion.loss import Hop, Weight
+    from ..diffusion.noise import Gap
+    from ..diffusion.optim import Constant, Cosine, InverseSqrt, LearningRate
 Recipe = Literal["ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"]
 HopName = Literal["data", "euler", "heun", "addim", "addim-analytic"]
 GapName = Literal["ect", "cosine", "karras", "full"]
@@ -60,9 +60,9 @@ def train(
     """
     import torch
 
-    from ..data import load_images
-    from ..recipes import diffusion, new_denoiser
-    from ..runs import run
+    from ..diffusion.data import load_images
+    from ..diffusion.recipes import diffusion, new_denoiser
+    from ..diffusion.runs import run
 
     samples, classes = load_images(data, channels=channels, size=size), 0
     if conditional:
@@ -164,13 +164,13 @@ def tune(
         compile: compile the network.
         resume: go on from the state saved in out.
     """
-    from ..checkpoints.atomic import writable
-    from ..checkpoints.folder import load
-    from ..images.denoiser import Guided
-    from ..images.loss import PseudoHuber
-    from ..images.optim import Dropout, Exponential
-    from ..recipes import RECIPES, path_regression
-    from ..runs import find_model, run
+    from ..core.files import writable
+    from ..diffusion.denoiser import Guided
+    from ..diffusion.formats.folder import load
+    from ..diffusion.loss import PseudoHuber
+    from ..diffusion.optim import Dropout, Exponential
+    from ..diffusion.recipes import RECIPES, path_regression
+    from ..diffusion.runs import find_model, run
     from .samples import paths_of, training_data, visited
 
     start, taught_by = find_model(checkpoint), find_model(teacher or checkpoint)
@@ -246,7 +246,7 @@ def tune(
 
 def _rate(ours: Constant | Cosine | InverseSqrt, peak: float | None, warmup: int | None) -> LearningRate:
     """The recipe's learning rate, changed as the flags say."""
-    from ..images.optim import Cosine
+    from ..diffusion.optim import Cosine
 
     changed = ours if peak is None else dataclasses.replace(ours, rate=peak)
     if warmup is not None and isinstance(changed, Cosine):
@@ -258,7 +258,7 @@ def _rate(ours: Constant | Cosine | InverseSqrt, peak: float | None, warmup: int
 
 def _gap(ours: Gap, kind: GapName | None, q: float | None, stages: int | None, grid: tuple[int, int] | None) -> Gap:
     """The recipe's gap, changed as the flags say."""
-    from ..images.noise import CosineGap, ECTGap, FullGap, KarrasGap
+    from ..diffusion.noise import CosineGap, ECTGap, FullGap, KarrasGap
 
     kind = kind or "ect"  # the gap of every published recipe here
     if kind != "ect" and (q is not None or stages is not None):
@@ -276,7 +276,7 @@ def _gap(ours: Gap, kind: GapName | None, q: float | None, stages: int | None, g
 
 def _weight(kind: WeightName | None, power: float | None, sigma_data: float) -> Weight | None:
     """The weight that the flags ask for, if they ask for one."""
-    from ..images.loss import InverseGap, OutputScale
+    from ..diffusion.loss import InverseGap, OutputScale
 
     if kind == "output":
         if power is not None:
@@ -287,8 +287,8 @@ def _weight(kind: WeightName | None, power: float | None, sigma_data: float) -> 
 
 def _hop(name: HopName, diffusion: NetworkDenoiser) -> Hop:
     """The hop called `name`, with the frozen diffusion model as its teacher."""
-    from ..images.hop import ADDIM, Euler, Heun
-    from ..images.loss import from_data
+    from ..diffusion.hop import ADDIM, Euler, Heun
+    from ..diffusion.loss import from_data
 
     if name == "data":
         return from_data
@@ -322,10 +322,10 @@ def _midtrained(
     denoiser: NetworkDenoiser, paths: Paths, out: Path, images: int, shared: dict[str, Any], *, resume: bool, **options: Any
 ) -> NetworkDenoiser:  # fmt: skip
     """Path regression as a first stage, in a run of its own."""
-    from ..checkpoints.atomic import load_state
-    from ..checkpoints.folder import load
-    from ..recipes import ect_demo, path_regression
-    from ..runs import run
+    from ..core.files import load_state
+    from ..diffusion.formats.folder import load
+    from ..diffusion.recipes import ect_demo, path_regression
+    from ..diffusion.runs import run
 
     recipe = ect_demo(images) | path_regression() | shared
     resume = resume and (out / "state.pt").exists()

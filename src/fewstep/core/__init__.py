@@ -1,0 +1,1 @@
+"""What every wing of the house stands on: files, seeds, receipts, counted network calls."""

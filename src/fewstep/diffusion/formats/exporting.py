@@ -1,0 +1,121 @@
+"""export(): a student as a folder that stock diffusers samples, verified before it appears."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.files import atomic_folder
+from ..denoiser import NetworkDenoiser
+from ..samplers import consistency, ddim, sample
+from . import stock
+from .folder import NOTE, few_step_grid, few_step_pipeline, multistep_pipeline, write_segments
+
+TOLERANCE = 1e-3  # of a grey level, 0 to 255
+EXPORTED = ("model_index.json", NOTE, "README.md")  # by these an earlier export is known
+
+
+def export(
+    denoiser: NetworkDenoiser,
+    folder: str | Path,
+    *,
+    steps: int = 2,
+    segments: int = 1,
+    middle: float | None = None,
+    card: Mapping[str, Any] | None = None,
+    seeds: Sequence[int] = range(4),
+) -> float:
+    """Writes `denoiser` as a stock few-step pipeline with a model card, and verifies it in a fresh process.
+
+    The fresh process loads the folder with plain diffusers and samples the same seeds as our own sampler. Only if they
+    agree does the folder appear.
+
+    Args:
+        denoiser: an unconditional VP or EDM student around a UNet2DModel.
+        folder: where to; only an earlier export there is replaced.
+        steps: network calls of the verification and of the card's example, for a student of one segment.
+        segments: that the student was tuned with; with several they are its steps.
+        middle: see `few_step_pipeline`.
+        card: facts for the model card, a line each.
+        seeds: of the samples compared.
+
+    Returns:
+        The largest difference in grey levels (0 to 255) over all samples.
+
+    Raises:
+        ValueError: there is no stock pipeline for it, the stock pipeline gives other images, or something else is at
+            `folder`.
+    """
+    _free(Path(folder))
+    if denoiser.conditional:
+        raise ValueError("a student that is conditional on classes cannot be verified; sample it with fewstep")
+    denoiser = copy.deepcopy(denoiser).cpu().eval()
+    if segments > 1:
+        steps, pipeline = segments, multistep_pipeline(denoiser, segments)
+        ours = sample(denoiser, list(seeds), denoiser.shape, ddim, denoiser.grid(segments))
+    else:
+        pipeline = few_step_pipeline(denoiser, middle)
+        ours = sample(denoiser, list(seeds), denoiser.shape, consistency, few_step_grid(denoiser, steps, middle))
+    with atomic_folder(Path(folder)) as temporary:
+        pipeline.save_pretrained(temporary)
+        write_segments(temporary, segments)
+        theirs = _sample_stock(temporary, steps, seeds)
+        images = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        largest = float(np.abs(images - theirs).max() * 255)
+        if not largest <= TOLERANCE:
+            raise ValueError(
+                f"the stock pipeline's images differ from ours by up to {largest:.3g} grey levels (allowed: {TOLERANCE}); "
+                "nothing was exported"
+            )
+        facts = dict(card or {}) | {"verified": f"{len(seeds)} samples, largest difference {largest:.2g} of 255"}
+        (temporary / "README.md").write_text(_card(Path(folder).name, steps, facts))
+    return largest
+
+
+def _free(folder: Path) -> None:
+    """Raises ValueError where an export would replace anything but an earlier export."""
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not all((folder / name).exists() for name in EXPORTED):
+        raise ValueError(f"{folder} is there already and is no earlier export; choose another folder with --out")
+
+
+def _sample_stock(folder: Path, steps: int, seeds: Sequence[int]) -> NDArray[np.float32]:
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "images.npy"
+        command = [sys.executable, "-I", stock.__file__, str(folder), str(out), str(steps), *map(str, seeds)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"stock diffusers cannot sample the exported folder: {done.stderr.strip()[-500:]}")
+        images: NDArray[np.float32] = np.load(out)
+    return images
+
+
+def _card(name: str, steps: int, facts: Mapping[str, Any]) -> str:
+    lines = "\n".join(
+        f"- **{key}**: {value if isinstance(value, str) else json.dumps(value)}" for key, value in facts.items()
+    )
+    return f"""---
+library_name: diffusers
+tags: [few-step, consistency, fewstep]
+---
+# {name}
+
+A few-step generator, tuned from a diffusion checkpoint with fewstep. Plain diffusers samples it:
+
+```python
+from diffusers import DiffusionPipeline
+
+images = DiffusionPipeline.from_pretrained("{name}")(num_inference_steps={steps}).images
+```
+
+{lines}
+"""

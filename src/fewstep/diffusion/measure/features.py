@@ -1,0 +1,136 @@
+"""Feature extractors: images in, one vector an image out; every score says which one it used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from ...core.source import ASSETS
+from .scores import Array, Reference
+
+Extractor = Callable[[Tensor], Tensor]  # uint8 images (B, C, H, W) -> features (B, D)
+
+
+def extractor(name: str) -> nn.Module:
+    """The extractor called `name`, in evaluation mode.
+
+    Args:
+        name: `fashion` (bundled), `inception` (the FID's, through torch-fidelity), or the folder or hub id of a DINOv2 or
+            other transformers vision model, whose pooled output is taken.
+
+    Raises:
+        ValueError: no such extractor, or its package is not installed.
+    """
+    if name == "fashion":
+        return FashionFeatures.bundled()
+    return (InceptionFeatures() if name == "inception" else TransformersFeatures(name)).eval()
+
+
+@torch.no_grad()
+def extract(network: Extractor, images: Tensor, batch: int = 250) -> Array:
+    """Features (N, D) in float64 of uint8 images (N, C, H, W), on the extractor's device if it is a module."""
+    device = next(network.parameters()).device if isinstance(network, nn.Module) else images.device
+    return np.concatenate([network(part.to(device)).double().cpu().numpy() for part in torch.split(images, batch)])
+
+
+def reference(network: nn.Module, images: Tensor) -> Reference:
+    """The reference that real uint8 images (N, C, H, W) make; for `fashion` that of all 60,000 training images."""
+    made = Reference.of(extract(network, images))
+    if isinstance(network, FashionFeatures):
+        with np.load(ASSETS / "features" / "reference.npz") as kept:
+            return Reference(kept["mean"], kept["cov"], int(kept["n"]), made.features)
+    return made
+
+
+class FashionFeatures(nn.Module):
+    """The bundled extractor: the last hidden layer of a small Fashion-MNIST classifier.
+
+    `forward` takes uint8 images (B, 1, 28, 28) and returns features (B, 128); `classify` returns logits (B, 10).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_block(1, 32), *_block(32, 32), nn.MaxPool2d(2),
+            *_block(32, 64), *_block(64, 64), nn.MaxPool2d(2),
+            *_block(64, 128), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 128), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(128, 10)
+
+    @classmethod
+    def bundled(cls) -> FashionFeatures:
+        """The trained network that comes with the package, in evaluation mode."""
+        from safetensors.torch import load_file
+
+        network = cls()
+        weights = {name: value.float() for name, value in load_file(ASSETS / "features" / "features.safetensors").items()}
+        missing = network.load_state_dict(weights, strict=False)
+        assert not missing.unexpected_keys and all("num_batches" in key for key in missing.missing_keys)
+        return network.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1:] != (1, 28, 28):
+            raise ValueError(
+                f"the bundled features take 1x28x28 images, these are {'x'.join(map(str, images.shape[1:]))}; "
+                "choose another extractor with --features"
+            )
+        features: Tensor = self.body(images.float() / 127.5 - 1)
+        return features
+
+    def classify(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self(images))
+        return logits
+
+
+def _block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+class InceptionFeatures(nn.Module):
+    """The 2015 Inception network of the FID, (B, 2048), with its own resize, through torch-fidelity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        except ImportError as error:
+            raise ValueError(f"Inception features need torch-fidelity: pip install torch-fidelity ({error})") from error
+        try:
+            self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+        except OSError as error:
+            raise ValueError(f"the weights of the Inception features could not be fetched: {error}") from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        (features,) = self.network(_colour(images))
+        return torch.as_tensor(features)
+
+
+class TransformersFeatures(nn.Module):
+    """A transformers vision model's pooled output, (B, D), at 224 pixels by antialiased bicubic; DINOv2 for FD-DINOv2."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        from transformers import AutoModel
+
+        try:
+            self.network = AutoModel.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{source} is no known extractor (fashion, inception) nor a vision model: {error}") from error
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # of ImageNet
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = interpolate(_colour(images).float() / 255, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)
+        features: Tensor = self.network(pixel_values=(pixels - self.mean) / self.std).pooler_output
+        return features
+
+
+def _colour(images: Tensor) -> Tensor:
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

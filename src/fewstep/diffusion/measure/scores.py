@@ -1,0 +1,90 @@
+"""Scores on feature vectors. Features are float arrays (N, D), a row a sample."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg
+from scipy.spatial.distance import cdist
+
+Array = NDArray[np.float64]
+
+
+class Reference(NamedTuple):
+    """What real data looks like: mean (D,) and covariance (D, D) over `n` samples, and some real features (M, D)."""
+
+    mean: Array
+    cov: Array
+    n: int
+    features: Array
+
+    @classmethod
+    def of(cls, features: Array) -> Reference:
+        """The reference that these features are."""
+        features = np.asarray(features, np.float64)
+        return cls(features.mean(0), np.cov(features, rowvar=False), len(features), features)
+
+
+def frechet(features: Array, reference: Reference) -> float:
+    """Fréchet distance between Gaussians: |μ − μ_r|² + tr(Σ + Σ_r − 2(Σ Σ_r)^½).
+
+    Its bias grows as 1/n: two values compare at the same number of samples only. With Inception features it is the FID.
+
+    Reference: Heusel et al. 2017, GANs Trained by a Two Time-Scale Update Rule, eq. 6.
+    """
+    mean, cov = features.mean(0), np.cov(features, rowvar=False)
+    # tr (Σ Σ_r)^½ = Σ √eig(A Aᵀ) with A = Σ^½ Σ_r^½: symmetric, so stable where a covariance has no full rank
+    root = _root(cov) @ _root(reference.cov)
+    cross = np.linalg.svd(root, compute_uv=False).sum()
+    return float(((mean - reference.mean) ** 2).sum() + np.trace(cov) + np.trace(reference.cov) - 2 * cross)
+
+
+def _root(cov: Array) -> Array:
+    values, vectors = linalg.eigh(cov)
+    root: Array = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    return root
+
+
+def kid(features: Array, real: Array) -> float:
+    """Kernel distance: the unbiased squared MMD with kernel (x·y/D + 1)³; unlike Fréchet's it has no bias at small n.
+
+    Reference: Bińkowski et al. 2018, Demystifying MMD GANs.
+    """
+
+    def kernel(a: Array, b: Array) -> Array:
+        gram: Array = (a @ b.T / a.shape[1] + 1) ** 3
+        return gram
+
+    def within(a: Array) -> float:
+        gram = kernel(a, a)
+        return float((gram.sum() - np.trace(gram)) / (len(a) * (len(a) - 1)))
+
+    return within(features) + within(real) - 2 * float(kernel(features, real).mean())
+
+
+class Coverage(NamedTuple):
+    """precision, recall (k = 3), density and coverage (k = 5)."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def coverage(features: Array, real: Array) -> Coverage:
+    """How much of the samples looks real (precision, density) and how much of the real is met (recall, coverage).
+
+    Reference: Kynkäänniemi et al. 2019, Improved Precision and Recall, eq. 2 (k = 3); Naeem et al. 2020, Reliable
+    Fidelity and Diversity Metrics, eq. 4-5 (k = 5).
+    """
+    across = cdist(real, features)  # (real, samples)
+    of_real, of_samples = np.sort(cdist(real, real), 1), np.sort(cdist(features, features), 1)  # column 0 is itself
+    inside = across <= of_real[:, 5:6]
+    return Coverage(
+        precision=float((across <= of_real[:, 3:4]).any(0).mean()),
+        recall=float((across <= of_samples[None, :, 3]).any(1).mean()),
+        density=float(inside.sum(0).mean() / 5),
+        coverage=float(inside.any(1).mean()),
+    )

@@ -1,0 +1,143 @@
+"""Recipes: plain functions that return keyword arguments for tune(), and the small network that `fewstep train` builds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .denoiser import EDM, VP, NetworkDenoiser
+from .loss import InverseGap, MeanSquare, OutputScale, PseudoHuber
+from .noise import ECTGap, FullGap, Levels, LogNormal
+from .optim import Adam, Constant, Cosine, Dropout, Exponential, InverseSqrt, PowerFunction, RAdam
+
+
+def ect_cifar10(images: int = 12_800_000) -> dict[str, Any]:
+    """Easy Consistency Tuning as published for CIFAR-10, 12.8 to 51.2 million images; the gap ends at Δt/t = 1/256.
+
+    Reference: Geng et al. 2025, Consistency Models Made Easy.
+    """
+    return {
+        "images": images,
+        "batch": 128,
+        "noise": LogNormal(P_mean=-1.1, P_std=2.0),
+        "gap": ECTGap(q=2.0, stages=8),
+        "distance": PseudoHuber(c=0.03),
+        "weight": InverseGap(),
+        "rate": Constant(1e-4),
+        "optimizer": RAdam(),
+        "average": Exponential(0.9999),
+        "dropout": Dropout(0.2),
+    }
+
+
+def ect_one_hour(images: int = 1_024_000) -> dict[str, Any]:
+    """The published "one A100-hour" recipe for CIFAR-10: the smallest gap from the start.
+
+    Reference: Geng et al. 2025, Consistency Models Made Easy.
+    """
+    return ect_cifar10(images) | {"gap": ECTGap(q=256.0, stages=1), "average": Exponential(0.9993)}
+
+
+def ect_imagenet64(images: int = 12_800_000) -> dict[str, Any]:
+    """Easy Consistency Tuning as published for ImageNet-64 with EDM2 networks.
+
+    Reference: Geng et al. 2025, Consistency Models Made Easy.
+    """
+    return {
+        "images": images,
+        "batch": 128,
+        "noise": LogNormal(P_mean=-0.8, P_std=1.6),
+        "gap": ECTGap(q=4.0, stages=4),
+        "distance": PseudoHuber(c=0.06),
+        "weight": OutputScale(0.5),
+        "rate": InverseSqrt(1e-3, 2000),
+        "optimizer": Adam(betas=(0.9, 0.99)),
+        "average": PowerFunction(0.05),
+        "dropout": Dropout(0.4, max_size=16),
+    }
+
+
+def ect_demo(images: int = 20_000) -> dict[str, Any]:
+    """A laptop's minutes: a coarse gap and much weight on high noise, which few images can learn; see docs/log.md."""
+    return {
+        "images": images,
+        "batch": 32,
+        "noise": LogNormal(P_mean=0.4, P_std=1.7),
+        "gap": ECTGap(q=8.0, stages=1),
+        "distance": PseudoHuber(c=0.03),
+        "weight": InverseGap(),
+        "rate": Cosine(1e-3),
+        "optimizer": RAdam(betas=(0.9, 0.99)),
+        "average": Exponential(0.995),
+    }
+
+
+def path_regression(levels: Sequence[float] = ()) -> dict[str, Any]:
+    """What to change in a recipe for a teacher's paths as data: their points are regressed to their ends.
+
+    Args:
+        levels: only the points at these noise levels, those that the student's sampler visits, and the whole network for
+            them; without levels all points, as a first stage before tuning. See docs/log.md for what each is worth.
+
+    Reference: consistency mid-training, arXiv 2509.24526.
+    """
+    only = {"noise": Levels(tuple(map(float, levels)))} if levels else {}
+    return {"gap": FullGap(), "weight": InverseGap(power=0.0), **only}
+
+
+RECIPES = {recipe.__name__: recipe for recipe in (ect_demo, ect_one_hour, ect_cifar10, ect_imagenet64)}
+
+
+def diffusion(images: int, *, batch: int = 64, rate: float = 1e-3) -> dict[str, Any]:
+    """Trains a diffusion model from scratch: the same loss with r held at 0, weighted to the network's own error."""
+    return {
+        "images": images,
+        "batch": batch,
+        "noise": LogNormal(P_mean=-0.6, P_std=1.6),
+        "gap": FullGap(),
+        "distance": MeanSquare(),
+        "weight": OutputScale(1.0),
+        "rate": Cosine(rate, warmup=100),
+        "optimizer": Adam(betas=(0.9, 0.99)),
+        "average": Exponential(0.999),
+        "max_grad_norm": 1.0,
+    }
+
+
+def new_denoiser(
+    channels: int, size: int, *, widths: tuple[int, ...] = (32, 48, 96), parametrisation: str = "vp", classes: int = 0
+) -> NetworkDenoiser:
+    """An untrained stock UNet2DModel with attention at its lowest resolution, small enough for a CPU by default.
+
+    Args:
+        channels, size: of the images.
+        widths: channels of the network at each resolution, multiples of 8.
+        parametrisation: `vp` predicts v on a schedule whose middle timestep has σ = 1.78, a good place for the second of
+            two steps, which a stock pipeline cannot move. `edm` takes diffusers' consistency time, 250·ln σ.
+        classes: number of classes, 0 for an unconditional model.
+    """
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    levels = len(widths)
+    if size % 2 ** (levels - 1):
+        raise ValueError(f"{levels} widths halve the image {levels - 1} times, but {size} pixels do not divide so often")
+    if any(width < 8 or width % 8 for width in widths):
+        raise ValueError(f"the widths must be multiples of 8, got {widths}")
+    network = UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=widths,
+        down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
+        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
+        norm_num_groups=8,
+        attention_head_dim=32 if widths[-1] % 32 == 0 else widths[-1],
+        num_class_embeds=classes or None,
+    )
+    if parametrisation == "edm":
+        return EDM(network)
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=1e-4, beta_end=0.027, prediction_type="v_prediction", clip_sample=False
+    )
+    return VP(network, scheduler)

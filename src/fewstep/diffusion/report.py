@@ -1,0 +1,112 @@
+"""What a person looks at: tables, plots, sheets of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator, ScalarFormatter
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from torch import Tensor
+
+from ..core.files import atomic_file
+from .data import to_uint8
+from .measure.dial import Point
+from .measure.settling import QUANTILES, Settling
+
+
+def table(points: Sequence[Point]) -> Table:
+    """One row a measured point; Fréchet distances with 95 % intervals. It fits 80 columns."""
+    rows = Table(
+        box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=f"n = {points[0].n}, same seeds; {points[0].device}"
+    )
+    for column in ("model", "sampler"):
+        rows.add_column(column, no_wrap=True)
+    for column in ("calls", "Fréchet, 95 %", "KID·10³", "prec.", "recall", "img/s"):
+        rows.add_column(column, justify="right", no_wrap=True)
+    for p in points:
+        rows.add_row(
+            p.name, p.sampler, f"{p.nfe:.0f}", f"{p.frechet.value:.2f} ± {p.frechet.high - p.frechet.value:.2f}",
+            f"{1e3 * p.kid.value:.1f}", f"{p.coverage.precision:.2f}", f"{p.coverage.recall:.2f}",
+            f"{p.images_per_second:.0f}",
+        )  # fmt: skip
+    return rows
+
+
+def plot(points: Sequence[Point], path: Path, *, features: str) -> None:
+    """Writes a PNG of quality against network calls, a line a model, with 95 % intervals."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for name in dict.fromkeys(point.name for point in points):
+        line = sorted((p for p in points if p.name == name), key=lambda p: p.nfe)
+        reach = [p.frechet.high - p.frechet.value for p in line]
+        axes.errorbar([p.nfe for p in line], [p.frechet.value for p in line], yerr=reach, marker="o", capsize=3, label=name)
+    axes.set(xscale="log", yscale="log", xlabel="network calls per sample (NFE)")
+    axes.set(xticks=sorted({p.nfe for p in points}))
+    axes.set_ylabel(f"Fréchet distance ({features} features, n = {points[0].n})")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "235" else ""))
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def plot_settling(settling: Settling, path: Path, *, features: str) -> None:
+    """Writes a PNG of the distance to the final image against the share of the steps, median and quantiles over seeds."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    low, middle, high = (settling.curve(quantile) for quantile in QUANTILES)
+    axes.fill_between(settling.shares, low, high, alpha=0.25, label="a tenth to nine tenths of the seeds")
+    axes.plot(settling.shares, middle, label="median")
+    axes.axhline(settling.within, color="grey", linestyle="--", linewidth=1, label=f"settled: {settling.within:g}")
+    axes.set(xlim=(0, 1), ylim=(0, None), xlabel=f"share of the {len(settling.sigmas)} network calls (DDIM)")
+    axes.set_ylabel(
+        f"distance to the final image ({features} features;\n1 = an unrelated image), n = {len(settling.distances)}"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def sheet(points: Sequence[Point], path: Path, *, columns: int = 16) -> None:
+    """Writes a PNG of the same seeds at each setting: a row a point, the first `columns` samples of each."""
+    figure = Figure(figsize=(2.2 + 0.5 * columns, 0.55 * len(points)), layout="constrained")
+    for index, point in enumerate(points):
+        axes = figure.add_subplot(len(points), 1, index + 1)
+        row = torch.cat(list(point.images[:columns]), dim=-1)  # (C, H, columns·W)
+        axes.imshow(row.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        label = f"{point.name}, {point.nfe:.0f} call{'s' if point.nfe > 1 else ''}"
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        axes.spines[:].set_visible(False)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
+
+
+def save_samples(x0: Tensor, out: Path, first_seed: int) -> None:
+    """Writes x0 (N, C, H, W) as PNGs named by seed and `sheet.png` of all; latents (not 1 or 3 channels) as samples.npz."""
+    from PIL import Image
+
+    out.mkdir(parents=True, exist_ok=True)
+    if x0.shape[1] not in (1, 3):
+        with atomic_file(out / "samples.npz") as file:
+            np.savez(file, latents=x0.numpy())
+        return
+    images = to_uint8(x0).permute(0, 2, 3, 1).squeeze(-1).numpy()  # (N, H, W) or (N, H, W, 3)
+    side = int(np.ceil(len(images) ** 0.5))
+    height, width = images.shape[1:3]
+    whole = np.zeros((-(-len(images) // side) * height, side * width, *images.shape[3:]), np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // side * height, index % side * width
+        whole[top : top + height, left : left + width] = image
+    for name, picture in [*((f"{first_seed + k:06d}.png", image) for k, image in enumerate(images)), ("sheet.png", whole)]:
+        with atomic_file(out / name) as file:
+            Image.fromarray(picture).save(file, format="PNG")

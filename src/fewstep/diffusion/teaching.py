@@ -1,0 +1,137 @@
+"""Training data that the teacher itself makes, for those who have a checkpoint and no data: images, and whole paths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..core.device import fast_precision
+from ..core.files import atomic_file
+from ..core.seeds import generators
+from .data import Images, Paths, to_uint8
+from .denoiser import Guided, NetworkDenoiser
+from .noise import like
+from .samplers import heun, heun_grid, heun_path, prior, sample
+from .tuning import lower_edges
+
+Made = TypeVar("Made", Images, Paths)
+
+
+def teacher_images(
+    teacher: NetworkDenoiser, count: int, *, seed: int = 0, steps: int = 18, precision: str | None = None
+) -> Images:
+    """Samples of the teacher as a data set, its classes in turn if it has any.
+
+    Args:
+        teacher: on its device.
+        count: how many.
+        seed: the first sample's seed.
+        steps: of Heun's method on Karras' noise levels; 2·steps − 1 network calls a sample.
+        precision: "no" (float32) or "bf16" in the network; None takes bfloat16 where the hardware computes it.
+
+    Returns:
+        uint8 images for 1 or 3 channels, else float32 latents.
+    """
+    _at_least_one(count)
+    labels, seeds = _labels(teacher, count), range(seed, seed + count)
+    cond: dict[str, Any] = {} if labels is None else {"class_labels": labels}
+    with _autocast(teacher, precision):
+        x0 = sample(teacher.eval(), seeds, teacher.shape, heun, heun_grid(teacher, steps), **cond)
+    return Images(to_uint8(x0) if teacher.shape[0] in (1, 3) else x0, labels)
+
+
+def teacher_paths(
+    teacher: NetworkDenoiser,
+    count: int,
+    *,
+    segments: int = 1,
+    levels: Sequence[float] = (),
+    whole: bool = True,
+    seed: int = 0,
+    steps: int = 18,
+    batch: int = 250,
+    precision: str | None = None,
+) -> Paths:
+    """Sampling paths of the teacher, for path regression; its classes in turn if it has any.
+
+    Args:
+        teacher: on its device.
+        count: how many paths.
+        segments: of the student; the lower edges of its segments are among the paths' levels.
+        levels: further noise levels that must be among them.
+        whole: keep all the states that Heun's method visits, or only those at the edges, at `levels` and at the end.
+        seed: the first path's seed.
+        steps: of Heun's method on Karras' noise levels; about 2·steps network calls a path.
+        batch: paths at once.
+        precision: as for `teacher_images`.
+    """
+    _at_least_one(count)
+    edges = lower_edges(teacher, segments)
+    asked = torch.cat([edges, torch.tensor(list(levels))])
+    stops = torch.cat([heun_grid(teacher, steps).float(), asked]).unique().flip(0)  # the last is 0, the lowest edge
+    grid, kept = stops[:-1], torch.isin(stops, asked) | whole
+    labels, done = _labels(teacher, count), []
+    for start in range(0, count, batch):
+        rngs = generators(range(seed + start, seed + min(start + batch, count)))
+        x = prior(teacher, rngs, teacher.shape)
+        cond = {} if labels is None else {"class_labels": labels[start : start + batch].to(x.device)}
+        with _autocast(teacher, precision):
+            states = [x, *(state for state, _ in heun_path(teacher.eval(), x, grid.to(x), **cond))]
+        points = [_scaled(state, level) for state, level, keep in zip(states, stops, kept, strict=True) if keep]
+        done.append(torch.stack(points, 1))
+    return Paths(torch.cat(done), stops[kept], edges, labels)
+
+
+def save_made(made: Images | Paths, file: Path, **facts: Any) -> None:
+    """Writes what a teacher made as safetensors, atomically, with the facts that decided what it made."""
+    from safetensors.torch import save
+
+    tensors = {name: tensor for name, tensor in vars(made).items() if tensor is not None}
+    with atomic_file(file) as handle:
+        handle.write(save(tensors, {"facts": json.dumps(facts)}))
+
+
+def load_made(kind: type[Made], file: Path, **facts: Any) -> Made:
+    """Reads the images or paths that `save_made` wrote with the same facts.
+
+    Raises:
+        ValueError: it is not such a file, or was made of something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as stored:
+            made_of = json.loads(stored.metadata()["facts"])
+            made = kind(**{name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} does not hold what a teacher made: {error}; delete it to have it made again") from error
+    if made_of != facts:
+        raise ValueError(f"{file} was made with {made_of}, not {facts}; delete it or choose another folder")
+    return made
+
+
+def _scaled(x: Tensor, sigma: Tensor) -> Tensor:
+    return (x * like(1 + sigma.double() ** 2, x).rsqrt().to(x)).half().cpu()
+
+
+def _labels(teacher: NetworkDenoiser, count: int) -> Tensor | None:
+    if not teacher.conditional:
+        return None
+    null = teacher.null_label if isinstance(teacher, Guided) else None  # no class that anyone would ask for
+    classes = torch.tensor([label for label in range(teacher.classes) if label != null])
+    return classes[torch.arange(count) % len(classes)]
+
+
+def _at_least_one(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"a teacher has to make at least one sample, got {count}")
+
+
+def _autocast(teacher: NetworkDenoiser, precision: str | None) -> torch.autocast:
+    bf16 = (precision or fast_precision()) == "bf16"
+    return torch.autocast(next(teacher.parameters()).device.type, torch.bfloat16, bf16)

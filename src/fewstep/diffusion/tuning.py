@@ -1,0 +1,261 @@
+"""tune(): the one training loop, a generator of steps. The caller logs, saves and stops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.swa_utils import AveragedModel
+
+from ..core.seeds import derive
+from .data import Images, Paths, Rows
+from .denoiser import NetworkDenoiser
+from .loss import Distance, Hop, InverseGap, PseudoHuber, Weight, consistency_loss, from_data
+from .noise import ECTGap, FullGap, Gap, LogNormal, Noise
+from .optim import Average, Constant, Dropout, Exponential, LearningRate, OptimizerFactory, RAdam
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step done.
+
+    Attributes:
+        step, images: optimizer steps and training images so far.
+        loss: mean over the whole batch.
+        gap: mean of (t − r)/t over this process's last micro-batch: 1 is diffusion, towards 0 is consistency.
+        rate: the learning rate used.
+        student: the denoiser being trained.
+        averaged, optimizer: for `emas` and `state`.
+    """
+
+    step: int
+    images: int
+    loss: float
+    gap: float
+    rate: float
+    student: NetworkDenoiser
+    averaged: tuple[AveragedModel, ...]
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def emas(self) -> list[NetworkDenoiser]:
+        """The moving averages of the student, in evaluation mode, in the order of `average`."""
+        return [cast(NetworkDenoiser, averaged.module).eval() for averaged in self.averaged]
+
+    @property
+    def ema(self) -> NetworkDenoiser:
+        """The first moving average, the one to keep."""
+        return self.emas[0]
+
+    def state(self) -> dict[str, Any]:
+        """All that `tune(state=...)` needs to go on as if it had never stopped.
+
+        No random state is in it: noise, order and dropout are functions of the seed and the step.
+        """
+        return {
+            "step": self.step,
+            "student": self.student.state_dict(),
+            "emas": [averaged.state_dict() for averaged in self.averaged],
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+
+def tune(
+    denoiser: NetworkDenoiser,
+    data: Images | Paths,
+    *,
+    images: int,
+    batch: int = 128,
+    segments: int = 1,
+    noise: Noise = LogNormal(),
+    gap: Gap = ECTGap(),
+    hop: Hop = from_data,
+    distance: Distance = PseudoHuber(),
+    weight: Weight = InverseGap(),
+    margin: float = 0.0,
+    rate: LearningRate = Constant(),
+    optimizer: OptimizerFactory = RAdam(),
+    average: Average | Sequence[Average] = Exponential(),
+    dropout: Dropout | None = None,
+    max_grad_norm: float | None = None,
+    mirror: bool = False,
+    seed: int = 0,
+    state: dict[str, Any] | None = None,
+    accelerator: Accelerator | None = None,
+    workers: int = 0,
+    compile: bool = False,
+) -> Iterator[Step]:
+    """Tunes `denoiser` in place: with `gap=FullGap()` as a diffusion model, else as a (multistep) consistency function.
+
+    Args:
+        denoiser: what to tune. Its network is changed.
+        data: training samples of the shape the network takes, with labels if it is conditional; or a teacher's paths, for
+            path regression with `gap=FullGap()`.
+        images: how many samples to see in all, rounded up to whole batches.
+        batch: samples a step over all processes and accumulated micro-batches.
+        segments: network calls that the result is to be sampled with, at the levels of `denoiser.grid`: 1 is a consistency
+            function; several are walked with DDIM.
+        noise: distribution of t.
+        gap: chooses r below t; gets the progress as an argument.
+        hop, distance, weight, margin: knobs of `consistency_loss`; a hop's teacher should be frozen and in evaluation mode.
+        rate: learning rate as a function of step and progress.
+        optimizer: builds the optimizer from the parameters.
+        average: decay of the moving average of the weights, or several: which is best is only seen at the end, and how much
+            hangs on it is in docs/log.md.
+        dropout: sets the network's dropout layers; None leaves them.
+        max_grad_norm: clips the gradient's norm there; None never clips.
+        mirror: flips half of the samples left to right.
+        seed: everything random is a function of it.
+        state: `Step.state()` of an interrupted run with the same arguments; it goes on bit-equal on a CPU.
+        accelerator: device, precision, processes, accumulation; None is one process in float32 on the best device.
+        workers: loader processes.
+        compile: compiles the network.
+
+    Yields:
+        A `Step` after each optimizer step.
+
+    Raises:
+        ValueError: arguments that cannot work together.
+        FloatingPointError: the loss or gradient is no longer finite; the weights are those before that step.
+
+    Reference: Geng et al. 2025, Consistency Models Made Easy.
+    """
+    from accelerate import Accelerator  # seconds to import
+
+    accelerator = accelerator or Accelerator()
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    micro = _micro_batch(batch, world, accelerator.gradient_accumulation_steps)
+    steps = math.ceil(images / batch)
+    first: int = state["step"] if state else 0
+    _check(denoiser, data, images, steps - first, accelerator.mixed_precision)
+    _check_settings(data, gap, mirror, margin, segments, max_grad_norm, seed)
+
+    if dropout is not None:
+        dropout(denoiser.network)
+    for model in (denoiser, getattr(hop, "teacher", None)):
+        if isinstance(model, nn.Module):
+            model.to(device)
+    averages = average if isinstance(average, Sequence) else (average,)
+    averaged = tuple(AveragedModel(denoiser, multi_avg_fn=_averaging(each)) for each in averages)
+    parameters = [p for p in denoiser.parameters() if p.requires_grad]
+    update = optimizer(parameters)
+    if state:
+        denoiser.load_state_dict(state["student"])
+        for each, kept in zip(averaged, state["emas"], strict=True):
+            each.load_state_dict(kept)
+        update.load_state_dict(state["optimizer"])
+    student = accelerator.prepare_model(denoiser.train())
+    forward = torch.compile(student) if compile else student
+
+    edges = lower_edges(denoiser, segments).to(device)
+    levels = partial(noise, sigma_max=denoiser.sigma_max)
+    batches = Rows(data, levels, seed=seed, mirror=mirror).batches(
+        first * batch, steps * batch, micro, rank=rank, world=world, workers=workers
+    )
+    for step in range(first, steps):
+        progress = step / steps
+        for group in update.param_groups:
+            group["lr"] = rate(step, progress)
+        losses = []
+        for part in range(accelerator.gradient_accumulation_steps):
+            row = next(batches).to(device)
+            torch.manual_seed(derive(seed, 2, step, part, rank))  # for dropout; all else is in the row
+            t, lo = row.t, edges[torch.searchsorted(edges, row.t) - 1]
+            r = gap(t, progress)
+            cond = {"class_labels": row.labels} if denoiser.conditional and row.labels is not None else {}
+            with accelerator.accumulate(student), accelerator.autocast(), _attention(device):
+                loss = consistency_loss(
+                    forward, row.x0, row.eps, t, r, lo, hop=hop, distance=distance, weight=weight, margin=margin, **cond
+                ).mean()
+                accelerator.backward(loss)
+            losses.append(loss.detach())
+        mean_loss = float(accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not (math.isfinite(mean_loss) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"step {step + 1}: the loss is {mean_loss:.3g} and its gradient's norm {float(norm):.3g}; the weights are "
+                "those before this step and the last saved state is good; lower the learning rate or clip the gradient"
+            )
+        if max_grad_norm is not None:
+            clip_grads_with_norm_(parameters, max_grad_norm, norm)
+        update.step()
+        update.zero_grad()
+        for each in averaged:
+            each.update_parameters(denoiser)
+        openness = float(((t - r) / t).mean())
+        yield Step(step + 1, (step + 1) * batch, mean_loss, openness, rate(step, progress), denoiser, averaged, update)
+    accelerator.unwrap_model(student, keep_fp32_wrapper=False)
+
+
+def lower_edges(denoiser: NetworkDenoiser, segments: int) -> Tensor:
+    """Where each segment ends, rising from 0, (segments,) float32: the levels of `denoiser.grid` but the first."""
+    if segments < 1:
+        raise ValueError(f"a sample takes at least one network call, got segments = {segments}")
+    return torch.cat([torch.zeros(1), denoiser.grid(segments)[1:].flip(0).float()])
+
+
+def _averaging(average: Average) -> Any:
+    @torch.no_grad()
+    def update(averages: list[Tensor], currents: list[Tensor], updates: Tensor) -> None:
+        torch._foreach_lerp_(averages, currents, 1 - average(int(updates) + 1))
+
+    return update
+
+
+def _attention(device: torch.device) -> AbstractContextManager[None]:
+    """On a CPU the fused attention's backward pass is slower than plain matrix products at these lengths."""
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    return context
+
+
+def _micro_batch(batch: int, processes: int, accumulate: int) -> int:
+    if batch < 1 or accumulate < 1:
+        raise ValueError(f"a step takes at least one sample and one micro-batch, got {batch} and {accumulate}")
+    micro, rest = divmod(batch, processes * accumulate)
+    if rest or not micro:
+        raise ValueError(
+            f"a batch of {batch} does not split over {processes} processes times {accumulate} accumulation steps; "
+            f"use a multiple of {processes * accumulate}"
+        )
+    return micro
+
+
+def _check_settings(
+    data: Images | Paths, gap: Gap, mirror: bool, margin: float, segments: int, max_grad_norm: float | None, seed: int
+) -> None:
+    if isinstance(data, Paths) and (mirror or not isinstance(gap, FullGap)):
+        raise ValueError("the points of a path are regressed to its end: with paths use gap=FullGap() and mirror=False")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ValueError(f"a gradient is clipped at a positive norm, got {max_grad_norm}")
+    if seed < 0:
+        raise ValueError(f"the seed of a training is 0 or more, got {seed}")
+    if margin < 0 or (margin and segments == 1):
+        raise ValueError(
+            f"the margin must be at least 0, and 0 for one segment, whose calls see what the last one drew; got {margin}"
+        )
+
+
+def _check(denoiser: NetworkDenoiser, data: Images | Paths, images: int, steps_left: int, precision: str) -> None:
+    if images < 1:
+        raise ValueError(f"`images` is how many training images to see, at least 1, got {images}")
+    if steps_left < 0:
+        raise ValueError(f"the saved run has already seen more than {images} images; raise `images`")
+    if precision == "fp16":
+        raise ValueError("float16 overflows in consistency losses; use bf16 or no mixed precision")
+    if getattr(denoiser, "prediction", None) == "sample":
+        raise ValueError("this checkpoint predicts the clean sample, so f(x, 0) is not x; convert it to v-prediction first")
+    if denoiser.conditional:
+        if data.labels is None:
+            raise ValueError("this checkpoint is conditional on classes, but the data has no labels; give labelled data")
+        denoiser.check_labels(data.labels)

@@ -1,0 +1,197 @@
+"""How early is early enough: the boldest threshold that keeps its answers, with a guarantee."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.intervals import upper_bound
+from ..core.receipt import write_json
+from .predictor import MaskPredictor
+from .rules import KLASS, Blockwise, CommitRule, EarlyCommit, EntropyBound, Factor, StableAndConfident, Threshold, TopK
+from .schedule import Cosine, Exponential, Linear, Scaled, Span, Stairs, Suffix
+from .settling import Same, Trace, record
+
+FACTORS = tuple(2.0 ** (k / 4) for k in range(20, -21, -1))  # 32 … 1/32
+WRITTEN = {
+    kind.__name__: kind
+    for kind in (TopK, Threshold, Factor, EntropyBound, KLASS, Blockwise, EarlyCommit, StableAndConfident,
+                 Stairs, Linear, Cosine, Exponential, Scaled, Span, Suffix)
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """With probability ≥ 1 − delta over the calibration rows, `rule` changes at most a share epsilon of answers.
+
+    That holds for rows like those it was calibrated on, the same model, the same number of steps, and for full decoding
+    by the inner rule as what it is compared with.
+
+    Attributes:
+        rule: the early rule with its threshold scaled; the inner rule where no threshold passed.
+        factor: what the threshold was multiplied by; None where none passed.
+        epsilon, delta: what was asked for.
+        n: calibration rows.
+        changed: how many of them `rule` changes.
+        bound: upper confidence limit of that share at 1 − delta, ≤ epsilon; None where none passed.
+        full_steps: mean number of steps of full decoding.
+        early_steps: of `rule`.
+        settings: what else must be the same where it is used, as far as the caller says.
+    """
+
+    rule: CommitRule
+    factor: float | None
+    epsilon: float
+    delta: float
+    n: int
+    changed: int
+    bound: float | None
+    full_steps: float
+    early_steps: float
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Writes it as JSON, atomically."""
+        write_json(path, self)
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: there is no such file, or it is something else.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+            if not isinstance(content, dict) or content.pop("name", None) != cls.__name__:
+                raise ValueError("it is about something else")
+            return cls(**content | {"rule": read_rule(content["rule"])})
+        except FileNotFoundError:
+            raise ValueError(f"there is no {path}; make one with fewstep calibrate") from None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is not a calibration: {error}") from error
+
+
+def calibrate(
+    predictor: MaskPredictor,
+    rows: Sequence[Tensor],
+    rule: EarlyCommit,
+    *,
+    epsilon: float = 0.05,
+    delta: float = 0.05,
+    factors: Sequence[float] = FACTORS,
+    same: Same | None = None,
+    steps: int | None = None,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    eos: bool = True,
+    batch: int = 16,
+) -> Calibration:
+    """Learn-then-Test with a fixed sequence: thresholds factor·τ(p) are tested from safe to bold until one fails.
+
+    A threshold passes while P(Binomial(n, epsilon) ≤ changed rows) ≤ delta. Every row is decoded once, in full: up to
+    the step where a threshold would commit, early and full decoding are the same.
+
+    Args:
+        predictor, steps, temperature, seeds, eos, batch: as for `decode`.
+        rows: canvases like those that will be decoded, at least ln delta / ln(1 − epsilon) of them.
+        rule: what is to be calibrated; its threshold is scaled.
+        epsilon: allowed share of rows whose answer differs from full decoding's.
+        delta: allowed probability that the guarantee is wrong.
+        factors: to try, falling; they must not be chosen with a look at `rows`.
+        same: when two rows have the same answer; by default when every token of the rule's region agrees.
+
+    Raises:
+        ValueError: too few rows for any guarantee, or factors that do not fall.
+
+    Reference: Angelopoulos et al. 2021, Learn then Test.
+    """
+    _validate(len(rows), epsilon, delta, factors)
+    traces = record(predictor, rows, rule, steps=steps, temperature=temperature, seeds=seeds, eos=eos, batch=batch)
+    return boldest(traces, rule, epsilon=epsilon, delta=delta, factors=factors, same=same)
+
+
+def boldest(
+    traces: Sequence[Trace],
+    rule: EarlyCommit,
+    *,
+    epsilon: float = 0.05,
+    delta: float = 0.05,
+    factors: Sequence[float] = FACTORS,
+    same: Same | None = None,
+) -> Calibration:
+    """`calibrate` on full decodings that `record` has watched with `rule`; so several epsilons need one decoding.
+
+    Choosing among the results with a look at them is a test more, and is outside the guarantee of each.
+    """
+    _validate(len(traces), epsilon, delta, factors)
+    at = torch.stack([exits(trace, rule, factors) for trace in traces])  # (n, F)
+    hits = [trace.hits(same) for trace in traces]
+    changed = torch.stack([~hit[step] for hit, step in zip(hits, at, strict=True)]).sum(0)  # (F,)
+    passed = fixed_sequence(changed.tolist(), len(traces), epsilon, delta)
+    full = sum(len(hit) for hit in hits) / len(traces)
+    if passed is None:
+        return Calibration(rule.rule, None, epsilon, delta, len(traces), 0, None, full, full)
+    scaled = replace(rule, threshold=Scaled(rule.threshold, factors[passed]))
+    k = int(changed[passed])
+    return Calibration(
+        scaled, factors[passed], epsilon, delta, len(traces), k, upper_bound(k, len(traces), delta), full,
+        float(at[:, passed].double().mean()) + 1,
+    )  # fmt: skip
+
+
+def _validate(n: int, epsilon: float, delta: float, factors: Sequence[float]) -> None:
+    if not (0 < epsilon < 1 and 0 < delta < 1):
+        raise ValueError(f"epsilon and delta lie between 0 and 1, got {epsilon} and {delta}")
+    if not factors or any(a <= b for a, b in zip(factors, [*factors[1:], 0.0], strict=True)):
+        raise ValueError("the factors must be positive and fall, from safe to bold")
+    least = math.ceil(math.log(delta) / math.log(1 - epsilon))
+    if n < least:
+        raise ValueError(f"{n} rows guarantee nothing at epsilon {epsilon}, delta {delta}: give at least {least}")
+
+
+def exits(trace: Trace, rule: EarlyCommit, factors: Sequence[float]) -> Tensor:
+    """The step after which each of `factors` times the rule's threshold would have ended the row, (F,) long."""
+    threshold = rule.threshold(trace.progress)
+    enough = trace.known >= torch.tensor(factors, dtype=torch.float64)[:, None] * threshold  # (F, T)
+    enough[:, -1] = True
+    return enough.to(torch.uint8).argmax(1)
+
+
+def fixed_sequence(changed: Sequence[int], n: int, epsilon: float, delta: float) -> int | None:
+    """The last of the hypotheses "risk > epsilon" that is rejected at level delta before one is not; None: not one.
+
+    Testing in a fixed order and stopping at the first failure keeps the probability of any false rejection ≤ delta.
+    """
+    from scipy.stats import binom
+
+    passed = None
+    for place, k in enumerate(changed):
+        if binom.cdf(k, n, epsilon) > delta:
+            break
+        passed = place
+    return passed
+
+
+def read_rule(content: Any) -> Any:
+    """The rule, schedule or region that `receipt.plain` took apart.
+
+    Raises:
+        ValueError: it is of no class that fewstep has.
+    """
+    if isinstance(content, list):
+        return tuple(read_rule(part) for part in content)
+    if not isinstance(content, dict):
+        return content
+    fields = dict(content)
+    kind = WRITTEN.get(fields.pop("name", ""))
+    if kind is None:
+        raise ValueError(f"no rule is called {content.get('name')!r}; known are {', '.join(WRITTEN)}")
+    return kind(**{name: read_rule(value) for name, value in fields.items()})

@@ -1,0 +1,358 @@
+"""Decoding: one loop for every rule, predictor, prompt length and canvas; a finished row makes room for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.nfe import count_nfe
+from .noise import gumbel
+from .predictor import Canvas, MaskPredictor, pad
+from .rules import CommitRule, Step
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Stop = Callable[[list[int]], bool]  # the decided tokens of a row so far -> whether it ends here
+
+
+class Decoded(NamedTuple):
+    """One finished row."""
+
+    ids: Tensor  # (n,) long: the canvas, prompt included, up to where it ended
+    start: int  # where the generation begins
+    committed_at: Tensor  # (n,) long: the step at which each token became final; −1 for given text
+    nfe: float  # network calls this row took part in, counted at the network
+
+    @property
+    def tokens(self) -> list[int]:
+        """What was generated, with given text inside."""
+        generated: list[int] = self.ids[self.start :].tolist()
+        return generated
+
+    @property
+    def given(self) -> int:
+        """How many of the tokens lead up to the last given text among them, and with it."""
+        places = (self.committed_at[self.start :] < 0).nonzero()
+        return int(places[-1]) + 1 if len(places) else 0
+
+
+class Rows(NamedTuple):
+    """The rows that are being decoded."""
+
+    number: Tensor  # (b,) the row's place among all
+    seed: Tensor  # (b,)
+    start: Tensor  # (b,) column of the first open position
+    tail: Tensor  # (b,) column behind the last given text
+    ids: Tensor  # (b, L)
+    valid: Tensor  # (b, L)
+    open: Tensor  # (b, L)
+    committed_at: Tensor  # (b, L)
+    likeliest: Tensor  # (b, L) the most likely token at the last step, −1 where nobody looked
+    unchanged: Tensor  # (b, L)
+    drift: Tensor  # (b, L, H)
+    before: Tensor  # (b, L) which of the last step's predictions is the position's, −1 where nobody looked
+    steps: Tensor  # (b,) in all
+    made: Tensor  # (b,) steps done
+    nfe: Tensor  # (b,) network calls so far
+
+    def keep(self, rows: list[int]) -> Rows:
+        """These rows only, and no more columns than they need."""
+        if len(rows) == len(self.ids):
+            return self
+        kept = [part[torch.tensor(rows, dtype=torch.long, device=part.device)] for part in self]
+        width = int(self.valid[rows].sum(1).amax()) if rows else 0
+        return Rows(*(part[:, :width] if part.ndim > 1 else part for part in kept))
+
+    def join(self, others: Rows) -> Rows:
+        """These rows and others; what is behind the end of a row is never looked at."""
+        width = max(self.ids.shape[1], others.ids.shape[1])
+        return Rows(*(torch.cat([_widened(a, width), _widened(b, width)]) for a, b in zip(self, others, strict=True)))
+
+
+class Progress(NamedTuple):
+    """How far a row is, in columns of its canvas."""
+
+    number: int  # the row's place among all
+    start: int  # of the generation
+    decided: int  # everything before is decided
+    end: int | None  # where the row ends, None if it goes on
+
+
+class Walked(NamedTuple):
+    """One step of the loop, just made."""
+
+    canvas: Canvas  # before it
+    step: Step  # what the rule saw
+    rows: Rows  # after it; finished rows are in here for the last time
+    progress: list[Progress]  # one a row
+    finished: dict[int, Decoded]  # by row number
+
+
+@dataclass(frozen=True)
+class StopStrings:
+    """Whether the text of some tokens holds one of `strings`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    strings: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if "" in self.strings:
+            raise ValueError("a stop string needs at least one character: every text holds the empty one")
+
+    def __call__(self, tokens: list[int]) -> bool:
+        text = self.tokenizer.decode(tokens)
+        return any(string in text for string in self.strings)
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, tokens: list[int], given: int = 0, stop: Sequence[str] = ()) -> str:
+    """The text of generated tokens, up to the first stop string behind the `given` first of them."""
+
+    def text(part: list[int]) -> str:  # as it is, so that what is read of some tokens stays when more follow
+        return str(tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    whole, start = text(tokens), len(text(tokens[:given]))
+    return whole[: min([found for string in stop if (found := whole.find(string, start)) >= 0], default=len(whole))]
+
+
+@torch.no_grad()
+def walk(
+    predictor: MaskPredictor,
+    rows: Sequence[Tensor],
+    rule: CommitRule,
+    *,
+    steps: int | None = None,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    eos: bool = True,
+    stop: Stop | None = None,
+    batch: int = 16,
+) -> Iterator[Walked]:
+    """THE loop: predict, propose, let the rule commit, let finished rows leave and others enter; yields after every step.
+
+    A row is finished when nothing is undecided, or when everything before an end of text or a stop is decided; text given
+    inside the canvas must be reached first, so only what is behind the last of it can end a row.
+
+    Args: as for `decode`; rows enter in their order.
+    """
+    seeds = range(len(rows)) if seeds is None else seeds
+    _check(predictor.mask_id, rows, seeds, steps, temperature, batch)
+    if not rows:
+        return
+    ends = torch.tensor(predictor.eos_ids if eos else (), dtype=torch.long, device=rows[0].device)
+    state, entered, predictions = None, 0, None
+    with ExitStack() as stack:
+        counters = [stack.enter_context(count_nfe(network)) for network in dict.fromkeys(predictor.networks)]
+        while True:
+            free = min(batch - (0 if state is None else len(state.number)), len(rows) - entered)
+            if free:
+                new = range(entered, entered + free)
+                fresh = _begin([rows[n] for n in new], [seeds[n] for n in new], entered, predictor.mask_id, steps, rule)
+                state, entered = fresh if state is None else state.join(fresh), entered + free
+            assert state is not None
+            if not len(state.number):
+                return
+            canvas = Canvas(state.ids, state.valid, state.open)
+            masked = state.open & (state.ids == predictor.mask_id)
+            wanted = rule.sees(masked, state.open)
+            where = _places(wanted)
+            called = sum(counter.rows for counter in counters)
+            logits = predictor(canvas, wanted)  # (N, V)
+            calls = (sum(counter.rows for counter in counters) - called) / len(state.number)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = logits.index_fill(1, torch.tensor([predictor.mask_id], device=logits.device), -torch.inf)
+            best = logits.max(-1)
+            likeliest = torch.full_like(state.ids, -1).index_put(where, best.indices)
+            unchanged = torch.where(likeliest == state.likeliest, state.unchanged + 1, 0)
+            if rule.remembers():
+                predictions, state = _drift(predictions, logits, where, state)
+            proposal = likeliest if temperature == 0 else _sample(logits, where, state, temperature)
+            step = Step(
+                logits, where, masked, state.open, proposal, unchanged, state.drift, state.seed, state.made, state.steps,
+                state.steps,
+            )  # fmt: skip
+            commit = rule(step) & masked
+            _check_step(best.values, commit, rule)
+            state = state._replace(
+                ids=torch.where(commit, proposal, state.ids),
+                committed_at=torch.where(commit, state.made[:, None], state.committed_at),
+                likeliest=likeliest,
+                unchanged=unchanged,
+                made=state.made + 1,
+                nfe=state.nfe + calls,
+            )
+            progress = _progress(state, predictor.mask_id, ends, stop)
+            finished = {
+                p.number: Decoded(state.ids[row, : p.end], p.start, state.committed_at[row, : p.end], float(state.nfe[row]))
+                for row, p in enumerate(progress)
+                if p.end is not None
+            }
+            yield Walked(canvas, step, state, progress, finished)
+            going_on = [row for row, p in enumerate(progress) if p.end is None]
+            state = state.keep(going_on)
+
+
+def decode(
+    predictor: MaskPredictor,
+    rows: Sequence[Tensor],
+    rule: CommitRule,
+    *,
+    steps: int | None = None,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    eos: bool = True,
+    stop: Stop | None = None,
+    batch: int = 16,
+) -> list[Decoded]:
+    """Fills every mask token of `rows`; each row's result is what it would be alone.
+
+    Args:
+        predictor: the model, guided or not.
+        rows: canvases of token ids, (L_i,) each, on the predictor's device; see `canvas_row`. Masks may stand anywhere.
+        rule: says what is committed when.
+        steps: steps in all, for rules that keep to a schedule; None is one a token.
+        temperature: 0 takes the most likely token; above, argmax of logits + temperature·Gumbel noise in float64.
+        seeds: one a row; row i has i by default.
+        eos: whether a token of `predictor.eos_ids` ends a row.
+        stop: ends a row by its decided tokens behind the last given text; see `StopStrings`.
+        batch: rows at once; when one is finished the next enters, the shortest first, so that little is padded.
+
+    Returns:
+        One result a row, in order.
+
+    Raises:
+        ValueError: a row without a mask token or a seed, fewer than one step or row at once, a temperature below 0, a
+            canvas longer than the model takes, or a rule that commits nothing.
+        FloatingPointError: the network returns logits that are not numbers.
+    """
+    done: dict[int, Decoded] = {}
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+    if seeds is not None and len(seeds) == len(rows):
+        seeds = [seeds[number] for number in order]
+    walks = walk(
+        predictor, [rows[number] for number in order], rule, steps=steps, temperature=temperature,
+        seeds=order if seeds is None else seeds, eos=eos, stop=stop, batch=batch,
+    )  # fmt: skip
+    for walked in walks:
+        done |= {order[number]: row for number, row in walked.finished.items()}
+    return [done[number] for number in range(len(rows))]
+
+
+def stream(walks: Iterator[Walked]) -> Iterator[tuple[int, list[int], Decoded | None]]:
+    """What a reader may see of a `walk`: (row number, newly decided tokens that follow the last ones, the end or None).
+
+    The tokens of a row, joined, are its `Decoded.tokens`.
+    """
+    sent: dict[int, int] = {}
+    for walked in walks:
+        for row, p in enumerate(walked.progress):
+            start, stop = sent.get(p.number, p.start), p.decided if p.end is None else p.end
+            if stop > start or p.end is not None:
+                sent[p.number] = stop
+                yield p.number, walked.rows.ids[row, start:stop].tolist(), walked.finished.get(p.number)
+
+
+def _check(
+    mask_id: int, rows: Sequence[Tensor], seeds: Sequence[int], steps: int | None, temperature: float, batch: int
+) -> None:
+    """Refuses what cannot be decoded, before any of it is."""
+    if batch < 1:
+        raise ValueError(f"a batch holds at least one row, got batch = {batch}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"decoding takes at least one step, got steps = {steps}")
+    if not temperature >= 0:
+        raise ValueError(f"the temperature must not be negative, got {temperature}")
+    if len(seeds) != len(rows):
+        raise ValueError(f"every row needs its seed, got {len(seeds)} for {len(rows)} rows")
+    if not all(bool((row == mask_id).any()) for row in rows):
+        raise ValueError("a row without a mask token has nothing to decode")
+
+
+def _begin(
+    rows: Sequence[Tensor], seeds: Sequence[int], first: int, mask_id: int, steps: int | None, rule: CommitRule
+) -> Rows:
+    """The state of rows number `first`, first + 1, … before their first step."""
+    canvas = pad(rows, mask_id)
+    device, blank = canvas.ids.device, torch.full_like(canvas.ids, -1)
+    seed = torch.tensor([s % 2**63 for s in seeds], device=device)
+    column = torch.arange(canvas.ids.shape[1], device=device)
+    each = canvas.open.sum(1) if steps is None else torch.full((len(rows),), steps, device=device)
+    given = (column + 1) * (canvas.valid & ~canvas.open)
+    start = canvas.open.to(torch.uint8).argmax(1)
+    number = first + torch.arange(len(rows), device=device)
+    none = torch.zeros_like(blank)
+    drift = torch.full((*blank.shape, rule.remembers()), torch.inf, dtype=torch.float64, device=device)
+    nfe = torch.zeros(len(rows), dtype=torch.float64, device=device)
+    return Rows(
+        number, seed, start, given.amax(1), *canvas, blank, blank, none, drift, blank, each, torch.zeros_like(number), nfe
+    )
+
+
+def _widened(part: Tensor, width: int) -> Tensor:
+    """More columns, of zeros."""
+    if part.ndim == 1 or part.shape[1] == width:
+        return part
+    return torch.cat([part, part.new_zeros(len(part), width - part.shape[1], *part.shape[2:])], 1)
+
+
+def _places(wanted: Tensor) -> tuple[Tensor, Tensor]:
+    row, column = wanted.nonzero(as_tuple=True)
+    return row, column
+
+
+def _drift(before: Tensor | None, logits: Tensor, where: tuple[Tensor, Tensor], state: Rows) -> tuple[Tensor, Rows]:
+    """KL(now ‖ before) at `where` becomes the last of each position's drifts; log-probabilities (N, V) in and out."""
+    log_p = logits.log_softmax(-1)
+    moved = log_p.new_full((len(log_p),), torch.inf)
+    if before is not None:
+        found = state.before[where]
+        now, then = log_p[found >= 0], before[found[found >= 0]]
+        moved[found >= 0] = (now.exp() * (now - then).masked_fill(now == -torch.inf, 0.0)).sum(-1)  # 0·log 0 is 0
+    place = torch.full_like(state.before, -1).index_put(where, torch.arange(len(log_p), device=log_p.device))
+    newest = torch.full(state.ids.shape, torch.inf, device=log_p.device, dtype=state.drift.dtype)
+    newest = newest.index_put(where, moved.to(newest.dtype))
+    return log_p, state._replace(drift=torch.cat([state.drift[..., 1:], newest[..., None]], -1), before=place)
+
+
+def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Rows, temperature: float) -> Tensor:
+    """Proposals (b, L): argmax of logits + temperature·Gumbel noise; row by row, for the noise is large."""
+    counts = where[0].bincount(minlength=len(state.ids)).tolist()
+    sampled = [
+        (part.double() + temperature * gumbel(seed, step, column, part.shape[1])).argmax(-1)
+        for part, seed, step, column in zip(
+            logits.split(counts), state.seed.tolist(), state.made.tolist(), where[1].split(counts), strict=True
+        )
+    ]
+    return torch.full_like(state.ids, -1).index_put(where, torch.cat(sampled))
+
+
+def _check_step(best: Tensor, commit: Tensor, rule: CommitRule) -> None:
+    """Refuses to go on from largest logits `best` (N,) that are not numbers, or where a row commits nothing."""
+    broken, idle = torch.stack([best.isnan().any(), ~commit.any(1).all()]).tolist()
+    if broken:
+        raise FloatingPointError("the network's logits are not numbers; check its weights, or load it in float32")
+    if idle:
+        raise ValueError(f"{rule} committed nothing at some step; a rule must commit a masked position of each row")
+
+
+def _progress(state: Rows, mask_id: int, ends: Tensor, stop: Stop | None) -> list[Progress]:
+    column = torch.arange(state.ids.shape[1], device=state.ids.device)
+    never = state.ids.shape[1]
+    length = state.valid.sum(1)
+    undecided = torch.where(state.open & (state.ids == mask_id), column, never).amin(1)
+    final = state.valid & (column >= state.tail[:, None])
+    eos = torch.where(torch.isin(state.ids, ends) & final, column, never).amin(1)
+    # one transfer for all rows
+    table = torch.stack([state.number, state.start, torch.minimum(undecided, length), eos, length, state.tail], 1)
+    progress = []
+    for row, (number, start, decided, eos_at, last, tail) in enumerate(table.tolist()):
+        end = eos_at + 1 if eos_at < decided else decided if decided == last else None
+        if end is None and stop and decided > tail and stop(state.ids[row, tail:decided].tolist()):
+            end = decided
+        progress.append(Progress(number, start, decided, end))
+    return progress

@@ -1,0 +1,162 @@
+"""When is an answer there? A full decoding watched step by step, and the first and the stable hit of its final answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .decoding import Decoded, walk
+from .predictor import MaskPredictor
+from .rules import CommitRule, EarlyCommit, Step
+
+Same = Callable[[Tensor, Tensor], bool]  # (a row as a step showed it, the final row), (n,) each -> the same answer?
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One row's full decoding.
+
+    Attributes:
+        final: what it came to.
+        shown: (T, m) long: the whole row as each of the T steps would have left it, had everything been committed there;
+            longer than `final` where that ends before its canvas does.
+        known: (T,) the early rule's statistic at each step.
+        progress: (T,) the share of the planned steps done before each step.
+        region: (n,) bool: where the early rule looks for the answer.
+    """
+
+    final: Decoded
+    shown: Tensor
+    known: Tensor
+    progress: Tensor
+    region: Tensor
+
+    def hits(self, same: Same | None = None) -> Tensor:
+        """At which steps the final answer was there already, (T,) bool; without `same`: every token of the region."""
+        shown = self.shown[:, : len(self.final.ids)]
+        if same is None:
+            return (shown == self.final.ids)[:, self.region].all(1)
+        return torch.tensor([same(row, self.final.ids) for row in shown])
+
+
+class Settled(NamedTuple):
+    """When an answer appeared, in shares of the steps made, up to and including the step that showed it."""
+
+    first: float  # the final answer was there for the first time
+    stable: float  # it was there and never changed again
+
+
+def record(
+    predictor: MaskPredictor,
+    rows: Sequence[Tensor],
+    rule: CommitRule,
+    *,
+    steps: int | None = None,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    eos: bool = True,
+    batch: int = 16,
+) -> list[Trace]:
+    """Decodes `rows` in full and keeps what every step would have answered.
+
+    Args:
+        predictor, rows, steps, temperature, seeds, eos, batch: as for `decode`.
+        rule: an `EarlyCommit`, whose statistic and region are watched while its inner rule decodes alone; or any rule,
+            watched over the whole generation.
+
+    Returns:
+        One trace a row.
+    """
+    early = rule if isinstance(rule, EarlyCommit) else EarlyCommit(rule)
+    return record_each(predictor, rows, [early], steps=steps, temperature=temperature, seeds=seeds, eos=eos, batch=batch)[0]
+
+
+def record_each(
+    predictor: MaskPredictor,
+    rows: Sequence[Tensor],
+    rules: Sequence[EarlyCommit],
+    *,
+    steps: int | None = None,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    eos: bool = True,
+    batch: int = 16,
+) -> list[list[Trace]]:
+    """What `record` would return for each of `rules`, from one decoding by the inner rule that they share.
+
+    Raises:
+        ValueError: they have different inner rules.
+    """
+    if any(rule.rule != rules[0].rule for rule in rules):
+        raise ValueError("rules that watch one decoding must be built around the same inner rule")
+    seen: list[list[tuple[Tensor, ...]]] = [[] for _ in rows]
+    traces: list[dict[int, Trace]] = [{} for _ in rules]
+    watch = _Watch(tuple(rules))
+    for walked in walk(predictor, rows, watch, steps=steps, temperature=temperature, seeds=seeds, eos=eos, batch=batch):
+        step, open = walked.step, walked.canvas.open
+        shown = torch.where(step.masked, step.proposal, walked.canvas.ids).cpu()
+        known = torch.stack([rule.known(step) for rule in rules], 1).cpu()  # (b, R)
+        regions = [open if rule.region is None else rule.region(open) for rule in rules]
+        region = torch.stack(regions, 1).cpu()  # (b, R, L)
+        table = zip(shown, known, step.progress.cpu(), region, strict=True)
+        for progress, (ids, *rest) in zip(walked.progress, table, strict=True):
+            seen[progress.number].append((ids[: len(rows[progress.number])], *rest))
+        for number, row in walked.finished.items():
+            final = row._replace(ids=row.ids.cpu(), committed_at=row.committed_at.cpu())
+            whole, statistics, shares = (torch.stack([entry[k] for entry in seen[number]]) for k in range(3))
+            for place, found in enumerate(traces):
+                looked = seen[number][0][3][place, : len(final.ids)]  # later steps may have fewer columns
+                found[number] = Trace(final, whole, statistics[:, place], shares, looked)
+            seen[number].clear()
+    return [[found[number] for number in range(len(rows))] for found in traces]
+
+
+def settle(trace: Trace, same: Same | None = None) -> Settled:
+    """The first and the stable hit of the final answer; see `Trace.hits`.
+
+    The first hit is what early emergence is usually quoted by; only the stable one can be acted on.
+
+    Reference: Li et al. 2025, Diffusion Language Models Know the Answer Before Decoding.
+    """
+    hits = trace.hits(same)
+    wrong = (~hits).nonzero()
+    stable = int(wrong[-1]) + 1 if len(wrong) else 0
+    assert hits[-1], "the last step shows the final answer"
+    return Settled((int(hits.to(torch.uint8).argmax()) + 1) / len(hits), (stable + 1) / len(hits))
+
+
+def emergence(settled: Sequence[Settled], at: Sequence[float] = (0.25, 0.5)) -> list[tuple[float, Settled]]:
+    """The share of rows whose answer was there, and was there to stay, by each of the shares `at` of their steps."""
+    table = torch.tensor([list(row) for row in settled], dtype=torch.float64)
+    return [(share, Settled(*(table <= share).double().mean(0).tolist())) for share in at]
+
+
+def same_answer(extract: Callable[[Tensor], Hashable]) -> Same:
+    """Two rows agree where `extract`, e.g. the number behind the last "####", finds the same."""
+    return lambda shown, final: extract(shown) == extract(final)
+
+
+def same_place(find: Callable[[Tensor], slice]) -> Same:
+    """Two rows agree where the final row has its answer, as published: the place is known from the final output."""
+    return lambda shown, final: bool((shown[find(final)] == final[find(final)]).all())
+
+
+@dataclass(frozen=True)
+class _Watch(CommitRule):
+    """Sees what each of `rules` would see, and decodes by their inner rule."""
+
+    rules: tuple[EarlyCommit, ...]
+
+    def __call__(self, step: Step) -> Tensor:
+        return self.rules[0].rule(step)
+
+    def sees(self, masked: Tensor, open: Tensor) -> Tensor:
+        seen = [rule.sees(masked, open) for rule in (*self.rules, self.rules[0].rule)]
+        return torch.stack(seen).any(0)
+
+    def remembers(self) -> int:
+        return self.rules[0].rule.remembers()

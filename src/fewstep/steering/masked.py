@@ -1,0 +1,46 @@
+"""Proxy-tuning of masked diffusion models: a steered mask predictor is a mask predictor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..masked.predictor import Canvas, MaskPredictor
+
+
+class Proxied:
+    """logits = base + α·(expert − antiexpert), at the wanted positions of a canvas.
+
+    The decoder, its commit rules, early commit and calibration take it as they take any predictor. Its three networks are
+    counted one by one: a step is three network calls.
+
+    Args:
+        base: the large model.
+        expert, antiexpert: the small model tuned and untuned, of the same vocabulary.
+        alpha: α.
+
+    Raises:
+        ValueError: the models disagree about the mask token.
+
+    Reference: Liu et al. 2024, Tuning Language Models by Proxy.
+    """
+
+    def __init__(
+        self, base: MaskPredictor, expert: MaskPredictor, antiexpert: MaskPredictor, *, alpha: float = 1.0
+    ) -> None:
+        masks = {predictor.mask_id for predictor in (base, expert, antiexpert)}
+        if len(masks) > 1:
+            raise ValueError(f"the models have different mask tokens, {sorted(masks)}, so their vocabularies differ")
+        self.base, self.expert, self.antiexpert, self.alpha = base, expert, antiexpert, alpha
+        self.mask_id, self.eos_ids = base.mask_id, base.eos_ids
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return (*self.base.networks, *self.expert.networks, *self.antiexpert.networks)
+
+    def __call__(self, canvas: Canvas, wanted: Tensor) -> Tensor:
+        base, expert, antiexpert = (p(canvas, wanted) for p in (self.base, self.expert, self.antiexpert))  # (N, V) each
+        width = min(logits.shape[-1] for logits in (base, expert, antiexpert))
+        shift = expert[..., :width].to(base) - antiexpert[..., :width].to(base)
+        combined = base[..., :width] + self.alpha * shift
+        return nn.functional.pad(combined, (0, base.shape[-1] - width), value=-torch.inf)  # ids that not all models have

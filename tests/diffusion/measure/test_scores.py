@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import poly_mmd
+
+from fewstep.diffusion.measure.scores import Reference, coverage, frechet, kid
+
+
+def gaussian(n: int, d: int, mean: float = 0.0, std: float = 1.0, seed: int = 0) -> np.ndarray:
+    return mean + std * np.random.default_rng(seed).standard_normal((n, d))
+
+
+def test_frechet_is_torchmetrics() -> None:
+    class Pixels(torch.nn.Module):
+        num_features = 12
+
+        def forward(self, x):
+            return x.flatten(1).float()
+
+    samples, real = (torch.rand(300, 3, 2, 2, generator=torch.Generator().manual_seed(k)) ** (k + 1) for k in (0, 1))
+    theirs = FrechetInceptionDistance(Pixels(), normalize=True, input_img_size=(3, 2, 2)).set_dtype(torch.float64)
+    theirs.update(samples, real=False)
+    theirs.update(real, real=True)
+    ours, reference = (x.flatten(1).double().numpy() for x in (samples, real))
+    assert frechet(ours, Reference.of(reference)) == pytest.approx(float(theirs.compute()), rel=1e-5)
+
+
+@given(m=st.floats(-3, 3), s=st.floats(0.1, 4))
+def test_frechet_of_scaled_copies_is_known(m: float, s: float) -> None:
+    """For y = m + s·x it is D·m'² + (1 − s)²·tr Σ exactly, whatever the sample (its mean enters m')."""
+    x = gaussian(50, 3)
+    shift = ((m + s * x).mean(0) - x.mean(0)) ** 2
+    expected = shift.sum() + (1 - s) ** 2 * np.trace(np.cov(x, rowvar=False))
+    assert frechet(m + s * x, Reference.of(x)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_frechet_with_fewer_samples_than_features() -> None:
+    x = gaussian(10, 40)
+    assert frechet(x, Reference.of(x)) == pytest.approx(0, abs=1e-6)
+
+
+def test_kid_is_torchmetrics() -> None:
+    x, y = gaussian(40, 6), gaussian(60, 6, mean=0.5, seed=1)[:40]
+    assert kid(x, y) == pytest.approx(float(poly_mmd(torch.tensor(x), torch.tensor(y))))
+
+
+def test_kid_has_no_bias() -> None:
+    """The mean over many small draws from one distribution is zero within its error; a biased estimate is not."""
+    draws = np.array([kid(gaussian(15, 4, seed=2 * k), gaussian(15, 4, seed=2 * k + 1)) for k in range(800)])
+    assert abs(draws.mean()) < 3 * draws.std() / math.sqrt(len(draws))
+
+
+def test_coverage_at_its_ends() -> None:
+    x, far = gaussian(200, 4), gaussian(200, 4, mean=100, seed=1)
+    same, nothing = coverage(x, x), coverage(far, x)
+    assert same.precision == same.recall == same.coverage == 1
+    assert nothing == (0, 0, 0, 0)
+
+
+def test_coverage_tells_quality_from_variety() -> None:
+    """Samples of one of two modes look real but meet half of the real data."""
+    real = np.concatenate([gaussian(200, 4), gaussian(200, 4, mean=50, seed=1)])
+    found = coverage(gaussian(200, 4, seed=2), real)
+    assert found.precision > 0.8 and found.recall < 0.55 and 0.3 < found.coverage < 0.51
+
+
+def test_coverage_by_hand() -> None:
+    """Six real points 0..5 on a line and samples at 0.5 and 9: the fifth neighbour of 0 is at 5."""
+    real, samples = np.arange(6.0)[:, None], np.array([[0.5], [9.0], [9.1], [9.2], [9.3], [9.4]])
+    found = coverage(samples, real)
+    assert found.precision == pytest.approx(1 / 6)  # radii to the third neighbour are 3, 2, 2, 2, 2, 3: 9 is out of reach
+    assert found.coverage == 1  # each real point has a ball of radius 3 to 5 that holds 0.5
+    assert found.density == pytest.approx((6 + 5) / (6 * 5))  # all six hold 0.5; that of the point 5 holds the others too

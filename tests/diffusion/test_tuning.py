@@ -1,0 +1,255 @@
+"""tune() against the plainest loop, against itself interrupted, killed and distributed."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import noise_images, tiny
+from diffusers import DDIMScheduler
+
+from fewstep.core.files import load_state, save_state
+from fewstep.core.nfe import count_nfe
+from fewstep.diffusion.data import Images, Rows
+from fewstep.diffusion.hop import Heun
+from fewstep.diffusion.loss import OutputScale, consistency_loss
+from fewstep.diffusion.noise import ECTGap, FullGap, LogNormal, like
+from fewstep.diffusion.optim import Adam, Constant, Dropout, Exponential
+from fewstep.diffusion.recipes import diffusion
+from fewstep.diffusion.tuning import tune
+
+WORKER = Path(__file__).parent.parent / "tune_worker.py"
+SETTINGS = {"images": 48, "batch": 8, "gap": ECTGap(q=4, stages=2), "rate": Constant(1e-3), "optimizer": Adam()}
+
+
+def run(denoiser, data, **settings):
+    return list(tune(denoiser, data, **(SETTINGS | settings)))
+
+
+def sgd(parameters):
+    """Adam would blow up the rounding of gradients that are zero; gradient descent shows them as they are."""
+    return torch.optim.SGD(parameters, momentum=0.9)
+
+
+def weights(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_equals_the_plainest_loop(vp, images) -> None:
+    plain, average = copy.deepcopy(vp), None
+    steps = run(vp, images, average=Exponential(0.5), seed=3, optimizer=sgd)
+    rows, losses = Rows(images, partial(LogNormal(), sigma_max=plain.sigma_max), seed=3), []
+    optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3, momentum=0.9)
+    for step in range(6):
+        x0, eps, t, _ = (torch.stack(part) for part in zip(*(rows[step * 8 + i] for i in range(8)), strict=True))
+        r = ECTGap(q=4, stages=2)(t, step / 6)
+        with torch.no_grad():
+            target = plain(x0 + like(r, x0) * eps, r)
+        norm = (plain(x0 + like(t, x0) * eps, t) - target).flatten(1).square().sum(1)
+        loss = (((norm + 0.03**2).sqrt() - 0.03) / (t - r)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        average = weights(plain) if average is None else 0.5 * average + 0.5 * weights(plain)
+    assert [step.loss for step in steps] == pytest.approx(losses, rel=1e-4)
+    torch.testing.assert_close(weights(vp), weights(plain), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(weights(steps[-1].ema), average, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+def test_each_row_stays_in_its_segment(segments: int, images) -> None:
+    """The loss is that of rows whose lower edge is the next level of the stock DDIM grid below t, and whose r is above."""
+    denoiser = tiny()
+    (step,) = run(denoiser, images, images=32, batch=32, segments=segments, rate=Constant(0.0))
+    rows = Rows(images, partial(LogNormal(), sigma_max=denoiser.sigma_max), seed=0)
+    x0, eps, t, _ = (torch.stack(part) for part in zip(*(rows[i] for i in range(32)), strict=True))
+    scheduler = DDIMScheduler.from_config(denoiser.scheduler.config, timestep_spacing="trailing")
+    scheduler.set_timesteps(segments)
+    edges = [0.0, *denoiser.ln_sigmas[scheduler.timesteps].exp().tolist()[:0:-1]]
+    assert len(edges) == segments
+    lo = torch.tensor([max(edge for edge in edges if edge < float(level)) for level in t])
+    assert len(lo.unique()) == segments
+    loss = consistency_loss(denoiser, x0, eps, t, ECTGap(q=4, stages=2)(t, 0.0), lo)
+    assert step.loss == pytest.approx(loss.mean().item(), rel=1e-4)
+
+
+def test_full_gap_is_denoising_in_any_segment(images) -> None:
+    """r = lo for every row: however many segments, the target is x0 and the student is called once."""
+    losses = []
+    for segments in (1, 4):
+        denoiser = tiny()
+        with count_nfe(denoiser.network) as nfe:
+            (step,) = run(
+                denoiser, images, images=8, gap=FullGap(), segments=segments, weight=OutputScale(), rate=Constant(0.0)
+            )
+        assert nfe.calls == 1
+        losses.append(step.loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_several_averages_are_those_of_runs_with_one(images) -> None:
+    """And they go on bit-equal from a saved state."""
+    averages = (Exponential(0.5), Exponential(0.9))
+    alone = [weights(run(tiny(), images, average=average)[-1].ema) for average in averages]
+    together = run(tiny(), images, average=averages)[-1]
+    first = run(tiny(), images, images=24, average=averages, gap=ECTGap(q=4, stages=1))[-1].state()
+    settings = {"average": averages, "gap": ECTGap(q=4, stages=1)}
+    whole, rest = run(tiny(), images, **settings)[-1], run(tiny(), images, state=first, **settings)[-1]
+    assert not torch.equal(alone[0], alone[1])
+    for k in range(2):
+        assert torch.equal(weights(together.emas[k]), alone[k])
+        assert torch.equal(weights(rest.emas[k]), weights(whole.emas[k]))
+
+
+def test_a_teacher_resumes_with_its_student(images) -> None:
+    """Distillation, too, goes on bit-equal; the teacher itself never changes."""
+    teacher = tiny().requires_grad_(False)
+    settings = {"hop": Heun(teacher), "segments": 2}
+    before = weights(teacher).clone()
+    whole = run(tiny(), images, **settings)
+    state = next(s for s in tune(tiny(), images, **(SETTINGS | settings)) if s.step == 3).state()
+    rest = run(tiny(), images, state=copy.deepcopy(state), **settings)
+    assert torch.equal(weights(rest[-1].ema), weights(whole[-1].ema))
+    assert torch.equal(weights(teacher), before)
+
+
+def test_full_gap_trains_a_diffusion_model(vp) -> None:
+    data = noise_images(4)
+    losses = [step.loss for step in tune(vp, data, **diffusion(1600, batch=8, rate=3e-3))]
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+
+
+def test_resume_is_bit_equal(images, tmp_path) -> None:
+    """Stopped after any step and resumed, dropout included, the weights are those of an uninterrupted run."""
+    settings = {"dropout": Dropout(0.3), "average": Exponential(0.9)}
+    whole = run(tiny(), images, **settings)
+    save_state(tmp_path / "state.pt", next(s for s in tune(tiny(), images, **(SETTINGS | settings)) if s.step == 4).state())
+    torch.manual_seed(99)  # nothing may depend on it
+    rest = run(tiny(), images, state=load_state(tmp_path / "state.pt"), **settings)
+    assert [s.step for s in rest] == [5, 6]
+    assert torch.equal(weights(rest[-1].student), weights(whole[-1].student))
+    assert torch.equal(weights(rest[-1].ema), weights(whole[-1].ema))
+
+
+def test_killed_and_resumed_is_bit_equal(tmp_path) -> None:
+    """SIGKILL at arbitrary moments, also while a state is written."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, WORKER, tmp_path / "whole"], check=True, env=environment)
+    kills, result = 0, tmp_path / "killed" / "weights.pt"
+    while not result.exists():
+        worker = subprocess.Popen([sys.executable, WORKER, tmp_path / "killed"], env=environment)
+        state = tmp_path / "killed" / "state.pt"
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        while kills < 3 and worker.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+            time.sleep(0.001)
+        if kills < 3:
+            time.sleep(0.002 * kills)  # each time a little later after the state appeared
+            worker.send_signal(signal.SIGKILL)
+            kills += 1
+        worker.wait()
+    assert kills == 3
+    ours, theirs = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("whole", "killed"))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_two_processes_are_one(tmp_path) -> None:
+    """The same global batch over two processes (gloo) gives the losses of one process."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_machines=1"]
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        many = ["--num_processes=2", "--main_process_port=0"] if processes == 2 else ["--num_processes=1"]
+        subprocess.run(
+            [*launch, *many, "--mixed_precision=no", "--dynamo_backend=no", "--num_cpu_threads_per_process=1", WORKER,
+             tmp_path / str(processes)], check=True, env=environment, capture_output=True,
+        )  # fmt: skip
+    one, two = (torch.load(tmp_path / str(n) / "losses.pt", weights_only=True) for n in (1, 2))
+    assert len(one) == 6
+    assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_accumulated_micro_batches_are_one_batch(images) -> None:
+    from accelerate import Accelerator
+
+    whole = run(tiny(), images, optimizer=sgd)
+    split = run(tiny(), images, optimizer=sgd, accelerator=Accelerator(cpu=True, gradient_accumulation_steps=4))
+    assert [s.loss for s in split] == pytest.approx([s.loss for s in whole], rel=1e-4)
+    torch.testing.assert_close(weights(split[-1].student), weights(whole[-1].student), rtol=1e-3, atol=1e-5)
+
+
+def test_non_finite_stops_before_the_weights_change(images) -> None:
+    denoiser, seen = tiny(), []
+
+    def watch() -> None:
+        for step in tune(denoiser, images, **(SETTINGS | {"rate": lambda step, progress: 1e-3 if step < 2 else 1e30})):
+            seen.append((step.step, weights(denoiser).clone()))
+
+    with pytest.raises(FloatingPointError, match="step 4"):
+        watch()
+    step, before = seen[-1]
+    assert step == 3
+    assert torch.equal(weights(denoiser), before)
+
+
+def test_clipping_bounds_the_step(images) -> None:
+    """With plain gradient descent the weights move by the clipped norm times the rate."""
+    denoiser = tiny()
+    before = weights(denoiser)
+    next(
+        tune(denoiser, images, **(SETTINGS | {"optimizer": torch.optim.SGD, "max_grad_norm": 0.01, "rate": Constant(1.0)}))
+    )
+    assert float((weights(denoiser) - before).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_conditional_models_see_their_labels() -> None:
+    """With labels the loss is that of the conditional denoiser."""
+    data = noise_images(labels=True)
+    denoiser = tiny(classes=3)
+    (step,) = run(denoiser, data, images=8, rate=Constant(0.0))
+    rows = Rows(data, partial(LogNormal(), sigma_max=denoiser.sigma_max), seed=0)
+    x0, eps, t, labels = (torch.stack(part) for part in zip(*(rows[i] for i in range(8)), strict=True))
+    loss = consistency_loss(denoiser, x0, eps, t, ECTGap(q=4, stages=2)(t, 0.0), t * 0, class_labels=labels)
+    assert step.loss == pytest.approx(loss.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "data", "message"),
+    [
+        ({"images": 0}, noise_images(), "at least 1"),
+        ({"segments": 0}, noise_images(), "at least one network call"),
+        ({"accelerator": "fp16"}, noise_images(), "float16"),
+        ({"accelerator": "accumulate"}, noise_images(), "multiple of 3"),
+    ],
+)
+def test_impossible_arguments_are_refused(settings, data, message) -> None:
+    from types import SimpleNamespace
+
+    if "accelerator" in settings:
+        fake = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1, mixed_precision="no",
+                               gradient_accumulation_steps=1)  # fmt: skip
+        fake.mixed_precision = "fp16" if settings["accelerator"] == "fp16" else "no"
+        fake.gradient_accumulation_steps = 3 if settings["accelerator"] == "accumulate" else 1
+        settings = {"accelerator": fake}
+    with pytest.raises(ValueError, match=message):
+        run(tiny(), data, **settings)
+
+
+def test_unconditional_models_ignore_labels(images) -> None:
+    labelled = Images(images.pixels, torch.zeros(len(images), dtype=torch.long))
+    assert [s.loss for s in run(tiny(), labelled)] == [s.loss for s in run(tiny(), images)]
+
+
+def test_conditional_model_needs_labels(images) -> None:
+    with pytest.raises(ValueError, match="no labels"):
+        run(tiny(classes=3), images)

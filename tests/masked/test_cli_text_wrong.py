@@ -1,0 +1,104 @@
+"""What users do wrong with the text commands: one sentence, and nothing written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from masked.tiny_bert import call, save_bert, write_prompts
+
+from fewstep.cli.language import train_text
+from fewstep.cli.text import calibrate
+from fewstep.cli.text import decode as decode_command
+from fewstep.cli.text_measuring import evaluate, settle_text
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bert(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, "--prompt or a --file"),
+        ({"prompt": "w1", "file": Path("x")}, "--prompt or a --file"),
+        ({"file": Path("missing.jsonl")}, "there is no file missing.jsonl"),
+        ({"prompt": "w1", "gen_length": 40}, "prompt of 1 tokens and 40 to generate are more than the 40"),
+        ({"prompt": "w1", "gen_length": 0}, "nothing is left"),
+        ({"prompt": "w1", "gen_length": 4, "suffix": "answer is", "answer_length": 3}, "do not fit into 4"),
+        ({"prompt": "w1", "gen_length": 4, "block_length": 0}, "at least one position"),
+        ({"prompt": "w1", "gen_length": 4, "steps": 0}, "at least one step"),
+        ({"prompt": "w1", "chat": True}, "no chat template"),
+        ({"prompt": "w1", "mask_id": 99}, "not in the model's vocabulary"),
+        ({"prompt": "w1", "calibration": Path("missing.json")}, "make one with fewstep calibrate"),
+        ({"prompt": "w1", "gen_length": 4, "stop": ""}, "at least one character"),
+        ({"prompt": "w1", "gen_length": 4, "temperature": -0.5}, "temperature must not be negative"),
+        ({"prompt": "w1", "gen_length": 4, "temperature": "nan"}, "temperature must not be negative"),
+        ({"prompt": "w1", "confidence": 99}, "a confidence is a probability"),
+        ({"prompt": "w1", "rule": "klass", "confidence": -1}, "a confidence is a probability"),
+        ({"prompt": "w1", "rule": "factor", "factor": -1}, "factor must not be negative"),
+        ({"prompt": "w1", "guidance": "nan"}, "finite scale"),
+        ({"prompt": "w1", "out": Path("/")}, "/ is a folder"),
+    ],
+)
+def test_mistakes_get_a_sentence(model: Path, options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        call(decode_command, model, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [({"gen_length": -1}, "--gen-length must not be negative"), ({"batch": 0}, "--batch starts at 1")],
+)
+def test_flags_that_several_commands_share(
+    model: Path, options: dict[str, Any], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        call(decode_command, model, prompt="w1", **options)
+    assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [calibrate, settle_text, evaluate])
+def test_a_folder_in_place_of_a_file_is_refused_before_any_work(command: Callable[..., None], tmp_path: Path) -> None:
+    needs: dict[str, Any] = {"tasks": "x"} if command is evaluate else {"file": tmp_path / "none.jsonl"}
+    with pytest.raises(ValueError, match="give the name of a file"):
+        call(command, tmp_path / "no model", out=tmp_path, **needs)
+
+
+@pytest.mark.parametrize("at", [(0.0,), (0.5, 1.5)])
+def test_shares_of_steps(at: tuple[float, ...], model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shares of the steps"):
+        call(settle_text, model, file=write_prompts(tmp_path / "p.jsonl"), out=tmp_path / "s.json", at=at)
+    assert not (tmp_path / "s.json").exists()
+
+
+@pytest.mark.parametrize("name", ["items", "layers", "heads", "save_every", "rate"])
+def test_training_numbers_that_make_no_sense(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} "):
+        train_text(out=tmp_path / "run", **{name: 0})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("{", "line 1 .* not JSON"), ('"a"\n[1]', "line 2 .* neither"), ("\n", "no prompt")]
+)
+def test_files_that_are_no_prompts(text: str, sentence: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        call(decode_command, model, file=tmp_path / "p.jsonl")
+
+
+def test_a_file_in_another_encoding(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes('"gr\u00fc\u00df"'.encode("latin-1"))
+    with pytest.raises(ValueError, match="is not text in UTF-8"):
+        call(decode_command, model, file=tmp_path / "p.jsonl")
+
+
+def test_evaluation_says_what_is_missing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(ValueError, match="pip install lm_eval"):
+        call(evaluate, model, tasks=("x",), out=tmp_path / "e.json")
