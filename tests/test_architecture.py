@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
+
+import pytest
 
 import fewstep
 
@@ -15,11 +20,11 @@ MAY_IMPORT = {  # beside itself
     "diffusion.formats": {"core", "diffusion"},
     "diffusion.measure": {"core", "diffusion", "diffusion.formats"},
     "masked": {"core"},
-    "steering": {"masked"},
+    "steering": {"core", "masked"},
     "toys": {"core"},
     "demo": {"core", "diffusion", "diffusion.formats", "diffusion.measure"},
     "cli": {"core", "diffusion", "diffusion.formats", "diffusion.measure", "masked", "steering", "toys", "demo"},
-    "__init__": {"core", "diffusion", "diffusion.formats", "diffusion.measure"},
+    "__init__": {"core", "diffusion", "diffusion.formats", "diffusion.measure", "masked", "steering"},
 }
 # within diffusion/: what the training and the samplers are made of knows nothing of folders, runs, scores and reports
 GROUND = {"denoiser", "hop", "loss", "noise", "optim", "samplers", "tuning", "data"}
@@ -61,6 +66,34 @@ def test_the_ground_of_the_diffusion_wing_carries_the_rest() -> None:
             assert not module.startswith("diffusion.") or inside in GROUND, f"diffusion/{name}.py imports {module}"
 
 
-def test_public_names_are_there() -> None:
-    for name in fewstep.__all__:
-        assert getattr(fewstep, name).__doc__, name
+@pytest.mark.parametrize("package", [fewstep, fewstep.masked, fewstep.steering], ids=lambda package: package.__name__)
+def test_public_names_are_there_and_are_what_type_checkers_see(package) -> None:
+    for name in package.__all__:
+        assert getattr(package, name).__doc__, name
+    assert set(package.__all__) <= set(dir(package))
+    checked = next(node for node in ast.parse(Path(package.__file__).read_text()).body if isinstance(node, ast.If))
+    seen = {alias.asname for node in checked.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == set(package.__all__) and len(package.__all__) == len(seen)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        package.nothing  # noqa: B018
+
+
+def test_the_same_name_is_the_same_thing() -> None:
+    for wing in (fewstep.masked, fewstep.steering):
+        for name in set(wing.__all__) & set(fewstep.__all__):
+            assert getattr(wing, name) is getattr(fewstep, name), name
+
+
+def test_a_fresh_import_is_light_and_knows_version_wings_and_names() -> None:
+    program = """
+import sys, fewstep
+assert not {"torch", "numpy", "importlib.metadata"} & sys.modules.keys()
+assert {"masked", "decode", "tune", "__version__"} <= set(dir(fewstep))
+print(fewstep.__version__, fewstep.masked.EarlyCommit is fewstep.EarlyCommit)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [metadata.version("fewstep"), "True"]
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (SOURCE / "py.typed").read_text() == ""

@@ -1,9 +1,14 @@
-"""fewstep: turn the diffusion model you already have into a few-step generator, and see exactly what that cost."""
+"""fewstep: turn the diffusion model you already have into a few-step generator, and see exactly what that cost.
+
+What users need first is offered here. The wings have more: `fewstep.diffusion` for images and other continuous data,
+`fewstep.masked` for masked diffusion language models, `fewstep.steering` for large models that small ones steer.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from .core.lazy import lazily
 
 if TYPE_CHECKING:
     from .core.nfe import count_nfe as count_nfe
@@ -24,32 +29,51 @@ if TYPE_CHECKING:
     from .diffusion.samplers import heun as heun
     from .diffusion.samplers import sample as sample
     from .diffusion.tuning import tune as tune
+    from .masked import KLASS as KLASS
+    from .masked import Blockwise as Blockwise
+    from .masked import CommitRule as CommitRule
+    from .masked import EarlyCommit as EarlyCommit
+    from .masked import EntropyBound as EntropyBound
+    from .masked import Factor as Factor
+    from .masked import MaskPredictor as MaskPredictor
+    from .masked import StableAndConfident as StableAndConfident
+    from .masked import Threshold as Threshold
+    from .masked import TopK as TopK
+    from .masked import calibrate as calibrate
+    from .masked import canvas_row as canvas_row
+    from .masked import decode as decode
+    from .masked import load_text as load_text
+    from .masked import load_tokenizer as load_tokenizer
+    from .masked import sched as sched
+    from .steering import ProxyTuning as ProxyTuning
 
-_HOME = {
-    "export": "diffusion.formats.exporting",
-    "few_step_grid": "diffusion.formats.folder",
-    "load": "diffusion.formats.folder",
-    "save": "diffusion.formats.folder",
-    "Images": "diffusion.data",
-    "load_images": "diffusion.data",
-    "EDM": "diffusion.denoiser",
-    "VP": "diffusion.denoiser",
-    "Denoiser": "diffusion.denoiser",
-    "Flow": "diffusion.denoiser",
-    "consistency_loss": "diffusion.loss",
-    "consistency": "diffusion.samplers",
-    "ddim": "diffusion.samplers",
-    "heun": "diffusion.samplers",
-    "sample": "diffusion.samplers",
-    "tune": "diffusion.tuning",
-    "score": "diffusion.measure.dial",
-    "count_nfe": "core.nfe",
-}
-__all__ = list(_HOME)
+    __version__: str
+
+_NAMES = {
+    "core.nfe": ["count_nfe"],
+    "diffusion.data": ["Images", "load_images"],
+    "diffusion.denoiser": ["EDM", "VP", "Denoiser", "Flow"],
+    "diffusion.formats.exporting": ["export"],
+    "diffusion.formats.folder": ["few_step_grid", "load", "save"],
+    "diffusion.loss": ["consistency_loss"],
+    "diffusion.measure.dial": ["score"],
+    "diffusion.samplers": ["consistency", "ddim", "heun", "sample"],
+    "diffusion.tuning": ["tune"],
+    "masked": [
+        "Blockwise", "CommitRule", "EarlyCommit", "EntropyBound", "Factor", "KLASS", "MaskPredictor", "StableAndConfident",
+        "Threshold", "TopK", "calibrate", "canvas_row", "decode", "load_text", "load_tokenizer", "sched",
+    ],
+    "steering": ["ProxyTuning"],
+}  # fmt: skip
+__all__ = [name for names in _NAMES.values() for name in names]
+
+_public, __dir__ = lazily(__name__, _NAMES, modules=("__version__", "diffusion", "masked", "steering"))
 
 
 def __getattr__(name: str) -> object:
-    """Imports a public name at its first use, so that `import fewstep` and `fewstep --help` stay quick."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'fewstep' has no attribute {name!r}")
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    """Imports a public name at its first use; the version is that of the installed package."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
+    return _public(name)

@@ -1,1 +1,61 @@
 """Masked diffusion language models: decode them, and stop as soon as they know."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..core.lazy import lazily
+
+if TYPE_CHECKING:
+    from .calibration import Calibration as Calibration
+    from .calibration import calibrate as calibrate
+    from .decoding import Decoded as Decoded
+    from .decoding import StopStrings as StopStrings
+    from .decoding import decode as decode
+    from .decoding import stream as stream
+    from .decoding import text_of as text_of
+    from .decoding import walk as walk
+    from .likelihood import log_likelihood as log_likelihood
+    from .load import load_text as load_text
+    from .load import load_tokenizer as load_tokenizer
+    from .predictor import Canvas as Canvas
+    from .predictor import Guided as Guided
+    from .predictor import MaskPredictor as MaskPredictor
+    from .predictor import canvas_row as canvas_row
+    from .rules import KLASS as KLASS
+    from .rules import Blockwise as Blockwise
+    from .rules import CommitRule as CommitRule
+    from .rules import EarlyCommit as EarlyCommit
+    from .rules import EntropyBound as EntropyBound
+    from .rules import Factor as Factor
+    from .rules import StableAndConfident as StableAndConfident
+    from .rules import Step as Step
+    from .rules import Threshold as Threshold
+    from .rules import TopK as TopK
+    from .rules import sched as sched
+    from .schedule import Cosine as Cosine
+    from .schedule import Exponential as Exponential
+    from .schedule import Linear as Linear
+    from .schedule import Span as Span
+    from .schedule import Stairs as Stairs
+    from .schedule import Suffix as Suffix
+    from .settling import emergence as emergence
+    from .settling import record as record
+    from .settling import settle as settle
+
+_NAMES = {
+    "calibration": ["Calibration", "calibrate"],
+    "decoding": ["Decoded", "StopStrings", "decode", "stream", "text_of", "walk"],
+    "likelihood": ["log_likelihood"],
+    "load": ["load_text", "load_tokenizer"],
+    "predictor": ["Canvas", "Guided", "MaskPredictor", "canvas_row"],
+    "rules": [
+        "Blockwise", "CommitRule", "EarlyCommit", "EntropyBound", "Factor", "KLASS", "StableAndConfident", "Step",
+        "Threshold", "TopK", "sched",
+    ],
+    "schedule": ["Cosine", "Exponential", "Linear", "Span", "Stairs", "Suffix"],
+    "settling": ["emergence", "record", "settle"],
+}  # fmt: skip
+__all__ = [name for names in _NAMES.values() for name in names]
+
+__getattr__, __dir__ = lazily(__name__, _NAMES)

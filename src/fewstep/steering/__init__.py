@@ -1,1 +1,28 @@
 """Proxy-tuning: small models steer a large one at decoding time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..core.lazy import lazily
+
+if TYPE_CHECKING:
+    from .acted import Acted as Acted
+    from .acted import page as page
+    from .acted import where_acted as where_acted
+    from .likelihood import loglikelihood as loglikelihood
+    from .masked import Proxied as Proxied
+    from .tuning import ProxyTuning as ProxyTuning
+    from .tuning import generate as generate
+    from .vocabulary import same_tokens as same_tokens
+
+_NAMES = {
+    "acted": ["Acted", "page", "where_acted"],
+    "likelihood": ["loglikelihood"],
+    "masked": ["Proxied"],
+    "tuning": ["ProxyTuning", "generate"],
+    "vocabulary": ["same_tokens"],
+}
+__all__ = [name for names in _NAMES.values() for name in names]
+
+__getattr__, __dir__ = lazily(__name__, _NAMES)
