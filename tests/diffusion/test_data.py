@@ -87,6 +87,36 @@ def test_parquet(folder, tmp_path) -> None:
     )
 
 
+def test_a_name_without_an_owner_asks_nobody(monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(ValueError, match="on the hub as owner/name"):
+        load_images("nosuchname", channels=3, size=8)
+
+
+def test_without_the_hub_a_data_set_comes_from_the_cache_and_nothing_is_tried_again(monkeypatch) -> None:
+    import datasets
+
+    def away(*_: object, **__: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", away)
+    with monkeypatch.context() as patch:
+        patch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: pytest.fail("waited to try again"))
+        with pytest.raises(ValueError, match="owner/nosuch is neither a path nor a data set that can be loaded"):
+            load_images("owner/nosuch", channels=3, size=8)
+
+    def cached(name: str, split: str) -> datasets.Dataset:
+        assert (name, split, datasets.config.HF_HUB_OFFLINE) == ("owner/name", "train", True)
+        return datasets.Dataset.from_dict(
+            {"image": [picture((8, 8), (0, 0, 255))]}, datasets.Features(image=datasets.Image())
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", cached)
+    assert load_images("owner/name", channels=3, size=8).pixels.float().mean((0, 2, 3)).tolist() == [0, 0, 255]
+    assert datasets.config.HF_HUB_OFFLINE is False
+
+
 @pytest.mark.parametrize("layout", ["NHW", "NHWC", "NCHW"])
 def test_npz_layouts(tmp_path, layout: str) -> None:
     channels = 1 if layout == "NHW" else 3

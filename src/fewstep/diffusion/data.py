@@ -192,13 +192,42 @@ def _zip_files(path: Path) -> Iterator[_File]:
         raise ValueError(f"{path} is not a readable zip: {error}") from error
 
 
-def _datasets_files(source: str, kind: str | None) -> Iterator[_File]:
-    from datasets import Image, load_dataset  # seconds to import
+def _table(source: str, kind: str | None) -> Any:
+    """The training split of a file, or of a hub data set: as it was fetched before if the hub does not answer."""
+    import datasets  # seconds to import
+
+    if kind:
+        return datasets.load_dataset(kind, data_files=source, split="train")
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or not _hub_answers(source)  # else half a minute of retries
+    try:
+        return datasets.load_dataset(source, split="train")
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _hub_answers(name: str) -> bool:
+    """Whether the hub is there to be asked; if it is and has no such data set, it says so by an error."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        table = load_dataset(kind, data_files=source, split="train") if kind else load_dataset(source, split="train")
+        HfApi().dataset_info(name, timeout=10)
+    except (HfHubHTTPError, HFValidationError):
+        raise
+    except Exception:  # what a connection raises is the business of the hub's own libraries
+        return False
+    return True
+
+
+def _datasets_files(source: str, kind: str | None) -> Iterator[_File]:
+    from datasets import Image
+
+    try:
+        table = _table(source, kind)
     except Exception as error:  # the errors of datasets and of the hub have no common base
-        raise ValueError(f"{source} is neither a path nor a data set that can be loaded: {error}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{source} is neither a path nor a data set that can be loaded: {reason}") from error
     column = next((name for name, feature in table.features.items() if isinstance(feature, Image)), None)
     if column is None:
         raise ValueError(f"{source} has no image column, only {sorted(table.features)}")
@@ -216,8 +245,11 @@ def _files(source: str | Path) -> Iterator[_File]:
         return _zip_files(path)
     if path.suffix == ".parquet" and path.exists():
         return _datasets_files(str(path), "parquet")
-    if path.suffix or path.exists() or path.is_absolute() or str(source).startswith("."):
-        raise ValueError(f"there is no image folder, .zip, .npz or .parquet at {path}; check the path given as data")
+    if path.suffix or path.exists() or path.is_absolute() or str(source).startswith(".") or str(source).count("/") != 1:
+        raise ValueError(
+            f"there is no image folder, .zip, .npz or .parquet at {path}; check the path given as data, or name a data set "
+            "on the hub as owner/name"
+        )
     return _datasets_files(str(source), None)
 
 
