@@ -1,0 +1,67 @@
+"""Rows of (image, noise) that depend on the seed and the row number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ...core.seeds import derive, generators, normal
+from .images import Images, Paths
+
+
+class Batch(NamedTuple):
+    """What one training step sees: x0 and eps (B, C, H, W), noise levels t (B,), labels (B,)."""
+
+    x0: Tensor
+    eps: Tensor
+    t: Tensor
+    labels: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        x0, eps, t = (part.to(device, non_blocking=True) for part in (self.x0, self.eps, self.t))
+        return Batch(x0, eps, t, None if self.labels is None else self.labels.to(device, non_blocking=True))
+
+
+class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
+    """Row k of training: sample k of an endless shuffled run over `data`, with its own noise.
+
+    A row is a function of (seed, k) alone. So the order of the data, the noise and the mirroring are the same for any
+    number of processes and loader workers, and a resumed run needs nothing but the number of its next row.
+    """
+
+    def __init__(self, data: Images | Paths, noise: Callable[[Tensor], Tensor], *, seed: int, mirror: bool = False) -> None:
+        """`noise` makes noise levels (B,) of standard normal z (B,)."""
+        self.data = data
+        self.noise = noise
+        self.seed = seed
+        self.mirror = mirror
+        self._epoch: tuple[int, Tensor] | None = None
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        epoch, place = divmod(row, len(self.data))
+        if self._epoch is None or self._epoch[0] != epoch:
+            (rng,) = generators([derive(self.seed, 0, epoch)])
+            self._epoch = epoch, torch.randperm(len(self.data), generator=rng)
+        index = int(self._epoch[1][place])
+        rngs = generators([derive(self.seed, 1, row)])
+        t = self.noise(normal(rngs, ()))[0]
+        x0, eps, t = self.data.point(index, t, normal(rngs, self.data.shape)[0])
+        if self.mirror and torch.rand((), generator=rngs[0]) < 0.5:
+            x0 = x0.flip(-1)
+        label = self.data.labels[index] if self.data.labels is not None else torch.tensor(-1)
+        return x0, eps, t, label
+
+    def batches(
+        self, start: int, stop: int, batch: int, *, rank: int = 0, world: int = 1, workers: int = 0
+    ) -> Iterator[Batch]:
+        """Batches of `batch` rows from row `start` to `stop`, of which this process gets every `world`-th batch."""
+        firsts = range(start + rank * batch, stop, world * batch)
+        slices = (list(range(row, min(row + batch, stop))) for row in firsts)  # lazy: a run has millions of rows
+        loader = DataLoader(self, batch_sampler=slices, num_workers=workers, pin_memory=torch.cuda.is_available())
+        for x0, eps, t, labels in loader:
+            yield Batch(x0, eps, t, labels if self.data.labels is not None else None)
