@@ -16,6 +16,24 @@ ROWS = [masks("31_4__"), masks("2________"), masks("0_1")]
 BASE, EXPERT, ANTIEXPERT = (Toy(seed) for seed in (0, 1, 2))
 
 
+class Half(Toy):
+    """Computes in bfloat16, as large models do."""
+
+    def forward(self, canvas: Canvas, wanted: Tensor) -> Tensor:
+        return super().forward(canvas, wanted).bfloat16()
+
+
+def test_logits_of_half_precision_are_added_in_float32() -> None:
+    canvas, models = pad(ROWS, MASK), [Half(seed) for seed in range(3)]
+    parts = [model(canvas, canvas.open).float() for model in models]
+    made = Proxied(*models, alpha=0.7)(canvas, canvas.open)
+    assert made.dtype == torch.float32
+    torch.testing.assert_close(made, parts[0] + 0.7 * (parts[1] - parts[2]))
+    hidden = canvas._replace(ids=canvas.ids.masked_fill(canvas.prompt, MASK))
+    blind = models[0](hidden, canvas.open).float()
+    torch.testing.assert_close(Guided(models[0], 2.5)(canvas, canvas.open), blind + 2.5 * (parts[0] - blind))
+
+
 class Wide(Toy):
     """Knows two ids more than the others."""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_lm import byte_tokenizer, tiny_lm, with_adapter
 
+from fewstep.steering.combine import combined
 from fewstep.steering.likelihood import loglikelihood
 from fewstep.steering.tuning import ProxyTuning, generate
 
@@ -51,6 +52,24 @@ def test_likelihoods_and_texts_are_ours(one_model) -> None:
     for (prompt, _), text in zip(pairs, texts, strict=True):
         row = generate(base, tuned, torch.tensor([ids(prompt)]), max_new_tokens=5, do_sample=False)[0]
         assert text == byte_tokenizer().decode(row[len(ids(prompt)) :], skip_special_tokens=True)
+
+
+def test_logits_in_half_precision_are_added_in_float32() -> None:
+    """The harness, our likelihood and masked predictors give the formula of the models' own logits, unrounded."""
+    base, expert, antiexpert = (model.bfloat16() for model in models())
+    text = ids("one and two")
+    with torch.no_grad():
+        logits = [model(torch.tensor([text[:-1]])).logits[0].float() for model in (base, expert, antiexpert)]
+    expected = (logits[0] + 0.7 * (logits[1] - logits[2])).log_softmax(-1).gather(1, torch.tensor(text[1:])[:, None])
+    tuned = ProxyTuning(expert, antiexpert, alpha=0.7)
+    lm = ProxiedLM(base, tuned, byte_tokenizer(), batch=1)
+    ((value, _),) = lm.loglikelihood(asked("loglikelihood", [("one", " and two")]), disable_tqdm=True)
+    assert value == pytest.approx(expected[2:].sum().item(), abs=1e-4)  # in bfloat16 it is off by .005
+    half = [part[None].bfloat16() for part in logits]
+    parts = [part.float() for part in half]
+    for made in (tuned.combine(0, *half), combined(*half, 0.7)):
+        assert made.dtype == torch.float32
+        torch.testing.assert_close(made, parts[0] + 0.7 * (parts[1] - parts[2]))
 
 
 def test_alpha_must_be_a_number() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -25,3 +25,8 @@ def fast_precision() -> str:
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """`tensor` in float32, or as it is where it is wider: sums of logits lose too much in a model's own bfloat16."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

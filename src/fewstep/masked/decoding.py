@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.device import at_least_float32
 from ..core.nfe import count_nfe
 from .noise import gumbel
 from .predictor import Canvas, MaskPredictor, pad
@@ -162,9 +163,8 @@ def walk(
             wanted = rule.sees(masked, state.open)
             where = _places(wanted)
             called = sum(counter.rows for counter in counters)
-            logits = predictor(canvas, wanted)  # (N, V)
+            logits = at_least_float32(predictor(canvas, wanted))  # (N, V)
             calls = (sum(counter.rows for counter in counters) - called) / len(state.number)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             logits = logits.index_fill(1, torch.tensor([predictor.mask_id], device=logits.device), -torch.inf)
             best = logits.max(-1)
             likeliest = torch.full_like(state.ids, -1).index_put(where, best.indices)

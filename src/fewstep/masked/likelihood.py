@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.device import at_least_float32
 from .decoding import decode
 from .noise import uniform
 from .predictor import MaskPredictor, pad
@@ -71,8 +72,7 @@ def log_likelihood(
         wanted = torch.nn.utils.rnn.pad_sequence([where for _, _, where, _ in part], batch_first=True).to(device)
         prompts = torch.tensor([len(texts[number][0]) for number, *_ in part], device=device)
         answers = canvas.valid & (torch.arange(wanted.shape[1], device=device) >= prompts[:, None])
-        logits = predictor(canvas._replace(open=answers), wanted)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(predictor(canvas._replace(open=answers), wanted))
         logits = logits.index_fill(1, torch.tensor([predictor.mask_id], device=logits.device), -torch.inf)
         target = torch.cat([truth[where] for _, truth, where, _ in part]).to(logits.device)
         scores = logits.log_softmax(-1).gather(1, target[:, None]).squeeze(1).double()

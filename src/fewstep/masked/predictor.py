@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..core.device import at_least_float32
+
 
 class Canvas(NamedTuple):
     """Rows of text with holes, padded on the right to one length.
@@ -142,7 +144,7 @@ class Guided:
             return self.predictor(canvas, wanted)
         hidden = canvas._replace(ids=canvas.ids.masked_fill(canvas.prompt, self.mask_id))
         both = Canvas(*(torch.cat(pair) for pair in zip(canvas, hidden, strict=True)))
-        conditional, unconditional = self.predictor(both, torch.cat([wanted, wanted])).chunk(2)
+        conditional, unconditional = at_least_float32(self.predictor(both, torch.cat([wanted, wanted]))).chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
 
 

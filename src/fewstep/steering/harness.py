@@ -64,7 +64,7 @@ class ProxiedLM(HFLM):  # type: ignore[misc, unused-ignore]
         options: dict[str, Any] = {"keep": inps.shape[1], "more": False}
         wide = Reader(self.model).read(inps, **options)
         small = Pair(self.proxy.expert, self.proxy.antiexpert).read(inps, None, inps, None, **options)
-        return self.proxy.combine(0, wide, *(logits.to(wide.device) for logits in small))
+        return self.proxy.combine(0, wide, *small)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
         """Texts (B, L') that go on from `context` (B, L), padded on the left."""

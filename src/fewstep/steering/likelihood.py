@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..core.device import at_least_float32
 from .reader import Pair, Reader
 from .tuning import ProxyTuning
 
@@ -84,10 +85,9 @@ def read_texts(
         tokens, real = _pad(continuations[rows], left=False)
         plain, own = (_after(_pad(texts[rows], left=True), tokens, real) for texts in (prompts, owns))
         keep = tokens.shape[1] + 1  # from the prompt's last token on
-        wide = Reader(base).read(*plain, keep=keep, more=False)[:, :-1]  # (B, T, V)
-        wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
+        wide = at_least_float32(Reader(base).read(*plain, keep=keep, more=False)[:, :-1])  # (B, T, V)
         small = Pair(proxy.expert, proxy.antiexpert).read(*own, *plain, keep=keep, more=False)
-        expert, antiexpert = (logits[:, :-1].to(wide.device) for logits in small)
+        expert, antiexpert = (logits[:, :-1] for logits in small)
         steps = [proxy.combine(k, wide[:, k], expert[:, k], antiexpert[:, k]) for k in range(tokens.shape[1])]
         combined = torch.stack(steps, 1).log_softmax(-1)
         yield Chunk(tokens.to(wide.device), real.bool().to(wide.device), wide.log_softmax(-1), combined)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from ..masked.predictor import Canvas, MaskPredictor
+from .combine import combined
 
 
 class Proxied:
@@ -40,7 +40,4 @@ class Proxied:
 
     def __call__(self, canvas: Canvas, wanted: Tensor) -> Tensor:
         base, expert, antiexpert = (p(canvas, wanted) for p in (self.base, self.expert, self.antiexpert))  # (N, V) each
-        width = min(logits.shape[-1] for logits in (base, expert, antiexpert))
-        shift = expert[..., :width].to(base) - antiexpert[..., :width].to(base)
-        combined = base[..., :width] + self.alpha * shift
-        return nn.functional.pad(combined, (0, base.shape[-1] - width), value=-torch.inf)  # ids that not all models have
+        return combined(base, expert, antiexpert, self.alpha)

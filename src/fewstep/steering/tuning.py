@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .combine import combined
 from .reader import Pair, adapter_of
 
 if TYPE_CHECKING:
@@ -85,21 +86,17 @@ class ProxyTuning:
         return self._run(input_ids, scores)
 
     def combine(self, step: int, base: Tensor, expert: Tensor, antiexpert: Tensor) -> Tensor:
-        """base + α·(expert − antiexpert), (B, V) each, in the dtype and width of `base`; −inf where one has no logit."""
-        width = min(logits.shape[-1] for logits in (base, expert, antiexpert))
-        common = base[..., :width]
-        shift = expert[..., :width].to(base) - antiexpert[..., :width].to(base)
-        alpha: float | Tensor
-        if callable(self.alpha):
-            alpha = self.alpha(step, common.log_softmax(-1), shift)
-            if isinstance(alpha, Tensor) and alpha.ndim:
-                alpha = alpha.to(base)[:, None]
-        elif isinstance(self.alpha, tuple):
-            alpha = self.alpha[min(step, len(self.alpha) - 1)]
-        else:
-            alpha = self.alpha
-        combined = common + alpha * shift
-        return torch.nn.functional.pad(combined, (0, base.shape[-1] - width), value=-torch.inf)
+        """base + α·(expert − antiexpert), (B, V) each, with the α of this step; see `combined`."""
+
+        def alpha(common: Tensor, shift: Tensor) -> float | Tensor:
+            if isinstance(self.alpha, tuple):
+                return self.alpha[min(step, len(self.alpha) - 1)]
+            if not callable(self.alpha):
+                return self.alpha
+            found = self.alpha(step, common.log_softmax(-1), shift)
+            return found.to(common)[:, None] if isinstance(found, Tensor) and found.ndim else found
+
+        return combined(base, expert, antiexpert, alpha)
 
     def _refuse_padding(self, ids: Tensor) -> None:
         """Left padding, as far as ids can tell: a row that starts with pad or end, where others do not or twice."""

@@ -1,0 +1,32 @@
+"""THE formula of proxy-tuning, for generation, likelihoods, the evaluation harness and masked diffusion alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..core.device import at_least_float32
+
+Alpha = float | Tensor | Callable[[Tensor, Tensor], float | Tensor]
+
+
+def combined(base: Tensor, expert: Tensor, antiexpert: Tensor, alpha: Alpha) -> Tensor:
+    """base + α·(expert − antiexpert), in float32 or what is wider, whatever the models compute in.
+
+    Args:
+        base, expert, antiexpert: logits, (…, V) each, of vocabularies that may differ in length.
+        alpha: α: a number, a tensor that fits, or what computes it from the base's logits and expert − antiexpert, both
+            without the ids that not all models have.
+
+    Returns:
+        Logits (…, V), as wide as those of the base; −inf at ids that not all models have.
+
+    Reference: Liu et al. 2024, Tuning Language Models by Proxy.
+    """
+    width = min(logits.shape[-1] for logits in (base, expert, antiexpert))
+    common, up, down = (at_least_float32(logits[..., :width]) for logits in (base, expert, antiexpert))
+    shift = up.to(common) - down.to(common)
+    sum_ = common + (alpha(common, shift) if callable(alpha) else alpha) * shift
+    return torch.nn.functional.pad(sum_, (0, base.shape[-1] - width), value=-torch.inf)
