@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from fewstep.core.device import best_device, fast_precision, on_device
+from fewstep.diffusion.average import Exponential
 from fewstep.diffusion.data import Images, load_images
 from fewstep.diffusion.formats.folder import load
 from fewstep.diffusion.measure import dial
 from fewstep.diffusion.measure.features import extractor, reference
 from fewstep.diffusion.measure.settings import diffusion_settings, student_settings
-from fewstep.diffusion.optim import Dropout, Exponential
+from fewstep.diffusion.optim import Dropout
 from fewstep.diffusion.recipes import diffusion, ect_one_hour, new_denoiser
 from fewstep.diffusion.report import plot, sheet
 from fewstep.diffusion.runs import run
@@ -87,7 +88,7 @@ def train(
     recipe = diffusion(images, batch=batch, rate=1e-3) | {
         "mirror": True,
         "dropout": Dropout(0.13),
-        "average": Exponential(0.9995),
+        "average": Exponential(0.9995, warmup=True),
     }
     print(f"{sum(p.numel() for p in denoiser.parameters()) / 1e6:.1f} M parameters")
     run(
@@ -200,7 +201,7 @@ def plain_losses(denoiser: nn.Module, data: Images, batch: int) -> Iterator[floa
     denoiser.train()
     while True:
         x0 = (data.pixels[torch.randint(len(data), (batch,))].float() / 127.5 - 1).to(device)
-        eps, t = torch.randn_like(x0), (2 * torch.randn(batch, device=device) - 1.1).exp().clamp(1e-3, 80)
+        eps, t = torch.randn_like(x0), (2 * torch.randn(batch, device=device) - 1.1).exp()
         r = (t * (1 - (1 + 8 * torch.sigmoid(-t)) / 256)).clamp(min=0)
         seed = int(torch.randint(2**62, ()))
         torch.manual_seed(seed)
@@ -208,8 +209,7 @@ def plain_losses(denoiser: nn.Module, data: Images, batch: int) -> Iterator[floa
         with torch.no_grad():
             torch.manual_seed(seed)
             target = denoiser(x0 + r.view(-1, 1, 1, 1) * eps, r)
-        distance = ((prediction - target).flatten(1).square().sum(1) + 0.03**2).sqrt() - 0.03
-        loss = (distance / (t - r)).mean()
+        loss = (torch.linalg.vector_norm((prediction - target).flatten(1), dim=1) / (t - r)).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -39,7 +39,7 @@ def plain(denoiser: NetworkDenoiser, data: Images, batch: int) -> Iterator[float
     while True:
         x0 = data.pixels[torch.randint(len(data), (batch,))].float() / 127.5 - 1
         eps = torch.randn_like(x0)
-        t = (0.4 + 1.7 * torch.randn(batch)).exp().clamp(1e-3, denoiser.sigma_max)
+        t = (0.4 + 1.7 * torch.randn(batch)).exp().clamp(max=denoiser.sigma_max)
         r = (t * (1 - (1 + 8 * torch.sigmoid(-t)) / 8)).clamp(min=0)
         t4, r4 = (level.view(-1, 1, 1, 1) for level in (t, r))
         with torch.no_grad():

@@ -27,7 +27,7 @@ MAY_IMPORT = {  # beside itself
     "__init__": {"core", "diffusion", "diffusion.formats", "diffusion.measure", "masked", "steering"},
 }
 # within diffusion/: what the training and the samplers are made of knows nothing of folders, runs, scores and reports
-GROUND = {"denoiser", "hop", "loss", "noise", "optim", "samplers", "tuning", "data"}
+GROUND = {"average", "denoiser", "hop", "loss", "noise", "optim", "samplers", "tuning", "data"}
 
 
 def imports(file: Path) -> set[str]:

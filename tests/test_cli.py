@@ -189,6 +189,9 @@ def test_scratch_starts_from_new_weights(place, monkeypatch) -> None:
     assert {p.shape for p in ours.parameters()} == {p.shape for p in theirs.parameters()}
     a, b = (torch.cat([p.detach().flatten() for p in model.parameters()]) for model in (ours, theirs))
     assert (a - b).norm() > 0.5 * b.norm()
+    fewstep(monkeypatch, "tune teacher --data data.npz --out one --images 8 --batch 8")
+    averages = [json.loads((place / name / "receipt.json").read_text())["recipe"]["average"] for name in ("run", "one")]
+    assert [(each["decay"], each["warmup"]) for (each,) in averages] == [(0.995, True), (0.995, False)]
 
 
 def test_settling(place, monkeypatch, capsys) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from .core.device import best_device, fast_precision
 from .core.files import writable
 from .core.receipt import plain, write_json
+from .diffusion.average import Exponential
 from .diffusion.data import load_images
 from .diffusion.formats.exporting import export
 from .diffusion.formats.folder import load
@@ -22,7 +23,7 @@ from .diffusion.measure import dial
 from .diffusion.measure.dial import Point, difference
 from .diffusion.measure.features import extractor, reference
 from .diffusion.measure.settings import diffusion_settings, student_settings
-from .diffusion.optim import Cosine, Exponential
+from .diffusion.optim import Cosine
 from .diffusion.recipes import ect_demo
 from .diffusion.report import plot, sheet, table
 from .diffusion.runs import run

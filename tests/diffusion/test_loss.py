@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from conftest import tiny
@@ -155,8 +157,19 @@ def test_pseudo_huber_between_its_limits() -> None:
     zero = torch.zeros(1, 4, requires_grad=True)
     PseudoHuber()(zero).sum().backward()
     assert zero.grad is not None and not zero.grad.isnan().any()
-    with pytest.raises(ValueError, match="positive"):
-        PseudoHuber(0.0)
+    with pytest.raises(ValueError, match="0 or more"):
+        PseudoHuber(-1.0)
+
+
+def test_without_a_constant_it_is_the_norm() -> None:
+    """Its gradient is Δ/‖Δ‖, 0 at Δ = 0, and whatever is not a number stays so: nothing is masked."""
+    difference = torch.tensor([[3.0, -4.0], [0.0, 0.0], [math.nan, 1.0]], requires_grad=True)
+    loss = PseudoHuber(0.0)(difference)
+    torch.testing.assert_close(loss, torch.tensor([5.0, 0.0, math.nan]), equal_nan=True)
+    loss.sum().backward()
+    torch.testing.assert_close(difference.grad[:2], torch.tensor([[0.6, -0.8], [0.0, 0.0]]))
+    assert difference.grad[2].isnan().all()
+    torch.testing.assert_close(PseudoHuber(1e-8)(difference[:1]), loss[:1])
 
 
 def test_margin_moves_what_a_picture_cannot_hold() -> None:

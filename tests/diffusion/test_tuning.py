@@ -13,25 +13,33 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import noise_images, tiny
 from diffusers import DDIMScheduler
 
+from fewstep.core.device import fast_precision
 from fewstep.core.files import load_state, save_state
 from fewstep.core.nfe import count_nfe
+from fewstep.diffusion.average import Exponential, PowerFunction
 from fewstep.diffusion.data import Images, Rows
 from fewstep.diffusion.hop import Heun
 from fewstep.diffusion.loss import OutputScale, consistency_loss
 from fewstep.diffusion.noise import ECTGap, FullGap, LogNormal, like
-from fewstep.diffusion.optim import Adam, Constant, Dropout, Exponential
-from fewstep.diffusion.recipes import diffusion
+from fewstep.diffusion.optim import Adam, Constant, Dropout, RAdam
+from fewstep.diffusion.recipes import diffusion, ect_one_hour
 from fewstep.diffusion.tuning import tune
 
 WORKER = Path(__file__).parent.parent / "tune_worker.py"
 SETTINGS = {"images": 48, "batch": 8, "gap": ECTGap(q=4, stages=2), "rate": Constant(1e-3), "optimizer": Adam()}
 
 
+def steps_of(denoiser, data, **settings):
+    """In float32, in which an identity can be seen."""
+    return tune(denoiser, data, **({"accelerator": Accelerator(cpu=True)} | SETTINGS | settings))
+
+
 def run(denoiser, data, **settings):
-    return list(tune(denoiser, data, **(SETTINGS | settings)))
+    return list(steps_of(denoiser, data, **settings))
 
 
 def sgd(parameters):
@@ -44,7 +52,7 @@ def weights(module: torch.nn.Module) -> torch.Tensor:
 
 
 def test_equals_the_plainest_loop(vp, images) -> None:
-    plain, average = copy.deepcopy(vp), None
+    plain, average = copy.deepcopy(vp), weights(vp)
     steps = run(vp, images, average=Exponential(0.5), seed=3, optimizer=sgd)
     rows, losses = Rows(images, partial(LogNormal(), sigma_max=plain.sigma_max), seed=3), []
     optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3, momentum=0.9)
@@ -59,10 +67,61 @@ def test_equals_the_plainest_loop(vp, images) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        average = weights(plain) if average is None else 0.5 * average + 0.5 * weights(plain)
+        average = 0.5 * average + 0.5 * weights(plain)
     assert [step.loss for step in steps] == pytest.approx(losses, rel=1e-4)
     torch.testing.assert_close(weights(vp), weights(plain), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(weights(steps[-1].ema), average, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("average", [Exponential(0.9993), Exponential(0.999, warmup=True)])
+def test_averages_begin_with_the_checkpoint(average, images) -> None:
+    """Eight steps of RAdam beside the plain sum. What the average has moved is compared, as where it is shows nothing; a
+    copy made after the first step, which follows the bare gradient, would have moved with all of it."""
+    denoiser = tiny().double()
+    expected = start = weights(denoiser)
+    for step in steps_of(denoiser, images, images=64, average=average, rate=Constant(1e-4), optimizer=RAdam()):
+        decay = average(step.step)
+        expected = decay * expected + (1 - decay) * weights(step.student)
+    assert step.step == 8
+    moved = weights(step.ema) - start
+    assert float((moved - (expected - start)).norm() / moved.norm()) < 1e-9
+    assert float(moved.norm() / (weights(denoiser) - start).norm()) < (1 if average.warmup else 0.006)
+
+
+def test_the_published_recipe_is_the_published_loss(edm) -> None:
+    """‖f(x_t, t) − f(x_r, r)‖/(t − r) with t = e^(−1.1 + 2z), of which nothing is cut off."""
+    data = noise_images(size=8)
+    (step,) = run(edm, data, **(ect_one_hour(128) | {"dropout": None, "rate": Constant(0.0)}))
+    rows = Rows(data, lambda z: z, seed=0)
+    x0, eps, z, _ = (torch.stack(part) for part in zip(*(rows[i] for i in range(128)), strict=True))
+    t = (-1.1 + 2.0 * z).exp()
+    r = t * (1 - (1 + 8 / (1 + t.exp())) / 256)
+    with torch.no_grad():
+        difference = edm(x0 + like(t, x0) * eps, t) - edm(x0 + like(r, x0) * eps, r)
+    assert step.loss == pytest.approx(float((difference.flatten(1).norm(dim=1) / (t - r)).mean()), rel=2e-4)
+
+
+@pytest.mark.parametrize("parametrisation", ["vp", "edm"])
+def test_levels_end_where_a_schedule_does(parametrisation: str, images) -> None:
+    """A VP network has no time for more noise; an EDM network has, and the published code does not cut it off at 80."""
+    seen = []
+    denoiser = tiny(parametrisation)
+
+    def gap(t: torch.Tensor, progress: float) -> torch.Tensor:
+        seen.append(t)
+        return t / 2
+
+    run(denoiser, images, noise=LogNormal(P_mean=6.0), gap=gap)
+    assert (float(torch.cat(seen).max()) > 1.5 * denoiser.sigma_max) == (parametrisation == "edm")
+
+
+def test_the_default_is_the_fast_precision(images) -> None:
+    """In Python as on the command line: bfloat16 where the hardware computes it."""
+    by_default, fast = (
+        list(tune(tiny(), images, **SETTINGS, **given))[-1]
+        for given in ({}, {"accelerator": Accelerator(cpu=True, mixed_precision=fast_precision())})
+    )
+    assert torch.equal(weights(by_default.ema), weights(fast.ema))
 
 
 @pytest.mark.parametrize("segments", [1, 3])
@@ -116,7 +175,7 @@ def test_a_teacher_resumes_with_its_student(images) -> None:
     settings = {"hop": Heun(teacher), "segments": 2}
     before = weights(teacher).clone()
     whole = run(tiny(), images, **settings)
-    state = next(s for s in tune(tiny(), images, **(SETTINGS | settings)) if s.step == 3).state()
+    state = next(s for s in steps_of(tiny(), images, **settings) if s.step == 3).state()
     rest = run(tiny(), images, state=copy.deepcopy(state), **settings)
     assert torch.equal(weights(rest[-1].ema), weights(whole[-1].ema))
     assert torch.equal(weights(teacher), before)
@@ -129,10 +188,10 @@ def test_full_gap_trains_a_diffusion_model(vp) -> None:
 
 
 def test_resume_is_bit_equal(images, tmp_path) -> None:
-    """Stopped after any step and resumed, dropout included, the weights are those of an uninterrupted run."""
-    settings = {"dropout": Dropout(0.3), "average": Exponential(0.9)}
+    """Stopped after any step and resumed, dropout and a growing average included, as if it had never been stopped."""
+    settings = {"dropout": Dropout(0.3), "average": PowerFunction(0.1)}
     whole = run(tiny(), images, **settings)
-    save_state(tmp_path / "state.pt", next(s for s in tune(tiny(), images, **(SETTINGS | settings)) if s.step == 4).state())
+    save_state(tmp_path / "state.pt", next(s for s in steps_of(tiny(), images, **settings) if s.step == 4).state())
     torch.manual_seed(99)  # nothing may depend on it
     rest = run(tiny(), images, state=load_state(tmp_path / "state.pt"), **settings)
     assert [s.step for s in rest] == [5, 6]
@@ -180,8 +239,6 @@ def test_two_processes_are_one(tmp_path) -> None:
 
 
 def test_accumulated_micro_batches_are_one_batch(images) -> None:
-    from accelerate import Accelerator
-
     whole = run(tiny(), images, optimizer=sgd)
     split = run(tiny(), images, optimizer=sgd, accelerator=Accelerator(cpu=True, gradient_accumulation_steps=4))
     assert [s.loss for s in split] == pytest.approx([s.loss for s in whole], rel=1e-4)
@@ -192,7 +249,7 @@ def test_non_finite_stops_before_the_weights_change(images) -> None:
     denoiser, seen = tiny(), []
 
     def watch() -> None:
-        for step in tune(denoiser, images, **(SETTINGS | {"rate": lambda step, progress: 1e-3 if step < 2 else 1e30})):
+        for step in steps_of(denoiser, images, rate=lambda step, progress: 1e-3 if step < 2 else 1e30):
             seen.append((step.step, weights(denoiser).clone()))
 
     with pytest.raises(FloatingPointError, match="step 4"):
@@ -206,9 +263,7 @@ def test_clipping_bounds_the_step(images) -> None:
     """With plain gradient descent the weights move by the clipped norm times the rate."""
     denoiser = tiny()
     before = weights(denoiser)
-    next(
-        tune(denoiser, images, **(SETTINGS | {"optimizer": torch.optim.SGD, "max_grad_norm": 0.01, "rate": Constant(1.0)}))
-    )
+    next(steps_of(denoiser, images, optimizer=torch.optim.SGD, max_grad_norm=0.01, rate=Constant(1.0)))
     assert float((weights(denoiser) - before).norm()) == pytest.approx(0.01, rel=1e-3)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 if TYPE_CHECKING:
+    from ..diffusion.average import Average
     from ..diffusion.data import Images, Paths
     from ..diffusion.denoiser import NetworkDenoiser
     from ..diffusion.loss import Hop, Weight
@@ -168,7 +169,7 @@ def tune(
     from ..diffusion.denoiser import Guided
     from ..diffusion.formats.folder import load
     from ..diffusion.loss import PseudoHuber
-    from ..diffusion.optim import Dropout, Exponential
+    from ..diffusion.optim import Dropout
     from ..diffusion.recipes import RECIPES, path_regression
     from ..diffusion.runs import find_model, run
     from .samples import paths_of, training_data, visited
@@ -208,7 +209,7 @@ def tune(
         "distance": None if huber is None else PseudoHuber(huber),
         "margin": margin,
         "rate": _rate(settings["rate"], rate, warmup),
-        "average": tuple(map(Exponential, average)) or None,
+        "average": _averages(settings["average"], average, warmup=scratch and not midtrain),
         "dropout": None if dropout is None else Dropout(dropout),
         "max_grad_norm": clip,
     }
@@ -230,7 +231,9 @@ def tune(
     if scratch:
         denoiser = _renewed(denoiser, seed)
     if midtrain:
-        shared = {name: settings[name] for name in ("batch", "segments", "seed", "workers", "compile")}
+        shared = {name: settings[name] for name in ("batch", "segments", "seed", "workers", "compile")} | {
+            "average": _averages(RECIPES["ect_demo"]()["average"], (), warmup=scratch)
+        }
         paths_taken = paths_of(diffusion, out, paths, segments=segments, seed=seed, precision=precision, whole=True)
         denoiser = _midtrained(
             denoiser, paths_taken, out / "midtrain", midtrain, shared, precision=precision, accumulate=accumulate,
@@ -254,6 +257,14 @@ def _rate(ours: Constant | Cosine | InverseSqrt, peak: float | None, warmup: int
     if warmup is not None:
         raise ValueError(f"--warmup belongs to the cosine rate of ect_demo; this recipe's is {changed}")
     return changed
+
+
+def _averages(ours: Average, decays: tuple[float, ...], *, warmup: bool) -> tuple[Average, ...]:
+    """The averages of these decays, or the recipe's own; from new weights they need a warm-up."""
+    from ..diffusion.average import Exponential
+
+    averages = tuple(map(Exponential, decays)) or (ours,)
+    return tuple(dataclasses.replace(a, warmup=warmup) if isinstance(a, Exponential) else a for a in averages)
 
 
 def _gap(ours: Gap, kind: GapName | None, q: float | None, stages: int | None, grid: tuple[int, int] | None) -> Gap:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -30,3 +33,19 @@ def fast_precision() -> str:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """`tensor` in float32, or as it is where it is wider: sums of logits lose too much in a model's own bfloat16."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def default_accelerator(precision: str | None = None, accumulate: int = 1) -> Accelerator:
+    """What trains unless told otherwise: the best device, all processes that were launched, the fast precision.
+
+    Args:
+        precision: "no" (float32) or "bf16"; None takes bfloat16 where the hardware computes it, or whatever the first
+            Accelerator of this process was made with: accelerate allows one precision a process.
+        accumulate: micro-batches a step.
+    """
+    from accelerate import Accelerator  # seconds to import
+    from accelerate.state import is_initialized
+
+    if precision is None and not is_initialized():
+        precision = fast_precision()
+    return Accelerator(cpu=best_device().type == "cpu", mixed_precision=precision, gradient_accumulation_steps=accumulate)

@@ -34,6 +34,7 @@ class NetworkDenoiser(nn.Module):
     Attributes:
         network: called as network(input, time, **cond); returns a tensor or an object with `.sample`.
         sigma_min, sigma_max: the noise levels between which sampling goes.
+        highest: the highest noise level that the network has a time for; infinite unless its schedule ends.
         prior_std: standard deviation of the state there.
         sigma_data: the data's standard deviation as the parametrisation assumes it.
     """
@@ -41,6 +42,7 @@ class NetworkDenoiser(nn.Module):
     network: nn.Module
     sigma_min: float = 0.002
     sigma_max: float
+    highest: float = math.inf
     prior_std: float
     sigma_data: float
 
@@ -168,7 +170,7 @@ class VP(NetworkDenoiser):
         self.register_buffer("ln_sigmas", ((1 - alphas) / alphas).log() / 2, persistent=False)
         self.sigma_data = 1.0
         self.sigma_min = max(0.002, float(self.ln_sigmas[0].exp()))
-        self.sigma_max = float(self.ln_sigmas[-1].exp())
+        self.sigma_max = self.highest = float(self.ln_sigmas[-1].exp())
         self.prior_std = (1 + self.sigma_max**2) ** 0.5
 
     def time(self, sigma: Tensor) -> Tensor:

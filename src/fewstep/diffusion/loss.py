@@ -30,7 +30,7 @@ def from_data(x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, **cond: Tensor) -> 
 
 @dataclass(frozen=True)
 class PseudoHuber:
-    """√(‖Δ‖² + c²) − c on the per-sample norm; c > 0, since at c = 0 the gradient is infinite at Δ = 0.
+    """√(‖Δ‖² + c²) − c on the per-sample norm; with c = 0 it is the norm itself, whose gradient at Δ = 0 is taken as 0.
 
     Reference: Song and Dhariwal 2024, Improved Techniques for Training Consistency Models.
     """
@@ -38,11 +38,12 @@ class PseudoHuber:
     c: float = 0.03
 
     def __post_init__(self) -> None:
-        if not self.c > 0:
-            raise ValueError(f"the pseudo-Huber constant must be positive, got c = {self.c}")
+        if not 0 <= self.c < math.inf:
+            raise ValueError(f"the pseudo-Huber constant must be 0 or more, got c = {self.c}")
 
     def __call__(self, difference: Tensor) -> Tensor:
-        return (difference.flatten(1).square().sum(1) + self.c**2).sqrt() - self.c
+        norm: Tensor = torch.linalg.vector_norm(difference.flatten(1), dim=1)
+        return (norm.square() + self.c**2).sqrt() - self.c if self.c else norm
 
 
 @dataclass(frozen=True)

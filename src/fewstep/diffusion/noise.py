@@ -26,14 +26,17 @@ def karras(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float
 
 
 class Noise(Protocol):
-    """The distribution of t: noise levels (B,) up to sigma_max, from standard normal z (B,)."""
+    """The distribution of t: noise levels (B,) from standard normal z (B,), none above sigma_max, which may be infinite."""
 
     def __call__(self, z: Tensor, sigma_max: float) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class LogNormal:
-    """The training distribution ln t ~ N(P_mean, P_std²), cut to [sigma_min, sigma_max].
+    """The training distribution ln t ~ N(P_mean, P_std²).
+
+    As in the published code nothing is cut off below. Above, levels are lowered to sigma_max only where a network's
+    schedule ends there and it has no time for higher ones; for EDM networks none is, though sampling begins at 80.
 
     Reference: Karras et al. 2022, table 1; Geng et al. 2025.
     """
@@ -41,9 +44,9 @@ class LogNormal:
     P_mean: float = -1.1
     P_std: float = 2.0
 
-    def __call__(self, z: Tensor, sigma_max: float, sigma_min: float = 1e-3) -> Tensor:
+    def __call__(self, z: Tensor, sigma_max: float = math.inf) -> Tensor:
         """Noise levels (B,) from standard normal z (B,)."""
-        return (self.P_mean + self.P_std * z).exp().clamp(sigma_min, sigma_max)
+        return (self.P_mean + self.P_std * z).exp().clamp(max=sigma_max)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Learning rates, optimizers, averages, dropout: small settings that do the thing themselves."""
+"""Learning rates, optimizers, dropout: small settings that do the thing themselves."""
 
 from __future__ import annotations
 
@@ -89,53 +89,6 @@ class Adam:
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, betas=self.betas, foreach=True)
-
-
-class Average(Protocol):
-    """The decay (0 to 1) of the moving average at its update number `updates`, counted from 1."""
-
-    def __call__(self, updates: int) -> float: ...
-
-
-@dataclass(frozen=True)
-class Exponential:
-    """The same decay throughout."""
-
-    decay: float = 0.9999
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"the decay of the moving average must lie in [0, 1), got {self.decay}")
-
-    def __call__(self, updates: int) -> float:
-        return self.decay
-
-
-@dataclass(frozen=True)
-class PowerFunction:
-    """Averages over a fixed share of the run so far, however long it gets: decay (1 − 1/n)^(γ + 1).
-
-    `std` is the standard deviation of the averaged times relative to the run's length, between 0 and .28;
-    it fixes γ by std² = (γ + 1)/((γ + 2)²(γ + 3)).
-
-    Reference: Karras et al. 2024, EDM2, on post-hoc EMA.
-    """
-
-    std: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not 0 < self.std < 0.28:
-            raise ValueError(f"the relative width of the moving average must lie between 0 and .28, got {self.std}")
-
-    @property
-    def gamma(self) -> float:
-        from numpy import roots
-
-        inverse = self.std**-2  # γ³ + 7γ² + (16 − 1/std²)γ + 12 − 1/std² = 0
-        return float(roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
-
-    def __call__(self, updates: int) -> float:
-        return float((1 - 1 / updates) ** (self.gamma + 1))
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .average import Exponential, PowerFunction
 from .denoiser import EDM, VP, NetworkDenoiser
 from .loss import InverseGap, MeanSquare, OutputScale, PseudoHuber
 from .noise import ECTGap, FullGap, Levels, LogNormal
-from .optim import Adam, Constant, Cosine, Dropout, Exponential, InverseSqrt, PowerFunction, RAdam
+from .optim import Adam, Constant, Cosine, Dropout, InverseSqrt, RAdam
 
 
 def ect_cifar10(images: int = 12_800_000) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def ect_cifar10(images: int = 12_800_000) -> dict[str, Any]:
         "batch": 128,
         "noise": LogNormal(P_mean=-1.1, P_std=2.0),
         "gap": ECTGap(q=2.0, stages=8),
-        "distance": PseudoHuber(c=0.03),
+        "distance": PseudoHuber(c=0.0),
         "weight": InverseGap(),
         "rate": Constant(1e-4),
         "optimizer": RAdam(),
@@ -99,7 +100,7 @@ def diffusion(images: int, *, batch: int = 64, rate: float = 1e-3) -> dict[str, 
         "weight": OutputScale(1.0),
         "rate": Cosine(rate, warmup=100),
         "optimizer": Adam(betas=(0.9, 0.99)),
-        "average": Exponential(0.999),
+        "average": Exponential(0.999, warmup=True),
         "max_grad_norm": 1.0,
     }
 

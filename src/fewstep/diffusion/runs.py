@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from accelerate import Accelerator
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..core.device import fast_precision
+from ..core.device import default_accelerator
 from ..core.files import load_state, save_state, writable
 from ..core.nfe import count_nfe
 from ..core.receipt import check_same, plain, receipt
@@ -72,11 +70,7 @@ def run(
             raise ValueError(f"{state_file} was saved by an older fewstep that kept other things; start the run anew")
         began = json.loads(state["recipe"]) | json.loads(state["facts"])
         check_same(began, plain(recipe | facts), free=("images", "workers", "compile"))  # its length, how it is computed
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision=precision or fast_precision(),
-        gradient_accumulation_steps=accumulate,
-    )
+    accelerator = default_accelerator(precision, accumulate)
     main = accelerator.is_main_process
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
@@ -120,9 +114,9 @@ def _said(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names(average: Any) -> list[str]:
-    """Folders of the averages."""
+    """Folders of the averages: `model`, and `model-` with the decay or the width of each other one."""
     others = average[1:] if isinstance(average, Sequence) else ()
-    return ["model", *("model-" + "-".join(map(str, dataclasses.astuple(other))) for other in others)]
+    return ["model", *(f"model-{dataclasses.astuple(other)[0]}" for other in others)]
 
 
 class Model(NamedTuple):

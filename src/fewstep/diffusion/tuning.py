@@ -7,20 +7,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.swa_utils import AveragedModel
 
+from ..core.device import default_accelerator
 from ..core.seeds import derive
+from .average import Average, Exponential, MovingAverage
 from .data import Images, Paths, Rows
 from .denoiser import NetworkDenoiser
 from .loss import Distance, Hop, InverseGap, PseudoHuber, Weight, consistency_loss, from_data
 from .noise import ECTGap, FullGap, Gap, LogNormal, Noise
-from .optim import Average, Constant, Dropout, Exponential, LearningRate, OptimizerFactory, RAdam
+from .optim import Constant, Dropout, LearningRate, OptimizerFactory, RAdam
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,13 +46,13 @@ class Step:
     gap: float
     rate: float
     student: NetworkDenoiser
-    averaged: tuple[AveragedModel, ...]
+    averaged: tuple[MovingAverage[NetworkDenoiser], ...]
     optimizer: torch.optim.Optimizer
 
     @property
     def emas(self) -> list[NetworkDenoiser]:
         """The moving averages of the student, in evaluation mode, in the order of `average`."""
-        return [cast(NetworkDenoiser, averaged.module).eval() for averaged in self.averaged]
+        return [averaged.model.eval() for averaged in self.averaged]
 
     @property
     def ema(self) -> NetworkDenoiser:
@@ -66,7 +67,7 @@ class Step:
         return {
             "step": self.step,
             "student": self.student.state_dict(),
-            "emas": [averaged.state_dict() for averaged in self.averaged],
+            "emas": [averaged.state() for averaged in self.averaged],
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -112,13 +113,15 @@ def tune(
         rate: learning rate as a function of step and progress.
         optimizer: builds the optimizer from the parameters.
         average: decay of the moving average of the weights, or several: which is best is only seen at the end, and how much
-            hangs on it is in docs/log.md.
+            hangs on it is in docs/log.md. It begins with the weights that `denoiser` has; from random ones it needs a
+            warm-up, `Exponential(decay, warmup=True)`.
         dropout: sets the network's dropout layers; None leaves them.
         max_grad_norm: clips the gradient's norm there; None never clips.
         mirror: flips half of the samples left to right.
         seed: everything random is a function of it.
         state: `Step.state()` of an interrupted run with the same arguments; it goes on bit-equal on a CPU.
-        accelerator: device, precision, processes, accumulation; None is one process in float32 on the best device.
+        accelerator: device, precision, processes, accumulation. None is the command line's default: the best device, in
+            bfloat16 where the hardware computes it; `Accelerator(mixed_precision="no")` computes in float32.
         workers: loader processes.
         compile: compiles the network.
 
@@ -131,9 +134,7 @@ def tune(
 
     Reference: Geng et al. 2025, Consistency Models Made Easy.
     """
-    from accelerate import Accelerator  # seconds to import
-
-    accelerator = accelerator or Accelerator()
+    accelerator = accelerator or default_accelerator()
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     micro = _micro_batch(batch, world, accelerator.gradient_accumulation_steps)
     steps = math.ceil(images / batch)
@@ -147,19 +148,19 @@ def tune(
         if isinstance(model, nn.Module):
             model.to(device)
     averages = average if isinstance(average, Sequence) else (average,)
-    averaged = tuple(AveragedModel(denoiser, multi_avg_fn=_averaging(each)) for each in averages)
+    averaged = tuple(MovingAverage(denoiser, each) for each in averages)
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
     update = optimizer(parameters)
     if state:
         denoiser.load_state_dict(state["student"])
         for each, kept in zip(averaged, state["emas"], strict=True):
-            each.load_state_dict(kept)
+            each.load(kept)
         update.load_state_dict(state["optimizer"])
     student = accelerator.prepare_model(denoiser.train())
     forward = torch.compile(student) if compile else student
 
     edges = lower_edges(denoiser, segments).to(device)
-    levels = partial(noise, sigma_max=denoiser.sigma_max)
+    levels = partial(noise, sigma_max=denoiser.highest)
     batches = Rows(data, levels, seed=seed, mirror=mirror).batches(
         first * batch, steps * batch, micro, rank=rank, world=world, workers=workers
     )
@@ -192,7 +193,7 @@ def tune(
         update.step()
         update.zero_grad()
         for each in averaged:
-            each.update_parameters(denoiser)
+            each.update(denoiser)
         openness = float(((t - r) / t).mean())
         yield Step(step + 1, (step + 1) * batch, mean_loss, openness, rate(step, progress), denoiser, averaged, update)
     accelerator.unwrap_model(student, keep_fp32_wrapper=False)
@@ -203,14 +204,6 @@ def lower_edges(denoiser: NetworkDenoiser, segments: int) -> Tensor:
     if segments < 1:
         raise ValueError(f"a sample takes at least one network call, got segments = {segments}")
     return torch.cat([torch.zeros(1), denoiser.grid(segments)[1:].flip(0).float()])
-
-
-def _averaging(average: Average) -> Any:
-    @torch.no_grad()
-    def update(averages: list[Tensor], currents: list[Tensor], updates: Tensor) -> None:
-        torch._foreach_lerp_(averages, currents, 1 - average(int(updates) + 1))
-
-    return update
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:

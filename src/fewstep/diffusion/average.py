@@ -1,0 +1,109 @@
+"""Moving averages of the weights: how fast they forget, and the average itself."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Average(Protocol):
+    """The decay (0 to 1) of the moving average at its update number `updates`, counted from 1."""
+
+    def __call__(self, updates: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """The same decay throughout, which suits a start from a checkpoint.
+
+    After n updates decay^n of the average still is the start: 63 % after 469 updates of .999. A random start must be
+    forgotten, so from there `warmup` begins with shorter averages: the decay is at most (1 + n)/(10 + n) at update n.
+    """
+
+    decay: float = 0.9999
+    warmup: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"the decay of the moving average must lie in [0, 1), got {self.decay}")
+
+    def __call__(self, updates: int) -> float:
+        return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
+
+
+@dataclass(frozen=True)
+class PowerFunction:
+    """Averages over a fixed share of the run so far, however long it gets: decay (1 − 1/n)^(γ + 1).
+
+    `std` is the standard deviation of the averaged times relative to the run's length, between 0 and .28;
+    it fixes γ by std² = (γ + 1)/((γ + 2)²(γ + 3)). The first update forgets the start.
+
+    Reference: Karras et al. 2024, EDM2, on post-hoc EMA.
+    """
+
+    std: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.std < 0.28:
+            raise ValueError(f"the relative width of the moving average must lie between 0 and .28, got {self.std}")
+
+    @property
+    def gamma(self) -> float:
+        from numpy import roots
+
+        inverse = self.std**-2  # γ³ + 7γ² + (16 − 1/std²)γ + 12 − 1/std² = 0
+        return float(roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+    def __call__(self, updates: int) -> float:
+        return float((1 - 1 / updates) ** (self.gamma + 1))
+
+
+class MovingAverage(Generic[Model]):
+    """The moving average of a model's weights, beginning with those that the model has now.
+
+    Published recipes begin with the checkpoint, too. A copy made after the first step would keep that step for as long
+    as the average is long, and it is the worst one: RAdam's first steps follow the bare gradient.
+
+    Attributes:
+        model: a copy of the model that holds the average; weights that do not train are shared with the model.
+        updates: how many there were.
+    """
+
+    def __init__(self, model: Model, average: Average) -> None:
+        frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
+        self.model = copy.deepcopy(model, frozen)
+        self.updates = 0
+        self._average = average
+
+    @torch.no_grad()
+    def update(self, model: Model) -> None:
+        """Takes the model's weights into the average; buffers, which do not train, are copied."""
+        self.updates += 1
+        mix = get_ema_multi_avg_fn(self._average(self.updates))
+        mix(list(_trained(self.model).values()), list(_trained(model).values()), None)
+        for ours, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            ours.copy_(theirs)
+
+    def state(self) -> dict[str, Any]:
+        """What `load` needs to go on: the average and its count of updates."""
+        return {"updates": self.updates, "weights": {name: p.detach() for name, p in _trained(self.model).items()}}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on from `state()` of an average of the same model."""
+        self.updates = state["updates"]
+        weights = _trained(self.model)
+        assert weights.keys() == state["weights"].keys()
+        for name, p in weights.items():
+            p.copy_(state["weights"][name])
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
