@@ -20,7 +20,8 @@ from fewstep.cli.text_options import Commit
 from fewstep.masked.calibration import Calibration
 from fewstep.masked.decoding import decode
 from fewstep.masked.load import load_text
-from fewstep.masked.predictor import canvas_row, pad
+from fewstep.masked.predictor import pad
+from fewstep.masked.prompts import canvas_row
 from fewstep.masked.rules import (
     KLASS,
     Blockwise,
@@ -221,9 +222,12 @@ def test_a_single_prompt_into_a_file_with_its_receipt(model: Path, tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
-def test_a_multiple_choice_of_our_own(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_multiple_choice_of_our_own(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """One-word answers, whose likelihood is exact: accuracy is how often the model itself prefers the right one."""
     pytest.importorskip("lm_eval")
+    monkeypatch.chdir(tmp_path)  # where there is no repository, which git would tell
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     predictor = load_text(model)
     data = []
@@ -241,6 +245,7 @@ def test_a_multiple_choice_of_our_own(model: Path, tmp_path: Path, monkeypatch: 
     )
     call(evaluate, model, tasks=("ours",), out=tmp_path / "e.json", include=tmp_path)
     assert json.loads((tmp_path / "e.json").read_text())["results"]["ours"]["acc,none"] == pytest.approx(5 / 8)
+    assert "fatal" not in capfd.readouterr().err
     with pytest.raises(ValueError, match="no task theirs"):
         call(evaluate, model, tasks=("theirs",), out=tmp_path / "e.json", include=tmp_path)
 

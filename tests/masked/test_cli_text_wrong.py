@@ -29,6 +29,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"file": Path("missing.jsonl")}, "there is no file missing.jsonl"),
         ({"prompt": "w1", "gen_length": 40}, "prompt of 1 tokens and 40 to generate are more than the 40"),
         ({"prompt": "w1", "gen_length": 0}, "nothing is left"),
+        ({"prompt": ""}, "^the prompt is empty"),
+        ({"prompt": " "}, "^the prompt is empty"),
         ({"prompt": "w1", "gen_length": 4, "suffix": "answer is", "answer_length": 3}, "do not fit into 4"),
         ({"prompt": "w1", "gen_length": 4, "block_length": 0}, "at least one position"),
         ({"prompt": "w1", "gen_length": 4, "steps": 0}, "at least one step"),
@@ -84,7 +86,15 @@ def test_training_numbers_that_make_no_sense(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [("{", "line 1 .* not JSON"), ('"a"\n[1]', "line 2 .* neither"), ("\n", "no prompt")]
+    ("text", "sentence"),
+    [
+        ("{", "line 1 .* not JSON"),
+        ('"a"\n[1]', "line 2 .* neither"),
+        ('{"prompt": []}', "line 1 .* neither"),
+        ('{"prompt": [{"role": "user"}]}', "line 1 .* neither"),
+        ('"w1"\n""', "prompt 2: the prompt is empty"),
+        ("\n", "no prompt"),
+    ],
 )
 def test_files_that_are_no_prompts(text: str, sentence: str, model: Path, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(text)

@@ -7,8 +7,9 @@ import torch
 from masked.toy import EOS, MASK, VOCABULARY, Toy, masks
 from torch import Tensor, nn
 
-from fewstep.masked.decoding import Decoded, StopStrings, decode, stream, walk
-from fewstep.masked.predictor import Canvas, Guided, canvas_row, pad
+from fewstep.masked.decoding import Decoded, decode, stream, walk
+from fewstep.masked.predictor import Canvas, Guided, pad
+from fewstep.masked.prompts import StopStrings, canvas_row
 from fewstep.masked.rules import KLASS, Blockwise, CommitRule, EarlyCommit, StableAndConfident, Step, Threshold, TopK
 from fewstep.masked.schedule import Span, Stairs, Suffix
 

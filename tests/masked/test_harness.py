@@ -32,8 +32,9 @@ class Digits:
     def decode(self, tokens: list[int], **options: bool) -> str:
         return "".join(" " if token == 9 else str(token) for token in tokens)
 
-    def apply_chat_template(self, history: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool) -> str:
-        return "0".join(turn["content"] for turn in history) + "1" * add_generation_prompt
+    def apply_chat_template(self, history: list[dict[str, str]], **options: bool) -> str:
+        assert not options["tokenize"] and options["continue_final_message"] is not options["add_generation_prompt"]
+        return "0".join(turn["content"] for turn in history) + "1" * options["add_generation_prompt"]
 
 
 def model(**options: Any) -> HarnessLM:
@@ -77,10 +78,46 @@ def test_generation_stops_and_keeps_the_order() -> None:
         model().generate_until(instances("generate_until", [("1", {"do_sample": True, "top_p": 0.9})]))
 
 
+def test_contexts_and_answers_share_the_model() -> None:
+    """An answer is as long as asked, as long as the context leaves that or it is half of the model."""
+    for context, asked, length in [(3, 5, 5), (3, 13, 13), (3, 20, 13), (10, 8, 8), (10, 12, 8), (15, 12, 8), (30, 3, 3)]:
+        row = model(max_length=16)._canvas(list(range(context)), asked)
+        kept = list(range(context))[-(16 - length) :]
+        assert row.tolist() == [*kept, *[MASK] * length]
+
+
+class Special(Digits):
+    """Writes a token 7 before a text and 8 behind it."""
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        ids = super().__call__(text)["input_ids"]
+        return {"input_ids": [7, *ids, 8] if add_special_tokens else ids}
+
+
+def test_leading_special_tokens_stand_before_every_context() -> None:
+    def asked(**options: Any) -> HarnessLM:
+        return HarnessLM(Toy(), Special(), rule=TopK(), draws=8, **options)  # type: ignore[arg-type]
+
+    pairs = [("12", "3"), ("", "56"), ("12345", "60")]
+    found = asked(max_length=5).loglikelihood(instances("loglikelihood", pairs))
+    texts = [([7, 1, 2], [3]), ([7], [5, 6]), ([7, 4, 5], [6, 0])]
+    assert [value for value, _ in found] == [bound.value for bound in log_likelihood(Toy(), texts, draws=8)]
+    rolled = asked(max_length=3).loglikelihood_rolling(instances("loglikelihood_rolling", [("1234",)]))
+    parts = log_likelihood(Toy(), [([7], [1, 2]), ([7], [3, 4])], draws=8)
+    assert rolled == [pytest.approx(sum(part.value for part in parts))]
+    (text,) = asked().generate_until(instances("generate_until", [("12", {"max_gen_toks": 3})]))
+    assert text == Digits().decode(decode(Toy(), [torch.tensor([7, 1, 2, *[MASK] * 3])], TopK())[0].tokens)
+    assert asked(chat=True)._encode("12") == [1, 2]  # a template brings its own
+
+
 def test_chat_templates_are_the_tokenizers() -> None:
-    lm = model()
-    assert lm.apply_chat_template([{"role": "user", "content": "12"}, {"role": "user", "content": "3"}]) == "12031"
+    lm = model(chat=True)
+    turns = [{"role": "user", "content": "12"}, {"role": "user", "content": "3"}]
+    assert lm.apply_chat_template(turns) == "12031"
+    assert lm.apply_chat_template(turns, add_generation_prompt=False) == "1203"
     assert lm.chat_template(True) == "{{ messages }}" and lm.tokenizer_name.startswith("some__digits-")
+    with pytest.raises(ValueError, match=r"make the model with HarnessLM\(…, chat=True\)"):
+        model().apply_chat_template(turns)
 
 
 @pytest.mark.filterwarnings("ignore")  # of the harness and what it imports

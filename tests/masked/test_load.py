@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fewstep.core.nfe import count_nfe
 from fewstep.masked.load import load_text, load_tokenizer
-from fewstep.masked.predictor import Canvas, Guided, NetworkPredictor, canvas_row, pad
+from fewstep.masked.predictor import Canvas, Guided, NetworkPredictor, pad
+from fewstep.masked.prompts import canvas_row
 
 LLADA = {
     "activation_type": "silu", "alibi": False, "alibi_bias_max": 8.0, "architectures": ["LLaDAModelLM"],

@@ -43,7 +43,8 @@ def decode(
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         prompt: one prompt; its text streams to the terminal unless --out is given.
         file: or a .jsonl of prompts: strings, or objects with a "prompt", whose other entries are kept (but for those that
-            are called as the result's own: text, tokens, nfe, seconds, batch).
+            are called as the result's own: text, tokens, nfe, seconds, batch). A prompt is a text or a conversation, a list
+            of {"role": …, "content": …}; if its last turn is the assistant's, the text goes on with that.
         out: a .jsonl for the results, with a receipt beside it; without it they go to the terminal.
         rule: what is committed when; prophet, sched and stable commit early over another rule, and want calibration.
         calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule and all that belongs to it.
@@ -65,7 +66,7 @@ def decode(
     settings = text.settings(model, compute)
     made = calibrated(calibration, settings) if calibration else commit.rule(rule, answer_follows=bool(text.suffix))
     predictor, network, tokenizer = compute.open(model, text.guidance)
-    rows = [text.canvas(item["prompt"], network, tokenizer) for item in items]
+    rows = text.rows(items, network, tokenizer)
     options: dict[str, Any] = {"stop": stop, "steps": text.steps, "temperature": text.temperature}
     if file is None and out is None:
         _stream(predictor, tokenizer, rows[0], made, compute.seed, **options)
@@ -102,7 +103,7 @@ def calibrate(
 
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
-        file: a .jsonl of prompts: strings, or objects with a "prompt".
+        file: a .jsonl of prompts, as for fewstep decode.
         out: the .json to write.
         epsilon: allowed share of changed answers.
         delta: allowed probability that the guarantee is wrong.
@@ -120,7 +121,7 @@ def calibrate(
     settings = text.settings(model, compute)
     with receipt(_receipt_of(out), **settings, file=file, seed=compute.seed):
         found = calibration.calibrate(
-            predictor, [text.canvas(item["prompt"], network, tokenizer) for item in items],
+            predictor, text.rows(items, network, tokenizer),
             commit.prophet(answer_follows=bool(text.suffix)), epsilon=epsilon, delta=delta, steps=text.steps,
             temperature=text.temperature, seeds=compute.seeds(len(items)), batch=compute.batch,
         )  # fmt: skip
@@ -151,12 +152,23 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number} of {file} is not JSON: {error}") from error
         item = {"prompt": item} if isinstance(item, str) else item
-        if not isinstance(item, dict) or not isinstance(item.get("prompt"), str):
-            raise ValueError(f'line {number} of {file} is neither a string nor an object with a "prompt"')  # noqa: TRY004
+        if not isinstance(item, dict) or not _is_prompt(item.get("prompt")):
+            raise ValueError(
+                f'line {number} of {file} is neither a string nor an object with a "prompt", which is a text or a list of '
+                '{"role": …, "content": …}'
+            )
         items.append(item)
     if not items:
         raise ValueError(f"there is no prompt in {file}")
     return items
+
+
+def _is_prompt(found: Any) -> bool:
+    """A text, or a conversation of at least one turn."""
+    turns = found if isinstance(found, list) and found else [None]
+    return isinstance(found, str) or all(
+        isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content")) for turn in turns
+    )
 
 
 def calibrated(path: Path, settings: dict[str, Any]) -> CommitRule:
@@ -183,7 +195,8 @@ def _stream(
     stop: tuple[str, ...], **options: Any,
 ) -> None:  # fmt: skip
     """Prints one row as it becomes final; holds back what may turn out to belong to a stop string or half a letter."""
-    from ..masked.decoding import StopStrings, stream, text_of, walk
+    from ..masked.decoding import stream, walk
+    from ..masked.prompts import StopStrings, text_of
 
     start, tokens, printed = time.perf_counter(), [], 0
     found = StopStrings(tokenizer, stop) if stop else None
@@ -206,7 +219,8 @@ def _results(
     rule: CommitRule, compute: Compute, *, stop: tuple[str, ...], **options: Any,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One entry a prompt, in order; `seconds` runs from when it entered the batch to the step that finished it."""
-    from ..masked.decoding import StopStrings, text_of, walk
+    from ..masked.decoding import walk
+    from ..masked.prompts import StopStrings, text_of
 
     found = StopStrings(tokenizer, stop) if stop else None
     begin = now = time.perf_counter()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -41,7 +43,7 @@ def settle_text(
 
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
-        file: a .jsonl of prompts: strings, or objects with a "prompt" and, to tell right from wrong, an "answer".
+        file: a .jsonl of prompts, as for fewstep decode, and in their objects an "answer" to tell right from wrong.
         out: the .json to write.
         order: in which positions are decided, the most confident first or by chance.
         block_length: the text is decided block by block.
@@ -65,7 +67,7 @@ def settle_text(
     facts = {"order": order, "block_length": block_length, "seed": compute.seed, **asdict(text)}
     with receipt(out, model=model, **facts) as entries:
         traces = record(
-            predictor, [text.canvas(item["prompt"], network, tokenizer) for item in items], rule, steps=text.steps,
+            predictor, text.rows(items, network, tokenizer), rule, steps=text.steps,
             temperature=text.temperature, seeds=compute.seeds(len(items)), batch=compute.batch,
         )  # fmt: skip
         groups: dict[str, list[Any]] = {"all": [], "right": [], "wrong": []}
@@ -150,6 +152,7 @@ def evaluate(
         from lm_eval.tasks import TaskManager  # type: ignore[import-not-found, unused-ignore]
 
         from ..masked.harness import HarnessLM
+        from ..masked.prompts import demand_template
         from ..steering.harness import ProxiedLM
     except ImportError as error:
         raise ValueError(f"evaluation needs the LM Evaluation Harness: pip install lm_eval ({error})") from error
@@ -169,7 +172,7 @@ def evaluate(
         predictor, network, tokenizer = compute.open(model, guidance)
         lm = HarnessLM(
             predictor, tokenizer, rule=commit.rule(rule), gen_length=gen_length, steps=steps, draws=draws,
-            max_length=network.max_length or 1024, batch=compute.batch, seed=compute.seed,
+            max_length=network.max_length or 1024, batch=compute.batch, seed=compute.seed, chat=chat,
         )  # fmt: skip
         facts = {"rule": lm.rule, "draws": draws, "steps": steps, "guidance": guidance}
     else:
@@ -181,8 +184,10 @@ def evaluate(
         models = open_trio(model, expert, antiexpert, adapter, (alpha,))
         lm = ProxiedLM(models.base, models.proxy, models.tokenizer, gen_length=gen_length, batch=compute.batch)
         facts = {"expert": expert, "antiexpert": antiexpert, "adapter": adapter, "alpha": alpha}
+    if chat:
+        demand_template(lm.tokenizer)
     seed = compute.seed
-    with receipt(out, model=model, **facts, seed=seed) as entries:
+    with receipt(out, model=model, **facts, seed=seed) as entries, _without_git():
         found = simple_evaluate(
             model=lm, tasks=list(tasks), task_manager=manager, num_fewshot=fewshot, limit=limit, apply_chat_template=chat,
             log_samples=False, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
@@ -193,6 +198,19 @@ def evaluate(
     for task, scores in found["results"].items():
         numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
         print(task, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """The harness asks git for a commit, which is told on the terminal where there is none; our receipt has its own."""
+    from lm_eval import evaluator  # type: ignore[import-not-found, unused-ignore]
+
+    asks = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asks
 
 
 def _constant(place: slice, _: Tensor) -> slice:

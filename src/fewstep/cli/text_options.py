@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,8 +23,9 @@ RuleName = Literal[Base, "prophet", "sched", "stable"]
 class Text:
     """What is generated: a calibration's guarantee holds for these settings."""
 
-    gen_length: int = 128
-    """Tokens to generate, --suffix included; 0 fills the mask tokens in the prompts and adds none."""
+    gen_length: int | None = None
+    """Tokens to generate, --suffix included; 0 fills the mask tokens in the prompts and adds none. If left out 128, or what
+    the prompt leaves of the model."""
     steps: int | None = None
     """In all, for rules that keep to a schedule; one a token if left out."""
     suffix: str = ""
@@ -35,36 +37,31 @@ class Text:
     guidance: float = 1.0
     """Classifier-free guidance away from the unconditional prediction; 1 is off."""
     chat: bool = False
-    """Put the prompt into the model's chat template."""
+    """Put prompts of plain text into the model's chat template; conversations always are."""
 
     def __post_init__(self) -> None:
-        if self.gen_length < 0:
+        if self.gen_length is not None and self.gen_length < 0:
             raise ValueError(f"--gen-length must not be negative, got {self.gen_length}")
 
-    def canvas(self, prompt: str, network: NetworkPredictor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        """The prompt, the masks and the suffix as token ids, on the network's device."""
-        from ..masked.predictor import canvas_row
+    def rows(
+        self, items: Sequence[dict[str, Any]], network: NetworkPredictor, tokenizer: PreTrainedTokenizerBase
+    ) -> list[Tensor]:
+        """The canvas of each item's prompt."""
+        from ..masked.prompts import canvas
 
-        if self.chat:
-            if not tokenizer.chat_template:
-                raise ValueError("this model's tokenizer has no chat template; leave --chat out")
-            prompt = tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-            )
-        bare = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        whole = bare if self.chat else tokenizer(prompt)["input_ids"]
-        ids = whole[: next((n + len(bare) for n in range(len(whole)) if whole[n : n + len(bare)] == bare), None)]
-        length, answer = self.gen_length, self.answer_length
-        if network.max_length is not None and len(ids) + length > network.max_length:
-            raise ValueError(
-                f"a prompt of {len(ids)} tokens and {length} to generate are more than the {network.max_length} that this "
-                "model takes; shorten the prompt or --gen-length"
-            )
-        text = tokenizer(self.suffix, add_special_tokens=False)["input_ids"] if self.suffix else []
-        if text and not 0 < answer <= length - len(text):
-            raise ValueError(f"{len(text)} tokens of --suffix and {answer} of --answer-length do not fit into {length}")
-        fixed = {length - answer - len(text): text} if text else {}
-        return canvas_row(ids, length, network.mask_id, fixed=fixed).to(network.device)
+        rows = []
+        for number, item in enumerate(items, 1):
+            prompt = item["prompt"]
+            turns = [{"role": "user", "content": prompt}] if self.chat and isinstance(prompt, str) else prompt
+            try:
+                row = canvas(
+                    turns, tokenizer, network, gen_length=self.gen_length, suffix=self.suffix,
+                    answer_length=self.answer_length,
+                )  # fmt: skip
+            except ValueError as error:
+                raise ValueError(f"prompt {number}: {error}" if len(items) > 1 else str(error)) from error
+            rows.append(row)
+        return rows
 
     def settings(self, model: str, compute: Compute) -> dict[str, Any]:
         """All that a calibration's guarantee is about."""

@@ -10,10 +10,8 @@ if TYPE_CHECKING:
     from .calibration import Calibration as Calibration
     from .calibration import calibrate as calibrate
     from .decoding import Decoded as Decoded
-    from .decoding import StopStrings as StopStrings
     from .decoding import decode as decode
     from .decoding import stream as stream
-    from .decoding import text_of as text_of
     from .decoding import walk as walk
     from .likelihood import log_likelihood as log_likelihood
     from .load import load_text as load_text
@@ -21,7 +19,11 @@ if TYPE_CHECKING:
     from .predictor import Canvas as Canvas
     from .predictor import Guided as Guided
     from .predictor import MaskPredictor as MaskPredictor
-    from .predictor import canvas_row as canvas_row
+    from .prompts import StopStrings as StopStrings
+    from .prompts import canvas as canvas
+    from .prompts import canvas_row as canvas_row
+    from .prompts import encode as encode
+    from .prompts import text_of as text_of
     from .rules import KLASS as KLASS
     from .rules import Blockwise as Blockwise
     from .rules import CommitRule as CommitRule
@@ -45,10 +47,11 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "calibration": ["Calibration", "calibrate"],
-    "decoding": ["Decoded", "StopStrings", "decode", "stream", "text_of", "walk"],
+    "decoding": ["Decoded", "decode", "stream", "walk"],
     "likelihood": ["log_likelihood"],
     "load": ["load_text", "load_tokenizer"],
-    "predictor": ["Canvas", "Guided", "MaskPredictor", "canvas_row"],
+    "predictor": ["Canvas", "Guided", "MaskPredictor"],
+    "prompts": ["StopStrings", "canvas", "canvas_row", "encode", "text_of"],
     "rules": [
         "Blockwise", "CommitRule", "EarlyCommit", "EntropyBound", "Factor", "KLASS", "StableAndConfident", "Step",
         "Threshold", "TopK", "sched",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +14,6 @@ from ..core.nfe import count_nfe
 from .noise import gumbel
 from .predictor import Canvas, MaskPredictor, pad
 from .rules import CommitRule, Step
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Stop = Callable[[list[int]], bool]  # the decided tokens of a row so far -> whether it ends here
 
@@ -93,32 +89,6 @@ class Walked(NamedTuple):
     rows: Rows  # after it; finished rows are in here for the last time
     progress: list[Progress]  # one a row
     finished: dict[int, Decoded]  # by row number
-
-
-@dataclass(frozen=True)
-class StopStrings:
-    """Whether the text of some tokens holds one of `strings`."""
-
-    tokenizer: PreTrainedTokenizerBase
-    strings: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if "" in self.strings:
-            raise ValueError("a stop string needs at least one character: every text holds the empty one")
-
-    def __call__(self, tokens: list[int]) -> bool:
-        text = self.tokenizer.decode(tokens)
-        return any(string in text for string in self.strings)
-
-
-def text_of(tokenizer: PreTrainedTokenizerBase, tokens: list[int], given: int = 0, stop: Sequence[str] = ()) -> str:
-    """The text of generated tokens, up to the first stop string behind the `given` first of them."""
-
-    def text(part: list[int]) -> str:  # as it is, so that what is read of some tokens stays when more follow
-        return str(tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    whole, start = text(tokens), len(text(tokens[:given]))
-    return whole[: min([found for string in stop if (found := whole.find(string, start)) >= 0], default=len(whole))]
 
 
 @torch.no_grad()

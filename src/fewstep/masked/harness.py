@@ -1,6 +1,7 @@
 """Masked diffusion language models in the LM Evaluation Harness (`pip install lm_eval`): all three kinds of request.
 
-Pass an instance to the harness: `lm_eval.simple_evaluate(model=HarnessLM(predictor, tokenizer), tasks=[…])`.
+Pass an instance to the harness: `lm_eval.simple_evaluate(model=HarnessLM(predictor, tokenizer), tasks=[…])`, for chats
+with `HarnessLM(…, chat=True)` and `apply_chat_template=True`. What the model reads is what `fewstep decode` gives it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import torch
 from lm_eval.api.model import LM  # type: ignore[import-not-found, unused-ignore]
 from lm_eval.models.utils import normalize_gen_kwargs  # type: ignore[import-not-found, unused-ignore]
 
-from .decoding import StopStrings, decode, text_of
+from ..core.progress import track
+from .decoding import decode
 from .likelihood import is_greedy, log_likelihood, rolling
-from .predictor import MaskPredictor, canvas_row
+from .predictor import MaskPredictor
+from .prompts import GEN_LENGTH, StopStrings, bare, canvas_row, encode, in_template, leading, text_of
 from .rules import Blockwise, CommitRule
 
 if TYPE_CHECKING:
@@ -30,12 +33,14 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
         predictor: the model, guided or not.
         tokenizer: its tokenizer.
         rule: for generation.
-        gen_length: tokens to generate where a task does not say `max_gen_toks`.
+        gen_length: tokens to generate where a task does not say `max_gen_toks`. There are at most as many as the context
+            leaves of the model, or half of the model if that is more.
         steps: in all, for rules that keep to a schedule; None is one a token.
         draws: network calls for a log-likelihood; what is reported is a lower bound of it.
         max_length: longest canvas; longer contexts lose their beginning.
         batch: rows at once.
         seed: of everything random.
+        chat: contexts stand in the tokenizer's chat template, which brings its own special tokens.
 
     Attributes:
         nfe: network calls of each text generated so far.
@@ -47,12 +52,13 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
         tokenizer: PreTrainedTokenizerBase,
         *,
         rule: CommitRule = Blockwise(),
-        gen_length: int = 128,
+        gen_length: int = GEN_LENGTH,
         steps: int | None = None,
         draws: int = 128,
         max_length: int = 1024,
         batch: int = 16,
         seed: int = 0,
+        chat: bool = False,
     ) -> None:
         super().__init__()
         self.predictor = predictor
@@ -64,6 +70,8 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
         self.max_length = max_length
         self.batch = batch
         self.seed = seed
+        self.chat = chat
+        self.lead = [] if chat else leading(tokenizer)
         self.nfe: list[float] = []
         self._device = next((p.device for network in predictor.networks for p in network.parameters()), torch.device("cpu"))
 
@@ -78,31 +86,30 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """A lower bound of ln p(text), in windows of `max_length` that do not see each other, per request."""
-        texts = [self._encode(request.args[0]) for request in requests]
+        texts = [bare(self.tokenizer, request.args[0]) for request in requests]
         return [
             rolling(
-                self.predictor, text, window=self.max_length, draws=self.draws, seed=self.seed, batch=self.batch,
-                device=self._device,
+                self.predictor, text, window=self.max_length - len(self.lead), prompt=self.lead, draws=self.draws,
+                seed=self.seed, batch=self.batch, device=self._device,
             ).value if text else 0.0  # the product over no token is 1
-            for text in texts
+            for text in track(texts, "texts")
         ]  # fmt: skip
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The generated texts, each up to the first of its task's stop strings."""
-        alike: dict[tuple[tuple[str, ...], int, float], list[int]] = defaultdict(list)
+        rows: list[torch.Tensor] = []
+        alike: dict[tuple[tuple[str, ...], float], list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
-            alike[self._generation(request.args[1])].append(number)
+            context, options = request.args
+            until, asked, temperature = self._generation(options)
+            rows.append(self._canvas(self._encode(context), asked))
+            alike[until, temperature].append(number)
         texts = [""] * len(requests)
-        for (until, length, temperature), numbers in alike.items():
-            rows = []
-            for number in numbers:
-                context = self._encode(requests[number].args[0])[-max(self.max_length - length, 1) :]
-                rows.append(canvas_row(context, length, self.predictor.mask_id).to(self._device))
-            seeds = [self.seed + number for number in numbers]
-            stop = StopStrings(self.tokenizer, until) if until else None
+        for (until, temperature), numbers in alike.items():
             decoded = decode(
-                self.predictor, rows, self.rule, steps=self.steps, temperature=temperature, seeds=seeds, stop=stop,
-                batch=self.batch,
+                self.predictor, [rows[number] for number in numbers], self.rule, steps=self.steps, temperature=temperature,
+                seeds=[self.seed + number for number in numbers],
+                stop=StopStrings(self.tokenizer, until) if until else None, batch=self.batch,
             )  # fmt: skip
             for number, row in zip(numbers, decoded, strict=True):
                 texts[number] = text_of(self.tokenizer, row.tokens, row.given, until)
@@ -110,11 +117,16 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
         return texts
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation in the tokenizer's own format."""
-        text: str = self.tokenizer.apply_chat_template(
-            chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-        return text
+        """The conversation in the tokenizer's own format; without a generation prompt its last turn stays open.
+
+        Raises:
+            ValueError: `chat` is off, so that special tokens would stand before the template's own.
+        """
+        if not self.chat:
+            raise ValueError(
+                "the harness puts contexts into the chat template; make the model with HarnessLM(…, chat=True)"
+            )
+        return in_template(self.tokenizer, chat_history, open=not add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """The template that `apply_chat_template` follows."""
@@ -126,20 +138,29 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
         template = hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest()[:8]
         return f"{self.tokenizer.name_or_path.replace('/', '__')}-{template}"
 
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+    def _encode(self, context: str) -> list[int]:
+        return bare(self.tokenizer, context) if self.chat else encode(self.tokenizer, context)
+
+    def _cut(self, ids: list[int], room: int) -> list[int]:
+        """The end of a context that is longer than `room`, behind its leading special tokens."""
+        if len(ids) <= room:
+            return ids
+        lead = self.lead[:room]
+        return [*lead, *ids[len(ids) - (room - len(lead)) :]]
+
+    def _canvas(self, ids: list[int], asked: int) -> torch.Tensor:
+        length = min(asked, max(self.max_length - len(ids), self.max_length // 2))
+        context = self._cut(ids, self.max_length - length)
+        return canvas_row(context, length, self.predictor.mask_id).to(self._device)
 
     def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Both as token ids, tokenised together; a space between them belongs to the continuation."""
-        bare = context.rstrip()
-        prompt = self._encode(bare)
+        before = context.rstrip()
+        prompt = self._encode(before)
         whole = self._encode(context + continuation)
-        answer = (
-            whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._encode(context[len(bare) :] + continuation)
-        )
-        room = max(self.max_length - len(answer), 0)
-        return prompt[max(len(prompt) - room, 0) :], answer
+        apart = whole[: len(prompt)] != prompt
+        answer = bare(self.tokenizer, context[len(before) :] + continuation) if apart else whole[len(prompt) :]
+        return self._cut(prompt, max(self.max_length - len(answer), 0)), answer
 
     def _generation(self, options: dict[str, Any]) -> tuple[tuple[str, ...], int, float]:
         found = normalize_gen_kwargs(options, self.gen_length)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.device import at_least_float32
+from ..core.progress import track
 from .decoding import decode
 from .noise import uniform
 from .predictor import MaskPredictor, pad
@@ -63,7 +64,7 @@ def log_likelihood(
             where = torch.cat([torch.zeros(len(prompt), dtype=torch.bool), hidden])
             rows.append((number, truth, where, len(answer) / int(hidden.sum())))
     sums: list[list[float]] = [[] for _ in texts]
-    for start in range(0, len(rows), batch):
+    for start in track(range(0, len(rows), batch), "likelihoods"):
         part = rows[start : start + batch]
         canvas = pad(
             [truth.masked_fill(where, predictor.mask_id).to(device) for _, truth, where, _ in part], predictor.mask_id
@@ -88,18 +89,19 @@ def rolling(
     text: Sequence[int],
     *,
     window: int,
+    prompt: Sequence[int] = (),
     draws: int = 128,
     seed: int = 0,
     batch: int = 16,
     device: torch.device | str = "cpu",
 ) -> Likelihood:
-    """A lower bound for a text of any length: the sum over windows of at most `window` tokens, each without a prompt.
+    """A lower bound for a text of any length: the sum over windows of at most `window` tokens, each behind `prompt` alone.
 
     Tokens do not see past their window, so a longer window gives a tighter bound.
     """
     if window < 1 or not text:
         raise ValueError("a rolling likelihood needs a text and windows of at least one token")
-    windows = [((), text[start : start + window]) for start in range(0, len(text), window)]
+    windows = [(prompt, text[start : start + window]) for start in range(0, len(text), window)]
     seeds = [seed + number for number in range(len(windows))]
     parts = log_likelihood(predictor, windows, draws=draws, seeds=seeds, batch=batch, device=device)
     return Likelihood(sum(part.value for part in parts), sum(part.error**2 for part in parts) ** 0.5)

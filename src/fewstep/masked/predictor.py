@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -146,35 +145,6 @@ class Guided:
         both = Canvas(*(torch.cat(pair) for pair in zip(canvas, hidden, strict=True)))
         conditional, unconditional = at_least_float32(self.predictor(both, torch.cat([wanted, wanted]))).chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
-
-
-def canvas_row(
-    prompt: Sequence[int], gen_length: int, mask_id: int, *, fixed: Mapping[int, Sequence[int]] = MappingProxyType({})
-) -> Tensor:
-    """The prompt, then `gen_length` positions of which some may hold given text.
-
-    Args:
-        prompt: token ids; mask tokens among them are filled in as well.
-        gen_length: how many positions follow, 0 where all that is to be filled stands in the prompt.
-        mask_id: fills them.
-        fixed: place -> token ids that stand there from the start, e.g. {-8: "The answer is"}; places count from the first
-            position behind the prompt, negative ones from the end.
-
-    Returns:
-        Token ids, shape (len(prompt) + gen_length,).
-
-    Raises:
-        ValueError: fixed text does not fit, or leaves nothing to generate.
-    """
-    row = [mask_id] * gen_length
-    for place, text in fixed.items():
-        start = place % gen_length if -gen_length <= place < gen_length else gen_length
-        if start + len(text) > gen_length:
-            raise ValueError(f"{len(text)} fixed tokens at place {place} do not fit into {gen_length} positions")
-        row[start : start + len(text)] = text
-    if mask_id not in (*prompt, *row):
-        raise ValueError("nothing is left to generate; make the generation longer, or put mask tokens into the prompt")
-    return torch.tensor([*prompt, *row])
 
 
 def pad(rows: Sequence[Tensor], mask_id: int) -> Canvas:

@@ -1,0 +1,170 @@
+"""From text to canvases and back: what a model reads is made here for decode, calibrate, settle-text and evaluate alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .predictor import NetworkPredictor
+
+Turns = Sequence[Mapping[str, str]]  # a conversation: each turn with its "role" and its "content"
+GEN_LENGTH = 128  # tokens to generate where nobody says how many, if the model has room for them
+PROBE = "1"  # every vocabulary has it
+
+
+def canvas(
+    prompt: str | Turns,
+    tokenizer: PreTrainedTokenizerBase,
+    network: NetworkPredictor,
+    *,
+    gen_length: int | None = None,
+    suffix: str = "",
+    answer_length: int = 8,
+) -> Tensor:
+    """The prompt, the masks and the suffix as a row of token ids, on the network's device.
+
+    Args:
+        prompt: a text, in which mask tokens are filled in as well; or a conversation.
+        tokenizer: of the model.
+        network: the model.
+        gen_length: how many positions follow the prompt, 0 for none; by default 128, or what the model has left.
+        suffix: text that stands in the generation from the start, such as "The answer is".
+        answer_length: positions behind the suffix.
+
+    Raises:
+        ValueError: the prompt is empty and there is no suffix, the model has no room, or nothing is left to generate.
+    """
+    ids, most = encode(tokenizer, prompt), network.max_length
+    if not suffix and not (bare(tokenizer, prompt) if isinstance(prompt, str) else prompt):
+        raise ValueError("the prompt is empty; give it some text, mask tokens to fill in, or a suffix")
+    left = GEN_LENGTH if most is None else min(most - len(ids), GEN_LENGTH)
+    if gen_length is None and left < 1:
+        raise ValueError(f"a prompt of {len(ids)} tokens fills the {most} positions of this model; shorten it")
+    length = left if gen_length is None else gen_length
+    if most is not None and len(ids) + length > most:
+        raise ValueError(
+            f"a prompt of {len(ids)} tokens and {length} to generate are more than the {most} that this model takes; "
+            "shorten the prompt or the generation"
+        )
+    text = bare(tokenizer, suffix) if suffix else []
+    if text and not 0 < answer_length <= length - len(text):
+        raise ValueError(f"{len(text)} tokens of suffix and {answer_length} of answer do not fit into {length}")
+    fixed = {length - answer_length - len(text): text} if text else {}
+    return canvas_row(ids, length, network.mask_id, fixed=fixed).to(network.device)
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Turns) -> list[int]:
+    """Token ids of what a generation follows: a text behind its leading special tokens, or a conversation.
+
+    Special tokens that a tokenizer puts behind a text are left out, as there the answer follows. A conversation stands in
+    the tokenizer's chat template, which brings special tokens of its own; if its last turn is the assistant's, it stays
+    open and the generation goes on with it.
+    """
+    if not isinstance(prompt, str):
+        return bare(tokenizer, in_template(tokenizer, prompt, open=prompt[-1]["role"] == "assistant")) if prompt else []
+    ids, lead = bare(tokenizer, prompt), leading(tokenizer)
+    return ids if lead and ids[: len(lead)] == lead else [*lead, *ids]
+
+
+def bare(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of `text` and nothing else."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def leading(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts before a text, such as [CLS] or a start of text; perhaps none."""
+    whole, text = list(tokenizer(PROBE)["input_ids"]), bare(tokenizer, PROBE)
+    return next((whole[:n] for n in range(len(whole)) if whole[n : n + len(text)] == text), [])
+
+
+def in_template(tokenizer: PreTrainedTokenizerBase, turns: Turns, *, open: bool) -> str:
+    """A conversation in the tokenizer's own format.
+
+    Args:
+        tokenizer: with a chat template.
+        turns: the conversation.
+        open: the last turn goes on; else the assistant's turn begins.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, or it refuses the conversation.
+    """
+    from jinja2 import TemplateError
+
+    demand_template(tokenizer)
+    try:
+        text: str = tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=not open, continue_final_message=open
+        )
+    except TemplateError as error:
+        raise ValueError(f"the model's chat template refuses this conversation: {error}") from error
+    return text
+
+
+def demand_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer without a chat template."""
+    if not tokenizer.chat_template:
+        raise ValueError("this model's tokenizer has no chat template; leave --chat out, and give text as prompts")
+
+
+def canvas_row(
+    prompt: Sequence[int], gen_length: int, mask_id: int, *, fixed: Mapping[int, Sequence[int]] = MappingProxyType({})
+) -> Tensor:
+    """The prompt, then `gen_length` positions of which some may hold given text.
+
+    Args:
+        prompt: token ids; mask tokens among them are filled in as well.
+        gen_length: how many positions follow, 0 where all that is to be filled stands in the prompt.
+        mask_id: fills them.
+        fixed: place -> token ids that stand there from the start, e.g. {-8: "The answer is"}; places count from the first
+            position behind the prompt, negative ones from the end.
+
+    Returns:
+        Token ids, shape (len(prompt) + gen_length,).
+
+    Raises:
+        ValueError: fixed text does not fit, or leaves nothing to generate.
+    """
+    row = [mask_id] * gen_length
+    for place, text in fixed.items():
+        start = place % gen_length if -gen_length <= place < gen_length else gen_length
+        if start + len(text) > gen_length:
+            raise ValueError(f"{len(text)} fixed tokens at place {place} do not fit into {gen_length} positions")
+        row[start : start + len(text)] = text
+    if mask_id not in (*prompt, *row):
+        raise ValueError("nothing is left to generate; make the generation longer, or put mask tokens into the prompt")
+    return torch.tensor([*prompt, *row])
+
+
+@dataclass(frozen=True)
+class StopStrings:
+    """Whether the text of some tokens holds one of `strings`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    strings: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if "" in self.strings:
+            raise ValueError("a stop string needs at least one character: every text holds the empty one")
+
+    def __call__(self, tokens: list[int]) -> bool:
+        text = self.tokenizer.decode(tokens)
+        return any(string in text for string in self.strings)
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, tokens: list[int], given: int = 0, stop: Sequence[str] = ()) -> str:
+    """The text of generated tokens, up to the first stop string behind the `given` first of them."""
+
+    def text(part: list[int]) -> str:  # as it is, so that what is read of some tokens stays when more follow
+        return str(tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    whole, start = text(tokens), len(text(tokens[:given]))
+    return whole[: min([found for string in stop if (found := whole.find(string, start)) >= 0], default=len(whole))]
