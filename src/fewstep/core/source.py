@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 ASSETS = Path(__file__).parent.parent / "assets"  # what comes with the package
 # configurations, weights and vocabularies; no Python
 PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"]
+HUB_SECONDS = 5.0  # that the hub may take to say whether it has a repository
+JSON_BYTES, JSON_DEPTH = 16 << 20, 64  # far above any configuration
+_STATE = (
+    "weights or a training state without the network they belong to; save the model as a folder with the code that wrote it"
+)
+FILES = {  # what single files hold, and what to do with them
+    ".pkl": "a pickle, and reading it would run the code in it; save the model as a folder with the code that wrote it",
+    ".pt": _STATE,
+    ".pth": _STATE,
+    ".ckpt": _STATE,
+    ".bin": "weights without the network they belong to; give the folder they came in",
+    ".safetensors": "weights without the network they belong to; give the folder they came in",
+    ".gguf": "weights quantised for llama.cpp; give the folder of the model they were made from",
+    ".onnx": "a network compiled for onnxruntime; give the folder of the model it was made from",
+}
 
 
 def folder_of(source: str | Path, what: str, *, bundled: str, pickles: bool = False) -> Path:
@@ -26,27 +41,77 @@ def folder_of(source: str | Path, what: str, *, bundled: str, pickles: bool = Fa
     path = ASSETS / bundled if source == "bundled" else Path(source)
     if path.is_dir():
         return path
-    if path.exists() or path.is_absolute() or str(source).startswith(".") or str(source).count("/") != 1:
-        raise ValueError(f"{source} is not a folder; give a {what} or the id of a hub repository, owner/name")
-    from huggingface_hub import snapshot_download
+    name = str(source)
+    if "://" in name or name.startswith("https:/"):  # a Path has lost one of the slashes
+        raise ValueError(f"{name} is a URL; download it and give the {what}, or give a hub repository as owner/name")
+    if path.suffix.lower() in FILES:
+        there = f"{name} is" if path.is_file() else f"there is no file {name}, and it would be"
+        raise ValueError(f"{there} {FILES[path.suffix.lower()]}. What fewstep reads is a {what}")
+    if path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise ValueError(f"{name} is not a folder; give a {what} or the id of a hub repository, owner/name")
+    return _snapshot(name, [pattern for pattern in PATTERNS if pickles or pattern != "*.bin"])
 
-    patterns = [pattern for pattern in PATTERNS if pickles or pattern != "*.bin"]
+
+def _snapshot(repository: str, patterns: list[str]) -> Path:
+    """What the hub has of `repository`, or what was fetched of it before.
+
+    The hub's own fetcher tries again for minutes where nobody answers, so one question with a deadline comes first.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    doubt = None
     try:
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
+        HfApi().model_info(repository, timeout=HUB_SECONDS)
+    except Exception as error:  # the hub's client and the HTTP library under it have no class of errors in common
+        doubt = error
+    try:
+        return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=doubt is not None))
     except (OSError, ValueError) as error:  # the hub's errors are one or the other
-        raise ValueError(f"{source} is neither a folder nor a hub repository that can be fetched: {error}") from error
+        raise ValueError(
+            f"{repository} is neither a folder nor was it fetched before, and {_why(doubt or error)}"
+        ) from error
+
+
+def _why(error: Exception) -> str:
+    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError
+
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no such repository, or shows it only to those who log in with `hf auth login`"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE forbids to ask the hub; give a folder, or unset it"
+    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    return f"the hub cannot be asked ({said}); give a folder, or try again with a connection"
 
 
 def read_json(path: Path, why: str) -> dict[str, Any]:
-    """What stands in `path`; `why` it should be there ends the error if it is not.
+    """The object that stands in `path`; `why` it should be there ends the error if it is not.
 
     Raises:
-        ValueError: not there, or not JSON.
+        ValueError: no such file, no JSON object, or one of a size or depth that no configuration has.
     """
+    if not path.is_file():  # nor a folder, nor a pipe that would never end
+        raise ValueError(f"there is no {path.name} in {path.parent}: {why}")
+    with path.open("rb") as file:
+        text = file.read(JSON_BYTES + 1)
+    if len(text) > JSON_BYTES:
+        raise ValueError(f"{path} is larger than {JSON_BYTES >> 20} MiB, so it is no configuration: {why}")
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"there is no {path.name} in {path.parent}: {why}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{path} is nested without end") from None
+    except ValueError as error:  # also bytes that are no text, and numbers of thousands of digits
         raise ValueError(f"{path} is not valid JSON: {error}") from error
-    return content
+    if type(content) is not dict:
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object: {why}")
+    if _depth(content) > JSON_DEPTH:
+        raise ValueError(f"{path} is nested more than {JSON_DEPTH} deep, so it is no configuration: {why}")
+    return cast(dict[str, Any], content)
+
+
+def _depth(content: object) -> int:
+    depth, level = 0, [content]
+    while level and depth <= JSON_DEPTH:
+        depth += 1
+        inner = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list))
+        level = [item for items in inner for item in items]
+    return depth

@@ -12,12 +12,15 @@ from torch import Tensor
 from ...core.files import atomic_folder
 from ...core.source import folder_of, read_json
 from ..denoiser import EDM, VP, Flow, NetworkDenoiser
+from .network import read_network
+from .parts import network_part, part_folder
+from .trained import scheduler_config
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-NETWORKS = ("UNet2DModel", "DiTTransformer2DModel")
 NOTE = "fewstep.json"
+MOST_SEGMENTS = 100_000  # no schedule has more timesteps
 NO_OFFSET = 1e-6  # the consistency scheduler needs a positive sigma_min; this one stands for "f is the identity at 0"
 
 
@@ -36,25 +39,9 @@ def load(source: str | Path) -> NetworkDenoiser:
     Raises:
         ValueError: nothing there, or not such a checkpoint.
     """
-    import diffusers
-
     folder = _folder(source)
-    index = read_json(folder / "model_index.json", "a diffusers pipeline folder has one at its top")
-    classes = {part: entry[1] for part, entry in index.items() if isinstance(entry, list) and len(entry) == 2}
-    part = next((part for part, name in classes.items() if name in NETWORKS), None)
-    if part is None:
-        raise ValueError(
-            f"{source} is a {index.get('_class_name', 'pipeline')} of {', '.join(sorted(filter(None, classes.values())))}; "
-            f"fewstep tunes pipelines whose network is a {' or '.join(NETWORKS)}"
-        )
-    try:
-        network = getattr(diffusers, classes[part]).from_pretrained(
-            _part(folder, part), torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"the network in {source} could not be loaded: {error}") from error
-    config = read_json(_part(folder, "scheduler") / "scheduler_config.json", "it says how the network was trained")
-    return wrap(network, config).eval()
+    network = read_network(part_folder(folder, network_part(folder)))
+    return wrap(network, scheduler_config(part_folder(folder, "scheduler"))).eval()
 
 
 def _folder(source: str | Path) -> Path:
@@ -106,12 +93,12 @@ def write_segments(folder: Path, segments: int) -> None:
 def segments_of(source: str | Path) -> int | None:
     """How many segments the student in `source` was tuned with; None if it is a diffusion model, or not of our making."""
     note = _folder(source) / NOTE
-    if not note.exists():
+    if not note.is_file():
         return None
-    try:
-        return int(read_json(note, "")["segments"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{note} does not say how many segments the student has: {error}") from error
+    segments = read_json(note, "it says how many segments the student has").get("segments")
+    if isinstance(segments, bool) or not isinstance(segments, int) or not 1 <= segments <= MOST_SEGMENTS:
+        raise ValueError(f"{note} does not say how many segments the student has: {segments!r:.80}")
+    return segments
 
 
 def diffusion_pipeline(denoiser: NetworkDenoiser) -> DiffusionPipeline:
@@ -245,8 +232,3 @@ def _rho(middle: float, sigma_min: float, sigma_max: float, timesteps: int = 40)
     if not lowest < middle < highest:
         raise ValueError(f"the middle noise level must lie between {lowest:.3g} and {highest:.3g}, got {middle}")
     return float(brentq(lambda rho: sigma(rho) - middle, 1.0, 100.0, xtol=1e-12))
-
-
-def _part(folder: Path, part: str) -> Path:
-    """Old repositories keep the parts of a pipeline at its top."""
-    return folder / part if (folder / part).is_dir() else folder

@@ -1,0 +1,185 @@
+"""A diffusers network from its folder: every weight is there, finite and in its place, or a sentence says which is not."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...core.source import read_json
+from .parts import NETWORKS, WERE_CALLED
+from .weights import read_weights
+
+MOST = 1 << 20  # of any number in a network's configuration
+TABLES = 256 << 20  # bytes of what a network computes once, such as a transformer's places
+WIDEST = 1 << 14  # of a picture's side
+# diffusers' names for the weights of attention before 0.13
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+WRAPPERS = {"module", "_orig_mod"}  # torch's own, wherever they stand in a name
+
+
+def read_network(folder: Path) -> nn.Module:
+    """The network in `folder`, in float32 on the CPU, in evaluation mode.
+
+    A learned variance is cut off: what is left gives the mean alone, exactly as before, and stock pipelines sample it.
+
+    Args:
+        folder: with config.json and weights.
+
+    Raises:
+        ValueError: its configuration describes no network that fewstep knows, its weights are not those of that network,
+            or some are not finite.
+    """
+    config = read_json(folder / "config.json", "it says how the network is built")
+    kind = _kind(folder, config)
+    settings = _settings(folder, kind, config)
+    weights = read_weights(folder)
+    _check_depth(folder, settings, len(weights))
+    with torch.device("meta"):  # costs no memory, whatever the sizes
+        plan = _build(folder, kind, settings)
+        _try(folder, plan)
+    weights = _named(weights, plan)
+    _check_names(folder, plan.state_dict(), weights)
+    if plan.config["out_channels"] == 2 * plan.config["in_channels"]:
+        settings["out_channels"] = plan.config["in_channels"]
+        weights |= _mean(weights, kind, plan.config["in_channels"])
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and all are replaced
+        network: nn.Module = _build(folder, kind, settings)
+    network.load_state_dict(weights)
+    _check_finite(folder, network)
+    return network.eval()
+
+
+def _kind(folder: Path, config: Mapping[str, Any]) -> str:
+    said = config.get("_class_name")
+    kind = WERE_CALLED.get(said, said) if isinstance(said, str) else None
+    if kind not in NETWORKS or (kind != said and config.get("norm_type") != "ada_norm_zero"):
+        raise ValueError(f"config.json in {folder} describes a {said!r}; fewstep tunes a {' or '.join(NETWORKS)}")
+    if config.get("quantization_config") is not None:
+        raise ValueError(
+            f"the network in {folder} is quantised (quantization_config); give the checkpoint with all its bits"
+        )
+    return str(kind)
+
+
+def _settings(folder: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What `config` says of the network itself and not of the library that wrote it."""
+    import diffusers
+
+    known = inspect.signature(getattr(diffusers, kind).__init__).parameters.keys() - {"self"}
+    settings = {name: value for name, value in config.items() if name in known}
+    for name, value in settings.items():
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict | list) or (isinstance(item, int | float) and not 0 <= item <= MOST):
+                raise ValueError(f"config.json in {folder} says {name} = {value!r:.80}, which no network has")
+    return settings
+
+
+def _check_depth(folder: Path, settings: Mapping[str, Any], weights: int) -> None:
+    """A network of more layers than it has weights would only cost time."""
+    layers = [settings[name] for name in ("layers_per_block", "num_layers") if isinstance(settings.get(name), int)]
+    blocks = [len(value) for value in settings.values() if isinstance(value, list)]
+    if max(layers, default=1) * max(blocks, default=1) > weights:
+        raise ValueError(f"config.json in {folder} describes more layers than there are weights ({weights}) beside it")
+
+
+def _build(folder: Path, kind: str, settings: Mapping[str, Any]) -> Any:
+    import diffusers
+
+    try:
+        return getattr(diffusers, kind)(**settings)
+    except Exception as error:  # whatever a constructor says of arguments that it was not made for
+        raise ValueError(f"config.json in {folder} describes no {kind} ({_said(error)})") from error
+
+
+@torch.no_grad()
+def _try(folder: Path, plan: Any) -> None:
+    """Calls the network once, for its shapes alone: it gives as many channels as it takes, or twice as many."""
+    config = plan.config
+    channels, size = config["in_channels"], config["sample_size"]
+    sides = [size, size] if isinstance(size, int) else size
+    if sides is None:
+        return  # whoever needs a size says that it is missing
+    if not (isinstance(sides, list | tuple) and len(sides) == 2 and all(_is_side(side) for side in sides)):
+        raise ValueError(f"config.json in {folder} says sample_size = {size!r}, not a picture's side from 1 to {WIDEST}")
+    classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
+    cond = {"class_labels": torch.zeros(1, dtype=torch.long)} if classes else {}
+    try:
+        given = plan(torch.empty(1, channels, *sides), torch.ones(1), **cond).sample.shape
+    except Exception as error:  # whatever goes wrong inside a network of odd settings
+        raise ValueError(f"the network that config.json in {folder} describes cannot be called ({_said(error)})") from error
+    if sum(table.nbytes for table in plan.buffers()) > TABLES:
+        raise ValueError(f"config.json in {folder} says sample_size = {size!r}, for which no memory would do")
+    if given not in [(1, outputs, *sides) for outputs in (channels, 2 * channels)]:
+        raise ValueError(
+            f"the network in {folder} makes {_times(given[1:])} of {_times((channels, *sides))}; "
+            "a denoiser gives what it takes"
+        )
+
+
+def _is_side(side: Any) -> bool:
+    return isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= WIDEST
+
+
+def _named(weights: Mapping[str, Tensor], plan: nn.Module) -> dict[str, Tensor]:
+    """`weights` under the names that the network has for them: without wrappers' prefixes, attention by its new names."""
+    expected = plan.state_dict().keys()
+    names = {name: _unwrapped(name) for name in weights if name != "n_averaged"}  # the count of torch's AveragedModel
+    while not expected & set(names.values()) and len({name.partition(".")[0] for name in names.values()}) == 1:
+        names = {name: short.partition(".")[2] for name, short in names.items()}
+    names = {name: short if short in expected else _new_name(short) for name, short in names.items()}
+    if len(set(names.values())) < len(names):  # two copies, one of them wrapped: what does not fit will be said
+        return dict(weights)
+    return {short: weights[name] for name, short in names.items()}
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _new_name(name: str) -> str:
+    return ".".join(OLD_NAMES.get(part, part) for part in name.split("."))
+
+
+def _check_names(folder: Path, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    both = expected.keys() & weights.keys()
+    faults = {
+        "missing": expected.keys() - weights.keys(),
+        "unknown": weights.keys() - expected.keys(),
+        "of another shape": {name for name in both if expected[name].shape != weights[name].shape},
+        "quantised": {name for name in both if expected[name].is_floating_point() != weights[name].is_floating_point()},
+    }
+    said = [f"{len(names)} {fault}, such as {min(names)}" for fault, names in faults.items() if names]
+    if said:
+        raise ValueError(
+            f"the weights in {folder} are not those of the network in its config.json: {', '.join(said)}; "
+            "save the network again with save_pretrained()"
+        )
+
+
+def _mean(weights: Mapping[str, Tensor], kind: str, channels: int) -> dict[str, Tensor]:
+    """The last layer without the rows that make the variance: the second half of the channels, of each pixel in a patch."""
+    last = {"UNet2DModel": "conv_out", "DiTTransformer2DModel": "proj_out_2"}[kind]
+    names = [f"{last}.weight", f"{last}.bias"]
+    return {name: weights[name].unflatten(0, (-1, 2 * channels))[:, :channels].flatten(0, 1) for name in names}
+
+
+def _check_finite(folder: Path, network: nn.Module) -> None:
+    broken = [name for name, weight in network.state_dict().items() if not bool(weight.isfinite().all())]
+    if broken:
+        raise ValueError(
+            f"{len(broken)} weights in {folder} hold numbers that are not finite, such as {min(broken)}; its training went "
+            "wrong or the file is damaged, so use an earlier checkpoint"
+        )
+
+
+def _said(error: Exception) -> str:
+    return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
+
+
+def _times(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))
