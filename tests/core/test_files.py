@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.core.files import atomic_file, atomic_folder, load_state, save_state, writable
+from fewstep.core.files import alone_in, atomic_file, atomic_folder, clear, load_state, save_state, writable
 
 
 def test_state_round_trip(tmp_path) -> None:
@@ -55,38 +56,156 @@ def test_folder_is_replaced_whole_or_not_at_all(tmp_path) -> None:
 def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "first").touch()
-    replace, calls = os.replace, []
+    replace = os.replace
 
-    def second_fails(source: object, target: object) -> None:
-        calls.append(target)
-        if len(calls) == 2:
+    def full(source: Path, target: Path) -> None:
+        if target == tmp_path / "out" and source.name == "new":
             raise OSError("no space")
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", second_fails)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space"), atomic_folder(tmp_path / "out") as folder:
         (folder / "second").touch()
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["first"]
 
 
-def test_full_disk_is_an_oserror_and_loses_nothing(tmp_path) -> None:
-    """A file size limit stands in for the full disk."""
+def test_all_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch) -> None:
+    """Each file and folder first, then the name, then the folder that holds the name."""
+    seen, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        seen.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def replaced(source: Path, target: Path) -> None:
+        if source.name == "new":
+            seen.append(f"-> {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
     save_state(tmp_path / "state.pt", {"step": 1})
-    program = """
+    assert seen == [(tmp_path / "state.pt").stat().st_ino, "-> state.pt", tmp_path.stat().st_ino]
+    seen.clear()
+    with atomic_folder(tmp_path / "model") as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "weights").touch()
+    parts = [(tmp_path / "model" / part).stat().st_ino for part in ("", "part", "part/weights")]
+    assert sorted(seen[:3]) == sorted(parts) and seen[3:] == ["-> model", tmp_path.stat().st_ino]
+
+
+LIMITED = """
 import resource, signal, sys, torch
-from fewstep.core.files import save_state
+from safetensors.torch import save_file
+from fewstep.core.files import atomic_file, atomic_folder, save_state
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+def folder(out):
+    with atomic_folder(out) as temporary:
+        save_file({"weights": torch.zeros(1_000_000)}, temporary / "model.safetensors")
+def state(out):
+    save_state(out, {"step": 2, "weights": torch.zeros(1_000_000)})
+def plain(out):
+    with atomic_file(out) as file:
+        file.write(bytes(1_000_000))
+from pathlib import Path
 try:
-    save_state(sys.argv[1], {"step": 2, "weights": torch.zeros(1_000_000)})
+    globals()[sys.argv[1]](Path(sys.argv[2]))
 except OSError as error:
-    print("refused:", error)
+    print("refused:", error.strerror, error.filename)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "state.pt"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith("refused:")
-    assert load_state(tmp_path / "state.pt") == {"step": 1} and os.listdir(tmp_path) == ["state.pt"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "state", "folder"])
+def test_a_full_disk_is_an_oserror_and_loses_nothing(tmp_path, kind: str) -> None:
+    """A limit of the size of files stands in for the full disk; torch and safetensors have words of their own for it."""
+    path = tmp_path / "kept"
+    if kind != "folder":
+        save_state(path, {"step": 1})
+    else:
+        path.mkdir()
+        (path / "first").touch()
+    done = subprocess.run([sys.executable, "-c", LIMITED, kind, path], capture_output=True, text=True, check=True)
+    assert done.stdout == f"refused: File too large {path}\n"
+    assert os.listdir(tmp_path) == ["kept"]
+    assert load_state(path) == {"step": 1} if kind != "folder" else os.listdir(path) == ["first"]
+
+
+# Writes half of what it began at the paths it is given, says so, and waits to be killed.
+WRITER = """
+import os, sys, time
+from contextlib import ExitStack
+from pathlib import Path
+from fewstep.core.files import alone_in, atomic_file, atomic_folder
+out = Path(sys.argv[1])
+with ExitStack() as stack:
+    stack.enter_context(alone_in(out))
+    stack.enter_context(atomic_file(out / "state.pt")).write(b"half")
+    (stack.enter_context(atomic_folder(out / "model")) / "weights").touch()
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def hidden(folder: Path) -> list[str]:
+    return sorted(name.rpartition(".")[0].rpartition(".")[0] for name in os.listdir(folder) if name.endswith(".fewstep"))
+
+
+def test_what_a_killed_process_left_is_cleared_away_and_a_living_one_keeps_it(tmp_path, writer) -> None:
+    (tmp_path / ".mine.fewstep").mkdir()  # no workshop of ours
+    (tmp_path / ".mine.fewstep" / "thesis").touch()
+    writable(tmp_path)
+    assert hidden(tmp_path) == ["", ".model", ".state.pt"]
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    clear(tmp_path, "state.pt")
+    assert hidden(tmp_path) == ["", ".model"]
+    with atomic_folder(tmp_path / "model"):
+        assert hidden(tmp_path) == ["", ".model"]  # its own alone
+    writable(tmp_path)
+    assert hidden(tmp_path) == [""] and (tmp_path / ".mine.fewstep" / "thesis").exists()
+
+
+def test_what_was_put_aside_by_a_killed_process_comes_back(tmp_path) -> None:
+    """Killed between the two renames, the old folder stands in the workshop; it goes only where a new one came."""
+    for name in ("lost", "done"):
+        workshop = tmp_path / f".{name}.abc12345.fewstep"
+        (workshop / "old").mkdir(parents=True)
+        (workshop / "old" / "first").touch()
+        (workshop / "locked").touch()
+    (tmp_path / "done").mkdir()
+    writable(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["done", "lost"]
+    assert os.listdir(tmp_path / "lost") == ["first"] and os.listdir(tmp_path / "done") == []
+
+
+def test_one_process_has_a_folder_for_itself_until_it_dies(tmp_path, writer) -> None:
+    with pytest.raises(ValueError, match=f"process {writer.pid} on .* is writing into .*--out"), alone_in(tmp_path):
+        pass
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    with alone_in(tmp_path), alone_in(tmp_path / "." / ""):  # the same process may come again
+        other = subprocess.run([sys.executable, "-c", WRITER, tmp_path], check=False, capture_output=True, text=True)
+        assert f"process {os.getpid()} on" in other.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_was_not_written_into_is_not_left_behind(tmp_path) -> None:
+    with pytest.raises(ValueError, match="wrong"), alone_in(tmp_path / "run"):
+        raise ValueError("wrong")
+    with alone_in(tmp_path / "run"):
+        (tmp_path / "run" / "state.pt").touch()
+    assert os.listdir(tmp_path / "run") == ["state.pt"]
 
 
 def test_code_in_a_state_never_runs(tmp_path) -> None:

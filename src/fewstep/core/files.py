@@ -1,77 +1,155 @@
-"""Files and folders that are either complete or not there, and training states that hold no code."""
+"""Files and folders that are complete or not there, folders of one process alone, and training states that hold no code."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+OURS = ".fewstep"  # how the name of a workshop ends: .NAME.RANDOM.fewstep stands beside NAME while that is being written
+LOCK = ".lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a write says that knows no file's name
+
+_held: set[Path] = set()  # folders that this process has for itself
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a temporary file beside `path` and renames it there once all of it is on the disk.
+    """Opens a file that takes its place at `path` once all of it is on the disk.
 
     Raises:
         OSError: it could not be written (no space, no permission); an older file at `path` is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with _workshop(path) as workshop:
+        with open(workshop / "new", "wb") as file, _safetensors_errors(path):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's files are private
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        os.replace(workshop / "new", path)
     _sync(path.parent)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place once everything in it is on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield temporary
-        for item in temporary.rglob("*"):
+    """A folder that takes its place at `path` once everything in it is on the disk.
+
+    Raises:
+        OSError: it could not be written (no space, no permission); an older folder at `path` is untouched.
+    """
+    clear(path.parent, path.name)
+    with _workshop(path) as workshop:
+        new = workshop / "new"
+        new.mkdir()
+        with _safetensors_errors(path):
+            yield new
+        for item in (new, *new.rglob("*")):
             _sync(item)
-        os.chmod(temporary, 0o755)
-        with _aside(path):
-            os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        if path.exists():
+            os.replace(path, workshop / "old")  # comes back if the next line fails
+        os.replace(new, path)
     _sync(path.parent)
 
 
 @contextmanager
-def _aside(path: Path) -> Iterator[None]:
-    """What stands at `path` is out of the way inside the block and deleted after it, or put back if the block fails."""
-    if not path.exists():
+def _workshop(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` for what will stand there: made for this block, locked while this process lives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=OURS, dir=path.parent))
+    with open(workshop / "unlocked", "wb") as lock:
+        try:
+            with suppress(OSError):  # where files cannot be locked, nothing of a killed process is cleared away
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                os.replace(workshop / "unlocked", workshop / "locked")
+            yield workshop
+        except OSError as error:
+            inside = error.errno in FULL if error.filename is None else str(error.filename).startswith(str(workshop))
+            if not inside:
+                raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        finally:
+            _leave(workshop, path)
+
+
+def clear(folder: Path, name: str | None = None) -> None:
+    """Removes what killed processes left half-written in `folder`, of the file or folder `name` or of all.
+
+    A process that still writes holds its lock, wherever it runs, and is left alone.
+    """
+    for workshop in [*folder.iterdir()] if folder.is_dir() else ():
+        target = workshop.name[1 : -len(OURS)].rpartition(".")[0]
+        if not (workshop.name.startswith(".") and workshop.name.endswith(OURS)) or name not in (None, target):
+            continue
+        with suppress(OSError), open(workshop / "locked", "rb+") as lock:  # held, not locked yet, or gone by now
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _leave(workshop, folder / target)
+
+
+def _leave(workshop: Path, path: Path) -> None:
+    """Removes a workshop; what stood at `path` and was put aside in it comes back unless something new stands there."""
+    if (workshop / "old").exists() and not path.exists():
+        os.replace(workshop / "old", path)
+    shutil.rmtree(workshop, ignore_errors=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside the block no other process gets this `folder`; see `writable`. The system frees it if this process dies.
+
+    The same process may enter it again. Where files cannot be locked (some network drives), nobody is kept out.
+
+    Raises:
+        ValueError: another process has it, or it takes no files.
+    """
+    made = not folder.exists()
+    place = folder.resolve()
+    if place in _held:
         yield
         return
-    away = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    os.replace(path, away / path.name)
+    writable(folder)
+    with open(folder / LOCK, "ab+") as lock:
+        _take(lock, folder)
+        _held.add(place)
+        try:
+            yield
+        finally:
+            _held.remove(place)
+            (folder / LOCK).unlink(missing_ok=True)
+            if made:
+                with suppress(OSError):  # there is something in it
+                    folder.rmdir()
+
+
+def _take(lock: IO[bytes], folder: Path) -> None:
+    """Locks the file, or says who has locked it."""
     try:
-        yield
-    except BaseException:
-        os.replace(away / path.name, path)
-        away.rmdir()
-        raise
-    shutil.rmtree(away)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / LOCK)):
+            raise FileNotFoundError  # whoever had it has just removed it
+    except (BlockingIOError, FileNotFoundError) as error:
+        lock.seek(0)
+        owner = lock.read().decode(errors="replace") or "another process"
+        raise ValueError(
+            f"{owner} is writing into {folder}; wait until it ends or choose another folder with --out"
+        ) from error
+    except OSError:
+        return
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}".encode())
+    lock.flush()
 
 
 def writable(folder: Path) -> None:
-    """Makes `folder` and proves that it takes files, before hours of work.
+    """Makes `folder`, proves that it takes files, before hours of work, and removes what killed processes left in it.
 
     Raises:
         ValueError: it does not.
@@ -80,6 +158,7 @@ def writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        clear(folder)
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
 
@@ -103,13 +182,34 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def _safetensors_errors(path: Path) -> Iterator[None]:
+    """What safetensors says of a full disk, as the OSError that it is."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Writes a training state (tensors, numbers, strings, lists, dicts) atomically."""
+    """Writes a training state (tensors, numbers, strings, lists, dicts) atomically.
+
+    Raises:
+        OSError: it could not be written; an older state is untouched.
+    """
     with atomic_file(Path(path)) as file:
         try:
             torch.save(state, file)
-        except RuntimeError as error:  # torch reports a full disk so
-            raise OSError(f"could not write {path}: {error}") from error
+        except RuntimeError as error:  # torch's word for what the file said
+            cause = error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
 
 
 def load_state(path: str | Path) -> dict[str, Any]:

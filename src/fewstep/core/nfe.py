@@ -17,9 +17,9 @@ class NFE:
         self.calls = 0
         self.rows = 0
 
-    def _see(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+    def _see(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
         self.calls += 1
-        self.rows += next(len(a) for a in args if isinstance(a, Tensor))
+        self.rows += next(len(a) for a in (*args, *named.values()) if isinstance(a, Tensor) and a.ndim)
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def count_nfe(network: nn.Module) -> Iterator[NFE]:
     """
     nfe = NFE()
     # kept out of compilation: a compiled network would guard on the count and compile anew at every call
-    handle = network.register_forward_hook(torch.compiler.disable(nfe._see))
+    handle = network.register_forward_hook(torch.compiler.disable(nfe._see), with_kwargs=True)
     try:
         yield nfe
     finally:
