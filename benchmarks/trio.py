@@ -16,21 +16,20 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fewstep.core.intervals import gap_closed, mean_difference, share
 from fewstep.core.receipt import receipt
 from fewstep.core.source import ASSETS
 from fewstep.steering.acted import where_acted
 from fewstep.steering.likelihood import loglikelihood
+from fewstep.steering.load import load_adapter, load_causal, load_tokenizer
 from fewstep.steering.tuning import ProxyTuning, generate
 from fewstep.toys.prose import answered, choice, problem
 from fewstep.toys.world import World
@@ -53,14 +52,8 @@ def lone(model: PreTrainedModel) -> ProxyTuning:
 def load(folder: Path) -> PreTrainedModel:
     """A model, or an adapter merged into the model called base beside it."""
     if not (folder / "adapter_config.json").is_file():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return adapted(folder.parent / "base", folder).merge_and_unload().eval()
-
-
-def adapted(model: Path, adapter: Path) -> PeftModel:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        return PeftModel.from_pretrained(load(model), adapter).eval()
+        return load_causal(folder, dtype=torch.float32)
+    return load_adapter(load(folder.parent / "base"), folder).merge_and_unload().eval()
 
 
 def continuations(
@@ -144,11 +137,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--alphas", type=float, nargs="*", default=ALPHAS)
     parser.add_argument("--out", type=Path, default=Path("runs/trio/measured"))
     args = parser.parse_args(arguments)
-    tokenizer = AutoTokenizer.from_pretrained(args.trio / "base", padding_side="left")
+    tokenizer = load_tokenizer(args.trio / "base")
     told = json.loads((args.trio / "base" / "receipt.json").read_text())
     world = World(people=told["world"]["people"], seed=told["world"]["seed"])
     base, small, expert = (load(args.trio / name) for name in ("base", "small", "expert"))
-    adapter = adapted(args.trio / "small", args.trio / "adapter")
+    adapter = load_adapter(load(args.trio / "small"), args.trio / "adapter")
     systems = {
         "small": System(small, lone(small)),
         "small, tuned": System(expert, lone(small)),

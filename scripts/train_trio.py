@@ -28,10 +28,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from fewstep.core.receipt import receipt
 from fewstep.core.source import ASSETS
+from fewstep.steering.load import load_causal, load_tokenizer
 from fewstep.toys.prose import blocks, documents, problem, vocabulary
 from fewstep.toys.tokens import word_tokenizer
 from fewstep.toys.training import Numbered, fit
@@ -64,7 +65,7 @@ def pretrain(
 ) -> None:  # fmt: skip
     world = World(people=people)
     tokenizer = word_tokenizer(vocabulary(world))
-    model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32) if start else new(size, tokenizer)
+    model = load_causal(start, dtype=torch.float32) if start else new(size, tokenizer)
     items = Numbered(blocks(documents(world, seed=1 if start else 0), tokenizer.encode, tokenizer.eos_token_id, LENGTH), n)
 
     def collate(rows: Sequence[list[int]]) -> dict[str, Tensor]:
@@ -80,8 +81,7 @@ def pretrain(
 
 def tune(source: Path, out: Path, runs: Path, *, lora: bool, n: int, batch: int, rate: float, resume: bool) -> None:
     """Teaches the skill with `n` problems, the first DIFFERENT over and over; only the worked answer counts in the loss."""
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    tokenizer, model = load_tokenizer(source), load_causal(source, dtype=torch.float32)
     if lora:
         torch.manual_seed(0)
         model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=list(LORA), task_type="CAUSAL_LM"))

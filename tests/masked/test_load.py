@@ -249,11 +249,17 @@ def test_guidance_is_the_formula_and_a_predictor(tmp_path: Path) -> None:
         (DREAM | {"use_sliding_window": True}, "use_sliding_window = True"),
         ({"model_type": "gpt2"}, "a gpt2, which is not a masked language model"),
         ({"model_type": "nonsense"}, "does not know this nonsense"),
+        (LLADA | {"num_experts": 64}, "mixture of 64 experts .*dInfer runs"),
+        ({"model_type": "diffusion_gemma"}, "DiffusionGemmaForBlockDiffusion generates with it"),
+        ({"model_type": "llada2_moe"}, "LLaDA2Pipeline generates with it"),
+        (LLADA | {"n_layers": "two"}, "n_layers = 'two', which is no number"),
+        (LLADA | {"eos_token_id": "end"}, "eos_token_id = 'end', which is no token id"),
+        (DREAM | {"hidden_size": 32.5}, "makes no network"),
     ],
 )
 def test_what_cannot_be_loaded_is_refused_by_name(config: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=sentence):
-        load_text(write(tmp_path, config, {"x": torch.zeros(1)}, shards=1))
+        load_text(write(tmp_path, config, llada_weights(LLADA) if "d_model" in config else {"x": torch.zeros(1)}, shards=1))
 
 
 def test_folders_that_hold_no_model(tmp_path: Path) -> None:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from ..core.source import ASSETS
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from ..steering.tuning import ProxyTuning
-
-TRIO = ASSETS / "trio"
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 
 def proxy(
@@ -58,6 +51,7 @@ def proxy(
     from ..core.files import atomic_file, writable
     from ..core.receipt import receipt
     from ..steering.acted import page, where_acted
+    from ..steering.load import load_trio
     from ..steering.tuning import generate
 
     if tokens < 1 or beams < 1 or temperature < 0 or not 0 < top_p <= 1:
@@ -72,7 +66,8 @@ def proxy(
         raise ValueError("give both --base and --expert, or no model at all for the bundled ones")
     if out:
         writable(out)
-    large, tuned, tokenizer, small_tokenizer = open_trio(base, expert, antiexpert, adapter, alpha)
+    steps = alpha[0] if len(alpha) == 1 else alpha
+    large, tuned, tokenizer, small_tokenizer = load_trio(base, expert, antiexpert=antiexpert, adapter=adapter, alpha=steps)
     inputs = _encode(tokenizer, prompt)
     own = _encode(small_tokenizer, _in_template(small_tokenizer, prompt), special=False) if chat else None
     live = len(prompt) == 1 and beams == 1
@@ -104,93 +99,6 @@ def proxy(
     print(f"\nfirst choice changed at {places} of {count} tokens" + (f"; where: {out / 'proxy.html'}" if out else ""))
 
 
-class Trio(NamedTuple):
-    """What proxy-tuning needs, loaded."""
-
-    base: PreTrainedModel
-    proxy: ProxyTuning
-    tokenizer: PreTrainedTokenizerBase  # of the base
-    small_tokenizer: PreTrainedTokenizerBase
-
-
-def open_trio(base: str, expert: str, antiexpert: str | None, adapter: str | None, alpha: Sequence[float]) -> Trio:
-    """Loads models from folders or hub ids, an `antiexpert` or an `adapter` on the expert, onto the best device.
-
-    Raises:
-        ValueError: one cannot be loaded, their vocabularies differ, or not exactly one of the two is given.
-    """
-    from ..steering.tuning import ProxyTuning
-    from ..steering.vocabulary import same_tokens
-
-    if (antiexpert is None) == (adapter is None):
-        raise ValueError("give either --antiexpert, the small model before tuning, or --adapter, its LoRA adapter")
-    base, expert = _bundled(base, "base"), _bundled(expert, "expert")
-    antiexpert = antiexpert and _bundled(antiexpert, "small")
-    tokenizer, small_tokenizer = _tokenizer(base), _tokenizer(expert)
-    same_tokens(tokenizer, small_tokenizer, *([_tokenizer(antiexpert)] if antiexpert else []))
-    large, small = _model(base), _model(expert)
-    steps = alpha[0] if len(alpha) == 1 else alpha
-    if adapter:
-        return Trio(large, ProxyTuning(_adapted(small, adapter), alpha=steps), tokenizer, small_tokenizer)
-    return Trio(large, ProxyTuning(small, _model(str(antiexpert)), alpha=steps), tokenizer, small_tokenizer)
-
-
-def _bundled(name: str, role: str) -> str:
-    return str(TRIO / role) if name == "bundled" else name
-
-
-def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no tokenizer could be loaded from {name}: {_first_line(error)}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _model(name: str) -> PreTrainedModel:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    from ..core.device import on_device
-
-    logging.disable_progress_bar()
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto", use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = _first_line(error)
-        raise ValueError(f"{name} holds no causal language model in safetensors that could be loaded: {reason}") from error
-    lost = sorted(info["missing_keys"]) + sorted(info["mismatched_keys"])
-    if lost:  # transformers would fill them with random numbers
-        raise ValueError(f"the weights in {name} do not fit its config.json, for example {lost[0]}")
-    return on_device(model.eval())
-
-
-def _adapted(model: PreTrainedModel, adapter: str) -> nn.Module:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from peft import PeftModel
-
-    wanted = ["adapter_config.json", "adapter_model.safetensors"]  # the pickled form of an adapter is never read
-    try:
-        folder = Path(adapter) if Path(adapter).is_dir() else Path(snapshot_download(adapter, allow_patterns=wanted))
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise ValueError(f"no adapter could be loaded from {adapter}: {_first_line(error)}") from error
-    missing = [name for name in wanted if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"{adapter} has no {missing[0]}; save the adapter with peft's save_pretrained")
-    with warnings.catch_warnings():  # some versions of peft ask transformers for what it calls deprecated
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        adapted: nn.Module = PeftModel.from_pretrained(model, str(folder))
-    return adapted.eval()
-
-
 def _in_template(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
     if tokenizer.chat_template is None:
         raise ValueError("the expert's tokenizer has no chat template; leave --chat out")
@@ -219,7 +127,3 @@ def _up_to_end(ids: list[int], ends: int | list[int] | None) -> list[int]:
     """`ids` up to and with the first token that ends a text."""
     known = set(ends) if isinstance(ends, list) else {ends}
     return next((ids[: place + 1] for place, token in enumerate(ids) if token in known), ids)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from .proxy import open_trio
 from .text import read_prompts
 from .text_options import Commit, CommitFlags, Compute, ComputeFlags, RuleName, Text, TextFlags
 
@@ -154,6 +153,7 @@ def evaluate(
         from ..masked.harness import HarnessLM
         from ..masked.prompts import demand_template
         from ..steering.harness import ProxiedLM
+        from ..steering.load import load_trio
     except ImportError as error:
         raise ValueError(f"evaluation needs the LM Evaluation Harness: pip install lm_eval ({error})") from error
 
@@ -181,7 +181,7 @@ def evaluate(
                 "--rule and its options, --draws, --steps, --guidance, --mask-id and --precision are for masked models; "
                 "leave them out"
             )
-        models = open_trio(model, expert, antiexpert, adapter, (alpha,))
+        models = load_trio(model, expert, antiexpert=antiexpert, adapter=adapter, alpha=alpha)
         lm = ProxiedLM(models.base, models.proxy, models.tokenizer, gen_length=gen_length, batch=compute.batch)
         facts = {"expert": expert, "antiexpert": antiexpert, "adapter": adapter, "alpha": alpha}
     if chat:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..core.source import folder_of, read_json
+from ..core import pretrained
+from ..core.source import folder_of
+from ..core.weights import in_short
 from .predictor import NetworkPredictor
 
 if TYPE_CHECKING:
@@ -30,7 +32,13 @@ LLADA_NAMES = {
     r"^model\.transformer\.blocks\.(\d+)\.up_proj\.": r"model.layers.\1.mlp.up_proj.",
     r"^model\.transformer\.blocks\.(\d+)\.ff_out\.": r"model.layers.\1.mlp.down_proj.",
 }
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+# masked models that are decoded by the code they come with, and what of fewstep works there
+ELSEWHERE = {
+    "diffusion_gemma": "transformers' own DiffusionGemmaForBlockDiffusion generates with it, and stops early with "
+    "fewstep.masked.ecosystem.GapStopping",
+    "llada2_moe": "diffusers' LLaDA2Pipeline generates with it, and stops early with "
+    "fewstep.masked.ecosystem.EarlyCommitScheduler",
+}
 PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # they count positions from the one behind their padding token
 # What a Llama can be; a checkpoint that says otherwise is another architecture.
 LLADA_MUST = {
@@ -50,7 +58,7 @@ def load_text(
     """The mask predictor in a folder or hub repository.
 
     LLaDA becomes transformers' Llama and Dream its Qwen2, with renamed weights and full attention; everything else must
-    be a model that AutoModelForMaskedLM knows. Weights are read shard by shard; no code of the checkpoint runs.
+    be a model that AutoModelForMaskedLM knows. No code of the checkpoint runs.
 
     Args:
         source: a folder, the id of a hub repository, or "bundled" for the small model that comes with the package.
@@ -64,44 +72,39 @@ def load_text(
     Raises:
         ValueError: nothing there, not a masked language model, a variant that is not supported, or no mask token.
     """
-    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     folder = _folder(source)
-    config = read_json(folder / "config.json", f"give a {MODEL}")
-    kind = str(config.get("model_type", "")).lower()
+    config = pretrained.read_config(folder, MODEL)
+    kind = str(config["model_type"]).lower()
     maker = {"llada": _llada, "dream": _dream}.get(kind)
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
     if maker:
-        model_class, model_config, names = maker(config)
-    else:
-        model_class, model_config, names = _masked_lm(folder, config)
-    try:
-        network, info = model_class.from_pretrained(
-            folder, config=model_config, key_mapping=names or None, dtype=dtype, device_map=device,
-            local_files_only=True, output_loading_info=True, use_safetensors=True if maker else None,
-        )  # fmt: skip
-    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"the model in {source} could not be loaded: {error}") from error
-    lost = sorted(info["missing_keys"]) + sorted(info["mismatched_keys"])
-    if lost or (maker and info["unexpected_keys"]):
-        lost = lost or sorted(info["unexpected_keys"])
-        raise ValueError(f"the weights in {source} do not fit its config.json, for example {lost[0]}")
-    if maker:
+        made, names = maker(config)
+        network = pretrained.load_network(
+            folder, made, AutoModelForCausalLM, "causal language model", names=names, exact=True, **options
+        )
         for module in network.modules():  # where nothing is padded there is no mask; then some kernels ask this
             if hasattr(module, "is_causal"):
                 module.is_causal = False
-    eos = config.get("eos_token_id")
-    eos_ids = [] if eos is None else list(eos) if isinstance(eos, list) else [eos]
+    elif kind in ELSEWHERE:
+        raise ValueError(f"{source} holds a {config['model_type']}; {ELSEWHERE[kind]}")
+    else:
+        made = pretrained.load_config(folder, config)
+        network = pretrained.load_network(
+            folder, made, AutoModelForMaskedLM, "masked language model", pickled=True, **options
+        )
+    eos_ids, pad_ids = _ids(config, "eos_token_id"), _ids(config, "pad_token_id")
     if kind == "llada" and network.config.vocab_size > LLADA_EOT:
         eos_ids.append(LLADA_EOT)
     mask_id = _mask_id(folder, config) if mask_id is None else mask_id
     if not 0 <= mask_id < network.get_input_embeddings().num_embeddings:
         raise ValueError(f"the mask token {mask_id} is not in the model's vocabulary; give another mask id")
-    pad_id = config.get("pad_token_id")
     return NetworkPredictor(
         network,
         mask_id=mask_id,
         eos_ids=eos_ids,
-        pad_id=(eos_ids or [0])[0] if pad_id is None else pad_id,
+        pad_id=[*pad_ids, *eos_ids, 0][0],
         shift=kind == "dream",
         max_length=_max_length(config),
     ).eval()
@@ -113,23 +116,15 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: there is none, or it only exists as code.
     """
-    from transformers import AutoTokenizer, Qwen2Tokenizer
+    from transformers import Qwen2Tokenizer
 
     folder = _folder(source)
-    if not any((folder / name).exists() for name in VOCABULARIES):  # transformers would make up an empty one
-        raise ValueError(f"there is no tokenizer in {source}; save the model's tokenizer there")
-    dream = str(read_json(folder / "config.json", f"give a {MODEL}").get("model_type", "")).lower() == "dream"
-    try:
-        tokenizer: PreTrainedTokenizerBase = (Qwen2Tokenizer if dream else AutoTokenizer).from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ValueError(f"there is no tokenizer in {source} that loads without its own code: {error}") from error
-    return tokenizer
+    dream = pretrained.read_config(folder, MODEL)["model_type"].lower() == "dream"
+    return pretrained.load_tokenizer(folder, Qwen2Tokenizer if dream else None)
 
 
 def _folder(source: str | Path) -> Path:
-    return folder_of(source, MODEL, bundled="text")
+    return folder_of(source, MODEL, bundled="text", pickles=True)
 
 
 def _demand(config: dict[str, Any], must: dict[str, tuple[Any, ...]], what: str) -> None:
@@ -138,65 +133,69 @@ def _demand(config: dict[str, Any], must: dict[str, tuple[Any, ...]], what: str)
             raise ValueError(f"this {what} has {key} = {config[key]!r}; only {allowed[0]!r} is supported")
 
 
-def _llada(config: dict[str, Any]) -> tuple[Any, PreTrainedConfig, dict[str, str]]:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def _llada(config: dict[str, Any]) -> tuple[PreTrainedConfig, dict[str, str]]:
+    from transformers import LlamaConfig
 
+    if config.get("num_experts"):
+        raise ValueError(
+            f"this LLaDA is a mixture of {config['num_experts']} experts (LLaDA-MoE), which the library dInfer runs; "
+            "fewstep reads those without experts"
+        )
     _demand(config, LLADA_MUST, "LLaDA")
-    try:
-        heads = config["n_heads"]
-        model_config = LlamaConfig(
-            vocab_size=config.get("embedding_size") or config["vocab_size"],
-            hidden_size=config["d_model"],
-            intermediate_size=config.get("mlp_hidden_size") or config["mlp_ratio"] * config["d_model"],
-            num_hidden_layers=config["n_layers"],
-            num_attention_heads=heads,
-            num_key_value_heads=config.get("n_kv_heads") or heads,
-            max_position_embeddings=config["max_sequence_length"],
-            rms_norm_eps=config["rms_norm_eps"],
-            rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
-            tie_word_embeddings=config["weight_tying"],
-            pad_token_id=None, bos_token_id=None, eos_token_id=None, is_causal=False,
-        )  # fmt: skip
-    except KeyError as error:
-        raise ValueError(f"this LLaDA's config.json does not say its {error.args[0]}") from None
-    return LlamaForCausalLM, model_config, LLADA_NAMES
+    entries = {
+        "vocab_size": ("embedding_size", "vocab_size"), "hidden_size": ("d_model",), "num_hidden_layers": ("n_layers",),
+        "intermediate_size": ("mlp_hidden_size",), "num_attention_heads": ("n_heads",),
+        "num_key_value_heads": ("n_kv_heads", "n_heads"), "max_position_embeddings": ("max_sequence_length",),
+        "rms_norm_eps": ("rms_norm_eps",), "tie_word_embeddings": ("weight_tying",), "rope_theta": ("rope_theta",),
+    }  # fmt: skip
+    if config.get("mlp_hidden_size") is None and isinstance(config.get("mlp_ratio"), int):
+        config = config | {"mlp_hidden_size": config["mlp_ratio"] * _said(config, ("d_model",), "LLaDA")}
+    return _bidirectional(LlamaConfig, {name: _said(config, keys, "LLaDA") for name, keys in entries.items()}), LLADA_NAMES
 
 
-def _dream(config: dict[str, Any]) -> tuple[Any, PreTrainedConfig, dict[str, str]]:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def _dream(config: dict[str, Any]) -> tuple[PreTrainedConfig, dict[str, str]]:
+    from transformers import Qwen2Config
 
     _demand(config, DREAM_MUST, "Dream")
-    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rope_theta",
             "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")  # fmt: skip
+    return _bidirectional(Qwen2Config, {key: _said(config, (key,), "Dream") for key in same}), {}
+
+
+def _said(config: dict[str, Any], keys: tuple[str, ...], what: str) -> float:
+    """The first of these entries that the configuration has."""
+    value = next((config[key] for key in keys if config.get(key) is not None), None)
+    if value is None:
+        raise ValueError(f"this {what}'s config.json does not say its {keys[0]}")
+    if not isinstance(value, (int, float)):
+        raise ValueError(f"this {what}'s config.json has {keys[0]} = {value!r}, which is no number")  # noqa: TRY004
+    return value
+
+
+def _bidirectional(maker: Any, entries: dict[str, Any]) -> PreTrainedConfig:
+    """A decoder's configuration under which everybody sees everybody."""
+    rope = {"rope_type": "default", "rope_theta": entries.pop("rope_theta")}
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
     try:
-        model_config = Qwen2Config(
-            **{key: config[key] for key in same},
-            rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
-            pad_token_id=None, bos_token_id=None, eos_token_id=None, is_causal=False,
-        )  # fmt: skip
-    except KeyError as error:
-        raise ValueError(f"this Dream's config.json does not say its {error.args[0]}") from None
-    return Qwen2ForCausalLM, model_config, {}
+        made: PreTrainedConfig = maker(**entries, **special, rope_parameters=rope, is_causal=False)
+    except Exception as error:  # transformers checks each entry in a way of its own
+        raise ValueError(f"this config.json makes no network: {in_short(error)}") from error
+    return made
 
 
-def _masked_lm(folder: Path, config: dict[str, Any]) -> tuple[Any, PreTrainedConfig, dict[str, str]]:
-    from transformers import AutoConfig, AutoModelForMaskedLM
-
-    kind = config.get("model_type", "model without a type")
-    try:
-        model_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"transformers does not know this {kind}; fewstep reads LLaDA, Dream and its masked models"
-        ) from error
-    if type(model_config) not in AutoModelForMaskedLM._model_mapping:
-        raise ValueError(f"{folder} holds a {kind}, which is not a masked language model")
-    return AutoModelForMaskedLM, model_config, {}
+def _ids(config: dict[str, Any], key: str) -> list[int]:
+    """The token ids under a name that may be absent, one or a list."""
+    value = config.get(key)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(number, int) and number >= 0 for number in ids):
+        raise ValueError(f"the config.json has {key} = {value!r}, which is no token id")
+    return list(ids)
 
 
 def _mask_id(folder: Path, config: dict[str, Any]) -> int:
-    if config.get("mask_token_id") is not None:
-        return int(config["mask_token_id"])
+    named = _ids(config, "mask_token_id")
+    if named:
+        return named[0]
     try:
         mask_id = load_tokenizer(folder).mask_token_id
     except ValueError:
@@ -208,8 +207,7 @@ def _mask_id(folder: Path, config: dict[str, Any]) -> int:
 
 def _max_length(config: dict[str, Any]) -> int | None:
     longest = config.get("max_sequence_length") or config.get("max_position_embeddings")
-    if longest is None or longest < 1:
+    if not isinstance(longest, int) or longest < 1:
         return None
-    padding = config.get("pad_token_id")
-    behind = (1 if padding is None else int(padding)) + 1 if config.get("model_type") in PADDED_POSITIONS else 0
-    return int(longest) - behind
+    padding = _ids(config, "pad_token_id")
+    return longest - ([*padding, 1][0] + 1 if config.get("model_type") in PADDED_POSITIONS else 0)

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ...core.source import ASSETS
+from ...core.pretrained import load_config, load_network, read_config
+from ...core.source import ASSETS, folder_of
+from ...core.weights import in_short
 from .scores import Array, Reference
 
+VISION = "folder of a vision model"
 Extractor = Callable[[Tensor], Tensor]  # uint8 images (B, C, H, W) -> features (B, D)
 
 
@@ -120,11 +123,18 @@ class TransformersFeatures(nn.Module):
         from transformers import AutoModel
 
         try:
-            self.network = AutoModel.from_pretrained(source)
-        except (OSError, ValueError) as error:
+            folder = folder_of(source, VISION, bundled="features")
+        except ValueError as error:
             raise ValueError(f"{source} is no known extractor (fashion, inception) nor a vision model: {error}") from error
+        config = load_config(folder, read_config(folder, VISION))
+        self.network = load_network(folder, config, AutoModel, "vision model", dtype=torch.float32, pickled=True)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # of ImageNet
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
+        try:
+            with torch.no_grad():
+                self(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
+        except Exception as error:  # other kinds of model take or give other things
+            raise ValueError(f"{source} is no vision model that pools 224 pixels: {in_short(error)}") from error
 
     def forward(self, images: Tensor) -> Tensor:
         pixels = interpolate(_colour(images).float() / 255, (224, 224), mode="bicubic", antialias=True).clamp(0, 1)

@@ -1,0 +1,175 @@
+"""The models of proxy-tuning in: a large one, a small tuned one, and either its untuned self or its LoRA adapter."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from ..core import pretrained
+from ..core.device import on_device
+from ..core.source import folder_of, read_json
+from ..core.weights import check_finite, in_short, inside, read_safetensors
+from .tuning import ProxyTuning
+from .vocabulary import same_tokens
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MODEL = "folder of a causal language model"
+ADAPTER = "folder of a LoRA adapter"
+KEY = re.compile(r"base_model\.model\.(.+)\.lora_(?:embedding_)?[AB](?:\.weight)?")  # peft's names of an adapter's weights
+# what a LoRA adapter may say; the modules that it stands on, its weights say themselves
+FOLLOWED = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out")
+IGNORED = ("peft_type", "task_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision",
+           "inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout",
+           "megatron_core", "qalora_group_size", "runtime_config")  # fmt: skip
+INITIAL = (True, False, "gaussian")  # other ways to start change the base's weights, and the antiexpert with them
+
+
+class Trio(NamedTuple):
+    """What proxy-tuning needs, loaded."""
+
+    base: PreTrainedModel
+    proxy: ProxyTuning
+    tokenizer: PreTrainedTokenizerBase  # of the base
+    small_tokenizer: PreTrainedTokenizerBase
+
+
+def load_trio(
+    base: str | Path,
+    expert: str | Path,
+    *,
+    antiexpert: str | Path | None = None,
+    adapter: str | Path | None = None,
+    alpha: float | Sequence[float] = 1.0,
+) -> Trio:
+    """Loads models from folders or hub ids onto the best device; "bundled" is the one of that role in the package.
+
+    Args:
+        base: the large model.
+        expert: the small tuned model; with an adapter the small model that it was trained on.
+        antiexpert: the small model before tuning.
+        adapter: a LoRA adapter, instead of an antiexpert.
+        alpha: see `ProxyTuning`.
+
+    Raises:
+        ValueError: one cannot be loaded, their vocabularies differ, or not exactly one of the two is given.
+    """
+    if (antiexpert is None) == (adapter is None):
+        raise ValueError("give either --antiexpert, the small model before tuning, or --adapter, its LoRA adapter")
+    role = "small" if adapter else "expert"
+    tokenizer, small_tokenizer = load_tokenizer(base), load_tokenizer(expert, role)
+    same_tokens(tokenizer, small_tokenizer, *([load_tokenizer(antiexpert, "small")] if antiexpert else []))
+    large, small = on_device(load_causal(base)), on_device(load_causal(expert, role))
+    if adapter:
+        proxy = ProxyTuning(load_adapter(small, adapter), alpha=alpha)
+    else:
+        proxy = ProxyTuning(small, on_device(load_causal(str(antiexpert), "small")), alpha=alpha)
+    return Trio(large, proxy, tokenizer, small_tokenizer)
+
+
+def load_causal(source: str | Path, role: str = "base", *, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """The causal language model in a folder or hub repository, in evaluation mode on the CPU.
+
+    Args:
+        source: where; weights must be safetensors. No code of the checkpoint runs.
+        role: the part of the bundled trio that the source "bundled" stands for.
+        dtype: of the weights; "auto" as they were saved.
+
+    Raises:
+        ValueError: nothing there, broken, or no causal language model.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    folder = folder_of(source, MODEL, bundled=f"trio/{role}")
+    config = pretrained.load_config(folder, pretrained.read_config(folder, MODEL))
+    encoder = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+    if encoder or config.is_encoder_decoder:
+        raise ValueError(
+            f"{source} holds a {config.model_type}, which is or has an encoder; give a {MODEL}, which has none"
+        )
+    return pretrained.load_network(folder, config, AutoModelForCausalLM, "causal language model", dtype=dtype)
+
+
+def load_tokenizer(source: str | Path, role: str = "base") -> PreTrainedTokenizerBase:
+    """The tokenizer beside a causal language model, which pads on the left; arguments and errors as of `load_causal`."""
+    tokenizer = pretrained.load_tokenizer(folder_of(source, MODEL, bundled=f"trio/{role}"), padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_adapter(model: PreTrainedModel, source: str | Path) -> PeftModel:
+    """`model` with the LoRA adapter in a folder or hub repository, in evaluation mode.
+
+    Which modules it stands on is read off its weights. The model that its adapter_config.json names is not looked at.
+
+    Raises:
+        ValueError: nothing there, no plain LoRA, or made for another model.
+    """
+    from peft import PeftModel, set_peft_model_state_dict
+
+    folder = folder_of(source, ADAPTER, bundled="trio/adapter")
+    files = {name: inside(folder, name) for name in ("adapter_config.json", "adapter_model.safetensors")}
+    for name, file in files.items():
+        if file is None:  # the pickled form of an adapter is never read
+            raise ValueError(f"{source} has no {name}; save the adapter with peft's save_pretrained")
+    weights = read_safetensors(folder / "adapter_model.safetensors")
+    check_finite(weights.items(), folder)
+    settings = read_json(folder / "adapter_config.json", "save the adapter with peft's save_pretrained")
+    config = _lora(_plain(settings, folder), weights, folder, {name for name, _ in model.named_modules()})
+    with warnings.catch_warnings():  # some versions of peft ask transformers for what it calls deprecated
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        try:
+            adapted = PeftModel(model, config)
+            left = set_peft_model_state_dict(adapted, weights)
+        except Exception as error:  # shapes, types and names that do not fit fail in ways of their own
+            raise ValueError(f"the adapter in {source} does not fit the expert: {in_short(error)}") from error
+    lost = [name for name in left.missing_keys if "lora_" in name] + list(left.unexpected_keys)
+    if lost:
+        raise ValueError(f"the adapter in {source} does not fit the expert, for example {lost[0]}")
+    loaded: PeftModel = adapted.eval()
+    return loaded
+
+
+def _plain(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings that are followed, if there is nothing else about the adapter."""
+    if settings.get("peft_type") != "LORA":
+        raise ValueError(f"the adapter in {folder} is of the kind {settings.get('peft_type')}; only LoRA can steer")
+    for name, value in settings.items():
+        off = value in INITIAL if name == "init_lora_weights" else not value or (name, value) == ("bias", "none")
+        if name not in (*FOLLOWED, *IGNORED) and not off:
+            raise ValueError(f"the adapter in {folder} has {name} = {value!r}; only plain LoRA can steer")
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern = settings.get(name) or {}
+        if not isinstance(pattern, dict) or not all(re.fullmatch(r"[\w.]+", module) for module in pattern):
+            raise ValueError(f"the adapter in {folder} has a {name} that does not go by plain names of modules")
+    return {name: settings[name] for name in FOLLOWED if settings.get(name) is not None}
+
+
+def _lora(settings: dict[str, Any], weights: dict[str, Tensor], folder: Path, modules: set[str]) -> LoraConfig:
+    """The adapter as peft sees it, if its weights belong to some of these `modules`."""
+    from peft import LoraConfig
+
+    found = [(match, weights[match[0]]) for match in map(KEY.fullmatch, weights) if match]
+    if not found:
+        raise ValueError(f"the adapter in {folder} holds no weights of LoRA; save it with peft's save_pretrained")
+    names = sorted({match[1] for match, _ in found})
+    foreign = [name for name in names if name not in modules]
+    if foreign:
+        raise ValueError(f"the adapter in {folder} is of another model: the expert has no {foreign[0]}")
+    rank = max(weight.shape[0] if weight.ndim else 0 for _, weight in found)
+    for asked in (settings.get("r"), *settings.get("rank_pattern", {}).values()):
+        if not isinstance(asked, int) or not 0 < asked <= rank:  # peft would take memory for it first
+            raise ValueError(f"the adapter in {folder} says that its rank is {asked}, which its weights do not bear out")
+    try:
+        return LoraConfig(target_modules=names, inference_mode=True, **settings)
+    except Exception as error:
+        raise ValueError(f"{folder / 'adapter_config.json'} makes no LoRA: {in_short(error)}") from error
