@@ -17,14 +17,14 @@ from fewstep.diffusion.formats.folder import save
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("tune teacher --data data.npz --out run --segments 0", "at least one network call"),
+        ("tune teacher --data data.npz --out run --segments 0", "--segments starts at 1, got 0"),
         ("tune teacher --data data.npz --out run --gap cosine --q 4", "belong to the ect gap"),
         ("tune teacher --data data.npz --out run --grid 8 16", "belongs to the cosine and karras gaps"),
         ("tune teacher --data data.npz --out run --gap cosine --grid 0 16", "at least one step"),
         ("tune teacher --data paths --out run --hop heun", "leave --hop"),
         ("tune teacher --data paths --out run --mirror", "leave --hop"),
-        ("tune teacher --data data.npz --out run --segments 2 --margin -1", "at least 0"),
-        ("tune teacher --data data.npz --out run --margin .1", "0 for one segment"),
+        ("tune teacher --data data.npz --out run --segments 2 --margin -1", "--margin starts at 0, got -1"),
+        ("tune teacher --data data.npz --out run --margin .1", "--margin must be 0 for one segment"),
         ("tune teacher --data data.npz --out run --recipe ect_cifar10 --warmup 9", "cosine rate"),
         ("tune student --data paths --out run", "name its diffusion checkpoint with --teacher"),
         ("tune teacher --data data.npz --out run --weight output --power 1", "--power belongs to the gap's weight"),
@@ -32,48 +32,49 @@ from fewstep.diffusion.formats.folder import save
         ("tune teacher --data paths --out run --guidance 2", "--null-label"),
         ("tune teacher --data data.npz --out run --hop heun --guidance 2", "--null-label"),
         ("tune teacher --data data.npz --out run --hop heun --guidance 2 --null-label 3", "conditional on classes"),
+        ("sample teacher --out s --sampler heun --middle .8", "second of two consistency steps"),
         ("tune student --data data.npz --out run --hop heun", "name its diffusion checkpoint with --teacher"),
         ("dial teacher --teacher teacher --data data.npz --out m --within much", "5% or .05"),
         ("dial teacher teacher --teacher teacher --data data.npz --out m", "named twice"),
-        ("settle teacher --out m --n 1", "at least two seeds"),
+        ("settle teacher --out m --n 1", "--n starts at 2, got 1"),
         ("settle teacher --out m --label 1", "takes no --label"),
         ("tune missing --data data.npz --out run", "missing is not a folder"),
         ("tune data.npz --data data.npz --out run", "data.npz is not a folder"),
         ("tune teacher --data missing.npz --out run", "there is no file missing.npz"),
         ("tune teacher --data small.npz --out run", "1x8x8, the model takes 1x28x28"),
         ("tune teacher --data data.npz --out run --q 0.5", "q > 1"),
-        ("tune teacher --data data.npz --out run --images 0", "at least 1"),
+        ("tune teacher --data data.npz --out run --images 0", "--images starts at 1, got 0"),
         ("tune teacher --data data.npz --out run --images 12 --accumulate 7", "multiple of 7"),
         ("tune teacher --data data.npz --out data.npz/run", "cannot write to data.npz/run"),
         ("tune teacher --data data.npz --out run --resume", "no saved state"),
         ("train data.npz --out run --size 28 --widths 8 8 8 8", "28 pixels do not divide so often"),
         ("train data.npz --out run --widths 5", "multiples of 8"),
         ("sample teacher --out s --label 3", "takes no --label"),
-        ("sample teacher --out s --n 0", "at least one image"),
+        ("sample teacher --out s --n 0", "--n starts at 1, got 0"),
         ("sample teacher --out s --middle 0.8 --sampler consistency", "middle timestep"),
         ("sample teacher --out s --middle 0.8", "second of two consistency steps"),
-        ("sample teacher --out s --batch 0", "at least one image at once"),
-        ("measure teacher --data data.npz --out m --steps 0", "at least one network call"),
+        ("sample teacher --out s --batch 0", "--batch starts at 1, got 0"),
+        ("measure teacher --data data.npz --out m --steps 0", "--steps starts at 1, got 0"),
         ("measure teacher --data small28.npz --out m --n 20", "at least 20 real images"),
         ("dial teacher --teacher teacher --data data.npz --out m --within -5%", "5% or .05"),
-        ("settle teacher --out m --within -1", "positive share"),
+        ("settle teacher --out m --within -1", "--within must be above 0, got -1"),
         ("settle student --out m", "student is a student"),
         ("measure teacher --teacher student --data data.npz --out m", "student is a student"),
         ("dial student --teacher student --data data.npz --out m", "student is a student"),
         ("export teacher --out e", "is a diffusion model"),
         ("export student --out full", "no earlier export"),
-        ("tune teacher --data data.npz --out run --batch 0", "at least one sample"),
-        ("tune teacher --data data.npz --out run --batch 8 --accumulate 0", "one micro-batch"),
+        ("tune teacher --data data.npz --out run --batch 0", "--batch starts at 1, got 0"),
+        ("tune teacher --data data.npz --out run --batch 8 --accumulate 0", "--accumulate starts at 1, got 0"),
         ("tune teacher --data data.npz --out run --warmup -1", "0 or more steps"),
         ("tune teacher --data data.npz --out run --rate -1", "0 or more, got -1"),
-        ("tune teacher --data data.npz --out run --clip -1", "positive norm"),
-        ("tune teacher --data data.npz --out run --seed -1", "the seed of a training"),
+        ("tune teacher --data data.npz --out run --clip -1", "--clip must be above 0, got -1"),
+        ("tune teacher --data data.npz --out run --seed -1", "--seed starts at 0, got -1"),
         ("tune teacher --data data.npz --out run --segments 1500", "too few for 1500"),
-        ("tune teacher --data teacher --teacher-images 0 --out run", "at least one sample"),
+        ("tune teacher --data teacher --teacher-images 0 --out run", "--teacher-images starts at 1, got 0"),
         ("tune small --data data.npz --teacher teacher --hop euler --out run", "name the teacher it came from"),
         ("tune edm --data paths --teacher teacher --segments 3 --out run", "lead nowhere"),
         ("tune teacher --data data.npz --teacher student --hop euler --out run", "student is a student"),
-        ("measure teacher --data data.npz --out m --n 10", "at least 20 samples"),
+        ("measure teacher --data data.npz --out m --n 10", "--n starts at 20, got 10"),
         ("measure teacher --data data.npz --out m --features ./nowhere", "no known extractor"),
         ("export teacher --out e --measured missing.json", "there is no missing.json"),
         ("tune teacher --data data.npz --out run --images 8 --batch 8 --rate 1e30", "lower the learning rate"),
@@ -105,12 +106,140 @@ def test_what_users_do_wrong(place, monkeypatch, capsys, arguments: str, sentenc
     )
 
 
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        (
+            "train missing.npz --out run",
+            {
+                "--images -5": "starts at 1, got -5",
+                "--batch 0": "",
+                "--rate 0": "above 0, got 0",
+                "--seed -1": "starts at 0",
+                "--widths 12": "multiples of 8",
+                "--size 30 --widths 8 8 8": "do not divide",
+                "--channels 0": "starts at 1",
+                "--size 0": "starts at 1",
+                "--workers -1": "starts at 0",
+            },
+        ),
+        (
+            "tune missing --data missing.npz --out run",
+            {
+                "--images -5": "starts at 1, got -5",
+                "--batch 0": "",
+                "--segments 0": "",
+                "--guidance 2": "--hop euler",
+                "--hop heun --guidance 2": "--null-label",
+                "--null-label 3": "belongs to --guidance",
+                "--dropout 1": "below 1",
+                "--margin .1": "0 for one segment",
+                "--batch 12 --accumulate 7": "multiple of 7",
+                "--gap full --q 4": "ect gap",
+                "--average 1": "decay",
+                "--huber -1": "pseudo-Huber",
+                "--midtrain -1": "starts at 0",
+                "--paths 0": "starts at 1",
+                "--rate nan": "learning rate",
+                "--power inf": "power",
+                "--grid 8 16": "cosine and karras",
+            },
+        ),
+        (
+            "sample missing --out s",
+            {
+                "--n -5": "starts at 1, got -5",
+                "--steps 0": "",
+                "--batch 0": "",
+                "--seed -1": "starts at 0",
+                "--label -1": "",
+                "--sampler heun --middle .8": "consistency steps",
+                "--steps 1 --middle .8": "consistency steps",
+            },
+        ),
+        (
+            "measure missing --data missing.npz --out m",
+            {
+                "--n 19": "starts at 20, got 19",
+                "--steps 1 0": "starts at 1, got 0",
+                "--teacher-calls 0": "",
+                "--batch 0": "",
+                "--seed -1": "starts at 0",
+            },
+        ),
+        (
+            "dial missing --teacher missing --data missing.npz --out m",
+            {
+                "--n 19": "starts at 20, got 19",
+                "--within -5%": "5% or .05",
+                "--steps -3": "starts at 1, got -3",
+                "--teacher-calls 2 0": "",
+                "--batch -1": "starts at 1, got -1",
+            },
+        ),
+        (
+            "settle missing --out m",
+            {
+                "--n 1": "starts at 2, got 1",
+                "--steps 1": "starts at 2",
+                "--within 0": "above 0",
+                "--batch 0": "",
+                "--label -1": "starts at 0",
+            },
+        ),
+        (
+            "export missing --out e",
+            {
+                "--steps 0": "starts at 1, got 0",
+                "--steps 1 --middle .8": "second of two",
+                "--out .": "no earlier export",
+                "--out data.npz/e": "cannot write",
+                "--measured missing.json": "there is no missing.json",
+            },
+        ),
+        (
+            "demo --out demo",
+            {
+                "--images -5": "starts at 2, got -5",
+                "--n 10": "starts at 20",
+                "--seed -1": "",
+                "--out data.npz": "cannot write",
+                "--images 1": "starts at 2",
+            },
+        ),
+    ],
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
+)
+def test_flags_are_checked_before_anything_is_read(place, monkeypatch, capsys, command: str, wrong: dict[str, str]) -> None:
+    """What they are about is not even there, and the first word is about the flag."""
+    for flags, sentence in wrong.items():
+        with pytest.raises(SystemExit) as stop:
+            fewstep(monkeypatch, f"{command} {flags}")
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and said.startswith("fewstep: ") and sentence in said, (flags, said)
+        assert "missing" not in said.replace("missing.json", "") and "Traceback" not in said, (flags, said)
+
+
+def test_a_folder_that_takes_no_files_is_told_before_anything_is_read(place, monkeypatch, capsys) -> None:
+    for command in (
+        "train missing.npz",
+        "tune missing --data missing.npz",
+        "sample missing",
+        "measure missing --data missing.npz",
+        "dial missing --teacher missing --data missing.npz",
+        "settle missing",
+    ):
+        with pytest.raises(SystemExit):
+            fewstep(monkeypatch, f"{command} --out data.npz/out")
+        assert "cannot write to data.npz/out" in capsys.readouterr().err
+
+
 def test_a_run_is_not_overwritten(place, monkeypatch, capsys) -> None:
-    command = "tune teacher --data data.npz --out run --images 8 --batch 8"
-    fewstep(monkeypatch, command)
-    with pytest.raises(SystemExit):
-        fewstep(monkeypatch, command)
-    assert "--resume" in capsys.readouterr().err
+    fewstep(monkeypatch, "tune teacher --data data.npz --out run --images 8 --batch 8")
+    for command in ("tune missing --data missing.npz", "train missing.npz"):
+        with pytest.raises(SystemExit):
+            fewstep(monkeypatch, command + " --out run")
+        assert "--resume" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_with_its_own_recipe(place, monkeypatch, capsys) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
 
 import tyro
 
@@ -20,15 +22,21 @@ IMAGES = (demo, train, tune, sample, measure, dial, settle, export)
 TEXT = (train_text, decode, calibrate, settle_text, evaluate, proxy)
 COMMANDS = {command.__name__.replace("_", "-"): command for command in (*IMAGES, *TEXT)}
 DESCRIPTION = "Turn the diffusion model you already have into a few-step generator, and see exactly what that cost."
+LIBRARIES = ("DATASETS", "DIFFUSERS", "HF_HUB", "TRANSFORMERS")
 
 
 def main() -> None:
     """Entry point: what a user did wrong ends in one sentence and exit code 2."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for chatty in ("httpx", "accelerate", "datasets", "diffusers", "transformers"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("fewstep").setLevel(logging.INFO)
+    if sys.argv[1:] == ["--version"]:
+        from importlib.metadata import version
+
+        print(version("fewstep"))
+        return
+    commands = {name: _alone_on_the_screen(command) for name, command in COMMANDS.items()}
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="fewstep", description=DESCRIPTION)
+        tyro.extras.subcommand_cli_from_dict(commands, prog="fewstep", description=DESCRIPTION)
     except (ValueError, FloatingPointError) as error:
         _stop(str(error))
     except BrokenPipeError:  # the reader left, as `head` does; nothing more can be said on that pipe
@@ -39,6 +47,29 @@ def main() -> None:
         _stop(f"{error.strerror or error}{where}; make room or choose another folder. Nothing half-written was left.")
     except KeyboardInterrupt:
         _stop("interrupted; a run goes on from its last saved state with --resume")
+
+
+def _alone_on_the_screen(command: Callable[..., None]) -> Callable[..., None]:
+    """The command without what other libraries report while they load: what goes wrong our errors say in one sentence.
+
+    Who wants to hear a library sets its variable, as in TRANSFORMERS_VERBOSITY=info. Downloads keep their bars.
+    """
+
+    @wraps(command)
+    def run(*args: object, **options: object) -> None:
+        for library in LIBRARIES:
+            os.environ.setdefault(f"{library}_VERBOSITY", "critical")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # type: ignore[attr-defined]
+        from transformers.utils.logging import disable_progress_bar
+
+        downloads = not are_progress_bars_disabled()
+        disable_progress_bar()  # those of the hub, too
+        if downloads:
+            enable_progress_bars()
+        command(*args, **options)
+
+    return run
 
 
 def _stop(sentence: str) -> None:

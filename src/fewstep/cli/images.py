@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
+from .checks import at_least
+
 if TYPE_CHECKING:
     from ..diffusion.denoiser import NetworkDenoiser
     from ..diffusion.runs import Model
@@ -51,6 +53,10 @@ def sample(
     from ..diffusion.report import save_samples
     from ..diffusion.runs import find_model
 
+    at_least(1, n=n, steps=steps, batch=batch)
+    at_least(0, seed=seed, label=label)
+    if middle is not None and (steps == 1 or sampler not in (None, "consistency")):
+        raise ValueError("--middle is the second of two consistency steps; leave it out with one step or another --sampler")
     writable(out)
     model = find_model(checkpoint)
     denoiser, cond = on_device(load(model.source)), {}
@@ -62,8 +68,6 @@ def sample(
         steps = 18 if sampler == "heun" else max(segments, 2)
     if denoiser.conditional != (label is not None):
         raise ValueError("this checkpoint " + ("needs a --label" if denoiser.conditional else "takes no --label"))
-    if n < 1 or steps < 1:
-        raise ValueError(f"at least one image and one step, got --n {n} --steps {steps}")
     if middle is not None and sampler != "consistency":
         raise ValueError(f"--middle is the second of two consistency steps; the {sampler} sampler has its own levels")
     if label is not None:
@@ -104,18 +108,16 @@ def export(
     """
     import json
 
-    from ..diffusion.formats.exporting import TOLERANCE
+    from ..diffusion.formats.exporting import TOLERANCE, check_free
     from ..diffusion.formats.exporting import export as write
     from ..diffusion.formats.folder import load
     from ..diffusion.runs import find_model
 
-    model = find_model(checkpoint)
-    if middle is not None and (model.segments or 1) > 1:
-        raise ValueError("--middle is the second of two consistency steps; this student has levels of its own")
-    shown = ("teacher", "source", "recipe_name", "recipe", "versions")
-    card: dict[str, object] = {"checkpoint": checkpoint} | {
-        name: model.receipt.get(name) for name in shown if model.receipt
-    }
+    at_least(1, steps=steps)
+    if middle is not None and steps == 1:
+        raise ValueError("--middle is the second of two consistency steps; leave it out with --steps 1")
+    check_free(out)
+    card: dict[str, object] = {"checkpoint": checkpoint}
     if measured:
         if not measured.exists():
             raise ValueError(f"there is no {measured}; make one with fewstep measure")
@@ -125,6 +127,11 @@ def export(
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(f"{measured} is not what fewstep measure or dial wrote: {error!r}") from error
         card["Fréchet distance"] = scores
+    model = find_model(checkpoint)
+    if middle is not None and (model.segments or 1) > 1:
+        raise ValueError("--middle is the second of two consistency steps; this student has levels of its own")
+    shown = ("teacher", "source", "recipe_name", "recipe", "versions")
+    card |= {name: model.receipt.get(name) for name in shown if model.receipt}
     denoiser = load(model.source)
     if not _few_step(model, denoiser):
         raise ValueError(f"{checkpoint} is a diffusion model; tune it first, then export the few-step generator")
@@ -148,6 +155,9 @@ def demo(*, out: Path = Path("demo"), images: int = 15_000, n: int = 1000, seed:
         n: samples for each score.
         seed: of everything random.
     """
+    at_least(2, images=images)  # it tunes in two stages
+    at_least(20, n=n)
+    at_least(0, seed=seed)
     from ..demo import demo as run
 
     run(out, images=images, n=n, seed=seed)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
+from .checks import at_least, positive
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -53,6 +55,7 @@ def measure(
     from ..diffusion.measure.settings import diffusion_settings, student_settings
     from ..diffusion.runs import find_model
 
+    _check_scores(out, n=n, seed=seed, steps=steps, teacher_calls=teacher_calls, batch=batch)
     model = find_model(checkpoint)
     student = on_device(load(model.source))
     settings = student_settings(student, steps, segments=model.segments or 1, middle=middle)
@@ -109,8 +112,10 @@ def dial(
         raise ValueError(f"--within takes a share such as 5% or .05, not {within!r}")
     if not runs:
         raise ValueError("name at least one run to compare with the teacher")
+    names = _names(runs)
+    _check_scores(out, n=n, seed=seed, steps=steps, teacher_calls=teacher_calls, batch=batch)
     settings = diffusion_settings(_diffusion(teacher), teacher_calls)
-    for run, name in zip(runs, _names(runs), strict=True):
+    for run, name in zip(runs, names, strict=True):
         model = find_model(run)
         settings += student_settings(on_device(load(model.source)), steps, segments=model.segments or 1, name=name)
     _score(
@@ -157,6 +162,10 @@ def settle(
     from ..diffusion.measure.features import extractor
     from ..diffusion.report import plot_settling
 
+    at_least(2, n=n, steps=steps)
+    at_least(1, batch=batch)
+    at_least(0, seed=seed, label=label)
+    positive(within=within)
     writable(out)
     denoiser = _diffusion(checkpoint)
     _scorable(denoiser)
@@ -174,6 +183,20 @@ def settle(
                     "settled_after_calls": result.settled_at().tolist(), "sentence": result.sentence()}  # fmt: skip
         plot_settling(result, out / "settle.png", features=features)
     print(f"{result.sentence()}\ncurve and figures: {out / 'settle.png'}, {out / 'settle.json'}")
+
+
+def _check_scores(
+    out: Path, *, n: int, seed: int, steps: tuple[int, ...], teacher_calls: tuple[int, ...], batch: int
+) -> None:
+    """Raises ValueError where scores cannot be made or not be written."""
+    from ..core.files import writable
+
+    if not steps or not teacher_calls:
+        raise ValueError("--steps and --teacher-calls each need at least one number")
+    at_least(20, n=n)  # for an interval
+    at_least(1, steps=steps, teacher_calls=teacher_calls, batch=batch)
+    at_least(0, seed=seed)
+    writable(out)
 
 
 def _diffusion(checkpoint: str) -> NetworkDenoiser:
@@ -212,14 +235,12 @@ def _score(
     from rich.console import Console
 
     from ..core.device import on_device
-    from ..core.files import writable
     from ..core.receipt import receipt
     from ..diffusion.data import load_images
     from ..diffusion.measure import dial
     from ..diffusion.measure.features import extractor, reference
     from ..diffusion.report import plot, sheet, table
 
-    writable(out)
     for setting in settings:
         _scorable(setting.denoiser)
         if setting.denoiser.shape != settings[0].denoiser.shape:

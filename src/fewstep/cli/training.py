@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from .checks import at_least, positive
+
 if TYPE_CHECKING:
     from ..diffusion.average import Average
     from ..diffusion.data import Images, Paths
     from ..diffusion.denoiser import NetworkDenoiser
     from ..diffusion.loss import Hop, Weight
     from ..diffusion.noise import Gap
-    from ..diffusion.optim import Constant, Cosine, InverseSqrt, LearningRate
+    from ..diffusion.optim import Constant, Cosine, Dropout, InverseSqrt, LearningRate
+    from ..diffusion.runs import Model
+
 Recipe = Literal["ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"]
 HopName = Literal["data", "euler", "heun", "addim", "addim-analytic"]
 GapName = Literal["ect", "cosine", "karras", "full"]
@@ -65,6 +69,11 @@ def train(
     from ..diffusion.recipes import diffusion, new_denoiser
     from ..diffusion.runs import run
 
+    at_least(1, images=images, batch=batch, channels=channels, size=size, widths=widths)
+    at_least(0, seed=seed, workers=workers)
+    positive(rate=rate)
+    new_denoiser(channels, size, widths=widths)  # proves the sizes before a data set is read
+    _check_place(out, resume)
     samples, classes = load_images(data, channels=channels, size=size), 0
     if conditional:
         if samples.labels is None:
@@ -165,58 +174,52 @@ def tune(
         compile: compile the network.
         resume: go on from the state saved in out.
     """
-    from ..core.files import writable
-    from ..diffusion.denoiser import Guided
     from ..diffusion.formats.folder import load
-    from ..diffusion.loss import PseudoHuber
-    from ..diffusion.optim import Dropout
+    from ..diffusion.loss import OutputScale, PseudoHuber
     from ..diffusion.recipes import RECIPES, path_regression
     from ..diffusion.runs import find_model, run
     from .samples import paths_of, training_data, visited
 
+    at_least(1, images=images, batch=batch, accumulate=accumulate, segments=segments)
+    at_least(1, teacher_images=teacher_images, paths=paths)
+    at_least(0, seed=seed, workers=workers, midtrain=midtrain)
+    positive(clip=clip)
+    taught = hop != "data" or data in ("teacher", "paths") or midtrain > 0
+    _check_guidance(guidance, null_label, taught)
+    shaped = any(flag is not None for flag in (gap, q, stages, grid, weight, power))
+    if data == "paths" and (shaped or hop != "data" or midtrain or mirror):
+        raise ValueError("--data paths says what the loss is: leave --hop, --midtrain, --mirror, gap and weight out")
+    settings = RECIPES[recipe]() if images is None else RECIPES[recipe](images)
+    changed: dict[str, object | None] = {
+        "batch": batch,
+        "gap": _gap(settings["gap"], gap, q, stages, grid),
+        "weight": _weight(weight, power),
+        "distance": None if huber is None else PseudoHuber(huber),
+        "margin": _margin(margin, segments),
+        "rate": _rate(settings["rate"], rate, warmup),
+        "average": _averages(settings["average"], average, warmup=scratch and not midtrain),
+        "dropout": _dropout(dropout),
+        "max_grad_norm": clip,
+    }
+    settings |= {name: value for name, value in changed.items() if value is not None}
+    settings |= {"segments": segments, "seed": seed, "mirror": mirror, "workers": workers, "compile": compile}
+    _check_batch(settings["batch"], accumulate)
+    _check_place(out, resume)
     start, taught_by = find_model(checkpoint), find_model(teacher or checkpoint)
-    taught = hop != "data" or data in ("teacher", "paths") or midtrain
     if taught and taught_by.segments is not None:
         raise ValueError(
             f"{teacher or checkpoint} is a student, no diffusion model any more; "
             "name its diffusion checkpoint with --teacher"
         )
-    if segments == 1 and start.receipt.get("recipe", {}).get("margin"):
-        raise ValueError(
-            f"{checkpoint} was tuned with a margin, which a student of one segment does not unlearn; start from one that "
-            "was tuned with --margin 0"
-        )
-    shaped = any(flag is not None for flag in (gap, q, stages, grid, weight, power))
-    if data == "paths" and (shaped or hop != "data" or midtrain or mirror):
-        raise ValueError("--data paths says what the loss is: leave --hop, --midtrain, --mirror, gap and weight out")
+    _no_margin_to_unlearn(start, checkpoint, segments)
     denoiser = load(start.source)
     diffusion = copy.deepcopy(denoiser) if teacher is None else load(taught_by.source)
     if taught:
         _same_kind(denoiser, diffusion, segments, along_paths=data == "paths" or midtrain > 0)
-    if guidance is not None:
-        if not taught:
-            raise ValueError(
-                "guidance is the teacher's: use it with --hop euler, heun or addim, or --data teacher or paths"
-            )
-        if null_label is None:
-            raise ValueError('guidance needs --null-label, the class that means "no class" to this network')
-        diffusion = Guided(diffusion, guidance, null_label)
-    settings = RECIPES[recipe]() if images is None else RECIPES[recipe](images)
-    changed: dict[str, object | None] = {
-        "batch": batch,
-        "gap": _gap(settings["gap"], gap, q, stages, grid),
-        "weight": _weight(weight, power, denoiser.sigma_data),
-        "distance": None if huber is None else PseudoHuber(huber),
-        "margin": margin,
-        "rate": _rate(settings["rate"], rate, warmup),
-        "average": _averages(settings["average"], average, warmup=scratch and not midtrain),
-        "dropout": None if dropout is None else Dropout(dropout),
-        "max_grad_norm": clip,
-    }
-    settings |= {name: value for name, value in changed.items() if value is not None}
-    settings |= {"segments": segments, "seed": seed, "mirror": mirror, "workers": workers, "compile": compile}
+    diffusion = _teacher(diffusion, guidance, null_label)
     settings["hop"] = _hop(hop, diffusion)
-    writable(out)
+    if weight == "output":
+        settings["weight"] = OutputScale(denoiser.sigma_data)
     samples: Images | Paths
     if data == "paths":
         samples = paths_of(diffusion, out, paths, segments=segments, seed=seed, precision=precision, whole=False)
@@ -245,6 +248,65 @@ def tune(
         recipe_name=recipe, midtrain=midtrain, scratch=scratch, guidance=guidance, null_label=null_label,
     )  # fmt: skip
     print(f"the few-step generator is in {out / 'model'}; next: fewstep sample {out / 'model'} --out samples")
+
+
+def _check_place(out: Path, resume: bool) -> None:
+    """Raises ValueError where nothing can be written or another run, or its first stage, would be overwritten."""
+    from ..core.files import writable
+    from ..diffusion.runs import check_new
+
+    writable(out)
+    for folder in (out, out / "midtrain"):
+        check_new(folder, resume=resume)
+
+
+def _check_guidance(guidance: float | None, null_label: int | None, taught: bool) -> None:
+    """Raises ValueError unless both are given or none, with a teacher to guide."""
+    at_least(0, guidance=guidance, null_label=null_label)
+    if guidance is not None and not taught:
+        raise ValueError("guidance is the teacher's: use it with --hop euler, heun or addim, or --data teacher or paths")
+    if guidance is not None and null_label is None:
+        raise ValueError('guidance needs --null-label, the class that means "no class" to this network')
+    if null_label is not None and guidance is None:
+        raise ValueError("--null-label belongs to --guidance; give both or none")
+
+
+def _check_batch(batch: int, accumulate: int) -> None:
+    if batch % accumulate:
+        raise ValueError(
+            f"a batch of {batch} does not split into --accumulate {accumulate}; use a multiple of {accumulate}"
+        )
+
+
+def _no_margin_to_unlearn(start: Model, checkpoint: str, segments: int) -> None:
+    if segments == 1 and start.receipt.get("recipe", {}).get("margin"):
+        raise ValueError(
+            f"{checkpoint} was tuned with a margin, which a student of one segment does not unlearn; start from one that "
+            "was tuned with --margin 0"
+        )
+
+
+def _teacher(diffusion: NetworkDenoiser, guidance: float | None, null_label: int | None) -> NetworkDenoiser:
+    """The diffusion model, guided if the flags say so."""
+    from ..diffusion.denoiser import Guided
+
+    return diffusion if guidance is None or null_label is None else Guided(diffusion, guidance, null_label)
+
+
+def _margin(margin: float | None, segments: int) -> float | None:
+    at_least(0, margin=margin)
+    if margin and segments == 1:
+        raise ValueError("--margin must be 0 for one segment, whose calls see what the last one drew")
+    return margin
+
+
+def _dropout(share: float | None) -> Dropout | None:
+    from ..diffusion.optim import Dropout
+
+    at_least(0, dropout=share)
+    if share is not None and share >= 1:
+        raise ValueError(f"--dropout must be below 1, got {share:g}")
+    return None if share is None else Dropout(share)
 
 
 def _rate(ours: Constant | Cosine | InverseSqrt, peak: float | None, warmup: int | None) -> LearningRate:
@@ -285,14 +347,14 @@ def _gap(ours: Gap, kind: GapName | None, q: float | None, stages: int | None, g
     return dataclasses.replace(base, q=base.q if q is None else q, stages=base.stages if stages is None else stages)
 
 
-def _weight(kind: WeightName | None, power: float | None, sigma_data: float) -> Weight | None:
-    """The weight that the flags ask for, if they ask for one."""
-    from ..diffusion.loss import InverseGap, OutputScale
+def _weight(kind: WeightName | None, power: float | None) -> Weight | None:
+    """The gap's weight if the flags ask for one; that of the output's scale is known with the checkpoint."""
+    from ..diffusion.loss import InverseGap
 
     if kind == "output":
         if power is not None:
             raise ValueError("--power belongs to the gap's weight; --weight output does not take it")
-        return OutputScale(sigma_data)
+        return None
     return None if kind is None and power is None else InverseGap(1.0 if power is None else power)
 
 

@@ -59,8 +59,7 @@ def run(
     facts |= {"denoiser": type(denoiser).__name__, "network": _said(denoiser.config)}
     writable(out)
     state_file = out / "state.pt"
-    if state_file.exists() and not resume:
-        raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
+    check_new(out, resume=resume)
     if recipe["batch"] < 1:
         raise ValueError(f"a step takes at least one sample, got batch = {recipe['batch']}")
     recipe = recipe | {"images": -(-recipe["images"] // recipe["batch"]) * recipe["batch"]}
@@ -106,6 +105,12 @@ def run(
         entries |= {"steps": last.step, "images": last.images, "images_per_second": round(speed, 1), "loss": last.loss,
                     "network_calls": nfe.calls, "network_rows": nfe.rows}  # fmt: skip
     return last.ema
+
+
+def check_new(out: Path, *, resume: bool) -> None:
+    """Raises ValueError where a run would overwrite another."""
+    if (out / "state.pt").exists() and not resume:
+        raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
 
 
 def _said(config: Mapping[str, Any]) -> dict[str, Any]:

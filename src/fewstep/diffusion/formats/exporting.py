@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...core.files import atomic_folder
+from ...core.files import atomic_folder, writable
 from ..denoiser import NetworkDenoiser
 from ..samplers import consistency, ddim, sample
 from . import stock
@@ -55,7 +55,7 @@ def export(
         ValueError: there is no stock pipeline for it, the stock pipeline gives other images, or something else is at
             `folder`.
     """
-    _free(Path(folder))
+    check_free(Path(folder))
     if denoiser.conditional:
         raise ValueError("a student that is conditional on classes cannot be verified; sample it with fewstep")
     denoiser = copy.deepcopy(denoiser).cpu().eval()
@@ -81,8 +81,9 @@ def export(
     return largest
 
 
-def _free(folder: Path) -> None:
-    """Raises ValueError where an export would replace anything but an earlier export."""
+def check_free(folder: Path) -> None:
+    """Raises ValueError where nothing can be written, or an export would replace anything but an earlier export."""
+    writable(folder.parent)
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not empty and not all((folder / name).exists() for name in EXPORTED):
         raise ValueError(f"{folder} is there already and is no earlier export; choose another folder with --out")

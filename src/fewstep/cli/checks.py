@@ -1,0 +1,26 @@
+"""What can be wrong with flags alone is said before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def at_least(least: int, **flags: float | Sequence[float] | None) -> None:
+    """Raises ValueError where one of the `flags` that were given is below `least` or not finite."""
+    for name, given in flags.items():
+        for value in given if isinstance(given, Sequence) else [given]:
+            if value is not None and not (value >= least and math.isfinite(value)):
+                raise ValueError(f"{flag(name)} starts at {least}, got {value:g}")
+
+
+def positive(**flags: float | None) -> None:
+    """Raises ValueError where one of the `flags` that were given is not a finite number above 0."""
+    for name, value in flags.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{flag(name)} must be above 0, got {value:g}")
+
+
+def flag(name: str) -> str:
+    """How the parameter `name` is called on the command line."""
+    return "--" + name.replace("_", "-")
