@@ -27,19 +27,10 @@ from fewstep.core.intervals import share, share_difference
 from fewstep.core.receipt import receipt
 from fewstep.masked.calibration import boldest, exits
 from fewstep.masked.decoding import decode
+from fewstep.masked.early import EarlyCommit, StableAndConfident, sched
 from fewstep.masked.load import load_text, load_tokenizer
 from fewstep.masked.predictor import NetworkPredictor
-from fewstep.masked.rules import (
-    KLASS,
-    CommitRule,
-    EarlyCommit,
-    EntropyBound,
-    Factor,
-    StableAndConfident,
-    Threshold,
-    TopK,
-    sched,
-)
+from fewstep.masked.rules import KLASS, CommitRule, EntropyBound, Factor, Threshold, TopK
 from fewstep.masked.settling import Same, Trace, record_each, same_answer
 from fewstep.toys.masked import canvas
 from fewstep.toys.tasks import Family, Item, Sudoku, bundled_families, stated_answer

@@ -15,7 +15,8 @@ from torch import Tensor
 from fewstep.core.receipt import plain
 from fewstep.masked.calibration import Calibration, calibrate, exits, fixed_sequence, read_rule
 from fewstep.masked.decoding import decode
-from fewstep.masked.rules import Blockwise, EarlyCommit, EntropyBound, Factor, StableAndConfident, Threshold, TopK, sched
+from fewstep.masked.early import EarlyCommit, StableAndConfident, sched
+from fewstep.masked.rules import Blockwise, EntropyBound, Factor, Last, Threshold, TopK
 from fewstep.masked.schedule import Linear, Scaled, Span, Stairs, Suffix
 from fewstep.masked.settling import emergence, record, record_each, same_answer, same_place, settle
 
@@ -92,6 +93,21 @@ def test_calibration_keeps_its_word_on_other_prompts(tmp_path: Path) -> None:
     assert Calibration.load(tmp_path / "c.json") == found
 
 
+@pytest.mark.parametrize(("region", "eos_bias"), [(None, 1.0), (Span(-2), -100.0)])
+def test_another_rule_beside_the_calibrated_one(region: Span | None, eos_bias: float, tmp_path: Path) -> None:
+    toy, rows, beside = Toy(scale=4.0, eos_bias=eos_bias), prompts(60), Threshold(0.6)
+    found = calibrate(toy, rows, EarlyCommit(TopK(), Stairs((4.0,), ()), region=region), beside=beside).beside
+    full, other = decode(toy, rows, TopK()), decode(toy, rows, beside)
+    answer = slice(None) if region is None else slice(-2, None)
+    changed = sum(a.ids[answer].tolist() != b.ids[answer].tolist() for a, b in zip(full, other, strict=True))
+    assert found is not None and found.rule == beside and 0 < found.changed == changed < 60
+    assert found.steps == pytest.approx(sum(row.nfe for row in other) / 60)
+    assert binom.cdf(changed, 60, found.bound) == pytest.approx(0.05)
+    made = Calibration(TopK(), None, 0.1, 0.1, 60, 0, None, 6.0, 6.0, found)
+    made.save(tmp_path / "c.json")
+    assert Calibration.load(tmp_path / "c.json") == made
+
+
 def test_a_hopeless_statistic_never_commits_early(tmp_path: Path) -> None:
     early = EarlyCommit(TopK(), Stairs((1e-9,), ()))
     found = calibrate(Toy(), prompts(60), early, factors=(2.0, 1.0))
@@ -122,6 +138,7 @@ def test_what_cannot_be_calibrated(tmp_path: Path) -> None:
         TopK("chance"), Threshold(0.8), Factor(0.5), EntropyBound(0.2), StableAndConfident(Threshold(), 2, 0.1), sched(),
         EarlyCommit(Blockwise(TopK(), 8), Stairs((8, 5, 3.5)), 0.1, Suffix(5), "region"),
         EarlyCommit(threshold=Scaled(Linear(3, 1), 0.5), region=Span(-4)),
+        EarlyCommit(Blockwise(Last(TopK("margin", "dream"), (3, 9))), first=1),
     ],
 )  # fmt: skip
 def test_a_rule_is_its_json(rule: object) -> None:

@@ -5,35 +5,30 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import tyro
-from masked.tiny_bert import WORDS, call, save_bert, write_prompts
+from masked.tiny_bert import WORDS, call, save_bert, word_tokenizer, write_prompts
 
-from fewstep.cli.text import calibrate
+from fewstep.cli.text import _told, calibrate
 from fewstep.cli.text import decode as decode_command
 from fewstep.cli.text_measuring import evaluate, settle_text
-from fewstep.cli.text_options import Commit
-from fewstep.masked.calibration import Calibration
+from fewstep.cli.text_options import Early, Prophet, Rule
+from fewstep.masked.calibration import Calibration, read_rule
 from fewstep.masked.decoding import decode
+from fewstep.masked.early import EarlyCommit, StableAndConfident
 from fewstep.masked.load import load_text
 from fewstep.masked.predictor import pad
 from fewstep.masked.prompts import canvas_row
-from fewstep.masked.rules import (
-    KLASS,
-    Blockwise,
-    CommitRule,
-    EarlyCommit,
-    EntropyBound,
-    StableAndConfident,
-    Threshold,
-    TopK,
-)
+from fewstep.masked.rules import DEFAULT, KLASS, Blockwise, CommitRule, EntropyBound, Last, Threshold, TopK
 from fewstep.masked.schedule import Stairs, Suffix
 from fewstep.masked.settling import emergence, record, same_place, settle
+from fewstep.toys.tasks import WordProblems
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +50,10 @@ def said(tokens: list[int]) -> list[str]:
     ("options", "rule"),
     [
         ({}, Blockwise(Threshold(0.99), 5)),
-        ({"rule": "prophet"}, EarlyCommit(Blockwise(TopK(), 5), statistic="minimum")),
-        ({"rule": "prophet", "statistic": "mean", "over": "klass", "confidence": 0.5},
+        ({"rule": "low-confidence", "early": "prophet"}, EarlyCommit(Blockwise(TopK(), 5), statistic="minimum")),
+        ({"early": "prophet", "statistic": "mean", "rule": "klass", "confidence": 0.5},
          EarlyCommit(Blockwise(KLASS(0.5), 5))),
+        ({"rule": "margin", "schedule": "dream"}, Blockwise(TopK("margin", "dream"), 5)),
     ],
 )  # fmt: skip
 def test_a_file_of_prompts(model: Path, tmp_path: Path, options: dict[str, Any], rule: CommitRule) -> None:
@@ -134,16 +130,28 @@ def test_a_stop_string_inside_given_text_ends_nothing(
 
 
 def test_rule_names() -> None:
-    commit = Commit(bound=0.3, levels=(3, 2, 1), statistic="0.1", block_length=7)
-    assert commit.rule("prophet", answer_follows=True) == EarlyCommit(
-        Blockwise(TopK(), 7), Stairs((3, 2, 1)), 0.1, Suffix()
-    )
-    assert commit.rule("stable") == StableAndConfident(Blockwise(TopK(), 7))
-    sched = commit.rule("sched")
+    words, inner = word_tokenizer(special=False), Blockwise(TopK(), 7)
+    prophet = Prophet(levels=(3, 2, 1), statistic="0.1", gaps="region", first=1)
+    made = Early(early="prophet", prophet=prophet).around(inner, answer_follows=True)
+    assert made == EarlyCommit(inner, Stairs((3, 2, 1)), 0.1, Suffix(), "region", 1)
+    assert Early(early="stable").around(inner, answer_follows=False) == StableAndConfident(inner)
+    sched = Early(early="sched").around(inner, answer_follows=False)
     assert isinstance(sched, EarlyCommit) and sched.over == "region"
-    assert commit.rule("entropy-bound") == Blockwise(EntropyBound(0.3), 7)
+    assert Early().around(inner, answer_follows=True) is inner
+    assert Rule(rule="entropy-bound", bound=0.3, block_length=7).made(words) == Blockwise(EntropyBound(0.3), 7)
+    assert Rule(rule="random", last=("w1", "is")).made(words) == Blockwise(Last(TopK("chance"), (6, 36)))
+    assert Rule().made(words) == DEFAULT
     with pytest.raises(ValueError, match="--statistic is mean, minimum or a number"):
-        Commit(statistic="median").rule("prophet")
+        Prophet(statistic="median").around(inner, answer_follows=False)
+    with pytest.raises(ValueError, match="no token nobody"):
+        Rule(last=("nobody",)).made(words)
+
+
+def test_tokens_that_are_never_said(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(decode_command, model, prompt="w1", gen_length=6)
+    first = capsys.readouterr().out.split()[0]
+    call(decode_command, model, prompt="w1", gen_length=6, suppress=first)
+    assert first not in capsys.readouterr().out.split()
 
 
 def test_calibrate_then_decode(
@@ -151,7 +159,7 @@ def test_calibrate_then_decode(
 ) -> None:
     prompts, out = write_prompts(tmp_path / "p.jsonl", 70), tmp_path / "c.json"
     options: dict[str, Any] = {"gen_length": 8, "steps": 8}
-    call(calibrate, model, file=prompts, out=out, block_length=8, statistic="minimum", batch=71, **options)
+    call(calibrate, model, file=prompts, out=out, block_length=8, rule="low-confidence", batch=71, **options)
     found = Calibration.load(out)
     line = capsys.readouterr().out
     assert str(out) in line and ("answers changed" in line) == (found.factor is not None)
@@ -162,7 +170,7 @@ def test_calibrate_then_decode(
     assert sum(nfe) / 71 == pytest.approx(found.early_steps)
     with pytest.raises(ValueError, match="made with --gen-length 8 and its guarantee holds for that, got 9"):
         call(decode_command, model, file=prompts, calibration=out, gen_length=9, steps=8)
-    for own in ({"rule": "prophet"}, {"confidence": 0.5}):
+    for own in ({"early": "prophet"}, {"confidence": 0.5}):
         with pytest.raises(ValueError, match="brings its own rule"):
             call(decode_command, model, file=prompts, calibration=out, **options, **own)
     with pytest.raises(ValueError, match="made with --precision 'no' and its guarantee"):
@@ -171,6 +179,54 @@ def test_calibrate_then_decode(
     call(decode_command, moved, file=prompts, out=results, calibration=out, **options)
     assert f"was made with {model}; its guarantee holds for that model" in caplog.text
     assert json.loads((tmp_path / "c.json.receipt.json").read_text())["gen_length"] == 8
+
+
+def test_calibration_says_what_the_default_rule_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundled model's word problems: the default rule takes a handful of steps where one a token takes 32."""
+    family, out = WordProblems(), tmp_path / "c.json"
+    prompts = [" ".join(family.item(k, held_out=True).prompt) for k in range(60)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    options = {"file": tmp_path / "p.jsonl", "gen_length": 32}
+    call(decode_command, "bundled", out=tmp_path / "o.jsonl", **options)
+    results = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    plain = sum(result["nfe"] for result in results) / 60
+    capsys.readouterr()
+    call(calibrate, "bundled", out=out, **options)
+    found, said = Calibration.load(out), capsys.readouterr().out
+    assert found.beside is None and found.full_steps == pytest.approx(plain) and found.early_steps <= plain
+    assert f"{found.early_steps:.1f} steps, {plain:.1f} by --rule alone" in said
+    call(calibrate, "bundled", out=out, rule="low-confidence", **options)
+    found, said = Calibration.load(out), capsys.readouterr().out
+    assert found.beside is not None and found.beside.steps == pytest.approx(plain) and found.full_steps > 5 * plain
+    assert f"default rule on the same prompts: {plain:.1f} steps, {found.beside.changed} of 60 answers changed" in said
+    for steps, bound, advice in ((1.0, 0.04, "is the cheaper one: decode without"), (1.0, 0.2, "is no cheaper way"),
+                                 (99.0, 0.04, "is no cheaper way")):  # fmt: skip
+        other = replace(found.beside, steps=steps, bound=bound)
+        assert advice in "".join(_told(replace(found, beside=other), out))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
+def test_one_default_rule(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    (tmp_path / "task.yaml").write_text(
+        f"task: ours\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path / 'data.jsonl'}\n"
+        "output_type: generate_until\ntest_split: test\ndoc_to_text: w1\ndoc_to_target: w1\n"
+        "generation_kwargs:\n  until: []\nmetric_list:\n  - metric: exact_match\n"
+    )
+    (tmp_path / "data.jsonl").write_text(json.dumps({"q": "w1"}))
+    files = {"file": write_prompts(tmp_path / "p.jsonl", 60), "gen_length": 4}
+    call(decode_command, model, out=tmp_path / "d.jsonl", **files)
+    call(calibrate, model, out=tmp_path / "c.json", **files)
+    call(settle_text, model, out=tmp_path / "s.json", **files)
+    call(evaluate, model, out=tmp_path / "e.json", tasks="ours", include=tmp_path, gen_length=4)
+    receipts = [json.loads((tmp_path / name).read_text()) for name in ("d.jsonl.receipt.json", "s.json", "e.json")]
+    assert [read_rule(receipt["rule"]) for receipt in receipts] == [DEFAULT] * 3
+    made = Calibration.load(tmp_path / "c.json").rule
+    assert DEFAULT in (made, getattr(made, "rule", None))
+    from fewstep.masked.harness import HarnessLM
+
+    assert signature(HarnessLM).parameters["rule"].default == DEFAULT
 
 
 @pytest.mark.parametrize("suffix", ["", "answer is"])
@@ -187,7 +243,7 @@ def test_settle_counts_right_and_wrong(
         items.append({"prompt": prompt, "answer": last if n < 4 else "is is is is"})
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(item) for item in items))
     call(
-        settle_text, model, file=tmp_path / "p.jsonl", out=tmp_path / "s.json", order="random", gen_length=10,
+        settle_text, model, file=tmp_path / "p.jsonl", out=tmp_path / "s.json", rule="random", gen_length=10,
         block_length=10, suffix=suffix, answer_length=3, at=(0.5, 1.0), seed=4,
     )  # fmt: skip
     found = json.loads((tmp_path / "s.json").read_text())["emergence"]

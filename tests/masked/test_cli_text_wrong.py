@@ -33,17 +33,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"prompt": " "}, "^the prompt is empty"),
         ({"prompt": "w1", "gen_length": 4, "suffix": "answer is", "answer_length": 3}, "do not fit into 4"),
         ({"prompt": "w1", "gen_length": 4, "block_length": 0}, "at least one position"),
-        ({"prompt": "w1", "gen_length": 4, "steps": 0}, "at least one step"),
         ({"prompt": "w1", "chat": True}, "no chat template"),
         ({"prompt": "w1", "mask_id": 99}, "not in the model's vocabulary"),
         ({"prompt": "w1", "calibration": Path("missing.json")}, "make one with fewstep calibrate"),
         ({"prompt": "w1", "gen_length": 4, "stop": ""}, "at least one character"),
-        ({"prompt": "w1", "gen_length": 4, "temperature": -0.5}, "temperature must not be negative"),
-        ({"prompt": "w1", "gen_length": 4, "temperature": "nan"}, "temperature must not be negative"),
         ({"prompt": "w1", "confidence": 99}, "a confidence is a probability"),
         ({"prompt": "w1", "rule": "klass", "confidence": -1}, "a confidence is a probability"),
         ({"prompt": "w1", "rule": "factor", "factor": -1}, "factor must not be negative"),
-        ({"prompt": "w1", "guidance": "nan"}, "finite scale"),
+        ({"prompt": "w1", "suppress": "nobody"}, "vocabulary has no token nobody"),
+        ({"prompt": "w1", "last": "nobody"}, "vocabulary has no token nobody"),
         ({"prompt": "w1", "out": Path("/")}, "/ is a folder"),
     ],
 )
@@ -54,7 +52,14 @@ def test_mistakes_get_a_sentence(model: Path, options: dict[str, Any], sentence:
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"gen_length": -1}, "--gen-length must not be negative"), ({"batch": 0}, "--batch starts at 1")],
+    [
+        ({"gen_length": -1}, "--gen-length must not be negative"),
+        ({"batch": 0}, "--batch starts at 1"),
+        ({"steps": 0}, "--steps starts at 1"),
+        ({"temperature": -0.5}, "--temperature must not be negative"),
+        ({"temperature": "nan"}, "--temperature must not be negative"),
+        ({"guidance": "nan"}, "--guidance is a finite number"),
+    ],
 )
 def test_flags_that_several_commands_share(
     model: Path, options: dict[str, Any], sentence: str, capsys: pytest.CaptureFixture[str]

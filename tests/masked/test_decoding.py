@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from masked.toy import EOS, MASK, VOCABULARY, Toy, masks
 from torch import Tensor, nn
 
 from fewstep.masked.decoding import Decoded, decode, stream, walk
+from fewstep.masked.early import EarlyCommit, StableAndConfident
 from fewstep.masked.predictor import Canvas, Guided, pad
 from fewstep.masked.prompts import StopStrings, canvas_row
-from fewstep.masked.rules import KLASS, Blockwise, CommitRule, EarlyCommit, StableAndConfident, Step, Threshold, TopK
+from fewstep.masked.rules import KLASS, Blockwise, CommitRule, Step, Threshold, TopK
 from fewstep.masked.schedule import Span, Stairs, Suffix
 
 PROMPTS = ["", "01", "0123456", "98", "5", "77777", "314159", "27182"]
@@ -343,3 +347,19 @@ def test_logits_that_are_not_numbers_stop_it() -> None:
     toy.out[3, 5] = torch.nan
     with pytest.raises(FloatingPointError, match="not numbers"):
         decode(toy, [masks("0__")], TopK())
+
+
+def test_progress_adds_up_to_all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that an end of text leaves undecided are done with it, and each step says what it did."""
+    said: list[float] = []
+
+    @contextmanager
+    def spy(title: str, total: float) -> Iterator[Callable[[float], None]]:
+        said.append(-total)
+        yield said.append
+
+    monkeypatch.setattr("fewstep.masked.decoding.progress", spy)
+    rows = [masks(row + "_" * 9) for row in ("", "01", "5__5", "31415")]
+    found = decode(Toy(eos_bias=3.0), rows, Blockwise(TopK(), 2), batch=3)
+    assert said[0] == -sum(int((row == MASK).sum()) for row in rows) and sum(said) == 0
+    assert any(len(row.ids) < len(canvas) for row, canvas in zip(found, rows, strict=True)) and min(said[1:]) > 0

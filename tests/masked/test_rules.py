@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,27 +15,16 @@ from masked.toy import MASK, Toy, masks
 from torch import Tensor
 
 from fewstep.masked.decoding import decode, walk
+from fewstep.masked.early import EarlyCommit, StableAndConfident, sched
 from fewstep.masked.noise import uniform
 from fewstep.masked.predictor import Canvas, pad
-from fewstep.masked.rules import (  # fmt: skip
-    KLASS,
-    Blockwise,
-    CommitRule,
-    EarlyCommit,
-    EntropyBound,
-    Factor,
-    StableAndConfident,
-    Step,
-    Threshold,
-    TopK,
-    sched,
-)
+from fewstep.masked.rules import KLASS, Blockwise, CommitRule, EntropyBound, Factor, Last, Step, Threshold, TopK
 from fewstep.masked.schedule import Cosine, Exponential, Linear, Scaled, Span, Stairs, Suffix
 from fewstep.masked.settling import record
 
 unit = st.floats(0, 1)
 base = st.one_of(
-    st.builds(TopK, by=st.sampled_from(["confidence", "gap", "entropy", "chance"])),
+    st.builds(TopK, by=st.sampled_from(["confidence", "margin", "gap", "entropy", "chance"])),
     st.builds(Threshold, confidence=unit),
     st.builds(Factor, factor=st.floats(0, 3)),
     st.builds(EntropyBound, bound=st.floats(0, 2)),
@@ -55,6 +45,7 @@ def wrap(rules: st.SearchStrategy[CommitRule]) -> st.SearchStrategy[CommitRule]:
         ),
         st.builds(StableAndConfident, rules, st.integers(0, 2), st.floats(0, 2)),
         st.builds(sched, rules),
+        st.builds(Last, rules, st.just((10, 3))),
     )  # fmt: skip
 
 
@@ -180,6 +171,23 @@ def test_top_k_is_the_published_schedule(masked: int, steps: int) -> None:
 )
 def test_threshold(confidence: float, expected: list[int]) -> None:
     assert chosen(Threshold(confidence), make_step(ROW)) == expected
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        TopK(), TopK(schedule="dream"), Threshold(0.9), Factor(9.0), EntropyBound(5.0), KLASS(0.3, 9.0, 1),
+        Blockwise(Threshold(0.3), 3), Last(Threshold(0.3), (1,)), StableAndConfident(Threshold(0.9), 9),
+        EarlyCommit(Threshold(0.9), over="region"), EarlyCommit(Threshold(0.9), Stairs((0.0,), ()), over="region"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_decided_is_never_decided_again(rule: CommitRule) -> None:
+    """Decided positions are the surest of all, and a rule around a rule shows it their logits too."""
+    step = make_step([CERTAIN, SURE, SHARP, FAIR, CERTAIN], drift=torch.zeros(1, 5, 1), steps=torch.tensor([1]))
+    masked = torch.tensor([[False, True, True, True, False]])
+    found = rule(replace(step, masked=masked, deadline=torch.tensor([1])))
+    assert found.any() and not (found & ~masked).any()
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.001, 0.1, 0.16, 0.5, 1.3, 2.6, 9.0])

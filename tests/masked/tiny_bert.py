@@ -46,7 +46,7 @@ def word_tokenizer(*, special: bool) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def call(command: Callable[..., None], model: Path, **options: Any) -> None:
+def call(command: Callable[..., None], model: Path | str, **options: Any) -> None:
     """The command with these options as flags."""
     flags = [str(model)]
     for name, value in options.items():

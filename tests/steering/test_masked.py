@@ -8,8 +8,9 @@ from masked.toy import MASK, Toy, masks
 from torch import Tensor
 
 from fewstep.masked.decoding import decode
+from fewstep.masked.early import EarlyCommit
 from fewstep.masked.predictor import Canvas, Guided, pad
-from fewstep.masked.rules import Blockwise, EarlyCommit, Threshold
+from fewstep.masked.rules import Blockwise, Threshold
 from fewstep.steering.masked import Proxied
 
 ROWS = [masks("31_4__"), masks("2________"), masks("0_1")]

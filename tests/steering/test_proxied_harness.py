@@ -18,6 +18,7 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
 from fewstep.cli.text_measuring import evaluate
+from fewstep.cli.text_options import Asked, Compute, Masked
 from fewstep.steering.harness import ProxiedLM
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
@@ -105,6 +106,8 @@ def test_the_command_scores_a_task_of_our_own(tmp_path: Path, monkeypatch: pytes
         right = sum(score == n % 2 for n, score in enumerate(scores))
         assert json.loads((tmp_path / "e.json").read_text())["results"]["ours"]["acc,none"] == pytest.approx(right / 12)
     with pytest.raises(ValueError, match="are for masked models"):
-        evaluate(str(tmp_path / "base"), guidance=2.0, **steered, **options)
+        evaluate(str(tmp_path / "base"), masked=Masked(asked=Asked(guidance=2.0)), **steered, **options)
+    with pytest.raises(ValueError, match="are for masked models"):
+        evaluate(str(tmp_path / "base"), compute=Compute(precision="bf16"), **steered, **options)
     with pytest.raises(ValueError, match="need --expert"):
         evaluate(str(tmp_path / "base"), adapter="x", **options)

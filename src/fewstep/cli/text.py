@@ -12,12 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from .text_options import Commit, CommitFlags, Compute, ComputeFlags, RuleName, Text, TextFlags
+from .text_options import (
+    Compute,
+    ComputeFlags,
+    Early,
+    EarlyFlags,
+    Prophet,
+    ProphetFlags,
+    Rule,
+    RuleFlags,
+    Text,
+    TextFlags,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from ..masked.calibration import Calibration
     from ..masked.decoding import Decoded
     from ..masked.predictor import MaskPredictor
     from ..masked.rules import CommitRule
@@ -30,11 +42,11 @@ def decode(
     prompt: str | None = None,
     file: Path | None = None,
     out: Path | None = None,
-    rule: RuleName = "threshold",
     calibration: Path | None = None,
     stop: tuple[str, ...] = (),
     text: TextFlags = Text(),
-    commit: CommitFlags = Commit(),
+    rule: RuleFlags = Rule(),
+    early: EarlyFlags = Early(),
     compute: ComputeFlags = Compute(),
 ) -> None:
     """Decode prompts with a masked diffusion language model, and stop each as soon as it knows.
@@ -46,11 +58,11 @@ def decode(
             are called as the result's own: text, tokens, nfe, seconds, batch). A prompt is a text or a conversation, a list
             of {"role": …, "content": …}; if its last turn is the assistant's, the text goes on with that.
         out: a .jsonl for the results, with a receipt beside it; without it they go to the terminal.
-        rule: what is committed when; prophet, sched and stable commit early over another rule, and want calibration.
-        calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule and all that belongs to it.
+        calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule, --early and their options.
         stop: strings that end a text.
         text: what is generated.
-        commit: how much is decided at a step, and when decoding may stop early.
+        rule: how much is decided at a step.
+        early: whether decoding may stop early.
         compute: how; a prompt gets the same text at any batch size.
     """
     from ..core.files import atomic_file, writable_file
@@ -59,13 +71,15 @@ def decode(
     if (prompt is None) == (file is None):
         raise ValueError("give a --prompt or a --file of prompts, one of the two")
     items = [{"prompt": str(prompt)}] if file is None else read_prompts(file)
-    if calibration and (rule, commit) != ("threshold", Commit()):
-        raise ValueError("a --calibration brings its own rule; leave --rule, --over and their options out")
+    if calibration and (rule, early) != (Rule(), Early()):
+        raise ValueError("a --calibration brings its own rule; leave --rule, --early and their options out")
     if out:
         writable_file(out)
     settings = text.settings(model, compute)
-    made = calibrated(calibration, settings) if calibration else commit.rule(rule, answer_follows=bool(text.suffix))
-    predictor, network, tokenizer = compute.open(model, text.guidance)
+    found = calibrated(calibration, settings) if calibration else None
+    tokenizer = compute.tokenizer(model)
+    made = found or early.around(rule.made(tokenizer), answer_follows=bool(text.suffix))
+    predictor, network = compute.open(model, text, tokenizer)
     rows = text.rows(items, network, tokenizer)
     options: dict[str, Any] = {"stop": stop, "steps": text.steps, "temperature": text.temperature}
     if file is None and out is None:
@@ -93,13 +107,16 @@ def calibrate(
     epsilon: float = 0.05,
     delta: float = 0.05,
     text: TextFlags = Text(),
-    commit: CommitFlags = Commit(),
+    rule: RuleFlags = Rule(),
+    prophet: ProphetFlags = Prophet(),
     compute: ComputeFlags = Compute(),
 ) -> None:
     """Find the boldest early commit that keeps its answers, from prompts like those that will be decoded.
 
-    With probability 1 − delta, at most a share epsilon of prompts get another answer than full decoding gives them. Use
-    the result with fewstep decode --calibration and the same text options, on other prompts than these.
+    With probability 1 − delta, at most a share epsilon of prompts get another answer than full decoding gives them. Full
+    decoding is --rule alone, until all is decided: by default the rule that fewstep decode has, and what several tokens at
+    a step have changed already does not count. Another --rule is compared with that default on the same prompts. Use the
+    result with fewstep decode --calibration and the same text options, on other prompts than these.
 
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
@@ -108,31 +125,50 @@ def calibrate(
         epsilon: allowed share of changed answers.
         delta: allowed probability that the guarantee is wrong.
         text: what is generated.
-        commit: prophet over the rule --over, whose full decoding is the measure; the common factor of --levels is found.
+        rule: how much is decided at a step until then, and what full decoding is.
+        prophet: when decoding stops early; the common factor of --levels is found.
         compute: how.
     """
     from ..core.files import writable_file
     from ..core.receipt import receipt
     from ..masked import calibration
+    from ..masked.rules import DEFAULT
 
     writable_file(out)
     items = read_prompts(file)
-    predictor, network, tokenizer = compute.open(model, text.guidance)
+    tokenizer = compute.tokenizer(model)
+    early = prophet.around(rule.made(tokenizer), answer_follows=bool(text.suffix))
+    predictor, network = compute.open(model, text, tokenizer)
     settings = text.settings(model, compute)
     with receipt(_receipt_of(out), **settings, file=file, seed=compute.seed):
         found = calibration.calibrate(
-            predictor, text.rows(items, network, tokenizer),
-            commit.prophet(answer_follows=bool(text.suffix)), epsilon=epsilon, delta=delta, steps=text.steps,
+            predictor, text.rows(items, network, tokenizer), early, epsilon=epsilon, delta=delta, steps=text.steps,
             temperature=text.temperature, seeds=compute.seeds(len(items)), batch=compute.batch,
+            beside=None if early.rule == DEFAULT else DEFAULT,
         )  # fmt: skip
         replace(found, settings=settings).save(out)
-    if found.factor is None:
-        print(f"no threshold keeps {1 - epsilon:.1%} of the answers; {out} holds full decoding")
+    for line in _told(found, out):
+        print(line)
+
+
+def _told(found: Calibration, out: Path) -> Iterator[str]:
+    """What a calibration found, and whether the default rule is the cheaper one."""
+
+    def changed(changed: int, bound: float) -> str:
+        sure = f"at most {bound:.1%}, with confidence {1 - found.delta:.0%}"
+        return f"{changed} of {found.n} answers changed ({sure})"
+
+    if found.bound is None:
+        alone = f"{out} holds --rule alone, {found.full_steps:.1f} steps"
+        yield f"no threshold keeps {1 - found.epsilon:.1%} of the answers: {alone}"
     else:
-        print(
-            f"{found.early_steps:.1f} of {found.full_steps:.1f} steps, {found.changed} of {found.n} answers changed "
-            f"(at most {found.bound:.1%}, with confidence {1 - delta:.0%}): {out}"
-        )
+        steps = f"{found.early_steps:.1f} steps, {found.full_steps:.1f} by --rule alone"
+        yield f"{steps}; {changed(found.changed, found.bound)}: {out}"
+    if found.beside:
+        cheaper = found.beside.steps <= found.early_steps and found.beside.bound <= found.epsilon
+        advice = "is the cheaper one: decode without --calibration" if cheaper else "is no cheaper way to keep the answers"
+        told = f"{found.beside.steps:.1f} steps, {changed(found.beside.changed, found.beside.bound)}"
+        yield f"fewstep decode's default rule on the same prompts: {told}; it {advice}"
 
 
 def read_prompts(file: Path) -> list[dict[str, Any]]:
@@ -173,10 +209,11 @@ def _is_prompt(found: Any) -> bool:
 
 def calibrated(path: Path, settings: dict[str, Any]) -> CommitRule:
     """The rule that was calibrated for these settings; a model of another name is told, as it may have moved."""
+    from ..core.receipt import plain
     from ..masked.calibration import Calibration
 
     found = Calibration.load(path)
-    for name, value in settings.items():
+    for name, value in plain(settings).items():
         made = found.settings.get(name, value)
         if made != value and name == "model":
             logging.getLogger(__name__).warning("%s was made with %s; its guarantee holds for that model", path, made)
@@ -219,7 +256,7 @@ def _results(
     rule: CommitRule, compute: Compute, *, stop: tuple[str, ...], **options: Any,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """One entry a prompt, in order; `seconds` runs from when it entered the batch to the step that finished it."""
-    from ..masked.decoding import walk
+    from ..masked.decoding import tell, walk
     from ..masked.prompts import StopStrings, text_of
 
     found = StopStrings(tokenizer, stop) if stop else None
@@ -227,7 +264,8 @@ def _results(
     batch, generated, told = min(compute.batch, len(rows)), 0, 0
     entered: dict[int, float] = {}
     done: dict[int, tuple[Decoded, float]] = {}
-    for walked in walk(predictor, rows, rule, seeds=compute.seeds(len(rows)), stop=found, batch=batch, **options):
+    walks = walk(predictor, rows, rule, seeds=compute.seeds(len(rows)), stop=found, batch=batch, **options)
+    for walked in tell(walks, rows, predictor.mask_id):
         for progress in walked.progress:
             entered.setdefault(progress.number, now)
         now = time.perf_counter()

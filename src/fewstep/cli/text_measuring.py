@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
 from .text import read_prompts
-from .text_options import Commit, CommitFlags, Compute, ComputeFlags, RuleName, Text, TextFlags
+from .text_options import Compute, ComputeFlags, Masked, MaskedFlags, Rule, RuleFlags, Text, TextFlags
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-
-
-# what evaluate's flags for masked models are unless given: rule, commit, draws, steps, guidance, mask id, precision
-MASKED = ("low-confidence", Commit(), 128, None, 1.0, None, "no")
 
 
 def settle_text(
@@ -29,30 +25,29 @@ def settle_text(
     *,
     file: Path,
     out: Path,
-    order: Literal["low-confidence", "random"] = "low-confidence",
-    block_length: int = 32,
     at: tuple[float, ...] = (0.25, 0.5),
     text: TextFlags = Text(),
+    rule: RuleFlags = Rule(),
     compute: ComputeFlags = Compute(),
 ) -> None:
     """Measure when full decoding first shows its final answer, and from when on it never changes again.
 
-    The answer is what follows --suffix. Without one it is the prompt's "answer" where the finished text holds it (so its
-    place is known from the final output only), else the whole text.
+    Full decoding is --rule until all is decided. Published figures are shares of one step a token: --rule low-confidence
+    or random. The answer is what follows --suffix. Without one it is the prompt's "answer" where the finished text holds it
+    (so its place is known from the final output only), else the whole text.
 
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         file: a .jsonl of prompts, as for fewstep decode, and in their objects an "answer" to tell right from wrong.
         out: the .json to write.
-        order: in which positions are decided, the most confident first or by chance.
-        block_length: the text is decided block by block.
         at: shares of the steps to report.
         text: what is generated.
+        rule: how much is decided at a step.
         compute: how.
     """
     from ..core.files import writable_file
     from ..core.receipt import receipt
-    from ..masked.rules import EarlyCommit
+    from ..masked.early import EarlyCommit
     from ..masked.schedule import Suffix
     from ..masked.settling import emergence, record, same_place
     from ..masked.settling import settle as hit
@@ -61,12 +56,13 @@ def settle_text(
         raise ValueError(f"--at takes shares of the steps, above 0 and up to 1, got {at}")
     writable_file(out)
     items = read_prompts(file)
-    predictor, network, tokenizer = compute.open(model, text.guidance)
-    rule = EarlyCommit(Commit(block_length=block_length).rule(order), region=Suffix() if text.suffix else None)
-    facts = {"order": order, "block_length": block_length, "seed": compute.seed, **asdict(text)}
+    tokenizer = compute.tokenizer(model)
+    watched = EarlyCommit(rule.made(tokenizer), region=Suffix() if text.suffix else None)
+    predictor, network = compute.open(model, text, tokenizer)
+    facts = {"rule": watched.rule, "seed": compute.seed, **asdict(text)}
     with receipt(out, model=model, **facts) as entries:
         traces = record(
-            predictor, text.rows(items, network, tokenizer), rule, steps=text.steps,
+            predictor, text.rows(items, network, tokenizer), watched, steps=text.steps,
             temperature=text.temperature, seeds=compute.seeds(len(items)), batch=compute.batch,
         )  # fmt: skip
         groups: dict[str, list[Any]] = {"all": [], "right": [], "wrong": []}
@@ -104,13 +100,9 @@ def evaluate(
     antiexpert: str | None = None,
     adapter: str | None = None,
     alpha: float = 1.0,
-    draws: int = 128,
-    rule: RuleName = "low-confidence",
     gen_length: int = 128,
-    steps: int | None = None,
-    guidance: float = 1.0,
     chat: bool = False,
-    commit: CommitFlags = Commit(),
+    masked: MaskedFlags = Masked(),
     compute: ComputeFlags = Compute(),
 ) -> None:
     """Score a model on tasks of the LM Evaluation Harness (pip install lm_eval).
@@ -129,17 +121,11 @@ def evaluate(
         antiexpert: the small model before tuning.
         adapter: a LoRA adapter, folder or hub id, instead of an antiexpert.
         alpha: how far to steer; 0 scores the causal model alone.
-        draws: network calls for a log-likelihood.
-        rule: what is committed when, in generation; prophet, sched and stable commit early over another rule.
-        gen_length: tokens to generate where the task does not say.
-        steps: in all, for rules that keep to a schedule; one a token if left out.
-        guidance: classifier-free guidance; 1 is off.
+        gen_length: tokens to generate where the task does not say; fewer where the model has less room.
         chat: put questions into the model's chat template.
-        commit: how much is decided at a step, and when decoding may stop early.
+        masked: of masked models alone, as are --mask-id and --precision; a causal one and those that steer it compute in
+            the precision that they are saved in.
         compute: how.
-
-    --draws, --rule and its options, --steps, --guidance, --mask-id and --precision are for masked models; a causal one
-    and those that steer it compute in the precision that they are saved in.
     """
     from ..core.files import writable_file
     from ..core.receipt import receipt
@@ -151,7 +137,7 @@ def evaluate(
         from lm_eval.tasks import TaskManager  # type: ignore[import-not-found, unused-ignore]
 
         from ..masked.harness import HarnessLM
-        from ..masked.prompts import demand_template
+        from ..masked.prompts import demand_template, token_ids
         from ..steering.harness import ProxiedLM
         from ..steering.load import load_trio
     except ImportError as error:
@@ -169,17 +155,20 @@ def evaluate(
     if expert is None:
         if antiexpert or adapter or alpha != 1:
             raise ValueError("--antiexpert, --adapter and --alpha need --expert, the small model that steers")
-        predictor, network, tokenizer = compute.open(model, guidance)
+        tokenizer, asked = compute.tokenizer(model), masked.asked
+        rule = masked.early.around(masked.rule.made(tokenizer), answer_follows=False)
+        predictor, network = compute.open(model, replace(asked, suppress=()), tokenizer)
         lm = HarnessLM(
-            predictor, tokenizer, rule=commit.rule(rule), gen_length=gen_length, steps=steps, draws=draws,
+            predictor, tokenizer, rule=rule, gen_length=gen_length, steps=asked.steps, draws=masked.draws,
+            suppress=token_ids(tokenizer, asked.suppress),
             max_length=network.max_length or 1024, batch=compute.batch, seed=compute.seed, chat=chat,
         )  # fmt: skip
-        facts = {"rule": lm.rule, "draws": draws, "steps": steps, "guidance": guidance}
+        facts = {"rule": rule, "draws": masked.draws, **asdict(asked)}
     else:
-        if (rule, commit, draws, steps, guidance, compute.mask_id, compute.precision) != MASKED:
+        if (masked, compute) != (Masked(), Compute(seed=compute.seed, batch=compute.batch)):
             raise ValueError(
-                "--rule and its options, --draws, --steps, --guidance, --mask-id and --precision are for masked models; "
-                "leave them out"
+                "--rule, --early and their options, --draws, --steps, --guidance, --suppress, --mask-id and --precision "
+                "are for masked models; leave them out"
             )
         models = load_trio(model, expert, antiexpert=antiexpert, adapter=adapter, alpha=alpha)
         lm = ProxiedLM(models.base, models.proxy, models.tokenizer, gen_length=gen_length, batch=compute.batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,34 +13,51 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from ..masked.early import EarlyCommit
     from ..masked.predictor import MaskPredictor, NetworkPredictor
-    from ..masked.rules import CommitRule, EarlyCommit
+    from ..masked.rules import CommitRule
 
-Base = Literal["low-confidence", "random", "threshold", "factor", "entropy-bound", "klass"]
-RuleName = Literal[Base, "prophet", "sched", "stable"]
+Base = Literal["low-confidence", "margin", "entropy", "random", "threshold", "factor", "entropy-bound", "klass"]
+EarlyName = Literal["prophet", "sched", "stable"]
 
 
 @dataclass(frozen=True)
-class Text:
+class Asked:
+    """How a masked model is asked."""
+
+    steps: int | None = None
+    """In all, for rules that keep to a schedule; one a token if left out."""
+    guidance: float = 1.0
+    """Classifier-free guidance away from the unconditional prediction; 1 is off."""
+    suppress: tuple[str, ...] = ()
+    """Tokens that are never said, by their names, such as '<|endoftext|>': LLaDA's tables of some tasks need it."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"--steps starts at 1, got {self.steps}")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"--guidance is a finite number, got {self.guidance}")
+
+
+@dataclass(frozen=True)
+class Text(Asked):
     """What is generated: a calibration's guarantee holds for these settings."""
 
     gen_length: int | None = None
-    """Tokens to generate, --suffix included; 0 fills the mask tokens in the prompts and adds none. If left out 128, or what
-    the prompt leaves of the model."""
-    steps: int | None = None
-    """In all, for rules that keep to a schedule; one a token if left out."""
+    """Tokens to generate, --suffix included; 0 fills masks in prompts only. If left out 128, or what the model has left."""
     suffix: str = ""
     """Text that stands in the generation from the start, such as "The answer is"; the answer is what follows, else all."""
     answer_length: int = 8
     """Tokens behind --suffix."""
     temperature: float = 0.0
     """0 takes the most likely token."""
-    guidance: float = 1.0
-    """Classifier-free guidance away from the unconditional prediction; 1 is off."""
     chat: bool = False
     """Put prompts of plain text into the model's chat template; conversations always are."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature >= 0:
+            raise ValueError(f"--temperature must not be negative, got {self.temperature}")
         if self.gen_length is not None and self.gen_length < 0:
             raise ValueError(f"--gen-length must not be negative, got {self.gen_length}")
 
@@ -69,11 +87,11 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Commit:
-    """How much is decided at a step, and when decoding may stop early."""
+class Rule:
+    """How much is decided at a step; the defaults are those of everything that decodes."""
 
-    over: Base = "low-confidence"
-    """The rule that prophet, sched and stable watch, and that decides until they commit."""
+    rule: Base = "threshold"
+    """Decides what is sure enough (threshold, factor, entropy-bound, klass), or at each step a number by --schedule."""
     block_length: int = 32
     """The text is decided block by block; as long as --gen-length means all at once."""
     confidence: float = 0.99
@@ -82,34 +100,46 @@ class Commit:
     """Of factor."""
     bound: float = 0.1
     """Of entropy-bound, nats."""
-    levels: tuple[float, float, float] = (7.5, 5.0, 2.5)
-    """Of prophet, logits in the first, second and last third of the steps."""
-    statistic: str = "minimum"
-    """Of prophet: minimum, a quantile such as 0.1, or mean, as published, which hides what is still open."""
+    schedule: Literal["even", "dream"] = "even"
+    """Of low-confidence, margin, entropy and random: as many at each step, as LLaDA has it, or as Dream has it."""
+    last: tuple[str, ...] = ()
+    """Tokens that are decided last, by their names: '<|endoftext|>' '<|eot_id|>' in LLaDA's tables of some tasks."""
 
-    def rule(self, name: RuleName, *, answer_follows: bool = False) -> CommitRule:
-        """The rule called `name`; prophet watches what follows the suffix where an answer does."""
-        from ..masked.rules import KLASS, Blockwise, EntropyBound, Factor, StableAndConfident, Threshold, TopK, sched
+    def made(self, tokenizer: PreTrainedTokenizerBase) -> CommitRule:
+        """The rule itself."""
+        from ..masked.prompts import token_ids
+        from ..masked.rules import KLASS, Blockwise, EntropyBound, Factor, Last, Threshold, TopK
 
-        if name == "prophet":
-            return self.prophet(answer_follows=answer_follows)
-        if name == "sched":
-            return sched(self.rule(self.over))
-        if name == "stable":
-            return StableAndConfident(self.rule(self.over))
         rules: dict[str, CommitRule] = {
-            "low-confidence": TopK(),
-            "random": TopK("chance"),
+            "low-confidence": TopK("confidence", self.schedule),
+            "margin": TopK("margin", self.schedule),
+            "entropy": TopK("entropy", self.schedule),
+            "random": TopK("chance", self.schedule),
             "threshold": Threshold(self.confidence),
             "factor": Factor(self.factor),
             "entropy-bound": EntropyBound(self.bound),
             "klass": KLASS(self.confidence),
         }
-        return Blockwise(rules[name], self.block_length)
+        rule = rules[self.rule]
+        return Blockwise(Last(rule, token_ids(tokenizer, self.last)) if self.last else rule, self.block_length)
 
-    def prophet(self, *, answer_follows: bool) -> EarlyCommit:
-        """Early commit over the rule `over`."""
-        from ..masked.rules import EarlyCommit
+
+@dataclass(frozen=True)
+class Prophet:
+    """When prophet stops early."""
+
+    levels: tuple[float, float, float] = (7.5, 5.0, 2.5)
+    """Of prophet, logits in the first, second and last third of the steps."""
+    statistic: str = "minimum"
+    """Of prophet's gaps: minimum, a quantile such as 0.1, or mean, as published, which hides what is still open."""
+    gaps: Literal["undecided", "region"] = "undecided"
+    """Of prophet: the gaps of undecided positions, or of the whole region of the answer, as published."""
+    first: Literal[0, 1] = 0
+    """Of prophet: what the first step counts as in the share of the steps done; its published code counts from 1."""
+
+    def around(self, rule: CommitRule, *, answer_follows: bool) -> EarlyCommit:
+        """Early commit over `rule`; it watches what follows the suffix where an answer does."""
+        from ..masked.early import EarlyCommit
         from ..masked.schedule import Stairs, Suffix
 
         statistic: Any = self.statistic
@@ -118,7 +148,38 @@ class Commit:
                 statistic = float(statistic)
             except ValueError:
                 raise ValueError(f"--statistic is mean, minimum or a number from 0 to 1, got {statistic}") from None
-        return EarlyCommit(self.rule(self.over), Stairs(self.levels), statistic, Suffix() if answer_follows else None)
+        region = Suffix() if answer_follows else None
+        return EarlyCommit(rule, Stairs(self.levels), statistic, region, self.gaps, self.first)
+
+
+@dataclass(frozen=True)
+class Early:
+    """Whether decoding may stop early."""
+
+    early: EarlyName | None = None
+    """Commit all that is left once the text is known, by --rule until then; prophet and sched want calibration."""
+    prophet: Annotated[Prophet, OmitArgPrefixes] = Prophet()
+
+    def around(self, rule: CommitRule, *, answer_follows: bool) -> CommitRule:
+        """`rule`, or early commit over it."""
+        from ..masked.early import StableAndConfident, sched
+
+        if self.early == "prophet":
+            return self.prophet.around(rule, answer_follows=answer_follows)
+        if self.early == "sched":
+            return sched(rule)
+        return rule if self.early is None else StableAndConfident(rule)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """What masked models have and causal ones do not."""
+
+    draws: int = 128
+    """Network calls for a log-likelihood."""
+    asked: Annotated[Asked, OmitArgPrefixes] = Asked()
+    rule: Annotated[Rule, OmitArgPrefixes] = Rule()
+    early: Annotated[Early, OmitArgPrefixes] = Early()
 
 
 @dataclass(frozen=True)
@@ -142,22 +203,33 @@ class Compute:
         """Of the first n prompts."""
         return range(self.seed, self.seed + n)
 
-    def open(self, model: str, guidance: float) -> tuple[MaskPredictor, NetworkPredictor, PreTrainedTokenizerBase]:
-        """The model as it is asked, its network and its tokenizer."""
+    def tokenizer(self, model: str) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        from ..masked.load import load_tokenizer
+
+        return load_tokenizer(model)
+
+    def open(self, model: str, asked: Asked, tokenizer: PreTrainedTokenizerBase) -> tuple[MaskPredictor, NetworkPredictor]:
+        """The model as it is asked, and its network."""
         import torch
         from transformers.utils import logging as transformers_logging
 
         from ..core.device import best_device
-        from ..masked.load import load_text, load_tokenizer
-        from ..masked.predictor import Guided
+        from ..masked.load import load_text
+        from ..masked.predictor import Guided, Suppressed
+        from ..masked.prompts import token_ids
 
         transformers_logging.disable_progress_bar()
-        tokenizer = load_tokenizer(model)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        never = token_ids(tokenizer, asked.suppress)
         network = load_text(model, mask_id=self.mask_id, device=str(best_device()), dtype=dtype)
-        return network if guidance == 1 else Guided(network, guidance), network, tokenizer
+        predictor = network if asked.guidance == 1 else Guided(network, asked.guidance)
+        return Suppressed(predictor, never) if never else predictor, network
 
 
 TextFlags = Annotated[Text, OmitArgPrefixes]
-CommitFlags = Annotated[Commit, OmitArgPrefixes]
+RuleFlags = Annotated[Rule, OmitArgPrefixes]
+EarlyFlags = Annotated[Early, OmitArgPrefixes]
+ProphetFlags = Annotated[Prophet, OmitArgPrefixes]
+MaskedFlags = Annotated[Masked, OmitArgPrefixes]
 ComputeFlags = Annotated[Compute, OmitArgPrefixes]

@@ -13,28 +13,31 @@ if TYPE_CHECKING:
     from .decoding import decode as decode
     from .decoding import stream as stream
     from .decoding import walk as walk
+    from .early import EarlyCommit as EarlyCommit
+    from .early import StableAndConfident as StableAndConfident
+    from .early import sched as sched
     from .likelihood import log_likelihood as log_likelihood
     from .load import load_text as load_text
     from .load import load_tokenizer as load_tokenizer
     from .predictor import Canvas as Canvas
     from .predictor import Guided as Guided
     from .predictor import MaskPredictor as MaskPredictor
+    from .predictor import Suppressed as Suppressed
     from .prompts import StopStrings as StopStrings
     from .prompts import canvas as canvas
     from .prompts import canvas_row as canvas_row
     from .prompts import encode as encode
     from .prompts import text_of as text_of
+    from .rules import DEFAULT as DEFAULT
     from .rules import KLASS as KLASS
     from .rules import Blockwise as Blockwise
     from .rules import CommitRule as CommitRule
-    from .rules import EarlyCommit as EarlyCommit
     from .rules import EntropyBound as EntropyBound
     from .rules import Factor as Factor
-    from .rules import StableAndConfident as StableAndConfident
+    from .rules import Last as Last
     from .rules import Step as Step
     from .rules import Threshold as Threshold
     from .rules import TopK as TopK
-    from .rules import sched as sched
     from .schedule import Cosine as Cosine
     from .schedule import Exponential as Exponential
     from .schedule import Linear as Linear
@@ -48,13 +51,13 @@ if TYPE_CHECKING:
 _NAMES = {
     "calibration": ["Calibration", "calibrate"],
     "decoding": ["Decoded", "decode", "stream", "walk"],
+    "early": ["EarlyCommit", "StableAndConfident", "sched"],
     "likelihood": ["log_likelihood"],
     "load": ["load_text", "load_tokenizer"],
-    "predictor": ["Canvas", "Guided", "MaskPredictor"],
+    "predictor": ["Canvas", "Guided", "MaskPredictor", "Suppressed"],
     "prompts": ["StopStrings", "canvas", "canvas_row", "encode", "text_of"],
     "rules": [
-        "Blockwise", "CommitRule", "EarlyCommit", "EntropyBound", "Factor", "KLASS", "StableAndConfident", "Step",
-        "Threshold", "TopK", "sched",
+        "Blockwise", "CommitRule", "DEFAULT", "EntropyBound", "Factor", "KLASS", "Last", "Step", "Threshold", "TopK",
     ],
     "schedule": ["Cosine", "Exponential", "Linear", "Span", "Stairs", "Suffix"],
     "settling": ["emergence", "record", "settle"],

@@ -14,16 +14,36 @@ from torch import Tensor
 
 from ..core.intervals import upper_bound
 from ..core.receipt import write_json
+from .early import EarlyCommit, StableAndConfident
 from .predictor import MaskPredictor
-from .rules import KLASS, Blockwise, CommitRule, EarlyCommit, EntropyBound, Factor, StableAndConfident, Threshold, TopK
+from .rules import KLASS, Blockwise, CommitRule, EntropyBound, Factor, Last, Threshold, TopK
 from .schedule import Cosine, Exponential, Linear, Scaled, Span, Stairs, Suffix
 from .settling import Same, Trace, record
 
 FACTORS = tuple(2.0 ** (k / 4) for k in range(20, -21, -1))  # 32 … 1/32
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What another rule costs on the same rows, and how many answers it changes against the same full decoding.
+
+    Attributes:
+        rule: the other rule.
+        steps: mean number of steps.
+        changed: how many rows get another answer.
+        bound: upper confidence limit of that share, for this comparison alone.
+    """
+
+    rule: CommitRule
+    steps: float
+    changed: int
+    bound: float
+
+
 WRITTEN = {
     kind.__name__: kind
-    for kind in (TopK, Threshold, Factor, EntropyBound, KLASS, Blockwise, EarlyCommit, StableAndConfident,
-                 Stairs, Linear, Cosine, Exponential, Scaled, Span, Suffix)
+    for kind in (TopK, Threshold, Factor, EntropyBound, KLASS, Blockwise, Last, EarlyCommit, StableAndConfident,
+                 Stairs, Linear, Cosine, Exponential, Scaled, Span, Suffix, Beside)
 }  # fmt: skip
 
 
@@ -31,8 +51,9 @@ WRITTEN = {
 class Calibration:
     """With probability ≥ 1 − delta over the calibration rows, `rule` changes at most a share epsilon of answers.
 
-    That holds for rows like those it was calibrated on, the same model, the same number of steps, and for full decoding
-    by the inner rule as what it is compared with.
+    That holds for rows like those it was calibrated on, the same model, the same number of steps, and against full
+    decoding by the inner rule: what that rule alone gives, run until all is decided. An inner rule that decides several
+    positions a step, as `Threshold` does, has changed answers itself against one position a step; those do not count here.
 
     Attributes:
         rule: the early rule with its threshold scaled; the inner rule where no threshold passed.
@@ -43,6 +64,7 @@ class Calibration:
         bound: upper confidence limit of that share at 1 − delta, ≤ epsilon; None where none passed.
         full_steps: mean number of steps of full decoding.
         early_steps: of `rule`.
+        beside: another rule on the same rows, if one was given.
         settings: what else must be the same where it is used, as far as the caller says.
     """
 
@@ -55,6 +77,7 @@ class Calibration:
     bound: float | None
     full_steps: float
     early_steps: float
+    beside: Beside | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
@@ -72,7 +95,7 @@ class Calibration:
             content = json.loads(Path(path).read_text())
             if not isinstance(content, dict) or content.pop("name", None) != cls.__name__:
                 raise ValueError("it is about something else")
-            return cls(**content | {"rule": read_rule(content["rule"])})
+            return cls(**content | {name: read_rule(content[name]) for name in ("rule", "beside")})
         except FileNotFoundError:
             raise ValueError(f"there is no {path}; make one with fewstep calibrate") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -88,6 +111,7 @@ def calibrate(
     delta: float = 0.05,
     factors: Sequence[float] = FACTORS,
     same: Same | None = None,
+    beside: CommitRule | None = None,
     steps: int | None = None,
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
@@ -107,6 +131,7 @@ def calibrate(
         delta: allowed probability that the guarantee is wrong.
         factors: to try, falling; they must not be chosen with a look at `rows`.
         same: when two rows have the same answer; by default when every token of the rule's region agrees.
+        beside: another rule, to decode the same rows with: what it costs stands in the result. It may be the cheaper one.
 
     Raises:
         ValueError: too few rows for any guarantee, or factors that do not fall.
@@ -114,8 +139,16 @@ def calibrate(
     Reference: Angelopoulos et al. 2021, Learn then Test.
     """
     _validate(len(rows), epsilon, delta, factors)
-    traces = record(predictor, rows, rule, steps=steps, temperature=temperature, seeds=seeds, eos=eos, batch=batch)
-    return boldest(traces, rule, epsilon=epsilon, delta=delta, factors=factors, same=same)
+    options: dict[str, Any] = {"steps": steps, "temperature": temperature, "seeds": seeds, "eos": eos, "batch": batch}
+    traces = record(predictor, rows, rule, **options)
+    found = boldest(traces, rule, epsilon=epsilon, delta=delta, factors=factors, same=same)
+    if beside is None:
+        return found
+    others = record(predictor, rows, beside, **options)
+    agreed = [bool(trace.agree(other.shown[-1:], same)) for trace, other in zip(traces, others, strict=True)]
+    n, changed = len(rows), agreed.count(False)
+    steps_made = sum(len(other.shown) for other in others) / n
+    return replace(found, beside=Beside(beside, steps_made, changed, upper_bound(changed, n, delta)))
 
 
 def boldest(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..core.device import at_least_float32
 from ..core.nfe import count_nfe
+from ..core.progress import progress
 from .noise import gumbel
 from .predictor import Canvas, MaskPredictor, pad
 from .rules import CommitRule, Step
@@ -147,7 +148,7 @@ def walk(
                 state.steps,
             )  # fmt: skip
             commit = rule(step) & masked
-            _check_step(best.values, commit, rule)
+            _check_step(best.values, commit | (state.made < state.steps - 1)[:, None], rule)
             state = state._replace(
                 ids=torch.where(commit, proposal, state.ids),
                 committed_at=torch.where(commit, state.made[:, None], state.committed_at),
@@ -156,14 +157,14 @@ def walk(
                 made=state.made + 1,
                 nfe=state.nfe + calls,
             )
-            progress = _progress(state, predictor.mask_id, ends, stop)
+            far = _progress(state, predictor.mask_id, ends, stop)
             finished = {
                 p.number: Decoded(state.ids[row, : p.end], p.start, state.committed_at[row, : p.end], float(state.nfe[row]))
-                for row, p in enumerate(progress)
+                for row, p in enumerate(far)
                 if p.end is not None
             }
-            yield Walked(canvas, step, state, progress, finished)
-            going_on = [row for row, p in enumerate(progress) if p.end is None]
+            yield Walked(canvas, step, state, far, finished)
+            going_on = [row for row, p in enumerate(far) if p.end is None]
             state = state.keep(going_on)
 
 
@@ -197,7 +198,7 @@ def decode(
 
     Raises:
         ValueError: a row without a mask token or a seed, fewer than one step or row at once, a temperature below 0, a
-            canvas longer than the model takes, or a rule that commits nothing.
+            canvas longer than the model takes, or a rule that still commits nothing at a row's last step.
         FloatingPointError: the network returns logits that are not numbers.
     """
     done: dict[int, Decoded] = {}
@@ -208,9 +209,19 @@ def decode(
         predictor, [rows[number] for number in order], rule, steps=steps, temperature=temperature,
         seeds=order if seeds is None else seeds, eos=eos, stop=stop, batch=batch,
     )  # fmt: skip
-    for walked in walks:
+    for walked in tell(walks, rows, predictor.mask_id):
         done |= {order[number]: row for number, row in walked.finished.items()}
     return [done[number] for number in range(len(rows))]
+
+
+def tell(walks: Iterator[Walked], rows: Sequence[Tensor], mask_id: int) -> Iterator[Walked]:
+    """The steps of a `walk` over `rows`, and how many of all positions are decided is told; see `progress`."""
+    with progress("decoding", sum(int((row == mask_id).sum()) for row in rows)) as more:
+        for walked in walks:
+            yield walked
+            undecided = walked.step.masked & (walked.rows.committed_at < 0)
+            ended = [row for row, p in enumerate(walked.progress) if p.end is not None]
+            more(int((walked.step.masked & ~undecided).sum()) + int(undecided[ended].sum()))
 
 
 def stream(walks: Iterator[Walked]) -> Iterator[tuple[int, list[int], Decoded | None]]:
@@ -302,12 +313,14 @@ def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Rows, temperatu
 
 
 def _check_step(best: Tensor, commit: Tensor, rule: CommitRule) -> None:
-    """Refuses to go on from largest logits `best` (N,) that are not numbers, or where a row commits nothing."""
+    """Refuses to go on from largest logits `best` (N,) that are not numbers, or where a row is late and commits nothing."""
     broken, idle = torch.stack([best.isnan().any(), ~commit.any(1).all()]).tolist()
     if broken:
         raise FloatingPointError("the network's logits are not numbers; check its weights, or load it in float32")
     if idle:
-        raise ValueError(f"{rule} committed nothing at some step; a rule must commit a masked position of each row")
+        raise ValueError(
+            f"{rule} committed nothing at its last step or later; there a rule must commit a position of each row"
+        )
 
 
 def _progress(state: Rows, mask_id: int, ends: Tensor, stop: Stop | None) -> list[Progress]:
@@ -319,10 +332,10 @@ def _progress(state: Rows, mask_id: int, ends: Tensor, stop: Stop | None) -> lis
     eos = torch.where(torch.isin(state.ids, ends) & final, column, never).amin(1)
     # one transfer for all rows
     table = torch.stack([state.number, state.start, torch.minimum(undecided, length), eos, length, state.tail], 1)
-    progress = []
+    found = []
     for row, (number, start, decided, eos_at, last, tail) in enumerate(table.tolist()):
         end = eos_at + 1 if eos_at < decided else decided if decided == last else None
         if end is None and stop and decided > tail and stop(state.ids[row, tail:decided].tolist()):
             end = decided
-        progress.append(Progress(number, start, decided, end))
-    return progress
+        found.append(Progress(number, start, decided, end))
+    return found

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_block_refinement import BlockRefinementSche
 from torch import Tensor, nn
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import DiffusionGemmaAdaptiveStopping
 
-from .rules import PROPHET, statistic_of
+from .early import PROPHET, statistic_of
 from .schedule import Schedule, Stairs
 
 

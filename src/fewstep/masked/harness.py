@@ -18,9 +18,9 @@ from lm_eval.models.utils import normalize_gen_kwargs  # type: ignore[import-not
 from ..core.progress import track
 from .decoding import decode
 from .likelihood import is_greedy, log_likelihood, rolling
-from .predictor import MaskPredictor
+from .predictor import MaskPredictor, Suppressed
 from .prompts import GEN_LENGTH, StopStrings, bare, canvas_row, encode, in_template, leading, text_of
-from .rules import Blockwise, CommitRule
+from .rules import DEFAULT, CommitRule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +40,7 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
         max_length: longest canvas; longer contexts lose their beginning.
         batch: rows at once.
         seed: of everything random.
+        suppress: ids of tokens that are never said in generation.
         chat: contexts stand in the tokenizer's chat template, which brings its own special tokens.
 
     Attributes:
@@ -51,17 +52,19 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
         predictor: MaskPredictor,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        rule: CommitRule = Blockwise(),
+        rule: CommitRule = DEFAULT,
         gen_length: int = GEN_LENGTH,
         steps: int | None = None,
         draws: int = 128,
         max_length: int = 1024,
         batch: int = 16,
         seed: int = 0,
+        suppress: Sequence[int] = (),
         chat: bool = False,
     ) -> None:
         super().__init__()
         self.predictor = predictor
+        self.speaker = Suppressed(predictor, suppress) if suppress else predictor
         self.tokenizer = tokenizer
         self.rule = rule
         self.gen_length = gen_length
@@ -107,7 +110,7 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
         texts = [""] * len(requests)
         for (until, temperature), numbers in alike.items():
             decoded = decode(
-                self.predictor, [rows[number] for number in numbers], self.rule, steps=self.steps, temperature=temperature,
+                self.speaker, [rows[number] for number in numbers], self.rule, steps=self.steps, temperature=temperature,
                 seeds=[self.seed + number for number in numbers],
                 stop=StopStrings(self.tokenizer, until) if until else None, batch=self.batch,
             )  # fmt: skip

@@ -147,6 +147,28 @@ class Guided:
         return unconditional + self.scale * (conditional - unconditional)
 
 
+class Suppressed:
+    """A predictor that never says some tokens: their logits are −inf.
+
+    With the token that ends a text it is what LLaDA's evaluations do on some tasks, so that answers are not cut short.
+
+    Args:
+        predictor: the model, guided or not.
+        tokens: ids of what it is not to say.
+    """
+
+    def __init__(self, predictor: MaskPredictor, tokens: Sequence[int]) -> None:
+        self.predictor = predictor
+        self.tokens = tuple(tokens)
+        self.mask_id = predictor.mask_id
+        self.eos_ids = predictor.eos_ids
+        self.networks = predictor.networks
+
+    def __call__(self, canvas: Canvas, wanted: Tensor) -> Tensor:
+        logits = self.predictor(canvas, wanted)
+        return logits.index_fill(1, torch.tensor(self.tokens, dtype=torch.long, device=logits.device), -torch.inf)
+
+
 def pad(rows: Sequence[Tensor], mask_id: int) -> Canvas:
     """One canvas from rows of token ids (L_i,); every mask token in them is an open position."""
     lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)

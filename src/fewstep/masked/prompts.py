@@ -80,6 +80,19 @@ def bare(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
+def token_ids(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> tuple[int, ...]:
+    """The ids of tokens that the vocabulary has under these names.
+
+    Raises:
+        ValueError: it has not.
+    """
+    vocabulary = tokenizer.get_vocab() if names else {}
+    missing = [name for name in names if name not in vocabulary]
+    if missing:
+        raise ValueError(f"the model's vocabulary has no token {missing[0]}; name tokens as its tokenizer does")
+    return tuple(vocabulary[name] for name in names)
+
+
 def leading(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The special tokens that the tokenizer puts before a text, such as [CLS] or a start of text; perhaps none."""
     whole, text = list(tokenizer(PROBE)["input_ids"]), bare(tokenizer, PROBE)

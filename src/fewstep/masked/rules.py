@@ -6,7 +6,7 @@ Ties go to the left, so that a row's result does not depend on a sorting algorit
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, Protocol
 
 import torch
@@ -14,9 +14,6 @@ from torch import Tensor
 
 from .noise import uniform
 from .predictor import scatter
-from .schedule import Cosine, Region, Schedule, Stairs
-
-PROPHET = Stairs()
 
 
 @dataclass(frozen=True)
@@ -51,11 +48,6 @@ class Step:
     deadline: Tensor
 
     @property
-    def progress(self) -> Tensor:
-        """Share of the steps done, (B,) float64, 0 at the first, never above 1."""
-        return (self.index / self.steps.double()).clamp(max=1)
-
-    @property
     def left(self) -> Tensor:
         """Steps until the deadline, this one included, (B,) long, at least 1."""
         return (self.deadline - self.index).clamp(min=1)
@@ -70,6 +62,12 @@ class Step:
     def gap(self) -> Tensor:
         """The largest logit minus the second largest, (B, L), 0 where no logits were wanted."""
         top = self.logits.topk(2, dim=-1).values
+        return scatter(top[:, 0] - top[:, 1], self.where, self.masked.shape, 0.0)
+
+    @cached_property
+    def margin(self) -> Tensor:
+        """The largest probability minus the second largest, (B, L), 0 where no logits were wanted."""
+        top = self.logits.softmax(-1).topk(2, dim=-1).values
         return scatter(top[:, 0] - top[:, 1], self.where, self.masked.shape, 0.0)
 
     @cached_property
@@ -91,7 +89,7 @@ class Step:
 class CommitRule(Protocol):
     """Which masked positions become final now: step -> (B, L) bool, a subset of `step.masked`.
 
-    At least one in a row that has any, or decoding would not end.
+    From the last planned step on at least one in a row that has any, or decoding would not end.
     """
 
     def __call__(self, step: Step, /) -> Tensor: ...
@@ -107,21 +105,24 @@ class CommitRule(Protocol):
 
 @dataclass(frozen=True)
 class TopK(CommitRule):
-    """As many positions as it takes to be done at the deadline: the best k = ⌈masked / steps left⌉ of them.
-
-    That is LLaDA's schedule, masked // steps a step and one more in each of the first masked % steps.
+    """The best k positions, so many that all are decided at the deadline.
 
     Args:
-        by: the confidence in the proposal (LLaDA's "low confidence remasking"), the gap between the two largest logits,
-            low entropy, or chance ("random remasking").
+        by: the confidence in the proposal (LLaDA's "low confidence remasking", Dream's "maskgit plus"), the margin between
+            the two largest probabilities (Dream's "top-k margin"), the gap between the two largest logits, low entropy, or
+            chance ("random remasking").
+        schedule: even is LLaDA's, k = ⌈masked / steps left⌉: masked // steps a step, and one more in each of the first
+            masked % steps. dream is Dream's, k = int(masked·(1 − s/t)) from time t to s on a line from 1 to .001: fewer at
+            first, perhaps none, and all that is left at the last step.
 
-    Reference: Nie et al. 2025, Large Language Diffusion Models.
+    Reference: Nie et al. 2025, Large Language Diffusion Models; Ye et al. 2025, Dream 7B.
     """
 
-    by: Literal["confidence", "gap", "entropy", "chance"] = "confidence"
+    by: Literal["confidence", "margin", "gap", "entropy", "chance"] = "confidence"
+    schedule: Literal["even", "dream"] = "even"
 
     def __call__(self, step: Step) -> Tensor:
-        k = -(-step.masked.sum(1) // step.left)
+        k = -(-step.masked.sum(1) // step.left) if self.schedule == "even" else _dream(step)
         return (_rank(_score(step, self.by), step.masked) < k[:, None]) & step.masked
 
 
@@ -262,88 +263,23 @@ class Blockwise(CommitRule):
 
 
 @dataclass(frozen=True)
-class EarlyCommit(CommitRule):
-    """Prophet: a row whose gaps between the two largest logits are wide enough commits all that is left; else `rule`.
+class Last(CommitRule):
+    """`rule`, for which some tokens have no probability, so that positions where they are proposed are decided last.
 
-    g ≥ τ(p), where g is a statistic of the gaps in the answer region and p the share of the steps done, checked after the
-    forward pass that the step makes anyway. With nothing undecided left in the region the answer is known, whatever τ.
+    With the tokens that end a text it is what LLaDA's evaluations do on some tasks.
 
-    Args:
-        rule: decides until then.
-        threshold: τ, in logits.
-        statistic: of the gaps: their mean (as published), the minimum, or a quantile in [0, 1]. A mean hides the one
-            position that is still open.
-        region: where the answer stands; None is the whole generation.
-        over: the statistic runs over the undecided positions of the region, or over all of it (as published).
-
-    Reference: Li et al. 2025, Diffusion Language Models Know the Answer Before Decoding.
+    Reference: Nie et al. 2025, Large Language Diffusion Models, appendix B.4.
     """
 
-    rule: CommitRule = Blockwise()
-    threshold: Schedule = PROPHET
-    statistic: Literal["mean", "minimum"] | float = "mean"
-    region: Region | None = None
-    over: Literal["undecided", "region"] = "undecided"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.statistic, str) and self.statistic not in ("mean", "minimum"):
-            raise ValueError(f"a statistic is mean, minimum or a quantile, got {self.statistic!r}")
-        if not isinstance(self.statistic, str) and not 0 <= self.statistic <= 1:
-            raise ValueError(f"a quantile lies between 0 and 1, got statistic = {self.statistic}")
-
-    def _region(self, open: Tensor) -> Tensor:
-        return open if self.region is None else self.region(open)
-
-    def known(self, step: Step) -> Tensor:
-        """g, (B,): +inf where no position is left to count, −inf where the region never had one."""
-        region = self._region(step.open)
-        counted = region if self.over == "region" else region & step.masked
-        g = statistic_of(step.gap, counted, self.statistic).masked_fill(~counted.any(1), torch.inf)
-        return g.masked_fill(~region.any(1), -torch.inf)
+    rule: CommitRule
+    tokens: tuple[int, ...]
 
     def __call__(self, step: Step) -> Tensor:
-        enough = self.known(step) >= self.threshold(step.progress)
-        return torch.where(enough[:, None], step.masked, self.rule(step))
+        tokens = torch.tensor(self.tokens, dtype=torch.long, device=step.logits.device)
+        return self.rule(replace(step, logits=step.logits.index_fill(1, tokens, -torch.inf)))
 
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
-        seen = masked | self.rule.sees(masked, open)
-        return seen | self._region(open) if self.over == "region" else seen
-
-    def remembers(self) -> int:
-        return self.rule.remembers()
-
-
-def sched(rule: CommitRule = Blockwise(), threshold: Schedule = Cosine()) -> EarlyCommit:
-    """SchED: the mean gap over the full span, decided positions too, against a smooth falling threshold.
-
-    Reference: SchED, arXiv 2512.02892. The default threshold falls over the range of Prophet's.
-    """
-    return EarlyCommit(rule, threshold, over="region")
-
-
-@dataclass(frozen=True)
-class StableAndConfident(CommitRule):
-    """A row commits all that is left once no most likely token changed for `steps` steps and the mean entropy is low.
-
-    Args:
-        rule: decides until then.
-        steps: for how many steps all undecided positions must have kept their most likely token.
-        entropy: mean over the undecided positions, nats, must lie below.
-
-    Reference: the adaptive stopping of DiffusionGemma in transformers.
-    """
-
-    rule: CommitRule = Blockwise()
-    steps: int = 1
-    entropy: float = 0.005
-
-    def __call__(self, step: Step) -> Tensor:
-        stable = (step.unchanged >= self.steps).logical_or(~step.masked).all(1)
-        sure = statistic_of(step.entropy, step.masked, "mean") < self.entropy
-        return torch.where((stable & sure)[:, None], step.masked, self.rule(step))
-
-    def sees(self, masked: Tensor, open: Tensor) -> Tensor:
-        return masked | self.rule.sees(masked, open)
+        return self.rule.sees(masked, open)
 
     def remembers(self) -> int:
         return self.rule.remembers()
@@ -360,9 +296,24 @@ def _first(flags: Tensor) -> Tensor:
 
 
 def _score(step: Step, by: str) -> Tensor:
-    if by == "chance":
-        return step.lottery
-    return -step.entropy if by == "entropy" else step.confidence if by == "confidence" else step.gap
+    if by == "entropy":
+        return -step.entropy
+    score: Tensor = getattr(step, "lottery" if by == "chance" else by)
+    return score
+
+
+@lru_cache
+def _times(steps: int) -> Tensor:
+    return torch.linspace(1, 1e-3, steps + 1)
+
+
+def _dream(step: Step) -> Tensor:
+    """How many of a row's masked positions Dream's schedule decides, (B,) long; in float32, which its code rounds in."""
+    counts = []
+    for masked, index, steps in zip(step.masked.sum(1).tolist(), step.index.tolist(), step.deadline.tolist(), strict=True):
+        t, s = _times(steps)[index : index + 2] if index < steps - 1 else torch.tensor([1.0, 0.0])
+        counts.append(int(masked * (1 - s / t)))
+    return torch.tensor(counts, device=step.masked.device)
 
 
 def _rank(score: Tensor, masked: Tensor) -> Tensor:
@@ -372,11 +323,5 @@ def _rank(score: Tensor, masked: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, places)
 
 
-def statistic_of(value: Tensor, counted: Tensor, statistic: str | float) -> Tensor:
-    """The mean, minimum or (lower) quantile of a row's `counted` values, (B, L) -> (B,)."""
-    n = counted.sum(1)
-    if statistic == "mean":
-        return value.masked_fill(~counted, 0.0).sum(1) / n.clamp(min=1)
-    q = 0.0 if isinstance(statistic, str) else statistic
-    ordered = value.masked_fill(~counted, torch.inf).sort(1).values
-    return ordered.gather(1, (q * (n - 1).clamp(min=0)).long()[:, None]).squeeze(1)
+DEFAULT = Blockwise(Threshold(0.99))  # of whatever decodes and is not told otherwise
+LLADA = Blockwise()  # one token a step, the most confident first, in blocks of 32

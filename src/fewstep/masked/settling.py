@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .decoding import Decoded, walk
+from .decoding import Decoded, tell, walk
+from .early import EarlyCommit
 from .predictor import MaskPredictor
-from .rules import CommitRule, EarlyCommit, Step
+from .rules import CommitRule, Step
 
 Same = Callable[[Tensor, Tensor], bool]  # (a row as a step showed it, the final row), (n,) each -> the same answer?
 
@@ -25,7 +26,7 @@ class Trace:
         shown: (T, m) long: the whole row as each of the T steps would have left it, had everything been committed there;
             longer than `final` where that ends before its canvas does.
         known: (T,) the early rule's statistic at each step.
-        progress: (T,) the share of the planned steps done before each step.
+        progress: (T,) the share of the planned steps done, as the early rule counts them.
         region: (n,) bool: where the early rule looks for the answer.
     """
 
@@ -36,11 +37,15 @@ class Trace:
     region: Tensor
 
     def hits(self, same: Same | None = None) -> Tensor:
-        """At which steps the final answer was there already, (T,) bool; without `same`: every token of the region."""
-        shown = self.shown[:, : len(self.final.ids)]
+        """At which steps the final answer was there already, (T,) bool."""
+        return self.agree(self.shown, same)
+
+    def agree(self, rows: Tensor, same: Same | None = None) -> Tensor:
+        """Which of `rows` (T, m) have the final answer, (T,) bool; without `same`: every token of the region."""
+        rows = rows[:, : len(self.final.ids)]
         if same is None:
-            return (shown == self.final.ids)[:, self.region].all(1)
-        return torch.tensor([same(row, self.final.ids) for row in shown])
+            return (rows == self.final.ids)[:, self.region].all(1)
+        return torch.tensor([same(row, self.final.ids) for row in rows])
 
 
 class Settled(NamedTuple):
@@ -96,13 +101,15 @@ def record_each(
     seen: list[list[tuple[Tensor, ...]]] = [[] for _ in rows]
     traces: list[dict[int, Trace]] = [{} for _ in rules]
     watch = _Watch(tuple(rules))
-    for walked in walk(predictor, rows, watch, steps=steps, temperature=temperature, seeds=seeds, eos=eos, batch=batch):
+    walks = walk(predictor, rows, watch, steps=steps, temperature=temperature, seeds=seeds, eos=eos, batch=batch)
+    for walked in tell(walks, rows, predictor.mask_id):
         step, open = walked.step, walked.canvas.open
         shown = torch.where(step.masked, step.proposal, walked.canvas.ids).cpu()
         known = torch.stack([rule.known(step) for rule in rules], 1).cpu()  # (b, R)
+        counted = torch.stack([rule.progress(step) for rule in rules], 1).cpu()  # (b, R)
         regions = [open if rule.region is None else rule.region(open) for rule in rules]
         region = torch.stack(regions, 1).cpu()  # (b, R, L)
-        table = zip(shown, known, step.progress.cpu(), region, strict=True)
+        table = zip(shown, known, counted, region, strict=True)
         for progress, (ids, *rest) in zip(walked.progress, table, strict=True):
             seen[progress.number].append((ids[: len(rows[progress.number])], *rest))
         for number, row in walked.finished.items():
@@ -110,7 +117,7 @@ def record_each(
             whole, statistics, shares = (torch.stack([entry[k] for entry in seen[number]]) for k in range(3))
             for place, found in enumerate(traces):
                 looked = seen[number][0][3][place, : len(final.ids)]  # later steps may have fewer columns
-                found[number] = Trace(final, whole, statistics[:, place], shares, looked)
+                found[number] = Trace(final, whole, statistics[:, place], shares[:, place], looked)
             seen[number].clear()
     return [[found[number] for number in range(len(rows))] for found in traces]
 

@@ -1,0 +1,118 @@
+"""Rules that commit all that is left of a row as soon as its answer is known, and decide by another rule until then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .rules import LLADA, CommitRule, Step
+from .schedule import Cosine, Region, Schedule, Stairs
+
+PROPHET = Stairs()
+
+
+@dataclass(frozen=True)
+class EarlyCommit(CommitRule):
+    """Prophet: a row whose gaps between the two largest logits are wide enough commits all that is left; else `rule`.
+
+    g ≥ τ(p), where g is a statistic of the gaps in the answer region and p the share of the steps done, checked after the
+    forward pass that the step makes anyway. With nothing undecided left in the region the answer is known, whatever τ.
+
+    Args:
+        rule: decides until then.
+        threshold: τ, in logits.
+        statistic: of the gaps: their mean (as published), the minimum, or a quantile in [0, 1]. A mean hides the one
+            position that is still open.
+        region: where the answer stands; None is the whole generation.
+        over: the statistic runs over the undecided positions of the region, or over all of it (as published).
+        first: p = (steps done + first) / steps: 0 as published, 1 as the paper's own code counts.
+
+    Reference: Li et al. 2025, Diffusion Language Models Know the Answer Before Decoding.
+    """
+
+    rule: CommitRule = LLADA
+    threshold: Schedule = PROPHET
+    statistic: Literal["mean", "minimum"] | float = "mean"
+    region: Region | None = None
+    over: Literal["undecided", "region"] = "undecided"
+    first: Literal[0, 1] = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.statistic, str) and self.statistic not in ("mean", "minimum"):
+            raise ValueError(f"a statistic is mean, minimum or a quantile, got {self.statistic!r}")
+        if not isinstance(self.statistic, str) and not 0 <= self.statistic <= 1:
+            raise ValueError(f"a quantile lies between 0 and 1, got statistic = {self.statistic}")
+
+    def _region(self, open: Tensor) -> Tensor:
+        return open if self.region is None else self.region(open)
+
+    def progress(self, step: Step) -> Tensor:
+        """p, (B,) float64 in [0, 1]."""
+        return ((step.index + self.first) / step.steps.double()).clamp(max=1)
+
+    def known(self, step: Step) -> Tensor:
+        """g, (B,): +inf where no position is left to count, −inf where the region never had one."""
+        region = self._region(step.open)
+        counted = region if self.over == "region" else region & step.masked
+        g = statistic_of(step.gap, counted, self.statistic).masked_fill(~counted.any(1), torch.inf)
+        return g.masked_fill(~region.any(1), -torch.inf)
+
+    def __call__(self, step: Step) -> Tensor:
+        enough = self.known(step) >= self.threshold(self.progress(step))
+        return torch.where(enough[:, None], step.masked, self.rule(step))
+
+    def sees(self, masked: Tensor, open: Tensor) -> Tensor:
+        seen = masked | self.rule.sees(masked, open)
+        return seen | self._region(open) if self.over == "region" else seen
+
+    def remembers(self) -> int:
+        return self.rule.remembers()
+
+
+def sched(rule: CommitRule = LLADA, threshold: Schedule = Cosine()) -> EarlyCommit:
+    """SchED: the mean gap over the full span, decided positions too, against a smooth falling threshold.
+
+    Reference: SchED, arXiv 2512.02892. The default threshold falls over the range of Prophet's.
+    """
+    return EarlyCommit(rule, threshold, over="region")
+
+
+@dataclass(frozen=True)
+class StableAndConfident(CommitRule):
+    """A row commits all that is left once no most likely token changed for `steps` steps and the mean entropy is low.
+
+    Args:
+        rule: decides until then.
+        steps: for how many steps all undecided positions must have kept their most likely token.
+        entropy: mean over the undecided positions, nats, must lie below.
+
+    Reference: the adaptive stopping of DiffusionGemma in transformers.
+    """
+
+    rule: CommitRule = LLADA
+    steps: int = 1
+    entropy: float = 0.005
+
+    def __call__(self, step: Step) -> Tensor:
+        stable = (step.unchanged >= self.steps).logical_or(~step.masked).all(1)
+        sure = statistic_of(step.entropy, step.masked, "mean") < self.entropy
+        return torch.where((stable & sure)[:, None], step.masked, self.rule(step))
+
+    def sees(self, masked: Tensor, open: Tensor) -> Tensor:
+        return masked | self.rule.sees(masked, open)
+
+    def remembers(self) -> int:
+        return self.rule.remembers()
+
+
+def statistic_of(value: Tensor, counted: Tensor, statistic: str | float) -> Tensor:
+    """The mean, minimum or (lower) quantile of a row's `counted` values, (B, L) -> (B,)."""
+    n = counted.sum(1)
+    if statistic == "mean":
+        return value.masked_fill(~counted, 0.0).sum(1) / n.clamp(min=1)
+    q = 0.0 if isinstance(statistic, str) else statistic
+    ordered = value.masked_fill(~counted, torch.inf).sort(1).values
+    return ordered.gather(1, (q * (n - 1).clamp(min=0)).long()[:, None]).squeeze(1)
