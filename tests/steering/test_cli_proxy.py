@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_lm import byte_tokenizer, merged, tiny_lm, with_adapter
+from tokenizers import processors
 
-from fewstep.cli.proxy import proxy
+from fewstep.cli.proxy import _encode, proxy
 from fewstep.steering.tuning import ProxyTuning, generate
 
 TEMPLATE = "{% for m in messages %}<s>[{{ m['content'] }}]{% endfor %}"
@@ -81,6 +82,20 @@ def test_several_prompts_with_an_adapter_chat_and_beams(place, tmp_path) -> None
         assert text["prompt"] == prompt
         assert row[: len(text["acted"]["tokens"])] == text["acted"]["tokens"]
         assert set(row[len(text["acted"]["tokens"]) :]) <= {0}
+
+
+def test_texts_go_on_behind_their_prompts() -> None:
+    """A tokenizer that ends each text by itself does not end the prompt; a chat template brings its own tokens."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.chat_template = TEMPLATE
+    made = _encode(tokenizer, ["ab", "a"])
+    letters = tokenizer("ab")["input_ids"][1:-1]
+    assert made["input_ids"].tolist() == [[1, *letters], [0, 1, letters[0]]]
+    assert made["attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
+    assert tokenizer.decode(_encode(tokenizer, ["ab"], chat=True)["input_ids"][0]) == "<s>[ab]"
 
 
 def test_sampling_is_a_function_of_its_seed(place, tmp_path) -> None:

@@ -69,7 +69,7 @@ def proxy(
     steps = alpha[0] if len(alpha) == 1 else alpha
     large, tuned, tokenizer, small_tokenizer = load_trio(base, expert, antiexpert=antiexpert, adapter=adapter, alpha=steps)
     inputs = _encode(tokenizer, prompt)
-    own = _encode(small_tokenizer, _in_template(small_tokenizer, prompt), special=False) if chat else None
+    own = _encode(small_tokenizer, prompt, chat=True) if chat else None
     live = len(prompt) == 1 and beams == 1
     options: dict[str, Any] = {"max_new_tokens": tokens, "num_beams": beams, "pad_token_id": tokenizer.pad_token_id}
     if temperature:
@@ -99,23 +99,21 @@ def proxy(
     print(f"\nfirst choice changed at {places} of {count} tokens" + (f"; where: {out / 'proxy.html'}" if out else ""))
 
 
-def _in_template(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
-    if tokenizer.chat_template is None:
-        raise ValueError("the expert's tokenizer has no chat template; leave --chat out")
-    return [
-        str(tokenizer.apply_chat_template([{"role": "user", "content": p}], add_generation_prompt=True, tokenize=False))
-        for p in prompts
-    ]
+def _encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat: bool = False) -> dict[str, Tensor]:
+    """Ids and mask of the prompts, (B, L) each, padded on the left."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool = True) -> dict[str, Tensor]:
-    """Ids and mask of the texts, (B, L) each, padded on the left; a template brings its own special tokens."""
     from ..core.device import best_device
+    from ..masked.prompts import bare, encode
 
-    found = tokenizer(list(texts), return_tensors="pt", padding=True, add_special_tokens=special)
-    if not found["input_ids"].shape[1] or not found["attention_mask"].any(1).all():
+    if not all(bare(tokenizer, prompt) for prompt in prompts):
         raise ValueError("each --prompt needs some text")
-    return {name: found[name].long().to(best_device()) for name in ("input_ids", "attention_mask")}
+    turns = [[{"role": "user", "content": prompt}] if chat else prompt for prompt in prompts]
+    ids = [torch.tensor(encode(tokenizer, turn)) for turn in turns]
+    padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side="left")
+    return {"input_ids": padded.to(best_device()), "attention_mask": mask.to(best_device())}
 
 
 def _rows(inputs: dict[str, Tensor]) -> list[Tensor]:
