@@ -30,7 +30,7 @@ from fewstep.diffusion.average import Exponential
 from fewstep.diffusion.data import Images, load_images
 from fewstep.diffusion.formats.folder import load
 from fewstep.diffusion.measure import dial
-from fewstep.diffusion.measure.features import extractor, reference
+from fewstep.diffusion.measure.features import View, extractor
 from fewstep.diffusion.measure.settings import diffusion_settings, student_settings
 from fewstep.diffusion.optim import Dropout
 from fewstep.diffusion.recipes import diffusion, ect_one_hour, new_denoiser
@@ -132,18 +132,19 @@ def score(
         calls: network calls of the teacher.
         features: efficientnet, or any extractor of fewstep.
     """
-    network = on_device(EfficientNetFeatures() if features == "efficientnet" else extractor(features))
-    real = reference(network, load_images(data, channels=3, size=32).shuffled().pixels)
+    trained = on_device(EfficientNetFeatures() if features == "efficientnet" else extractor(features))
+    real = load_images(data, channels=3, size=32).shuffled().pixels
+    seen_by = View.of(features, trained, real), View.of("random", on_device(extractor("random")), real)
     settings = diffusion_settings(on_device(load(out / "teacher" / "model")), calls)
     for folder in sorted(out.glob("s[0-9]*"), key=lambda path: int(path.name[1:])):
         student = on_device(load(folder / "model"))
         settings += student_settings(student, (1, 2, 4), segments=int(folder.name[1:]), name=folder.name)
     points = []
     for setting in settings:
-        points.append(dial.score(setting, range(n), (3, 32, 32), network, real, precision=fast_precision()))
+        points.append(dial.score(setting, range(n), (3, 32, 32), seen_by, precision=fast_precision()))
         print(f"{setting.name:8} {points[-1].nfe:3.0f} calls: {points[-1].frechet}", flush=True)
     (out / "scores.json").write_text(json.dumps([point.summary() for point in points], indent=2))
-    plot(points, out / "quality.png", features=features)
+    plot(points, out / "quality.png")
     sheet(points, out / "samples.png")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from rich.console import Console
 
 from .core.device import best_device, fast_precision
 from .core.files import writable
+from .core.intervals import Estimate
+from .core.progress import progress
 from .core.receipt import plain, write_json
 from .diffusion.average import Exponential
 from .diffusion.data import load_images
@@ -20,8 +23,8 @@ from .diffusion.formats.folder import load
 from .diffusion.hop import Heun
 from .diffusion.loss import InverseGap
 from .diffusion.measure import dial
-from .diffusion.measure.dial import Point, difference
-from .diffusion.measure.features import extractor, reference
+from .diffusion.measure.dial import Looks, Point, Setting, ratio
+from .diffusion.measure.features import View, views
 from .diffusion.measure.settings import diffusion_settings, student_settings
 from .diffusion.optim import Cosine
 from .diffusion.recipes import ect_demo
@@ -39,23 +42,21 @@ def demo(out: Path, *, images: int, n: int, seed: int) -> None:
     """Runs it; see `fewstep demo --help`."""
     console, start = Console(), time.monotonic()
     writable(out)
-    device = best_device()
+    teacher = load("bundled").to(best_device())
     precision = fast_precision()
-    teacher = load("bundled").to(device)
     data = load_images("bundled", channels=1, size=28)
-    network = extractor("fashion").to(device)
-    real = reference(network, data.pixels[:n])
-    seeds = range(seed, seed + n)
+    seen_by = views("fashion", data.pixels[:4000])
 
-    def score(settings: list[dial.Setting]) -> list[Point]:
+    def score(settings: list[Setting]) -> list[Point]:
         points = []
-        for setting in settings:
-            with console.status(f"sampling {setting.name}, {len(setting.grid)} steps, n = {n}"):
-                points.append(dial.score(setting, seeds, data.shape, network, real, precision=precision))
-        console.print(table(points))
+        with progress("scoring", sum(len(setting.grid) for setting in settings)) as done:
+            for setting in settings:
+                points.append(dial.score(setting, range(seed, seed + n), data.shape, seen_by, precision=precision))
+                done(len(setting.grid))
+        console.print(table(points, Looks.of(data.pixels)))
         return points
 
-    console.print(f"[b]1. A diffusion checkpoint needs many network calls[/b] ({device}, {precision})")
+    console.print(f"[b]1. A diffusion checkpoint needs many network calls[/b] ({best_device()}, {precision})")
     points = score(diffusion_settings(teacher, (1, 2, 4, 8, 35)) + student_settings(teacher, (2,), name="untuned"))
 
     console.print("[b]2. Tuning by its own ODE: a student of two segments, and from it one of one[/b]")
@@ -64,38 +65,53 @@ def demo(out: Path, *, images: int, n: int, seed: int) -> None:
         recipe = ect_demo(round(share * images)) | settings | {"hop": Heun(frozen), "seed": seed}
         folder = out / f"{recipe['segments']}-segment"
         shutil.rmtree(folder, ignore_errors=True)  # an earlier demo's
-        student = run(copy.deepcopy(student), data, folder, recipe, precision=precision, teacher="bundled").to(device)
+        student = run(copy.deepcopy(student), data, folder, recipe, precision=precision, teacher="bundled").to(
+            best_device()
+        )
 
     console.print("[b]3. The same seeds, few calls[/b]")
     points += score(student_settings(student, (1, 2, 4)))
-    at = {(point.name, point.nfe): point for point in points}
-    one, two, many, untuned = at["student", 1], at["student", 2], at["teacher", 35], at["untuned", 2]
-    facts = {
-        "student at 2 calls over teacher at 35": two.frechet.value / many.frechet.value,
-        "student at 2 calls over the untuned teacher at 2": two.frechet.value / untuned.frechet.value,
-        "student at 1 call over the untuned teacher at 1": one.frechet.value / at["teacher", 1].frechet.value,
-    }
-    for name, ratio in facts.items():
-        console.print(f"  Fréchet distance, {name}: [b]{ratio:.2f}[/b]")
-    gap = difference(two, many, real)
-    console.print(f"  paired difference, student at 2 calls minus teacher at 35: {gap} (95 %, same seeds, n = {n})")
+    ratios = _ratios(points, seen_by)
+    for name, found in ratios.items():
+        console.print(f"  Fréchet distance, {name}: {', '.join(f'[b]{r.value:.2f}[/b] ({v})' for v, r in found.items())}")
 
     console.print("[b]4. A folder that plain diffusers samples[/b]")
     card = {"teacher": "fewstep's bundled Fashion-MNIST model", "data": "Fashion-MNIST, 10,000 images", "recipe": recipe,
-            "seed": seed, "Fréchet distance": {f"{p.name}, {p.nfe:.0f} calls": round(p.frechet.value, 2) for p in points},
-            "features and n": f"fashion, {n}"}  # fmt: skip
-    largest = export(student, out / "exported", card=plain(card))
+            "seed": seed, "samples scored": n}  # fmt: skip
+    largest = export(student, out / "exported", card=plain(card | _scores(points)))
     console.print(f"  verified in a fresh process: largest difference {largest:.1e} of 255 grey levels")
 
-    plot(points, out / "quality.png", features="fashion")
+    plot(points, out / "quality.png")
     sheet(points, out / "samples.png")
-    write_json(out / "measure.json", {"points": [p.summary() for p in points], "ratios": facts, "difference": gap._asdict(),
-                                      "precision": precision, "seed": seed})  # fmt: skip
+    said = {name: {view: found._asdict() for view, found in pair.items()} for name, pair in ratios.items()}
+    measured = {"points": [p.summary() for p in points], "ratios": said}
+    write_json(out / "measure.json", measured | {"precision": precision, "seed": seed})
     console.print(f"[b]Done in {time.monotonic() - start:.0f} s.[/b] Look at:")
-    for what, name in (
-        ("pictures", "samples.png"),
-        ("plot", "quality.png"),
-        ("table", "measure.json"),
-        ("folder", "exported"),
-    ):
-        console.print(f"  {what:9} {out / name}")
+    for what, file in {
+        "pictures": "samples.png",
+        "plot": "quality.png",
+        "table": "measure.json",
+        "folder": "exported",
+    }.items():
+        console.print(f"  {what:9} {out / file}")
+
+
+def _ratios(points: list[Point], seen_by: Sequence[View]) -> dict[str, dict[str, Estimate]]:
+    """How many times another's Fréchet distance the student's is, in each view."""
+    at = {(point.name, point.nfe): point for point in points}
+    pairs = {
+        "student at 2 calls over teacher at 35": (at["student", 2], at["teacher", 35]),
+        "student at 2 calls over the untuned teacher at 2": (at["student", 2], at["untuned", 2]),
+        "student at 1 call over the untuned teacher at 1": (at["student", 1], at["teacher", 1]),
+    }
+    return {name: {view.name: ratio(a, b, view) for view in seen_by} for name, (a, b) in pairs.items()}
+
+
+def _scores(points: list[Point]) -> dict[str, dict[str, float]]:
+    """What a model card says of them."""
+    return {
+        f"Fréchet distance, {view} features": {
+            f"{p.name}, {p.nfe:.0f} calls": round(p.frechet[view].value, 2) for p in points
+        }
+        for view in points[0].frechet
+    }

@@ -123,10 +123,15 @@ def export(
             raise ValueError(f"there is no {measured}; make one with fewstep measure")
         try:
             points = json.loads(measured.read_text())["points"]
-            scores = {f"{p['name']}, {p['nfe']:.0f} calls": round(p["frechet"]["value"], 2) for p in points}
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            scores = {
+                f"Fréchet distance, {view} features": {
+                    f"{p['name']}, {p['nfe']:.0f} calls": round(p["frechet"][view]["value"], 2) for p in points
+                }
+                for view in points[0]["frechet"]
+            }
+        except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
             raise ValueError(f"{measured} is not what fewstep measure or dial wrote: {error!r}") from error
-        card["Fréchet distance"] = scores
+        card |= scores
     model = find_model(checkpoint)
     if middle is not None and (model.segments or 1) > 1:
         raise ValueError("--middle is the second of two consistency steps; this student has levels of its own")

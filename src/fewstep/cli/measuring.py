@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from .checks import at_least, positive
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ..diffusion.data import Images
     from ..diffusion.denoiser import NetworkDenoiser
@@ -45,7 +45,7 @@ def measure(
         teacher_calls: network calls of the teacher: DDIM for few, Heun's method from 20 on.
         middle: noise level of the second of two steps, EDM students only.
         n: samples for each score; scores compare only at the same n.
-        features: fashion (bundled), inception, or the folder or hub id of a DINOv2 model.
+        features: fashion (bundled), random (untrained), inception, or the folder or hub id of a DINOv2 model.
         seed: of the first sample.
         batch: samples at once.
         precision: no (float32) or bf16.
@@ -94,7 +94,7 @@ def dial(
         steps: step counts of students of one segment.
         teacher_calls: network calls of the teacher: DDIM for few, Heun's method from 20 on.
         n: samples for each score; scores compare only at the same n.
-        features: fashion (bundled), inception, or the folder or hub id of a DINOv2 model.
+        features: fashion (bundled), random (untrained), inception, or the folder or hub id of a DINOv2 model.
         seed: of the first sample.
         batch: samples at once.
         precision: no (float32) or bf16.
@@ -146,7 +146,7 @@ def settle(
         steps: network calls of a trajectory (DDIM).
         within: feature distance to the final image, as a share of that between unrelated images, that counts as settled.
         n: trajectories.
-        features: fashion (bundled), inception, or the folder or hub id of a DINOv2 model.
+        features: fashion (bundled), random (untrained), inception, or the folder or hub id of a DINOv2 model.
         label: class of the images, for conditional models.
         seed: of the first trajectory.
         batch: trajectories at once.
@@ -234,11 +234,10 @@ def _score(
     import torch
     from rich.console import Console
 
-    from ..core.device import on_device
     from ..core.receipt import receipt
     from ..diffusion.data import load_images
     from ..diffusion.measure import dial
-    from ..diffusion.measure.features import extractor, reference
+    from ..diffusion.measure.features import views
     from ..diffusion.report import plot, sheet, table
 
     for setting in settings:
@@ -249,29 +248,28 @@ def _score(
     images = load_images(data, channels=channels, size=size).shuffled()
     if images.pixels.dtype != torch.uint8:
         raise ValueError(f"{data} holds latents; only images can be compared with")
-    network: nn.Module = on_device(extractor(features))
-    real, points = reference(network, images.pixels), []
+    seen_by, real, points = views(features, images.pixels), dial.Looks.of(images.pixels[:10_000]), []
     with receipt(out / "measure.json", features=features, seed=seed, precision=precision, **facts) as entries:
         for setting in settings:
             cond = _labels(setting.denoiser, images, data, n)
             points.append(
-                dial.score(setting, range(seed, seed + n), shape, network, real, batch=batch, precision=precision, **cond)
+                dial.score(setting, range(seed, seed + n), shape, seen_by, batch=batch, precision=precision, **cond)
             )
-            logging.getLogger(__name__).info("%s: Fréchet distance %s", setting.name, points[-1].frechet)
-        entries["points"] = [point.summary() for point in points]
+            logging.getLogger(__name__).info("%s: Fréchet distance %s", setting.name, points[-1].frechet[features])
+        entries |= {"points": [point.summary() for point in points], "real": real._asdict()}
         teachers = [point for point in points if point.name == "teacher"]
         if teachers:
-            best = min(teachers, key=lambda point: point.frechet.value)
-            others = [point for point in points if point.name != "teacher"]
+            best = min(teachers, key=lambda point: point.frechet[features].value)
             entries["minus_best_teacher"] = [
-                {"name": p.name, "nfe": p.nfe} | dial.difference(p, best, real)._asdict() for p in others
+                {"name": p.name, "nfe": p.nfe} | {v.name: dial.difference(p, best, v)._asdict() for v in seen_by}
+                for p in points
+                if p.name != "teacher"
             ]
         if within is not None:
-            entries["within"] = within
-            entries["recommendation"] = dial.recommend(points, real, within=within)
-        plot(points, out / "quality.png", features=features)
+            entries |= {"within": within, "recommendation": dial.recommend(points, seen_by, within=within)}
+        plot(points, out / "quality.png")
         sheet(points, out / "samples.png")
-    Console().print(table(points))
+    Console().print(table(points, real))
     if within is not None:
         print(entries["recommendation"])
     print(f"table, plot and pictures: {out / 'measure.json'}, {out / 'quality.png'}, {out / 'samples.png'}")

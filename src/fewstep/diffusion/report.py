@@ -15,44 +15,46 @@ from torch import Tensor
 
 from ..core.files import atomic_file
 from .data import to_uint8
-from .measure.dial import Point
+from .measure.dial import Looks, Point
 from .measure.settling import QUANTILES, Settling
 
 
-def table(points: Sequence[Point]) -> Table:
-    """One row a measured point; Fréchet distances with 95 % intervals. It fits 80 columns."""
-    rows = Table(
-        box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=f"n = {points[0].n}, same seeds; {points[0].device}"
-    )
+def table(points: Sequence[Point], real: Looks) -> Table:
+    """One row a measured point; Fréchet distances with 95 % intervals in each view. It fits 80 columns."""
+    looks = f"real images: grey {real.grey:.0f}, contrast {real.contrast:.0f}"
+    said = f"n = {points[0].n}, same seeds; {points[0].device}; {looks}"
+    rows = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=said)
     for column in ("model", "sampler"):
         rows.add_column(column, no_wrap=True)
-    for column in ("calls", "Fréchet, 95 %", "KID·10³", "prec.", "recall", "img/s"):
+    for column in ("calls", *(f"{name}, 95 %" for name in points[0].frechet), "grey", "contr.", "recall", "img/s"):
         rows.add_column(column, justify="right", no_wrap=True)
     for p in points:
         rows.add_row(
-            p.name, p.sampler, f"{p.nfe:.0f}", f"{p.frechet.value:.2f} ± {p.frechet.high - p.frechet.value:.2f}",
-            f"{1e3 * p.kid.value:.1f}", f"{p.coverage.precision:.2f}", f"{p.coverage.recall:.2f}",
-            f"{p.images_per_second:.0f}",
+            p.name, p.sampler, f"{p.nfe:.0f}", *(f"{d.value:.2f} ± {d.high - d.value:.2f}" for d in p.frechet.values()),
+            f"{p.looks.grey:.0f}", f"{p.looks.contrast:.0f}", f"{p.coverage.recall:.2f}", f"{p.images_per_second:.0f}",
         )  # fmt: skip
     return rows
 
 
-def plot(points: Sequence[Point], path: Path, *, features: str) -> None:
-    """Writes a PNG of quality against network calls, a line a model, with 95 % intervals."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for name in dict.fromkeys(point.name for point in points):
-        line = sorted((p for p in points if p.name == name), key=lambda p: p.nfe)
-        reach = [p.frechet.high - p.frechet.value for p in line]
-        axes.errorbar([p.nfe for p in line], [p.frechet.value for p in line], yerr=reach, marker="o", capsize=3, label=name)
-    axes.set(xscale="log", yscale="log", xlabel="network calls per sample (NFE)")
-    axes.set(xticks=sorted({p.nfe for p in points}))
-    axes.set_ylabel(f"Fréchet distance ({features} features, n = {points[0].n})")
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "235" else ""))
-    axes.grid(alpha=0.3, which="both")
+def plot(points: Sequence[Point], path: Path) -> None:
+    """Writes a PNG of quality against network calls, a panel a view, a line a model, with 95 % intervals."""
+    names = list(points[0].frechet)
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    for number, features in enumerate(names):
+        axes = figure.add_subplot(1, len(names), number + 1)
+        for name in dict.fromkeys(point.name for point in points):
+            line = sorted((p for p in points if p.name == name), key=lambda p: p.nfe)
+            values = [p.frechet[features].value for p in line]
+            reach = [p.frechet[features].high - p.frechet[features].value for p in line]
+            axes.errorbar([p.nfe for p in line], values, yerr=reach, marker="o", capsize=3, label=name)
+        axes.set(xscale="log", yscale="log", xlabel="network calls per sample (NFE)")
+        axes.set(xticks=sorted({p.nfe for p in points}))
+        axes.set_ylabel(f"Fréchet distance ({features} features, n = {points[0].n})")
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}" if f"{y:e}"[0] in "235" else ""))
+        axes.grid(alpha=0.3, which="both")
     axes.legend()
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=150)

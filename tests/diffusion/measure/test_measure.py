@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from scipy.ndimage import correlate
 from transformers import Dinov2Config, Dinov2Model
 
 from fewstep.core.intervals import jackknife
 from fewstep.diffusion.data import load_images
-from fewstep.diffusion.measure.dial import Point, difference, ratio, recommend, score
-from fewstep.diffusion.measure.features import FashionFeatures, extract, extractor, reference
+from fewstep.diffusion.measure.dial import Looks, Point, difference, ratio, recommend, score
+from fewstep.diffusion.measure.features import FashionFeatures, RandomFeatures, View, extract, extractor, reference, views
 from fewstep.diffusion.measure.scores import Reference, coverage, frechet
 from fewstep.diffusion.measure.settings import diffusion_settings, student_settings
 from fewstep.diffusion.measure.settling import Settling, settle
@@ -61,46 +64,103 @@ def test_wrong_size_for_the_bundled_features() -> None:
         extractor("fashion")(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize("name", ["random", "pixels"])
+@pytest.mark.parametrize("shape", [(1, 5, 5), (1, 28, 28), (3, 33, 40)])
+def test_untrained_features_take_images_of_any_size(name: str, shape) -> None:
+    images = torch.randint(0, 256, (6, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    features = extract(extractor(name), images, batch=4)
+    assert features.shape == (6, {"random": 128, "pixels": 64 * shape[0]}[name])
+    assert np.isfinite(features).all() and np.linalg.matrix_rank(features) == 6
+    np.testing.assert_allclose(extract(extractor(name), images), features, rtol=1e-4, atol=1e-4)  # another one, all at once
+
+
+def test_random_features_are_plain_convolutions_of_fixed_weights() -> None:
+    """The first two scales by scipy, from weights drawn here in the same order."""
+    rng, image = torch.Generator().manual_seed(0), torch.randint(0, 256, (1, 1, 28, 28), dtype=torch.uint8)
+    h, expected = np.repeat(image[0].double().numpy() / 127.5 - 1, 3, 0), []
+    for inputs, groups in ((3, 1), (8, 4)):
+        weight = torch.randn(32, inputs, 3, 3, generator=rng) * (2 / (9 * inputs)) ** 0.5
+        weight[::2] -= weight[::2].mean((2, 3), keepdim=True)
+        bias, each = 0.25 * torch.randn(32, generator=rng), np.split(h, groups)
+        along = partial(correlate, mode="nearest")
+        sums = [sum(map(along, each[k * groups // 32], weight[k].double().numpy())) for k in range(32)]
+        h = np.maximum(np.stack(sums) + bias[:, None, None].numpy(), 0)
+        expected.append(10 * h.mean((1, 2)))
+        h = h.reshape(32, h.shape[1] // 2, 2, h.shape[2] // 2, 2).mean((2, 4))
+    np.testing.assert_allclose(extract(RandomFeatures(), image)[0, :64], np.concatenate(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_untrained_features_see_what_trained_ones_overlook(fashion) -> None:
+    """Eight grey levels darker: as good as real on the bundled features, far from it on random ones."""
+    pixels = fashion.pixels[5000:6000]
+    dark = (pixels.int() - 8).clamp(min=0).to(torch.uint8)
+    for view, seen in zip(views("fashion", fashion.pixels[:2000]), (False, True), strict=True):
+        held, darker = (frechet(extract(view.network, images), view.real) for images in (pixels, dark))
+        assert (darker > 2 * held) == seen, view.name
+
+
+def test_every_figure_stands_in_two_representations(fashion) -> None:
+    seen_by = {name: [view.name for view in views(name, fashion.pixels[:20])] for name in ("fashion", "random", "pixels")}
+    assert seen_by == {"fashion": ["fashion", "random"], "random": ["random", "pixels"], "pixels": ["pixels", "random"]}
+
+
+def test_looks_are_numpys() -> None:
+    images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+    array = images.double().numpy()
+    assert Looks.of(images) == pytest.approx((array.mean(), array.reshape(5, -1).std(1, ddof=1).mean()))
+
+
 def test_a_point_counts_and_scores(fashion) -> None:
     denoiser = tiny(size=28)
-    network = FashionFeatures.bundled()
-    real = reference(network, fashion.pixels[:40])
+    seen_by = views("fashion", fashion.pixels[:40])
     settings = diffusion_settings(denoiser, (1, 21)) + student_settings(denoiser, (2,))
-    points = [score(setting, range(40), (1, 28, 28), network, real) for setting in settings]
+    points = [score(setting, range(40), (1, 28, 28), seen_by) for setting in settings]
     assert [(p.name, p.sampler, p.nfe) for p in points] == [
         ("teacher", "ddim", 1), ("teacher", "heun", 21), ("student", "consistency", 2),
     ]  # fmt: skip
-    assert points[0].frechet.value == pytest.approx(frechet(points[0].features, real))
-    assert points[0].summary()["frechet"]["low"] < points[0].frechet.value
-    zero = difference(points[0], points[0], real)
-    assert zero.value == zero.low == zero.high == 0
+    first = points[0]
+    for view in seen_by:
+        assert first.frechet[view.name].value == pytest.approx(frechet(extract(view.network, first.images), view.real))
+        assert first.summary()["frechet"][view.name]["low"] < first.frechet[view.name].value
+        zero = difference(first, first, view)
+        assert zero.value == zero.low == zero.high == 0
+    assert first.summary()["grey"] == pytest.approx(float(first.images.float().mean()))
 
 
 def test_too_few_samples_for_an_interval(fashion) -> None:
-    denoiser, network = tiny(size=28), FashionFeatures.bundled()
-    real = reference(network, fashion.pixels[:40])
+    denoiser, seen_by = tiny(size=28), views("fashion", fashion.pixels[:40])
     with pytest.raises(ValueError, match="at least 20"):
-        score(diffusion_settings(denoiser, (1,))[0], range(5), (1, 28, 28), network, real)
+        score(diffusion_settings(denoiser, (1,))[0], range(5), (1, 28, 28), seen_by)
 
 
-def made_up(name: str, nfe: int, shift: float, real) -> Point:
-    """A point whose features are the reference's, shifted: a Fréchet distance of shift² or so."""
-    features = real.features[:200] + shift / real.features.shape[1] ** 0.5
-    estimate = jackknife(lambda rows: frechet(features[rows], real), 200)
-    nothing = coverage(features, real.features)
-    return Point(name, "x", nfe, 200, estimate, estimate, nothing, 1.0, "cpu", 1, torch.zeros(0), features)
+def made_up(name: str, nfe: int, *shifts: float, seen_by: list[View]) -> Point:
+    """A point whose features are the reference's, shifted: a Fréchet distance of shift² or so, in each view."""
+    features, frechets = {}, {}
+    for view, shift in zip(seen_by, shifts, strict=True):
+        rows = features[view.name] = view.real.features[:200] + shift / view.real.features.shape[1] ** 0.5
+        frechets[view.name] = jackknife(lambda kept, rows=rows, view=view: frechet(rows[kept], view.real), 200)
+    nothing = coverage(rows, view.real.features)
+    return Point(
+        name, "x", nfe, 200, frechets, frechets[view.name], nothing, Looks(0, 0), 1.0, "cpu", 1, torch.zeros(0), features
+    )
 
 
 def test_the_recommendation_is_the_fewest_calls_that_are_good_enough() -> None:
+    """In every view: one that is good in the first only is not."""
     real = Reference.of(np.random.default_rng(0).normal(size=(200, 8)))
-    teacher = [made_up("teacher", 35, 1.0, real), made_up("teacher", 4, 2.0, real)]
-    students = [made_up("a", 2, 1.01, real), made_up("b", 1, 1.5, real), made_up("c", 2, 1.02, real)]
-    said = recommend(teacher + students, real, within=0.05)
-    assert "are 2, by a: 1.02" in said and "best (Fréchet distance 1.00 at 35 calls)" in said
-    assert "are 1, by b: 2.2" in recommend(teacher + students, real, within=1.5)
-    assert "nearest is b at 1 calls, 2.2" in recommend([*teacher, students[1]], real, within=0.05)
-    assert "Nothing with fewer calls than" in recommend(teacher[:1], real)
-    one = ratio(teacher[0], teacher[0], real)
+    seen_by = [View(name, torch.nn.Identity(), real) for name in ("a", "b")]
+    made = partial(made_up, seen_by=seen_by)
+    teacher = [made("teacher", 35, 1.0, 2.0), made("teacher", 4, 2.0, 4.0)]
+    students = [made("good", 2, 1.01, 2.0), made("half", 1, 1.0, 3.0), made("worse", 2, 1.02, 2.0)]
+    said = recommend(teacher + students, seen_by, within=0.05)
+    assert "are 2, by good: 1.02" in said and "best (Fréchet distance 1.00 on a features, 35 calls)" in said
+    assert "times it on a features and 1 [1, 1] times it on b features" in said
+    assert "are 1, by half: 1 [1, 1]" in recommend(teacher + students, seen_by, within=1.5)
+    assert "nearest is half at 1 calls, 1 [1, 1] times it on a features and 2.2" in recommend(
+        [*teacher, students[1]], seen_by, within=0.05
+    )
+    assert "Nothing with fewer calls than" in recommend(teacher[:1], seen_by)
+    one = ratio(teacher[0], teacher[0], seen_by[0])
     assert one.value == one.low == one.high == 1
 
 

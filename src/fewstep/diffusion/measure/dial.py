@@ -1,22 +1,22 @@
-"""The dial: quality against network calls, every setting on the same seeds."""
+"""The dial: quality against network calls, every setting on the same seeds and in more than one representation."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...core.intervals import Estimate, jackknife
 from ...core.nfe import count_nfe
 from ..data import to_uint8
 from ..denoiser import NetworkDenoiser
 from ..samplers import Sampler, sample
-from .features import extract
-from .scores import Array, Coverage, Reference, coverage, frechet, kid
+from .features import View, extract
+from .scores import Array, Coverage, coverage, frechet, kid
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,19 @@ class Setting:
     grid: Tensor
 
 
+class Looks(NamedTuple):
+    """What a glance sees, in grey levels of 0 to 255: mean brightness, and the mean deviation within an image."""
+
+    grey: float
+    contrast: float
+
+    @classmethod
+    def of(cls, images: Tensor) -> Looks:
+        """Those of uint8 images (N, C, H, W)."""
+        pixels = images.flatten(1).float()
+        return cls(float(pixels.mean()), float(pixels.std(1).mean()))
+
+
 @dataclass(frozen=True)
 class Point:
     """One measured setting.
@@ -37,24 +50,27 @@ class Point:
         name, sampler: of the setting.
         nfe: network calls a sample, counted at the network.
         n: number of samples.
-        frechet, kid: distances to the reference with 95 % intervals.
-        coverage: precision, recall, density, coverage against as many real images.
+        frechet: distance to the real images with its 95 % interval, by the name of the view.
+        kid, coverage: in the first view: the kernel distance; precision, recall, density and coverage against as many
+            real images.
+        looks: mean grey and contrast.
         seconds: spent sampling; images_per_second at that batch on that device.
-        images: uint8, (n, C, H, W). features: (n, D).
+        images: uint8, (n, C, H, W). features: (n, D) by the name of the view.
     """
 
     name: str
     sampler: str
     nfe: float
     n: int
-    frechet: Estimate
+    frechet: dict[str, Estimate]
     kid: Estimate
     coverage: Coverage
+    looks: Looks
     seconds: float
     device: str
     batch: int
     images: Tensor = field(repr=False)
-    features: Array = field(repr=False)
+    features: dict[str, Array] = field(repr=False)
 
     @property
     def images_per_second(self) -> float:
@@ -67,9 +83,10 @@ class Point:
             "sampler": self.sampler,
             "nfe": self.nfe,
             "n": self.n,
-            "frechet": self.frechet._asdict(),
+            "frechet": {name: distance._asdict() for name, distance in self.frechet.items()},
             "kid": self.kid._asdict(),
             **self.coverage._asdict(),
+            **self.looks._asdict(),
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.images_per_second, 2),
             "device": self.device,
@@ -81,45 +98,46 @@ def score(
     setting: Setting,
     seeds: Sequence[int],
     shape: Sequence[int],
-    network: nn.Module,
-    real: Reference,
+    views: Sequence[View],
     *,
     batch: int = 250,
     precision: str = "no",
     **cond: Tensor,
 ) -> Point:
-    """Samples `seeds`, rounds to uint8 and scores the features that `network` (an extractor) sees.
+    """Samples `seeds`, rounds to uint8 and scores what the extractors of the `views` see.
 
     Args:
         setting: what to measure.
         seeds: one a sample; the same for every setting that is to be compared.
         shape: of a sample, (C, H, W).
-        network: the feature extractor.
-        real: the reference; as many of its features as there are seeds serve precision, recall and KID.
+        views: representations, at least two (`features.views`); as many real images as there are seeds serve precision,
+            recall and KID.
         batch: samples at once.
         precision: "no" (float32) or "bf16" in the network.
         cond: passed to the denoiser, one row a seed.
     """
+    first = views[0]
     if len(seeds) < 20:
         raise ValueError(f"a score with an interval needs at least 20 samples, got n = {len(seeds)}")
-    if len(real.features) < 20:
-        raise ValueError(f"a score needs at least 20 real images to compare with, got {len(real.features)}")
+    if len(first.real.features) < 20:
+        raise ValueError(f"a score needs at least 20 real images to compare with, got {len(first.real.features)}")
     device = next(setting.denoiser.network.parameters()).device
     start = time.perf_counter()
     with count_nfe(setting.denoiser.network) as nfe, torch.autocast(device.type, torch.bfloat16, precision == "bf16"):
         x0 = sample(setting.denoiser.eval(), seeds, shape, setting.sampler, setting.grid, batch=batch, **cond)
     seconds = time.perf_counter() - start
     images = to_uint8(x0)
-    features = extract(network, images)
-    some_real = real.features[: len(seeds)]
+    features = {view.name: extract(view.network, images) for view in views}
+    seen, some_real = features[first.name], first.real.features[: len(seeds)]
     return Point(
         name=setting.name,
         sampler=getattr(setting.sampler, "__name__", str(setting.sampler)),
         nfe=nfe.rows / len(seeds),
         n=len(seeds),
-        frechet=jackknife(lambda rows: frechet(features[rows], real), len(seeds)),
-        kid=jackknife(lambda rows: kid(features[rows], some_real), len(seeds)),
-        coverage=coverage(features, some_real),
+        frechet={view.name: _distance(features[view.name], view) for view in views},
+        kid=jackknife(lambda rows: kid(seen[rows], some_real), len(seeds)),
+        coverage=coverage(seen, some_real),
+        looks=Looks.of(images),
         seconds=seconds,
         device=str(device),
         batch=batch,
@@ -128,36 +146,50 @@ def score(
     )
 
 
-def difference(a: Point, b: Point, real: Reference) -> Estimate:
+def _distance(features: Array, view: View) -> Estimate:
+    return jackknife(lambda rows: frechet(features[rows], view.real), len(features))
+
+
+def difference(a: Point, b: Point, view: View) -> Estimate:
     """Fréchet distance of `a` minus that of `b`, paired: both on the same seeds."""
     assert a.n == b.n
-    return jackknife(lambda rows: frechet(a.features[rows], real) - frechet(b.features[rows], real), a.n)
+    ours, theirs = a.features[view.name], b.features[view.name]
+    return jackknife(lambda rows: frechet(ours[rows], view.real) - frechet(theirs[rows], view.real), a.n)
 
 
-def ratio(a: Point, b: Point, real: Reference) -> Estimate:
+def ratio(a: Point, b: Point, view: View) -> Estimate:
     """Fréchet distance of `a` over that of `b`, paired: both on the same seeds."""
     assert a.n == b.n
-    return jackknife(lambda rows: frechet(a.features[rows], real) / frechet(b.features[rows], real), a.n)
+    ours, theirs = a.features[view.name], b.features[view.name]
+    return jackknife(lambda rows: frechet(ours[rows], view.real) / frechet(theirs[rows], view.real), a.n)
 
 
-def recommend(points: Sequence[Point], real: Reference, *, within: float = 0.05) -> str:
-    """One sentence: the fewest network calls whose quality is within a share of the best that `teacher` reaches."""
+def recommend(points: Sequence[Point], views: Sequence[View], *, within: float = 0.05) -> str:
+    """One sentence: the fewest network calls whose quality is within a share of the best that `teacher` reaches.
+
+    The best is the teacher's in the first view; what is good enough must be so in every one.
+    """
     if not within >= 0:
         raise ValueError(f"a tolerance is a share of 0 or more, got {within}")
-    best = min((point for point in points if point.name == "teacher"), key=lambda point: point.frechet.value)
-    reached = f"the teacher's best (Fréchet distance {best.frechet.value:.2f} at {best.nfe:.0f} calls)"
+    main = views[0].name
+    best = min((point for point in points if point.name == "teacher"), key=lambda point: point.frechet[main].value)
+
+    def behind(point: Point) -> float:
+        """How many times the best one's distance, in the view where that is most."""
+        return max(point.frechet[view.name].value / best.frechet[view.name].value for view in views)
+
+    def times(point: Point) -> str:
+        return " and ".join(f"{ratio(point, best, view)} times it on {view.name} features" for view in views) + " (95 %)"
+
+    reached = (
+        f"the teacher's best (Fréchet distance {best.frechet[main].value:.2f} on {main} features, {best.nfe:.0f} calls)"
+    )
     goal = f"within {within:.0%} of {reached}"
-    good = [point for point in points if point.frechet.value <= (1 + within) * best.frechet.value]
-    chosen = min(good, key=lambda point: (point.nfe, point.frechet.value))
+    chosen = min((point for point in points if behind(point) <= 1 + within), key=lambda p: (p.nfe, behind(p)))
     if chosen is not best:
-        return (
-            f"The fewest calls {goal} are {chosen.nfe:.0f}, by {chosen.name}: {ratio(chosen, best, real)} times it (95 %)."
-        )
+        return f"The fewest calls {goal} are {chosen.nfe:.0f}, by {chosen.name}: {times(chosen)}."
     others = [point for point in points if point.nfe < best.nfe]
     if not others:
         return f"Nothing with fewer calls than {reached} was measured."
-    near = min(others, key=lambda point: point.frechet.value)
-    return (
-        f"Nothing with fewer calls is {goal}; nearest is {near.name} at {near.nfe:.0f} calls, "
-        f"{ratio(near, best, real)} times it (95 %)."
-    )
+    near = min(others, key=behind)
+    return f"Nothing with fewer calls is {goal}; nearest is {near.name} at {near.nfe:.0f} calls, {times(near)}."

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
+from ...core.device import on_device
 from ...core.pretrained import load_config, load_network, read_config
 from ...core.source import ASSETS, folder_of
 from ...core.weights import in_short
@@ -18,25 +20,56 @@ VISION = "folder of a vision model"
 Extractor = Callable[[Tensor], Tensor]  # uint8 images (B, C, H, W) -> features (B, D)
 
 
+class View(NamedTuple):
+    """How an extractor sees images, and how real ones look to it."""
+
+    name: str
+    network: nn.Module
+    real: Reference
+
+    @classmethod
+    def of(cls, name: str, network: nn.Module, images: Tensor) -> View:
+        """That of real uint8 images (N, C, H, W)."""
+        return cls(name, network, reference(network, images))
+
+
+def views(features: str, images: Tensor) -> tuple[View, View]:
+    """The two representations that every score stands in: `features`, and one without training beside it.
+
+    A student that darkens its backgrounds a little pleases the one, and the eye sees it as the other does: one
+    representation is never enough.
+
+    Args:
+        features: name of the first; see `extractor`.
+        images: real ones, uint8 (N, C, H, W).
+    """
+    beside = "pixels" if features == "random" else "random"
+    first, second = (View.of(name, on_device(extractor(name)), images) for name in (features, beside))
+    return first, second
+
+
 def extractor(name: str) -> nn.Module:
     """The extractor called `name`, in evaluation mode.
 
     Args:
-        name: `fashion` (bundled), `inception` (the FID's, through torch-fidelity), or the folder or hub id of a DINOv2 or
-            other transformers vision model, whose pooled output is taken.
+        name: `random` (untrained convolutions) or `pixels` (thumbnails), for images of any size; `fashion` (bundled, for
+            28×28 grey ones); `inception` (the FID's, through torch-fidelity); or the folder or hub id of a DINOv2 or other
+            transformers vision model, whose pooled output is taken.
 
     Raises:
         ValueError: no such extractor, or its package is not installed.
     """
-    if name == "fashion":
-        return FashionFeatures.bundled()
-    return (InceptionFeatures() if name == "inception" else TransformersFeatures(name)).eval()
+    ours: dict[str, Callable[[], nn.Module]] = {
+        "fashion": FashionFeatures.bundled, "random": RandomFeatures, "pixels": PixelFeatures,
+        "inception": InceptionFeatures,
+    }  # fmt: skip
+    return (ours[name]() if name in ours else TransformersFeatures(name)).eval()
 
 
 @torch.no_grad()
 def extract(network: Extractor, images: Tensor, batch: int = 250) -> Array:
     """Features (N, D) in float64 of uint8 images (N, C, H, W), on the extractor's device if it is a module."""
-    device = next(network.parameters()).device if isinstance(network, nn.Module) else images.device
+    device = next(network.parameters(), images).device if isinstance(network, nn.Module) else images.device
     return np.concatenate([network(part.to(device)).double().cpu().numpy() for part in torch.split(images, batch)])
 
 
@@ -79,7 +112,7 @@ class FashionFeatures(nn.Module):
         if images.shape[1:] != (1, 28, 28):
             raise ValueError(
                 f"the bundled features take 1x28x28 images, these are {'x'.join(map(str, images.shape[1:]))}; "
-                "choose another extractor with --features"
+                "--features random takes any"
             )
         features: Tensor = self.body(images.float() / 127.5 - 1)
         return features
@@ -91,6 +124,40 @@ class FashionFeatures(nn.Module):
 
 def _block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+
+
+class RandomFeatures(nn.Module):
+    """Small convolutional networks that nobody has trained, so nothing taught them what to overlook; (B, 128).
+
+    Four networks side by side, each of four 3×3 convolutions with a ReLU, a mean over 2×2 pixels after each; the features
+    are the spatial means at the four scales. Every second filter has mean 0 and sees edges, blur and noise, the others
+    brightness as well. They take images of any size, grey or in colour, and hang on `seed` alone.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        rng, self.scales = torch.Generator().manual_seed(seed), nn.ModuleList()
+        for inputs, groups in ((3, 1), (32, 4), (32, 4), (32, 4)):
+            layer = nn.Conv2d(inputs, 32, 3, padding=1, padding_mode="replicate", groups=groups)
+            weight = torch.randn(layer.weight.shape, generator=rng) * (2 / layer.weight[0].numel()) ** 0.5
+            weight[::2] -= weight[::2].mean((2, 3), keepdim=True)
+            layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(0.25 * torch.randn(32, generator=rng))
+            self.scales.append(layer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h, means = _colour(images).float() / 127.5 - 1, []
+        for layer in self.scales:
+            h = layer(h).relu()
+            means.append(h.mean((2, 3)))
+            h = avg_pool2d(h, 2, ceil_mode=True)
+        return 10 * torch.cat(means, 1)  # distances of the order of those on trained features
+
+
+class PixelFeatures(nn.Module):
+    """The image itself as a thumbnail of 8×8 values in [−1, 1], (B, 64) in grey, (B, 192) in colour."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return interpolate(images.float() / 127.5 - 1, (8, 8), mode="bilinear", antialias=True).flatten(1)
 
 
 class InceptionFeatures(nn.Module):
@@ -125,7 +192,8 @@ class TransformersFeatures(nn.Module):
         try:
             folder = folder_of(source, VISION, bundled="features")
         except ValueError as error:
-            raise ValueError(f"{source} is no known extractor (fashion, inception) nor a vision model: {error}") from error
+            known = "random, pixels, fashion, inception"
+            raise ValueError(f"{source} is no known extractor ({known}) nor a vision model: {error}") from error
         config = load_config(folder, read_config(folder, VISION))
         self.network = load_network(folder, config, AutoModel, "vision model", dtype=torch.float32, pickled=True)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # of ImageNet
