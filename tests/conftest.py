@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,6 +49,19 @@ def edm() -> NetworkDenoiser:
 @pytest.fixture
 def images() -> Images:
     return noise_images()
+
+
+def launch(worker: Path, folder: Path, processes: int) -> None:
+    """Runs `worker folder` in several processes that find each other, as `torchrun` and `accelerate launch` start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    started = [
+        subprocess.Popen([sys.executable, worker, folder], env=os.environ | found | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in map(str, range(processes))
+    ]
+    assert [process.wait() for process in started] == [0] * processes
 
 
 def fewstep(monkeypatch, command: str) -> None:

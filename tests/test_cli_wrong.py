@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,8 @@ from fewstep.diffusion.formats.folder import save
         ("tune teacher --data data.npz --out run --images 0", "--images starts at 1, got 0"),
         ("tune teacher --data data.npz --out run --images 12 --accumulate 7", "multiple of 7"),
         ("tune teacher --data data.npz --out data.npz/run", "cannot write to data.npz/run"),
-        ("tune teacher --data data.npz --out run --resume", "no saved state"),
+        ("tune teacher --data data.npz --out run --save-every -1", "--save-every starts at 0, got -1"),
+        ("train data.npz --out run --save-every nan", "--save-every starts at 0, got nan"),
         ("train data.npz --out run --size 28 --widths 8 8 8 8", "28 pixels do not divide so often"),
         ("train data.npz --out run --widths 5", "multiples of 8"),
         ("sample teacher --out s --label 3", "takes no --label"),
@@ -243,11 +245,19 @@ def test_a_run_is_not_overwritten(place, monkeypatch, capsys) -> None:
 
 
 def test_a_run_goes_on_with_its_own_recipe(place, monkeypatch, capsys) -> None:
+    """But for what helps a run that diverged, when told so."""
     command = "tune teacher --data data.npz --out run --batch 8"
-    fewstep(monkeypatch, command + " --images 8")
+    fewstep(monkeypatch, command + " --images 8 --rate 1e-3 --clip 5")
+    for changed, sentence in (("--power .5 --rate 1e-3 --clip 5", "began with weight"), ("--rate .5", "max_grad_norm = 5")):
+        with pytest.raises(SystemExit):
+            fewstep(monkeypatch, f"{command} --images 16 --resume {changed}")
+        assert sentence in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        fewstep(monkeypatch, command + " --images 16 --rate 0.5 --resume")
-    assert "began with rate" in capsys.readouterr().err
+        fewstep(monkeypatch, command + " --images 16 --resume --rate 1e30 --clip 5")
+    assert "go on with --resume and a lower --rate or a --clip" in capsys.readouterr().err
+    fewstep(monkeypatch, command + " --images 16 --resume --warmup 2 --clip 1")
+    (change,) = json.loads((place / "run" / "receipt.json").read_text())["changes"]
+    assert change == {"step": 1, "rate": {"name": "Cosine", "rate": 1e-3, "warmup": 0}, "max_grad_norm": 5.0}
 
 
 def test_a_run_goes_on_with_its_own_network_and_data(place, monkeypatch, capsys) -> None:

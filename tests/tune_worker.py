@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
         if accelerator.is_main_process:
             save_state(state, step.state())
     if accelerator.is_main_process:
-        torch.save(losses, folder / "losses.pt")
+        torch.save((losses, accelerator.num_processes), folder / "losses.pt")
         save_state(folder / "weights.pt", [p.detach() for p in denoiser.parameters()])
 
 

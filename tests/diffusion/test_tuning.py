@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import noise_images, tiny
+from conftest import launch, noise_images, tiny
 from diffusers import DDIMScheduler
 
 from fewstep.core.device import fast_precision
@@ -24,7 +23,7 @@ from fewstep.diffusion.average import Exponential, PowerFunction
 from fewstep.diffusion.data import Images, Rows
 from fewstep.diffusion.hop import Heun
 from fewstep.diffusion.loss import OutputScale, consistency_loss
-from fewstep.diffusion.noise import ECTGap, FullGap, LogNormal, like
+from fewstep.diffusion.noise import ECTGap, FullGap, Levels, LogNormal, like
 from fewstep.diffusion.optim import Adam, Constant, Dropout, RAdam
 from fewstep.diffusion.recipes import diffusion, ect_one_hour
 from fewstep.diffusion.tuning import tune
@@ -201,41 +200,22 @@ def test_resume_is_bit_equal(images, tmp_path) -> None:
 
 def test_killed_and_resumed_is_bit_equal(tmp_path) -> None:
     """SIGKILL at arbitrary moments, also while a state is written."""
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, WORKER, tmp_path / "whole"], check=True, env=environment)
-    kills, result = 0, tmp_path / "killed" / "weights.pt"
-    while not result.exists():
-        worker = subprocess.Popen([sys.executable, WORKER, tmp_path / "killed"], env=environment)
-        state = tmp_path / "killed" / "state.pt"
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        while kills < 3 and worker.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
-            time.sleep(0.001)
-        if kills < 3:
-            time.sleep(0.002 * kills)  # each time a little later after the state appeared
-            worker.send_signal(signal.SIGKILL)
-            kills += 1
-        worker.wait()
-    assert kills == 3
+    worker = WORKER.with_name("killed_worker.py")
+    subprocess.run([sys.executable, worker, tmp_path], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     ours, theirs = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("whole", "killed"))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_two_processes_are_one(tmp_path) -> None:
     """The same global batch over two processes (gloo) gives the losses of one process."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_machines=1"]
+    found = []
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
-        many = ["--num_processes=2", "--main_process_port=0"] if processes == 2 else ["--num_processes=1"]
-        subprocess.run(
-            [*launch, *many, "--mixed_precision=no", "--dynamo_backend=no", "--num_cpu_threads_per_process=1", WORKER,
-             tmp_path / str(processes)], check=True, env=environment, capture_output=True,
-        )  # fmt: skip
-    one, two = (torch.load(tmp_path / str(n) / "losses.pt", weights_only=True) for n in (1, 2))
-    assert len(one) == 6
-    assert two == pytest.approx(one, rel=1e-5)
+        launch(WORKER, tmp_path / str(processes), processes)
+        losses, world = torch.load(tmp_path / str(processes) / "losses.pt", weights_only=True)
+        assert (len(losses), world) == (6, processes)
+        found.append(losses)
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_accumulated_micro_batches_are_one_batch(images) -> None:
@@ -245,18 +225,60 @@ def test_accumulated_micro_batches_are_one_batch(images) -> None:
     torch.testing.assert_close(weights(split[-1].student), weights(whole[-1].student), rtol=1e-3, atol=1e-5)
 
 
-def test_non_finite_stops_before_the_weights_change(images) -> None:
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (lambda difference: difference.flatten(1).sum(1) * math.nan, "the loss is nan"),
+        (lambda difference: (difference.flatten(1).square().sum(1) * 0).sqrt(), "the loss is 0 .* norm nan"),
+    ],
+    ids=["loss", "gradient"],
+)
+def test_what_is_not_finite_stops_before_the_weights_change(images, bad, said: str) -> None:
+    """The loss, or with a finite loss its gradient."""
+    denoiser, calls, seen = tiny(), [], []
+
+    def distance(difference: torch.Tensor) -> torch.Tensor:
+        calls.append(difference)
+        return bad(difference) if len(calls) == 3 else difference.flatten(1).square().sum(1)
+
+    def watch() -> None:
+        for step in steps_of(denoiser, images, distance=distance, average=Exponential(0.5)):
+            seen.append((step.step, weights(denoiser).clone(), weights(step.ema).clone(), step))
+
+    with pytest.raises(FloatingPointError, match=f"step 3: {said}"):
+        watch()
+    last, student, ema, step = seen[-1]
+    assert last == 2 and torch.equal(weights(denoiser), student) and torch.equal(weights(step.ema), ema)
+
+
+def test_an_update_that_is_not_finite_is_no_step_and_stays_out_of_the_average(images) -> None:
+    """Also the last one, which no further loss would show."""
     denoiser, seen = tiny(), []
 
     def watch() -> None:
-        for step in steps_of(denoiser, images, rate=lambda step, progress: 1e-3 if step < 2 else 1e30):
-            seen.append((step.step, weights(denoiser).clone()))
+        wild = {"rate": lambda step, progress: 1e-3 if step < 2 else 1e30}
+        for step in steps_of(denoiser, images, images=24, average=Exponential(0.5), **wild):
+            seen.append((step.step, weights(step.ema).clone(), step))
 
-    with pytest.raises(FloatingPointError, match="step 4"):
+    with pytest.raises(FloatingPointError, match="step 3: the weights after it are not finite"):
         watch()
-    step, before = seen[-1]
-    assert step == 3
-    assert torch.equal(weights(denoiser), before)
+    last, ema, step = seen[-1]
+    assert last == 2 and torch.equal(weights(step.ema), ema) and ema.isfinite().all()
+
+
+def test_a_level_at_an_edge_ends_the_segment_below_it(images) -> None:
+    """Where one segment ends the next call of the sampler begins, so there the student must reach the next edge."""
+    denoiser = tiny()
+    top, upper, lower = denoiser.grid(3).float().tolist()
+    gap = ECTGap(q=256, stages=1)
+    (step,) = run(denoiser, images, images=32, batch=32, segments=3, gap=gap, noise=Levels((lower, upper, top)),
+                  rate=Constant(0.0))  # fmt: skip
+    rows = Rows(images, partial(Levels((lower, upper, top)), sigma_max=denoiser.sigma_max), seed=0)
+    x0, eps, t, _ = (torch.stack(part) for part in zip(*(rows[i] for i in range(32)), strict=True))
+    below = dict(zip(torch.tensor([top, upper, lower]).tolist(), (upper, lower, 0.0), strict=True))
+    lo = torch.tensor([below[float(level)] for level in t])
+    assert len(lo.unique()) == 3
+    assert step.loss == pytest.approx(consistency_loss(denoiser, x0, eps, t, gap(t, 0.0), lo).mean().item(), rel=1e-4)
 
 
 def test_clipping_bounds_the_step(images) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
+from typing import NoReturn
 
 import tyro
 
@@ -43,10 +45,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
+        if error.strerror is None:  # a sentence of ours
+            _stop(str(error))
         where = f" ({error.filename})" if error.filename else ""
-        _stop(f"{error.strerror or error}{where}; make room or choose another folder. Nothing half-written was left.")
-    except KeyboardInterrupt:
-        _stop("interrupted; a run goes on from its last saved state with --resume")
+        _stop(f"{error.strerror}{where}; make room or choose another folder. Nothing half-written was left.")
+    except KeyboardInterrupt as stop:  # what was saved on the way says so itself
+        _stop(str(stop) or "interrupted; nothing half-written was left", 128 + getattr(stop, "signal", signal.SIGINT))
 
 
 def _alone_on_the_screen(command: Callable[..., None]) -> Callable[..., None]:
@@ -72,6 +76,6 @@ def _alone_on_the_screen(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _stop(sentence: str) -> None:
+def _stop(sentence: str, code: int = 2) -> NoReturn:
     print(f"fewstep: {sentence}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -64,6 +64,14 @@ def visited(denoiser: NetworkDenoiser, segments: int) -> list[float]:
     return levels
 
 
+def made_for(out: Path) -> dict[str, list[int]]:
+    """What the images and paths in a run's folder cost the teacher: calls and rows of its network for each."""
+    from ..diffusion.teaching import calls_of
+
+    files = (out / "images.safetensors", out / "paths.safetensors")
+    return {file.stem: calls_of(file) for file in files if file.exists()}
+
+
 def _made_once(
     kind: type[Made], file: Path, teacher: NetworkDenoiser, make: Callable[[NetworkDenoiser], Made], facts: dict[str, Any]
 ) -> Made:  # fmt: skip
@@ -72,6 +80,8 @@ def _made_once(
     from accelerate import PartialState
 
     from ..core.device import on_device
+    from ..core.files import alone_in
+    from ..core.nfe import count_nfe
     from ..diffusion.denoiser import Guided
     from ..diffusion.teaching import load_made, save_made
 
@@ -80,7 +90,9 @@ def _made_once(
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         if not file.exists():
             logging.getLogger(__name__).info("the teacher makes %d %s", facts["count"], kind.__name__.lower())
-            save_made(make(on_device(teacher)), file, **facts)
+            with alone_in(file.parent), count_nfe(teacher.network) as nfe:
+                made = make(on_device(teacher))
+                save_made(made, file, calls=[nfe.calls, nfe.rows], **facts)
     return load_made(kind, file, **facts)
 
 

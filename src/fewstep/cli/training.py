@@ -39,10 +39,12 @@ def train(
     widths: tuple[int, ...] = (32, 48, 96),
     parametrisation: Literal["vp", "edm"] = "vp",
     conditional: bool = False,
-    rate: float = 1e-3,
+    rate: float | None = None,
+    clip: float | None = None,
     seed: int = 0,
     mirror: bool = False,
     workers: int = 0,
+    save_every: float = 120.0,
     resume: bool = False,
 ) -> None:
     """Train a small diffusion model from scratch.
@@ -57,11 +59,13 @@ def train(
         widths: channels of the network at each resolution.
         parametrisation: vp saves a DDPMPipeline (v-prediction), edm a ConsistencyModelPipeline.
         conditional: give the network the classes of the data.
-        rate: peak learning rate; falls to 0 along a cosine.
+        rate: peak learning rate, .001 unless given; falls to 0 along a cosine.
+        clip: norm at which the gradient is clipped, 1 unless given.
         seed: of everything random.
         mirror: flip half of the images left to right.
         workers: loader processes.
-        resume: go on from the state saved in out.
+        save_every: seconds between saved states; Ctrl-C and SIGTERM save, too.
+        resume: go on from the state saved in out, if one is; with another --rate or --clip if they are given.
     """
     import torch
 
@@ -70,8 +74,8 @@ def train(
     from ..diffusion.runs import run
 
     at_least(1, images=images, batch=batch, channels=channels, size=size, widths=widths)
-    at_least(0, seed=seed, workers=workers)
-    positive(rate=rate)
+    at_least(0, seed=seed, workers=workers, save_every=save_every)
+    positive(rate=rate, clip=clip)
     new_denoiser(channels, size, widths=widths)  # proves the sizes before a data set is read
     _check_place(out, resume)
     samples, classes = load_images(data, channels=channels, size=size), 0
@@ -81,8 +85,12 @@ def train(
         classes = int(samples.labels.max()) + 1
     torch.manual_seed(seed)
     denoiser = new_denoiser(channels, size, widths=widths, parametrisation=parametrisation, classes=classes)
-    recipe = diffusion(images, batch=batch, rate=rate) | {"seed": seed, "mirror": mirror, "workers": workers}
-    run(denoiser, samples, out, recipe, resume=resume, title="train", source=data)
+    recipe = diffusion(images, batch=batch) | {"seed": seed, "mirror": mirror, "workers": workers}
+    recipe |= _given(rate=None if rate is None else _rate(recipe["rate"], rate, None), max_grad_norm=clip)
+    run(
+        denoiser, samples, out, recipe, resume=resume, changing=_given(rate=rate, max_grad_norm=clip),
+        save_every=save_every, title="train", source=data,
+    )  # fmt: skip
     print(f"the diffusion model is in {out / 'model'}")
 
 
@@ -123,6 +131,7 @@ def tune(
     accumulate: int = 1,
     workers: int = 0,
     compile: bool = False,
+    save_every: float = 120.0,
     resume: bool = False,
 ) -> None:
     """Tune a diffusion checkpoint into a few-step generator: consistency tuning or distillation, in one or more segments.
@@ -172,17 +181,18 @@ def tune(
         accumulate: micro-batches a step.
         workers: loader processes.
         compile: compile the network.
-        resume: go on from the state saved in out.
+        save_every: seconds between saved states; Ctrl-C and SIGTERM save, too.
+        resume: go on from the state saved in out, if one is; with another --rate, --warmup or --clip if they are given.
     """
     from ..diffusion.formats.folder import load
     from ..diffusion.loss import OutputScale, PseudoHuber
     from ..diffusion.recipes import RECIPES, path_regression
     from ..diffusion.runs import find_model, run
-    from .samples import paths_of, training_data, visited
+    from .samples import made_for, paths_of, training_data, visited
 
     at_least(1, images=images, batch=batch, accumulate=accumulate, segments=segments)
     at_least(1, teacher_images=teacher_images, paths=paths)
-    at_least(0, seed=seed, workers=workers, midtrain=midtrain)
+    at_least(0, seed=seed, workers=workers, midtrain=midtrain, save_every=save_every)
     positive(clip=clip)
     taught = hop != "data" or data in ("teacher", "paths") or midtrain > 0
     _check_guidance(guidance, null_label, taught)
@@ -201,7 +211,7 @@ def tune(
         "dropout": _dropout(dropout),
         "max_grad_norm": clip,
     }
-    settings |= {name: value for name, value in changed.items() if value is not None}
+    settings |= _given(**changed)
     settings |= {"segments": segments, "seed": seed, "mirror": mirror, "workers": workers, "compile": compile}
     _check_batch(settings["batch"], accumulate)
     _check_place(out, resume)
@@ -235,17 +245,18 @@ def tune(
         denoiser = _renewed(denoiser, seed)
     if midtrain:
         shared = {name: settings[name] for name in ("batch", "segments", "seed", "workers", "compile")} | {
-            "average": _averages(RECIPES["ect_demo"]()["average"], (), warmup=scratch)
-        }
+            "average": _averages(RECIPES["ect_demo"]()["average"], (), warmup=scratch), "max_grad_norm": clip
+        }  # fmt: skip
         paths_taken = paths_of(diffusion, out, paths, segments=segments, seed=seed, precision=precision, whole=True)
         denoiser = _midtrained(
             denoiser, paths_taken, out / "midtrain", midtrain, shared, precision=precision, accumulate=accumulate,
-            resume=resume, teacher=teacher or checkpoint,
+            save_every=save_every, resume=resume, teacher=teacher or checkpoint,
         )  # fmt: skip
     run(
-        denoiser, samples, out, settings, resume=resume and (out / "state.pt").exists() if midtrain else resume,
-        precision=precision, accumulate=accumulate, checkpoint=checkpoint, teacher=teacher or checkpoint, source=data,
-        recipe_name=recipe, midtrain=midtrain, scratch=scratch, guidance=guidance, null_label=null_label,
+        denoiser, samples, out, settings, resume=resume, precision=precision, accumulate=accumulate, save_every=save_every,
+        changing=_given(rate=rate if warmup is None else warmup, max_grad_norm=clip),
+        made=made_for(out), checkpoint=checkpoint, teacher=teacher or checkpoint, source=data, recipe_name=recipe,
+        midtrain=midtrain, scratch=scratch, guidance=guidance, null_label=null_label,
     )  # fmt: skip
     print(f"the few-step generator is in {out / 'model'}; next: fewstep sample {out / 'model'} --out samples")
 
@@ -307,6 +318,11 @@ def _dropout(share: float | None) -> Dropout | None:
     if share is not None and share >= 1:
         raise ValueError(f"--dropout must be below 1, got {share:g}")
     return None if share is None else Dropout(share)
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """Those that were given on the command line; a run that is resumed may go on with others of them."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _rate(ours: Constant | Cosine | InverseSqrt, peak: float | None, warmup: int | None) -> LearningRate:
@@ -396,17 +412,15 @@ def _midtrained(
 ) -> NetworkDenoiser:  # fmt: skip
     """Path regression as a first stage, in a run of its own."""
     from ..core.files import load_state
-    from ..diffusion.formats.folder import load
     from ..diffusion.recipes import ect_demo, path_regression
     from ..diffusion.runs import run
 
     recipe = ect_demo(images) | path_regression() | shared
-    resume = resume and (out / "state.pt").exists()
-    if resume:
-        state = load_state(out / "state.pt")
-        began = json.loads(state["recipe"])["images"]
+    if resume and (out / "state.pt").exists():
+        began = json.loads(load_state(out / "state.pt")["recipe"])["images"]
         if began != -(-images // shared["batch"]) * shared["batch"]:
             raise ValueError(f"this run began with --midtrain {began}; resume it with the options it began with")
-        if state["step"] * shared["batch"] == began:
-            return load(out / "model")
-    return run(denoiser, paths, out, recipe, resume=resume, title="midtrain", source="teacher", **options)
+    return run(
+        denoiser, paths, out, recipe, resume=resume, changing=_given(max_grad_norm=shared["max_grad_norm"]),
+        title="midtrain", remedy="a --clip", source="teacher", **options,
+    )  # fmt: skip

@@ -6,23 +6,33 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..core.device import default_accelerator
-from ..core.files import load_state, save_state, writable
+from ..core.files import alone_in, load_state
+from ..core.interrupts import Interrupted, interrupts
 from ..core.nfe import count_nfe
 from ..core.receipt import check_same, plain, receipt
+from ..core.source import read_json
 from .data import Images, Paths
 from .denoiser import NetworkDenoiser
-from .formats.folder import save, segments_of
+from .formats.folder import segments_of
 from .noise import FullGap
-from .tuning import tune
+from .saving import Saver, write_all
+from .tuning import Step, averages_in, tune
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
+
+Calls = Mapping[str, Sequence[int]]  # of each network: its calls, and the rows in them
 
 
 def run(
@@ -32,85 +42,199 @@ def run(
     recipe: dict[str, Any],
     *,
     resume: bool = False,
+    changing: Collection[str] = (),
     precision: str | None = None,
     accumulate: int = 1,
     save_every: float = 120.0,
     title: str = "tune",
+    remedy: str = "a lower --rate or a --clip",
+    made: Calls | None = None,
     **facts: Any,
 ) -> NetworkDenoiser:
     """Tunes `denoiser`; leaves in `out` the averaged model (`model/`), `state.pt` to resume from and `receipt.json`.
 
-    If the recipe has several averages, the first makes `model/` and each other one `model-DECAY/`.
+    If the recipe has several averages, the first makes `model/` and each other one `model-DECAY/`. Ctrl-C and SIGTERM save
+    the state after the step that they fall into.
 
     Args:
         denoiser, data: for `tune`.
-        out: folder of the run.
+        out: folder of the run, which no other process may write into meanwhile.
         recipe: keyword arguments of `tune`.
-        resume: go on from `out/state.pt`, with the same recipe but perhaps more images.
+        resume: go on from `out/state.pt` with the same recipe, perhaps with more images; start where there is none.
+        changing: names in the recipe that may differ from what the run began with; the receipt keeps what they were.
         precision: "no" (float32) or "bf16"; None takes bfloat16 where the hardware computes it.
         accumulate: micro-batches a step.
-        save_every: seconds between saved states.
+        save_every: seconds between saved states, by the clock of the main process.
         title: for the progress bar.
+        remedy: what helps a run that diverged, as the command line has it.
+        made: what the data cost the teacher that made them, for the receipt.
         facts: for the receipt, and what must be the same when the run is resumed.
 
     Returns:
         The averaged model.
+
+    Raises:
+        ValueError: there is another run in `out`, or the one to resume began otherwise.
+        FloatingPointError: the run diverged; what was saved before is good.
+        Interrupted: the run was told to stop; its state is saved.
+        OSError: something could not be written; the rest is, and the message says how to go on.
     """
-    facts |= {"denoiser": type(denoiser).__name__, "network": _said(denoiser.config)}
-    writable(out)
-    state_file = out / "state.pt"
-    check_new(out, resume=resume)
+    if not save_every >= 0:
+        raise ValueError(f"states are saved every so many seconds, 0 or more, got {save_every}")
     if recipe["batch"] < 1:
         raise ValueError(f"a step takes at least one sample, got batch = {recipe['batch']}")
     recipe = recipe | {"images": -(-recipe["images"] // recipe["batch"]) * recipe["batch"]}
-    state = load_state(state_file) if resume else None
-    if state:
-        if not {"recipe", "facts", "emas"} <= state.keys():
-            raise ValueError(f"{state_file} was saved by an older fewstep that kept other things; start the run anew")
-        began = json.loads(state["recipe"]) | json.loads(state["facts"])
-        check_same(began, plain(recipe | facts), free=("images", "workers", "compile"))  # its length, how it is computed
+    facts |= {"denoiser": type(denoiser).__name__, "network": _said(denoiser.config)}
     accelerator = default_accelerator(precision, accumulate)
-    main = accelerator.is_main_process
+    main, folders = accelerator.is_main_process, [out / name for name in _names(recipe.get("average"))]
+    with alone_in(out) if main else nullcontext(), interrupts() as interrupt:
+        state, changes = _begun(out, recipe, facts, resume=resume, changing=changing)
+        if state and _complete(out, folders, state["step"] * recipe["batch"], recipe["images"]):
+            logger.info("the run in %s has seen all its images; ask for more with --images to go on", out)
+            return averages_in(state, denoiser)[0]
+        kept = {"recipe": json.dumps(plain(recipe)), "facts": json.dumps(plain(facts)), "changes": json.dumps(changes)}
+        facts |= {
+            "recipe": recipe,
+            "changes": changes,
+            "resumed": state is not None,
+            "precision": accelerator.mixed_precision,
+        }
+        facts |= {"processes": accelerator.num_processes, "device": str(accelerator.device)}
+        with (
+            receipt(out / "receipt.json" if main else None, **facts) as entries,
+            _counted(denoiser, recipe.get("hop"), accelerator, state) as spent,
+            _progress(title, recipe, state, hidden=not main) as show,
+            _with_remedy(remedy),
+        ):
+            last, save_if_due = None, Saver(out / "state.pt", kept, spent, accelerator, interrupt, save_every)
+            for last in tune(denoiser, data, state=state, accelerator=accelerator, **recipe):
+                show(last)
+                if last.images < recipe["images"]:
+                    save_if_due(last)
+            if last:
+                state = save_if_due.whole(last)
+            assert state is not None  # from this run, or from the one before
+            models = last.emas if last else averages_in(state, denoiser)
+            if main:
+                diffusion = isinstance(recipe["gap"], FullGap) and isinstance(data, Images)
+                segments = None if diffusion else recipe.get("segments", 1)
+                write_all(out / "state.pt", state, dict(zip(folders, models, strict=True)), segments)
+            entries.update(_result(state, recipe["batch"], made or {}))
+    if interrupt.by:
+        raise Interrupted(f"stopped when all was done: the model is in {folders[0]}", interrupt.by)
+    return models[0]
+
+
+def check_new(out: Path, *, resume: bool) -> None:
+    """Raises ValueError where a run would overwrite another, or a model that it cannot go on from."""
+    saved = (out / "state.pt").exists()
+    if saved and not resume:
+        raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
+    if not saved and (out / "model").exists():
+        raise ValueError(f"there is a model in {out} but no state.pt to go on from; choose another folder")
+
+
+def _begun(
+    out: Path, recipe: dict[str, Any], facts: dict[str, Any], *, resume: bool, changing: Collection[str]
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """The saved state to go on from, None for a new run; and how the recipe changed: [{"step": …, name: value before}]."""
+    check_new(out, resume=resume)
+    file = out / "state.pt"
+    if not file.exists():
+        if resume:
+            logger.info("nothing is saved in %s yet, so the run starts", out)
+        return None, []
+    state = load_state(file)
+    if not {"recipe", "facts", "changes", "loss", "calls", "seconds"} <= state.keys():
+        raise ValueError(f"{file} was saved by an older fewstep that kept other things; start the run anew")
+    before, now = json.loads(state["recipe"]) | json.loads(state["facts"]), plain(recipe | facts)
+    check_same(before, now, free=("images", "workers", "compile", *changing))  # its length, how it is computed
+    changed = {name: before.get(name) for name in changing if before.get(name) != now.get(name)}
+    if changed:
+        logger.info("from step %d on the run has another %s", state["step"], " and ".join(sorted(changed)))
+    return state, json.loads(state["changes"]) + ([{"step": state["step"]} | changed] if changed else [])
+
+
+def _complete(out: Path, folders: Sequence[Path], seen: int, images: int) -> bool:
+    """Whether all is there that a run over so many images leaves."""
+    written = out / "receipt.json"
+    if seen < images or not written.exists() or not all(folder.exists() for folder in folders):
+        return False
+    return bool(read_json(written, "").get("images") == images)
+
+
+@contextmanager
+def _counted(
+    denoiser: NetworkDenoiser, hop: object, accelerator: Accelerator, state: dict[str, Any] | None
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Yields a function that says what the run has cost since it began, over all processes: `calls` and `seconds`."""
+    teacher = getattr(getattr(hop, "teacher", None), "network", None)
+    networks = {"student": denoiser.network} | ({} if teacher is None else {"teacher": teacher})
+    if teacher is denoiser.network:
+        networks = {"student and teacher": teacher}  # one network: nobody can tell whose call it is
+    before = state["calls"] if state else dict.fromkeys(networks, (0, 0))
+    seconds, start = state["seconds"] if state else 0.0, time.monotonic()
+    with ExitStack() as stack:
+        counts = [stack.enter_context(count_nfe(network)) for network in networks.values()]
+
+        def spent() -> dict[str, Any]:
+            mine = torch.tensor([[count.calls, count.rows] for count in counts], device=accelerator.device)
+            new: Any = accelerator.reduce(mine, "sum")
+            calls = {name: [a + b for a, b in zip(before[name], more, strict=True)]
+                     for name, more in zip(networks, new.tolist(), strict=True)}  # fmt: skip
+            return {"calls": calls, "seconds": seconds + time.monotonic() - start}
+
+        yield spent
+
+
+@contextmanager
+def _progress(
+    title: str, recipe: dict[str, Any], state: dict[str, Any] | None, *, hidden: bool
+) -> Iterator[Callable[[Step], None]]:
+    """Yields a function that shows a step: on a bar, or where the output is no terminal in a line every 30 seconds."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
         TextColumn("{task.fields[speed]:.0f}/s  loss {task.fields[loss]:.3f}  gap {task.fields[gap]:.3f}"),
         TimeRemainingColumn(),
     )  # fmt: skip
-    last, kept = None, {"recipe": json.dumps(plain(recipe)), "facts": json.dumps(plain(facts))}
-    facts |= {"recipe": recipe, "resumed": resume, "precision": accelerator.mixed_precision}
-    facts |= {"processes": accelerator.num_processes, "device": str(accelerator.device)}
-    with receipt(out / "receipt.json" if main else None, **facts) as entries, count_nfe(denoiser.network) as nfe:
-        with Progress(*columns, disable=not main, refresh_per_second=2) as bar:
-            seen = state["step"] * recipe["batch"] if state else 0
-            task = bar.add_task(title, total=recipe["images"], completed=seen, speed=0.0, loss=float("nan"), gap=1.0)
-            start = saved = logged = time.monotonic()
-            for last in tune(denoiser, data, state=state, accelerator=accelerator, **recipe):
-                now = time.monotonic()
-                speed = (last.images - seen) / (now - start)
-                bar.update(task, completed=last.images, speed=speed, loss=last.loss, gap=last.gap)
-                if not bar.console.is_terminal and now - logged > 30:  # a log file gets lines instead of a bar
-                    logger.info("%d images, %.0f/s, loss %.4f, gap %.3f", last.images, speed, last.loss, last.gap)
-                    logged = now
-                if main and now - saved > save_every and last.images < recipe["images"]:
-                    save_state(state_file, last.state() | kept)
-                    saved = time.monotonic()
-        if last is None:
-            raise ValueError(f"the run in {out} has seen all its images; ask for more with --images to go on")
-        if main:
-            diffusion = isinstance(recipe["gap"], FullGap) and isinstance(data, Images)
-            segments = None if diffusion else recipe.get("segments", 1)
-            for ema, name in zip(last.emas, _names(recipe.get("average")), strict=True):
-                save(ema, out / name, segments=segments)
-            save_state(state_file, last.state() | kept)  # last: a run that ends here unsaved can still be resumed
-        entries |= {"steps": last.step, "images": last.images, "images_per_second": round(speed, 1), "loss": last.loss,
-                    "network_calls": nfe.calls, "network_rows": nfe.rows}  # fmt: skip
-    return last.ema
+    seen = state["step"] * recipe["batch"] if state else 0
+    with Progress(*columns, disable=hidden, refresh_per_second=2) as bar:
+        task = bar.add_task(title, total=recipe["images"], completed=seen, speed=0.0, loss=float("nan"), gap=1.0)
+        start = logged = time.monotonic()
+
+        def show(step: Step) -> None:
+            nonlocal logged
+            now = time.monotonic()
+            speed = (step.images - seen) / (now - start)
+            bar.update(task, completed=step.images, speed=speed, loss=step.loss, gap=step.gap)
+            if not bar.console.is_terminal and now - logged > 30:
+                logger.info("%d images, %.0f/s, loss %.4f, gap %.3f", step.images, speed, step.loss, step.gap)
+                logged = now
+
+        yield show
 
 
-def check_new(out: Path, *, resume: bool) -> None:
-    """Raises ValueError where a run would overwrite another."""
-    if (out / "state.pt").exists() and not resume:
-        raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
+@contextmanager
+def _with_remedy(remedy: str) -> Iterator[None]:
+    """A run that diverges says how it can go on."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{error}; what was saved before is good: go on with --resume and {remedy}") from error
+
+
+def _result(state: dict[str, Any], batch: int, made: Calls) -> dict[str, Any]:
+    """What the receipt says of a run that ends in `state`."""
+    calls, images = state["calls"] | {f"teacher, for {what}": each for what, each in made.items()}, state["step"] * batch
+    return {
+        "steps": state["step"],
+        "images": images,
+        "seconds": round(state["seconds"], 1),
+        "images_per_second": round(images / state["seconds"], 1),
+        "loss": state["loss"],
+        "network_calls": {name: each[0] for name, each in calls.items()},
+        "network_rows": {name: each[1] for name, each in calls.items()},
+    }
 
 
 def _said(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,13 +87,16 @@ def teacher_paths(
     return Paths(torch.cat(done), stops[kept], edges, labels)
 
 
-def save_made(made: Images | Paths, file: Path, **facts: Any) -> None:
-    """Writes what a teacher made as safetensors, atomically, with the facts that decided what it made."""
+def save_made(made: Images | Paths, file: Path, *, calls: Sequence[int] = (0, 0), **facts: Any) -> None:
+    """Writes what a teacher made as safetensors, atomically, with the facts that decided what it made.
+
+    `calls` of its network and the rows in them are what it cost, for `calls_of`.
+    """
     from safetensors.torch import save
 
     tensors = {name: tensor for name, tensor in vars(made).items() if tensor is not None}
     with atomic_file(file) as handle:
-        handle.write(save(tensors, {"facts": json.dumps(facts)}))
+        handle.write(save(tensors, {"facts": json.dumps(facts), "calls": json.dumps(calls)}))
 
 
 def load_made(kind: type[Made], file: Path, **facts: Any) -> Made:
@@ -113,6 +116,15 @@ def load_made(kind: type[Made], file: Path, **facts: Any) -> Made:
     if made_of != facts:
         raise ValueError(f"{file} was made with {made_of}, not {facts}; delete it or choose another folder")
     return made
+
+
+def calls_of(file: Path) -> list[int]:
+    """How many calls of the teacher's network, and rows in them, what it made has cost."""
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as stored:
+        calls: list[int] = json.loads(stored.metadata()["calls"])
+    return calls
 
 
 def _scaled(x: Tensor, sigma: Tensor) -> Tensor:

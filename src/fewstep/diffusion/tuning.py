@@ -129,8 +129,9 @@ def tune(
         A `Step` after each optimizer step.
 
     Raises:
-        ValueError: arguments that cannot work together.
-        FloatingPointError: the loss or gradient is no longer finite; the weights are those before that step.
+        ValueError: arguments that cannot work together, or weights to start from that are not finite.
+        FloatingPointError: the loss or its gradient is no longer finite, and the weights are those before that step; or the
+            weights after it are not, and the averages are those before. No `Step` ever holds such weights.
 
     Reference: Geng et al. 2025, Consistency Models Made Easy.
     """
@@ -156,6 +157,7 @@ def tune(
         for each, kept in zip(averaged, state["emas"], strict=True):
             each.load(kept)
         update.load_state_dict(state["optimizer"])
+    _check_start(denoiser, *(each.model for each in averaged))
     student = accelerator.prepare_model(denoiser.train())
     forward = torch.compile(student) if compile else student
 
@@ -182,15 +184,11 @@ def tune(
                 accelerator.backward(loss)
             losses.append(loss.detach())
         mean_loss = float(accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not (math.isfinite(mean_loss) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"step {step + 1}: the loss is {mean_loss:.3g} and its gradient's norm {float(norm):.3g}; the weights are "
-                "those before this step and the last saved state is good; lower the learning rate or clip the gradient"
-            )
+        norm = _finite_norm(parameters, mean_loss, step)
         if max_grad_norm is not None:
             clip_grads_with_norm_(parameters, max_grad_norm, norm)
         update.step()
+        _check_update(denoiser, step)
         update.zero_grad()
         for each in averaged:
             each.update(denoiser)
@@ -199,11 +197,47 @@ def tune(
     accelerator.unwrap_model(student, keep_fp32_wrapper=False)
 
 
+def averages_in(state: dict[str, Any], denoiser: NetworkDenoiser) -> list[NetworkDenoiser]:
+    """The `Step.emas` of a saved `Step.state()`; `denoiser` becomes its student."""
+    denoiser.load_state_dict(state["student"])
+    averaged = [MovingAverage(denoiser, Exponential()) for _ in state["emas"]]
+    for each, kept in zip(averaged, state["emas"], strict=True):
+        each.load(kept)
+    return [each.model.eval() for each in averaged]
+
+
 def lower_edges(denoiser: NetworkDenoiser, segments: int) -> Tensor:
     """Where each segment ends, rising from 0, (segments,) float32: the levels of `denoiser.grid` but the first."""
     if segments < 1:
         raise ValueError(f"a sample takes at least one network call, got segments = {segments}")
     return torch.cat([torch.zeros(1), denoiser.grid(segments)[1:].flip(0).float()])
+
+
+def _finite(module: nn.Module) -> bool:
+    return math.isfinite(get_total_norm([p.detach() for p in module.parameters()]))
+
+
+def _check_start(*modules: nn.Module) -> None:
+    if not all(map(_finite, modules)):
+        raise ValueError("the weights to start from are not finite, so whatever made them had failed; start from others")
+
+
+def _finite_norm(parameters: Sequence[nn.Parameter], loss: float, step: int) -> Tensor:
+    """The norm of the gradient, if a step may be taken with it."""
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(
+            f"step {step + 1}: the loss is {loss:.3g} and its gradient's norm {float(norm):.3g}; the weights are those "
+            "before this step; lower the learning rate or clip the gradient"
+        )
+    return norm
+
+
+def _check_update(denoiser: nn.Module, step: int) -> None:
+    if not _finite(denoiser):
+        raise FloatingPointError(
+            f"step {step + 1}: the weights after it are not finite; lower the learning rate or clip the gradient"
+        )
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:

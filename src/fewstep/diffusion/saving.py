@@ -1,0 +1,97 @@
+"""When a run saves its state, and what becomes of the rest where something cannot be written."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.files import save_state
+from ..core.interrupts import Interrupt, Interrupted, agreed
+from .denoiser import NetworkDenoiser
+from .formats.folder import save
+from .tuning import Step
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Saver:
+    """Called after each step, saves its state if that is due or the run is told to stop.
+
+    The main process looks at its clock and writes; all decide alike.
+
+    Attributes:
+        file: for the state.
+        kept: what stands in it beside `Step.state()`.
+        spent: says what the run has cost so far.
+        accelerator, interrupt: of the run.
+        every: seconds between saved states.
+        saved: when the last one was, on `time.monotonic()`.
+    """
+
+    file: Path
+    kept: dict[str, Any]
+    spent: Callable[[], dict[str, Any]]
+    accelerator: Accelerator
+    interrupt: Interrupt
+    every: float
+    saved: float = field(default_factory=time.monotonic)
+
+    def __call__(self, step: Step) -> None:
+        """Raises Interrupted or, if nothing could be written, OSError when the run is told to stop."""
+        main = self.accelerator.is_main_process
+        stop, due = agreed(self.accelerator, self.interrupt.by, main and time.monotonic() - self.saved >= self.every)
+        if not (stop or due):
+            return
+        state = self.whole(step)
+        if main:
+            self._write(state, last=stop > 0)
+        if stop:
+            raise Interrupted(f"stopped after {step.images} images; they are saved, go on with --resume", stop)
+        self.saved = time.monotonic()
+
+    def whole(self, step: Step) -> dict[str, Any]:
+        """All that stands in the file; every process has to ask."""
+        return step.state() | self.kept | {"loss": step.loss} | self.spent()
+
+    def _write(self, state: dict[str, Any], *, last: bool) -> None:
+        try:
+            save_state(self.file, state)
+        except OSError as error:
+            if last:
+                raise OSError(
+                    f"stopped, but {self.file} could not be written ({error.strerror}): make room, and --resume goes on "
+                    "from what was saved before"
+                ) from error
+            logger.warning("%s could not be written (%s): make room, it is tried again", self.file, error.strerror)
+
+
+def write_all(file: Path, state: dict[str, Any], models: Mapping[Path, NetworkDenoiser], segments: int | None) -> None:
+    """Writes the state, from which the rest could be had again, and then the models; none waits for another's success.
+
+    Raises:
+        OSError: a sentence that says what could not be written, what is there and how to go on.
+    """
+    writes = {file: partial(save_state, file, state)}
+    writes |= {folder: partial(save, model, folder, segments=segments) for folder, model in models.items()}
+    failed = {}
+    for path, write in writes.items():
+        try:
+            write()
+        except OSError as error:
+            failed[path] = error.strerror
+    if failed:
+        missing = " and ".join(f"{path} ({why})" for path, why in failed.items())
+        there = " and ".join(str(path) for path in writes if path not in failed) or "what was saved before"
+        raise OSError(
+            f"{missing} could not be written, {there} is complete: make room and give the same command with --resume, "
+            "which writes the rest"
+        )

@@ -1,0 +1,45 @@
+"""A run that is killed three times, also while it writes, beside one that is not: python killed_worker.py FOLDER.
+
+Children are forked, as importing takes longer than running.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tune_worker import main
+
+
+def start(folder: Path) -> int:
+    child = os.fork()
+    if child == 0:
+        main(folder)
+        os._exit(0)
+    return child
+
+
+def kill(folder: Path, later: float) -> None:
+    """Starts a run and kills it `later` seconds after it saved a state."""
+    state = folder / "state.pt"
+    before = state.stat().st_mtime_ns if state.exists() else 0
+    child = start(folder)
+    while not state.exists() or state.stat().st_mtime_ns == before:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it was killed"
+        time.sleep(0.001)
+    time.sleep(later)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it ended before it was killed"
+
+
+if __name__ == "__main__":
+    whole, killed = Path(sys.argv[1]) / "whole", Path(sys.argv[1]) / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    for later in (0.0, 0.002, 0.004):
+        kill(killed, later)
+    for folder in (whole, killed):
+        assert os.waitpid(start(folder), 0)[1] == 0
