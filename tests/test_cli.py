@@ -224,7 +224,7 @@ def test_conditional_models_train_tune_sample_and_score(place, monkeypatch, caps
     save_images(Images(noise_images(40, size=28).pixels, torch.arange(40)), place / "many.npz")
     for command in (
         "sample run --out samples --label 3",
-        "settle run0 --out settle --label -1",
+        "settle run0 --out settle --label 9",
         "measure run --data many.npz --out scores --n 40 --steps 1",
         "tune run0 --data many.npz --out more --images 8 --batch 8",
     ):

@@ -1,17 +1,29 @@
-"""What happens at the edge of the command line, around every command."""
+"""What happens at the edge of the command line, around every command: before it, after it, and while it takes long."""
 
 from __future__ import annotations
 
+import ast
+import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+from functools import wraps
 from importlib import metadata
+from pathlib import Path
 
 import torch
+import tyro
+from conftest import fewstep, noise_images
 from safetensors.torch import load_file, save_file
 
+from fewstep.cli import COMMANDS, main
+from fewstep.core import progress
 from fewstep.core.source import ASSETS
+from fewstep.diffusion.data import save_images
+
+README = Path(__file__).parent.parent / "README.md"
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -39,3 +51,80 @@ def test_other_libraries_are_not_heard(place) -> None:
 
 def test_version() -> None:
     assert run("--version").stdout.strip() == metadata.version("fewstep")
+
+
+def next_of(capsys) -> str:
+    """The command that the last line recommends."""
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1].startswith("next: ") and [line.startswith("next: ") for line in out].count(True) == 1, out
+    return out[-1].removeprefix("next: ")
+
+
+def test_every_command_leads_to_the_next_and_that_works(place, monkeypatch, capsys) -> None:
+    """From data to stock diffusers by following the last line, only with less to do."""
+    less = {
+        "tune": "--images 8 --batch 8",
+        "sample": "--n 2",
+        "measure": "--n 20 --steps 1 --teacher-calls 1",
+        "export": "",
+    }
+    fewstep(monkeypatch, "train data.npz --out run0 --images 8 --batch 8 --widths 8 16")
+    seen = []
+    while (words := shlex.split(next_of(capsys)))[0] == "fewstep":
+        seen.append(words[1])
+        fewstep(monkeypatch, " ".join([*words[1:], less[words[1]]]))
+    assert seen == ["tune", "sample", "measure", "export"]
+    assert words[:2] == ["python", "-c"]
+    exec(compile(ast.parse(words[2]), "next", "exec"), {})
+    assert (place / "sample.png").exists()
+
+
+def test_what_is_next_without_data_and_with_classes(place, monkeypatch, capsys) -> None:
+    fewstep(monkeypatch, "sample teacher --n 1 --out samples")
+    assert next_of(capsys) == "fewstep tune teacher --data teacher --out few-step"
+    fewstep(monkeypatch, "settle teacher --out settle --n 2 --steps 2")
+    assert next_of(capsys) == "fewstep tune teacher --data teacher --out few-step"
+    fewstep(monkeypatch, "tune teacher --data teacher --teacher-images 8 --images 8 --batch 8 --out run")
+    assert next_of(capsys) == "fewstep sample run --out samples"
+    fewstep(monkeypatch, "sample run --n 1 --out samples")
+    assert next_of(capsys) == "fewstep export run --out few-step-model"
+
+    save_images(noise_images(40, size=28, labels=True), place / "with labels.npz")
+    train = "fewstep train 'with labels.npz' --conditional --out run0 --images 8 --batch 8 --widths 8 16"
+    monkeypatch.setattr(sys, "argv", shlex.split(train))
+    main()
+    assert next_of(capsys) == "fewstep tune run0 --data 'with labels.npz' --out few-step"
+    fewstep(monkeypatch, "tune run0 --data teacher --teacher-images 8 --images 8 --batch 8 --out student")
+    assert next_of(capsys) == "fewstep sample student --out samples --label 0"
+    fewstep(monkeypatch, "sample student --out samples --n 1 --label 0")
+    assert "next: " not in capsys.readouterr().out  # nothing is known to compare with, and no stock pipeline takes classes
+
+
+def test_the_commands_of_the_readme_parse(monkeypatch) -> None:
+    """Every flag is there and takes what is written behind it."""
+    told = []
+
+    def listening(command):
+        @wraps(command)
+        def listen(*args: object, **options: object) -> None:
+            told.append(command.__name__)
+
+        return listen
+
+    commands = {name: listening(command) for name, command in COMMANDS.items()}
+    blocks = README.read_text().split("```")[1::2]
+    lines = [line.removeprefix("$ ").split(" #")[0] for block in blocks for line in block.splitlines()]
+    lines = [line for line in lines if line.startswith("fewstep ")]
+    for line in lines:
+        words = shlex.split(line.replace("…", "x"))[1:]
+        tyro.extras.subcommand_cli_from_dict(commands, args=words)
+    assert len(told) == len(lines) > 15
+
+
+def test_long_work_says_how_far_it_is(place, monkeypatch, caplog) -> None:
+    """Here everything counts as long."""
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    with caplog.at_level(logging.INFO):
+        fewstep(monkeypatch, "sample teacher --n 4 --batch 2 --steps 3 --out samples")
+    shares = [message for message in caplog.messages if message.startswith("sampling: ")]
+    assert [line.split(",")[0] for line in shares] == [f"sampling: {10 * k} %" for k in range(1, 11)]  # 5 calls, 2 batches

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
+from .after import after_exporting, after_sampling, is_few_step
 from .checks import at_least
-
-if TYPE_CHECKING:
-    from ..diffusion.denoiser import NetworkDenoiser
-    from ..diffusion.runs import Model
 
 SamplerName = Literal["consistency", "heun", "ddim"]
 
@@ -47,6 +44,7 @@ def sample(
     from ..core.device import on_device
     from ..core.files import writable
     from ..core.nfe import count_nfe
+    from ..core.progress import progress
     from ..core.receipt import receipt
     from ..diffusion import samplers
     from ..diffusion.formats.folder import few_step_grid, load
@@ -62,7 +60,7 @@ def sample(
     denoiser, cond = on_device(load(model.source)), {}
     segments = model.segments or 1
     if sampler is None and segments == 1:
-        sampler = "consistency" if _few_step(model, denoiser) else "heun"
+        sampler = "consistency" if is_few_step(model, denoiser) else "heun"
     sampler = sampler or "ddim"
     if steps is None:
         steps = 18 if sampler == "heun" else max(segments, 2)
@@ -79,13 +77,13 @@ def sample(
     else:
         grid = denoiser.grid(steps) if sampler == "ddim" else samplers.heun_grid(denoiser, steps)
     with receipt(out / "receipt.json", checkpoint=checkpoint, sampler=sampler, grid=grid.tolist(), seed=seed) as entries:
-        with count_nfe(denoiser.network) as nfe:
-            x0 = samplers.sample(
-                denoiser, range(seed, seed + n), denoiser.shape, getattr(samplers, sampler), grid, batch=batch, **cond
-            )
+        walk = getattr(samplers, sampler)
+        with progress("sampling", n * samplers.calls_each(walk, grid)) as done, count_nfe(denoiser.network, done) as nfe:
+            x0 = samplers.sample(denoiser, range(seed, seed + n), denoiser.shape, walk, grid, batch=batch, **cond)
         save_samples(x0, out, seed)
         entries |= {"nfe_per_sample": nfe.rows / n, "network_calls": nfe.calls}
     print(f"{n} samples in {out}, {nfe.rows / n:.0f} network calls each")
+    after_sampling(checkpoint, model, denoiser)
 
 
 def export(
@@ -133,22 +131,19 @@ def export(
             raise ValueError(f"{measured} is not what fewstep measure or dial wrote: {error!r}") from error
         card |= scores
     model = find_model(checkpoint)
-    if middle is not None and (model.segments or 1) > 1:
+    segments = model.segments or 1
+    if middle is not None and segments > 1:
         raise ValueError("--middle is the second of two consistency steps; this student has levels of its own")
     shown = ("teacher", "source", "recipe_name", "recipe", "versions")
     card |= {name: model.receipt.get(name) for name in shown if model.receipt}
     denoiser = load(model.source)
-    if not _few_step(model, denoiser):
+    if not is_few_step(model, denoiser):
         raise ValueError(f"{checkpoint} is a diffusion model; tune it first, then export the few-step generator")
-    largest = write(denoiser, out, steps=steps, segments=model.segments or 1, middle=middle, card=card)
+    largest = write(denoiser, out, steps=steps, segments=segments, middle=middle, card=card)
     print(
         f"{out} is verified: its images differ from ours by at most {largest:.1e} of 255 grey levels (allowed {TOLERANCE})"
     )
-
-
-def _few_step(model: Model, denoiser: NetworkDenoiser) -> bool:
-    """Whether it is a student, or in the format of published consistency models, which carry no note of ours."""
-    return model.segments is not None or getattr(denoiser, "time_scale", None) == 250
+    after_exporting(out, steps if segments == 1 else segments)
 
 
 def demo(*, out: Path = Path("demo"), images: int = 15_000, n: int = 1000, seed: int = 0) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
+from .after import after_measuring, say_next
 from .checks import at_least, positive
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def measure(
         settings, data, out, n=n, features=features, seed=seed, batch=batch, precision=precision,
         checkpoint=checkpoint, teacher=teacher,
     )  # fmt: skip
+    after_measuring(checkpoint, model, student, data, out / "measure.json")
 
 
 def dial(
@@ -183,6 +185,7 @@ def settle(
                     "settled_after_calls": result.settled_at().tolist(), "sentence": result.sentence()}  # fmt: skip
         plot_settling(result, out / "settle.png", features=features)
     print(f"{result.sentence()}\ncurve and figures: {out / 'settle.png'}, {out / 'settle.json'}")
+    say_next("tune", checkpoint, "--data", "teacher", "--out", "few-step")
 
 
 def _check_scores(

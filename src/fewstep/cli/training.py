@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from .after import after_tuning, say_next
 from .checks import at_least, positive
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def train(
         save_every=save_every, title="train", source=data,
     )  # fmt: skip
     print(f"the diffusion model is in {out / 'model'}")
+    say_next("tune", out, "--data", data, "--out", "few-step")
 
 
 def tune(
@@ -258,7 +260,8 @@ def tune(
         made=made_for(out), checkpoint=checkpoint, teacher=teacher or checkpoint, source=data, recipe_name=recipe,
         midtrain=midtrain, scratch=scratch, guidance=guidance, null_label=null_label,
     )  # fmt: skip
-    print(f"the few-step generator is in {out / 'model'}; next: fewstep sample {out / 'model'} --out samples")
+    print(f"the few-step generator is in {out / 'model'}")
+    after_tuning(out, conditional=denoiser.conditional)
 
 
 def _check_place(out: Path, resume: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,22 +13,26 @@ from torch import Tensor, nn
 class NFE:
     """Network function evaluations seen so far: `calls` of the network, and `rows`, the samples in them."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[int], None] | None = None) -> None:
         self.calls = 0
         self.rows = 0
+        self._told = told
 
     def _see(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
         self.calls += 1
-        self.rows += next(len(a) for a in (*args, *named.values()) if isinstance(a, Tensor) and a.ndim)
+        rows = next(len(a) for a in (*args, *named.values()) if isinstance(a, Tensor) and a.ndim)
+        self.rows += rows
+        if self._told:
+            self._told(rows)
 
 
 @contextmanager
-def count_nfe(network: nn.Module) -> Iterator[NFE]:
-    """Counts the forward passes of `network` inside the block.
+def count_nfe(network: nn.Module, told: Callable[[int], None] | None = None) -> Iterator[NFE]:
+    """Counts the forward passes of `network` inside the block, and tells `told` the rows of each.
 
     Pass the network itself (`denoiser.network`), not a wrapper that may call it twice or not at all.
     """
-    nfe = NFE()
+    nfe = NFE(told)
     # kept out of compilation: a compiled network would guard on the count and compile anew at every call
     handle = network.register_forward_hook(torch.compiler.disable(nfe._see), with_kwargs=True)
     try:

@@ -91,6 +91,11 @@ def heun_grid(denoiser: NetworkDenoiser, steps: int) -> Tensor:
     return karras(steps, denoiser.sigma_min, denoiser.sigma_max)
 
 
+def calls_each(sampler: Sampler, grid: Tensor) -> int:
+    """Network calls that `sampler` makes for a sample on `grid`."""
+    return 2 * len(grid) - 1 if sampler is heun else len(grid)
+
+
 def prior(denoiser: NetworkDenoiser, rngs: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
     """States at sigma_max, a row a generator, (B, *shape) float64 on the denoiser's device."""
     return denoiser.prior_std * normal(rngs, shape, next(denoiser.network.parameters()).device).double()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from ..core.device import fast_precision
 from ..core.files import atomic_file
+from ..core.nfe import count_nfe
+from ..core.progress import progress
 from ..core.seeds import generators
 from .data import Images, Paths, to_uint8
 from .denoiser import Guided, NetworkDenoiser
 from .noise import like
-from .samplers import heun, heun_grid, heun_path, prior, sample
+from .samplers import calls_each, heun, heun_grid, heun_path, prior, sample
 from .tuning import lower_edges
 
 Made = TypeVar("Made", Images, Paths)
@@ -40,8 +43,9 @@ def teacher_images(
     _at_least_one(count)
     labels, seeds = _labels(teacher, count), range(seed, seed + count)
     cond: dict[str, Any] = {} if labels is None else {"class_labels": labels}
-    with _autocast(teacher, precision):
-        x0 = sample(teacher.eval(), seeds, teacher.shape, heun, heun_grid(teacher, steps), **cond)
+    grid = heun_grid(teacher, steps)
+    with _telling(teacher, count * calls_each(heun, grid)), _autocast(teacher, precision):
+        x0 = sample(teacher.eval(), seeds, teacher.shape, heun, grid, **cond)
     return Images(to_uint8(x0) if teacher.shape[0] in (1, 3) else x0, labels)
 
 
@@ -76,14 +80,15 @@ def teacher_paths(
     stops = torch.cat([heun_grid(teacher, steps).float(), asked]).unique().flip(0)  # the last is 0, the lowest edge
     grid, kept = stops[:-1], torch.isin(stops, asked) | whole
     labels, done = _labels(teacher, count), []
-    for start in range(0, count, batch):
-        rngs = generators(range(seed + start, seed + min(start + batch, count)))
-        x = prior(teacher, rngs, teacher.shape)
-        cond = {} if labels is None else {"class_labels": labels[start : start + batch].to(x.device)}
-        with _autocast(teacher, precision):
-            states = [x, *(state for state, _ in heun_path(teacher.eval(), x, grid.to(x), **cond))]
-        points = [_scaled(state, level) for state, level, keep in zip(states, stops, kept, strict=True) if keep]
-        done.append(torch.stack(points, 1))
+    with _telling(teacher, count * calls_each(heun, grid)):
+        for start in range(0, count, batch):
+            rngs = generators(range(seed + start, seed + min(start + batch, count)))
+            x = prior(teacher, rngs, teacher.shape)
+            cond = {} if labels is None else {"class_labels": labels[start : start + batch].to(x.device)}
+            with _autocast(teacher, precision):
+                states = [x, *(state for state, _ in heun_path(teacher.eval(), x, grid.to(x), **cond))]
+            points = [_scaled(state, level) for state, level, keep in zip(states, stops, kept, strict=True) if keep]
+            done.append(torch.stack(points, 1))
     return Paths(torch.cat(done), stops[kept], edges, labels)
 
 
@@ -142,6 +147,16 @@ def _labels(teacher: NetworkDenoiser, count: int) -> Tensor | None:
 def _at_least_one(count: int) -> None:
     if count < 1:
         raise ValueError(f"a teacher has to make at least one sample, got {count}")
+
+
+@contextmanager
+def _telling(teacher: NetworkDenoiser, calls: int) -> Iterator[None]:
+    """Says how far the teacher is with its network calls; guidance makes two of each."""
+    with (
+        progress("the teacher", calls * (2 if isinstance(teacher, Guided) else 1)) as done,
+        count_nfe(teacher.network, done),
+    ):
+        yield
 
 
 def _autocast(teacher: NetworkDenoiser, precision: str | None) -> torch.autocast:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.files import atomic_folder, writable
+from ...core.progress import progress
 from ..denoiser import NetworkDenoiser
 from ..samplers import consistency, ddim, sample
 from . import stock
@@ -59,6 +61,7 @@ def export(
     if denoiser.conditional:
         raise ValueError("a student that is conditional on classes cannot be verified; sample it with fewstep")
     denoiser = copy.deepcopy(denoiser).cpu().eval()
+    start = time.monotonic()
     if segments > 1:
         steps, pipeline = segments, multistep_pipeline(denoiser, segments)
         ours = sample(denoiser, list(seeds), denoiser.shape, ddim, denoiser.grid(segments))
@@ -68,7 +71,7 @@ def export(
     with atomic_folder(Path(folder)) as temporary:
         pipeline.save_pretrained(temporary)
         write_segments(temporary, segments)
-        theirs = _sample_stock(temporary, steps, seeds)
+        theirs = _sample_stock(temporary, steps, seeds, 10 + time.monotonic() - start)
         images = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
         largest = float(np.abs(images - theirs).max() * 255)
         if not largest <= TOLERANCE:
@@ -89,13 +92,23 @@ def check_free(folder: Path) -> None:
         raise ValueError(f"{folder} is there already and is no earlier export; choose another folder with --out")
 
 
-def _sample_stock(folder: Path, steps: int, seeds: Sequence[int]) -> NDArray[np.float32]:
+def _sample_stock(folder: Path, steps: int, seeds: Sequence[int], seconds: float) -> NDArray[np.float32]:
+    """What a fresh process samples; it is expected to take so many seconds."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "images.npy"
         command = [sys.executable, "-I", stock.__file__, str(folder), str(out), str(steps), *map(str, seeds)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"stock diffusers cannot sample the exported folder: {done.stderr.strip()[-500:]}")
+        with (
+            progress("verifying", seconds) as done,
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
+        ):
+            said = None
+            while said is None:
+                try:
+                    said = process.communicate(timeout=1)[1]
+                except subprocess.TimeoutExpired:
+                    done(1)
+        if process.returncode:
+            raise ValueError(f"stock diffusers cannot sample the exported folder: {said.strip()[-500:]}")
         images: NDArray[np.float32] = np.load(out)
     return images
 

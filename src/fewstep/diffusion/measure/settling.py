@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...core.nfe import count_nfe
+from ...core.progress import progress
 from ...core.seeds import generators
 from ..data import to_uint8
 from ..denoiser import NetworkDenoiser
@@ -92,13 +94,14 @@ def settle(
     if "class_labels" in cond:
         denoiser.check_labels(cond["class_labels"])
     grid, parts, ends = denoiser.grid(steps), [], []
-    for start in range(0, len(seeds), batch):
-        x = prior(denoiser.eval(), generators(seeds[start : start + batch]), shape)
-        rows = {name: value[start : start + batch].to(x.device) for name, value in cond.items()}
-        with torch.autocast(x.device.type, torch.bfloat16, precision == "bf16"):
-            seen = [extract(network, to_uint8(x0.cpu())) for _, x0 in ddim_path(denoiser, x, grid.to(x), **rows)]
-        ends.append(seen[-1])  # the last step goes to 0, so its estimate is the final image
-        parts.append(np.stack([np.linalg.norm(features - seen[-1], axis=1) for features in seen], 1))
+    with progress("settling", len(seeds) * steps) as done, count_nfe(denoiser.network, done):
+        for start in range(0, len(seeds), batch):
+            x = prior(denoiser.eval(), generators(seeds[start : start + batch]), shape)
+            rows = {name: value[start : start + batch].to(x.device) for name, value in cond.items()}
+            with torch.autocast(x.device.type, torch.bfloat16, precision == "bf16"):
+                seen = [extract(network, to_uint8(x0.cpu())) for _, x0 in ddim_path(denoiser, x, grid.to(x), **rows)]
+            ends.append(seen[-1])  # the last step goes to 0, so its estimate is the final image
+            parts.append(np.stack([np.linalg.norm(features - seen[-1], axis=1) for features in seen], 1))
     final = np.concatenate(ends)
     unrelated = float(np.linalg.norm(final - np.roll(final, 1, axis=0), axis=1).mean())
     if not unrelated > 0:

@@ -1,0 +1,59 @@
+"""What to do after a command: its last line is a command that works."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..diffusion.denoiser import NetworkDenoiser
+    from ..diffusion.runs import Model
+
+
+def say_next(*words: object) -> None:
+    """Prints the command of fewstep that these words are."""
+    print("next: " + shlex.join(["fewstep", *map(str, words)]))
+
+
+def after_tuning(checkpoint: object, *, conditional: bool) -> None:
+    """A student is looked at."""
+    say_next("sample", checkpoint, "--out", "samples", *(("--label", 0) if conditional else ()))
+
+
+def after_sampling(checkpoint: str, model: Model, denoiser: NetworkDenoiser) -> None:
+    """A diffusion model is tuned; a student is measured where its data are known, else it is exported if it can be."""
+    data, teacher = model.receipt.get("source"), model.receipt.get("teacher")
+    if not is_few_step(model, denoiser):
+        say_next("tune", checkpoint, "--data", data if _is_there(data) else "teacher", "--out", "few-step")
+    elif _is_there(data):
+        beside = ("--teacher", teacher) if _is_there(teacher) else ()
+        say_next("measure", checkpoint, *beside, "--data", data, "--out", "scores")
+    elif not denoiser.conditional:
+        say_next("export", checkpoint, "--out", "few-step-model")
+
+
+def after_measuring(checkpoint: str, model: Model, denoiser: NetworkDenoiser, data: str, scores: Path) -> None:
+    """A diffusion model is tuned, a student exported with its scores if it can be."""
+    if not is_few_step(model, denoiser):
+        say_next("tune", checkpoint, "--data", data, "--out", "few-step")
+    elif not denoiser.conditional:
+        say_next("export", checkpoint, "--out", "few-step-model", "--measured", scores)
+
+
+def after_exporting(folder: Path, steps: int) -> None:
+    """A stock pipeline is sampled without us."""
+    program = (
+        f"from diffusers import DiffusionPipeline as P; P.from_pretrained({str(folder)!r})(num_inference_steps={steps})"
+        ".images[0].save('sample.png')"
+    )
+    print("next: " + shlex.join(["python", "-c", program]))
+
+
+def is_few_step(model: Model, denoiser: NetworkDenoiser) -> bool:
+    """Whether it is a student, or in the format of published consistency models, which carry no note of ours."""
+    return model.segments is not None or getattr(denoiser, "time_scale", None) == 250
+
+
+def _is_there(name: object) -> bool:
+    return name == "bundled" or (isinstance(name, str) and name not in ("teacher", "paths") and Path(name).exists())
