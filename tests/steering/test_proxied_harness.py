@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
 from fewstep.cli.text_measuring import evaluate
-from fewstep.cli.text_options import Asked, Compute, Masked
+from fewstep.cli.text_options import Asked, Compute, Masked, Steered
 from fewstep.steering.harness import ProxiedLM
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
@@ -95,10 +96,10 @@ def test_the_command_scores_a_task_of_our_own(tmp_path: Path, monkeypatch: pytes
         "doc_to_target: label\ntarget_delimiter: ''\n"
         "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
     )
-    steered = {"expert": str(tmp_path / "expert"), "antiexpert": str(tmp_path / "small")}
+    steered = Steered(expert=str(tmp_path / "expert"), antiexpert=str(tmp_path / "small"))
     options = {"tasks": ("ours",), "include": tmp_path, "out": tmp_path / "e.json"}
     for alpha in (0.0, 3.0):
-        evaluate(str(tmp_path / "base"), alpha=alpha, **steered, **options)
+        evaluate(str(tmp_path / "base"), steered=replace(steered, alpha=alpha), **options)
         tuned = ProxyTuning(*networks[1:], alpha=alpha)
         scores = [
             loglikelihood(networks[0], tuned, [ids(q)] * 2, [ids(a), ids(b)]).logprob.argmax().item() for q, a, b in choices
@@ -106,8 +107,8 @@ def test_the_command_scores_a_task_of_our_own(tmp_path: Path, monkeypatch: pytes
         right = sum(score == n % 2 for n, score in enumerate(scores))
         assert json.loads((tmp_path / "e.json").read_text())["results"]["ours"]["acc,none"] == pytest.approx(right / 12)
     with pytest.raises(ValueError, match="are for masked models"):
-        evaluate(str(tmp_path / "base"), masked=Masked(asked=Asked(guidance=2.0)), **steered, **options)
+        evaluate(str(tmp_path / "base"), masked=Masked(asked=Asked(guidance=2.0)), steered=steered, **options)
     with pytest.raises(ValueError, match="are for masked models"):
-        evaluate(str(tmp_path / "base"), compute=Compute(precision="bf16"), **steered, **options)
+        evaluate(str(tmp_path / "base"), compute=Compute(precision="bf16"), steered=steered, **options)
     with pytest.raises(ValueError, match="need --expert"):
-        evaluate(str(tmp_path / "base"), adapter="x", **options)
+        evaluate(str(tmp_path / "base"), steered=Steered(adapter="x"), **options)

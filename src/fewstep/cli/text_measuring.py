@@ -12,11 +12,25 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from .text import read_prompts
-from .text_options import Compute, ComputeFlags, Masked, MaskedFlags, Rule, RuleFlags, Text, TextFlags
+from .text_options import (
+    Compute,
+    ComputeFlags,
+    Masked,
+    MaskedFlags,
+    Rule,
+    RuleFlags,
+    Steered,
+    SteeredFlags,
+    Text,
+    TextFlags,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+    from ..masked.harness import HarnessLM
+    from ..steering.harness import ProxiedLM
 
 
 def settle_text(
@@ -96,12 +110,9 @@ def evaluate(
     include: Path | None = None,
     fewshot: int | None = None,
     limit: int | None = None,
-    expert: str | None = None,
-    antiexpert: str | None = None,
-    adapter: str | None = None,
-    alpha: float = 1.0,
     gen_length: int = 128,
     chat: bool = False,
+    steered: SteeredFlags = Steered(),
     masked: MaskedFlags = Masked(),
     compute: ComputeFlags = Compute(),
 ) -> None:
@@ -117,12 +128,9 @@ def evaluate(
         include: a folder of tasks of your own; the harness's own are then left out.
         fewshot: examples before each question, where the task does not fix it.
         limit: only so many questions a task.
-        expert: the small tuned model of proxy-tuning; with --adapter the small model that the adapter was trained on.
-        antiexpert: the small model before tuning.
-        adapter: a LoRA adapter, folder or hub id, instead of an antiexpert.
-        alpha: how far to steer; 0 scores the causal model alone.
         gen_length: tokens to generate where the task does not say; fewer where the model has less room.
         chat: put questions into the model's chat template.
+        steered: of a causal model that small ones steer.
         masked: of masked models alone, as are --mask-id and --precision; a causal one and those that steer it compute in
             the precision that they are saved in.
         compute: how.
@@ -136,10 +144,7 @@ def evaluate(
         from lm_eval import simple_evaluate  # type: ignore[import-not-found, unused-ignore]
         from lm_eval.tasks import TaskManager  # type: ignore[import-not-found, unused-ignore]
 
-        from ..masked.harness import HarnessLM
-        from ..masked.prompts import demand_template, token_ids
-        from ..steering.harness import ProxiedLM
-        from ..steering.load import load_trio
+        from ..masked.prompts import demand_template
     except ImportError as error:
         raise ValueError(f"evaluation needs the LM Evaluation Harness: pip install lm_eval ({error})") from error
 
@@ -151,42 +156,62 @@ def evaluate(
             f"the harness has no task {', '.join(sorted(unknown))}; name --tasks that it has, or --include yours"
         )
     lm: HarnessLM | ProxiedLM
-    facts: dict[str, Any]
-    if expert is None:
-        if antiexpert or adapter or alpha != 1:
+    if steered.expert is None:
+        if steered != Steered():
             raise ValueError("--antiexpert, --adapter and --alpha need --expert, the small model that steers")
-        tokenizer, asked = compute.tokenizer(model), masked.asked
-        rule = masked.early.around(masked.rule.made(tokenizer), answer_follows=False)
-        predictor, network = compute.open(model, replace(asked, suppress=()), tokenizer)
-        lm = HarnessLM(
-            predictor, tokenizer, rule=rule, gen_length=gen_length, steps=asked.steps, draws=masked.draws,
-            suppress=token_ids(tokenizer, asked.suppress),
-            max_length=network.max_length or 1024, batch=compute.batch, seed=compute.seed, chat=chat,
-        )  # fmt: skip
-        facts = {"rule": rule, "draws": masked.draws, **asdict(asked)}
+        lm, facts = _masked_lm(model, masked, compute, gen_length=gen_length, chat=chat)
     else:
         if (masked, compute) != (Masked(), Compute(seed=compute.seed, batch=compute.batch)):
             raise ValueError(
                 "--rule, --early and their options, --draws, --steps, --guidance, --suppress, --mask-id and --precision "
                 "are for masked models; leave them out"
             )
-        models = load_trio(model, expert, antiexpert=antiexpert, adapter=adapter, alpha=alpha)
-        lm = ProxiedLM(models.base, models.proxy, models.tokenizer, gen_length=gen_length, batch=compute.batch)
-        facts = {"expert": expert, "antiexpert": antiexpert, "adapter": adapter, "alpha": alpha}
+        lm, facts = _steered_lm(model, steered, gen_length, compute.batch), asdict(steered)
     if chat:
         demand_template(lm.tokenizer)
     seed = compute.seed
-    with receipt(out, model=model, **facts, seed=seed) as entries, _without_git():
+    facts |= {"gen_length": gen_length, "chat": chat, "seed": seed}
+    with receipt(out, model=model, **facts) as entries, _without_git():
         found = simple_evaluate(
             model=lm, tasks=list(tasks), task_manager=manager, num_fewshot=fewshot, limit=limit, apply_chat_template=chat,
             log_samples=False, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
         )  # fmt: skip
         entries["results"] = found["results"]
-        if expert is None:
-            entries["nfe_per_text"] = sum(lm.nfe) / len(lm.nfe) if lm.nfe else None
+        calls = getattr(lm, "nfe", None)
+        if calls:
+            entries["nfe_per_text"] = sum(calls) / len(calls)
     for task, scores in found["results"].items():
         numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
         print(task, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+
+
+def _masked_lm(
+    model: str, masked: Masked, compute: Compute, *, gen_length: int, chat: bool
+) -> tuple[HarnessLM, dict[str, Any]]:
+    """A masked model as the harness's, and what a receipt says of it."""
+    from ..masked.harness import HarnessLM
+    from ..masked.prompts import token_ids
+
+    tokenizer, asked = compute.tokenizer(model), masked.asked
+    rule = masked.early.around(masked.rule.made(tokenizer), answer_follows=False)
+    never = token_ids(tokenizer, asked.suppress)  # in generation only
+    predictor, network = compute.open(model, replace(asked, suppress=()), tokenizer)
+    lm = HarnessLM(
+        predictor, tokenizer, rule=rule, gen_length=gen_length, steps=asked.steps, draws=masked.draws, suppress=never,
+        max_length=network.max_length or 1024, batch=compute.batch, seed=compute.seed, chat=chat,
+    )  # fmt: skip
+    return lm, {"rule": rule, "draws": masked.draws, **asdict(asked)}
+
+
+def _steered_lm(model: str, steered: Steered, gen_length: int, batch: int) -> ProxiedLM:
+    """A causal model and those that steer it as the harness's."""
+    from ..steering.harness import ProxiedLM
+    from ..steering.load import load_trio
+
+    models = load_trio(
+        model, str(steered.expert), antiexpert=steered.antiexpert, adapter=steered.adapter, alpha=steered.alpha
+    )
+    return ProxiedLM(models.base, models.proxy, models.tokenizer, gen_length=gen_length, batch=batch)
 
 
 @contextmanager

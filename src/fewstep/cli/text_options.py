@@ -183,6 +183,20 @@ class Masked:
 
 
 @dataclass(frozen=True)
+class Steered:
+    """What steers a causal model."""
+
+    expert: str | None = None
+    """The small tuned model of proxy-tuning; with --adapter the small model that the adapter was trained on."""
+    antiexpert: str | None = None
+    """The small model before tuning."""
+    adapter: str | None = None
+    """A LoRA adapter, folder or hub id, instead of an antiexpert."""
+    alpha: float = 1.0
+    """How far to steer; 0 scores the causal model alone."""
+
+
+@dataclass(frozen=True)
 class Compute:
     """How it is computed; rows give the same text at any batch size."""
 
@@ -231,5 +245,6 @@ TextFlags = Annotated[Text, OmitArgPrefixes]
 RuleFlags = Annotated[Rule, OmitArgPrefixes]
 EarlyFlags = Annotated[Early, OmitArgPrefixes]
 ProphetFlags = Annotated[Prophet, OmitArgPrefixes]
+SteeredFlags = Annotated[Steered, OmitArgPrefixes]
 MaskedFlags = Annotated[Masked, OmitArgPrefixes]
 ComputeFlags = Annotated[Compute, OmitArgPrefixes]
