@@ -115,7 +115,7 @@ def tune(
             continue
         recipe = ect_one_hour(images) | {"segments": count, "mirror": True}
         run(
-            load(out / "teacher" / "model"), samples, folder, recipe, resume=resume and (folder / "state.pt").exists(),
+            load(out / "teacher").denoiser, samples, folder, recipe, resume=resume and (folder / "state.pt").exists(),
             title=f"S = {count}", source=data,
         )  # fmt: skip
 
@@ -135,13 +135,12 @@ def score(
     trained = on_device(EfficientNetFeatures() if features == "efficientnet" else extractor(features))
     real = load_images(data, channels=3, size=32).shuffled().pixels
     seen_by = View.of(features, trained, real), View.of("random", on_device(extractor("random")), real)
-    settings = diffusion_settings(on_device(load(out / "teacher" / "model")), calls)
+    settings = diffusion_settings(on_device(load(out / "teacher").denoiser), calls)
     for folder in sorted(out.glob("s[0-9]*"), key=lambda path: int(path.name[1:])):
-        student = on_device(load(folder / "model"))
-        settings += student_settings(student, (1, 2, 4), segments=int(folder.name[1:]), name=folder.name)
+        settings += student_settings(load(folder).to(best_device()), (1, 2, 4), name=folder.name)
     points = []
     for setting in settings:
-        points.append(dial.score(setting, range(n), (3, 32, 32), seen_by, precision=fast_precision()))
+        points.append(dial.score(setting, range(n), seen_by, precision=fast_precision()))
         print(f"{setting.name:8} {points[-1].nfe:3.0f} calls: {points[-1].frechet}", flush=True)
     (out / "scores.json").write_text(json.dumps([point.summary() for point in points], indent=2))
     plot(points, out / "quality.png")

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from fewstep.core.device import fast_precision
 from fewstep.diffusion.data import Images
-from fewstep.diffusion.denoiser import NetworkDenoiser
+from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.recipes import ect_demo, new_denoiser
 from fewstep.diffusion.tuning import tune
 
 LOOPS = ("plain", "ours, float32", "ours")
 
 
-def plain(denoiser: NetworkDenoiser, data: Images, batch: int) -> Iterator[float]:
+def plain(denoiser: Denoiser, data: Images, batch: int) -> Iterator[float]:
     """Easy Consistency Tuning with a fixed gap (q = 8), as one would write it on a page."""
     average = [p.detach().clone() for p in denoiser.parameters()]
     optimizer = torch.optim.RAdam(denoiser.parameters(), lr=1e-3, betas=(0.9, 0.99), foreach=False)
@@ -39,7 +39,7 @@ def plain(denoiser: NetworkDenoiser, data: Images, batch: int) -> Iterator[float
     while True:
         x0 = data.pixels[torch.randint(len(data), (batch,))].float() / 127.5 - 1
         eps = torch.randn_like(x0)
-        t = (0.4 + 1.7 * torch.randn(batch)).exp().clamp(max=denoiser.sigma_max)
+        t = (0.4 + 1.7 * torch.randn(batch)).exp().clamp(max=denoiser.schedule.sigma_max)
         r = (t * (1 - (1 + 8 * torch.sigmoid(-t)) / 8)).clamp(min=0)
         t4, r4 = (level.view(-1, 1, 1, 1) for level in (t, r))
         with torch.no_grad():

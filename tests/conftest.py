@@ -12,9 +12,11 @@ from accelerate.state import AcceleratorState
 
 from fewstep.cli import main
 from fewstep.diffusion.data import Images, save_images
-from fewstep.diffusion.denoiser import NetworkDenoiser
+from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.formats.folder import save
+from fewstep.diffusion.model import Model
 from fewstep.diffusion.recipes import new_denoiser
+from fewstep.diffusion.walk import Heun
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,7 @@ def _fresh() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def tiny(parametrisation: str = "vp", channels: int = 1, size: int = 8, classes: int = 0) -> NetworkDenoiser:
+def tiny(parametrisation: str = "vp", channels: int = 1, size: int = 8, classes: int = 0) -> Denoiser:
     """A stock UNet2DModel of a few thousand parameters, with random weights that are the same every time."""
     torch.manual_seed(0)
     return new_denoiser(channels, size, widths=(8, 16), parametrisation=parametrisation, classes=classes).eval()
@@ -37,12 +39,12 @@ def noise_images(n: int = 32, channels: int = 1, size: int = 8, labels: bool = F
 
 
 @pytest.fixture
-def vp() -> NetworkDenoiser:
+def vp() -> Denoiser:
     return tiny("vp")
 
 
 @pytest.fixture
-def edm() -> NetworkDenoiser:
+def edm() -> Denoiser:
     return tiny("edm")
 
 
@@ -72,7 +74,7 @@ def fewstep(monkeypatch, command: str) -> None:
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
     """A folder with a tiny teacher and data that fits it."""
-    save(tiny(size=28), tmp_path / "teacher")
+    save(Model(tiny(size=28), Heun()), tmp_path / "teacher")
     save_images(noise_images(40, size=28), tmp_path / "data.npz")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fewstep.diffusion.cond import NOTHING, Cond
 from fewstep.diffusion.noise import like
 
 
@@ -17,11 +18,14 @@ class GaussianOracle:
     mean: float = 0.3
     std: float = 0.5
 
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> Tensor:
         s = like(sigma, x)
         return self.mean + self.std**2 / (self.std**2 + s**2) * (x - self.mean)
 
-    def consistency(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def unguided(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> tuple[Tensor, Tensor]:
+        return self(x, sigma), self(x, sigma)
+
+    def consistency(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> Tensor:
         s = like(sigma, x)
         return self.mean + self.std / (self.std**2 + s**2).sqrt() * (x - self.mean)
 

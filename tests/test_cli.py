@@ -18,9 +18,10 @@ from PIL import Image
 
 from fewstep.core.seeds import generators
 from fewstep.diffusion.data import Images, Paths, save_images
-from fewstep.diffusion.formats.folder import load, segments_of
-from fewstep.diffusion.samplers import prior
+from fewstep.diffusion.formats.folder import load
+from fewstep.diffusion.prediction import v_prediction
 from fewstep.diffusion.teaching import load_made
+from fewstep.diffusion.walk import Consistency, Segments, prior
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
@@ -73,7 +74,7 @@ def test_from_training_to_export(place, monkeypatch, capsys) -> None:
     assert {"quality.png", "samples.png"} <= set(os.listdir(place / "scores"))
     card = (place / "exported" / "README.md").read_text()
     assert "run0/model" in card and "Fréchet distance" in card
-    assert load(place / "exported").prediction == "v_prediction"
+    assert load(place / "exported").denoiser.prediction is v_prediction
     assert "is verified" in capsys.readouterr().out
 
 
@@ -93,11 +94,11 @@ def test_paths_learned_by_heart(place, monkeypatch, capsys) -> None:
     assert [recipe["gap"] for recipe in recipes] == [{"name": "FullGap"}] * 2
     assert [len(recipe["noise"]["levels"]) for recipe in recipes] == [2, 2]
     assert [recipe["margin"] for recipe in recipes] == [0.0, 0.1]  # only where no call sees what an earlier one drew
-    assert [segments_of(place / name / "model") for name in ("one", "two")] == [1, 2]
+    assert [load(place / name / "model").walk for name in ("one", "two")] == [Consistency(), Segments(2)]
     learned = load_made(
         Paths, place / "two" / "paths.safetensors", count=6, segments=2, seed=0, precision=None, whole=False
     )
-    asked = prior(load(place / "teacher"), generators(range(6)), learned.shape)
+    asked = prior(load(place / "teacher").denoiser, generators(range(6)))
     assert all((learned.state(k, 0) - x).abs().max() > 1 for k in range(6) for x in asked)  # no score on what was learned
     fewstep(monkeypatch, "export two --out exported")
     assert "is verified" in capsys.readouterr().out
@@ -155,7 +156,7 @@ def test_multistep_distillation_from_paths_to_the_dial(place, monkeypatch, capsy
     assert (joined["checkpoint"], joined["teacher"], joined["recipe"]["margin"]) == ("one", "teacher", 0.0)
     assert joined["recipe"]["rate"] == {"name": "Cosine", "rate": 0.002, "warmup": 1}  # the recipe's, to another peak
     assert joined["recipe"]["weight"] == {"name": "InverseGap", "power": 0.5}
-    kept = [load(place / "joined" / name) for name in ("model", "model-0.99")]
+    kept = [load(place / "joined" / name).denoiser for name in ("model", "model-0.99")]
     assert not torch.equal(*(model.network.conv_in.weight for model in kept))
 
     fewstep(monkeypatch, "sample run --out samples --n 2")
@@ -166,7 +167,7 @@ def test_multistep_distillation_from_paths_to_the_dial(place, monkeypatch, capsy
     fewstep(monkeypatch, dial)
     scores = json.loads((place / "dial" / "measure.json").read_text())
     assert [(p["name"], p["sampler"], p["nfe"]) for p in scores["points"]] == [
-        ("teacher", "ddim", 1), ("teacher", "ddim", 3), ("run", "ddim", 2), ("one", "consistency", 1),
+        ("teacher", "DDIM", 1), ("teacher", "DDIM", 3), ("run", "Segments", 2), ("one", "Consistency", 1),
     ]  # fmt: skip
     assert scores["within"] == 0.05 and "within 5%" in scores["recommendation"]
     fewstep(monkeypatch, "export run --out exported")
@@ -183,7 +184,7 @@ def test_scratch_starts_from_new_weights(place, monkeypatch) -> None:
         monkeypatch,
         "tune teacher --data data.npz --out run --images 8 --batch 8 --rate 1e-9 --scratch --gap karras --seed 3",
     )
-    ours, theirs = (load(place / name) for name in ("run/model", "teacher"))
+    ours, theirs = (load(place / name).denoiser for name in ("run/model", "teacher"))
     assert {p.shape for p in ours.parameters()} == {p.shape for p in theirs.parameters()}
     a, b = (torch.cat([p.detach().flatten() for p in model.parameters()]) for model in (ours, theirs))
     assert (a - b).norm() > 0.5 * b.norm()

@@ -13,6 +13,8 @@ from conftest import fewstep, noise_images, tiny
 from fewstep.core.files import save_state
 from fewstep.diffusion.data import save_images
 from fewstep.diffusion.formats.folder import save
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.walk import Heun, Segments
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,10 @@ from fewstep.diffusion.formats.folder import save
         ("tune teacher --data data.npz --out run --guidance 2", "--hop euler, heun or addim"),
         ("tune teacher --data paths --out run --guidance 2", "--null-label"),
         ("tune teacher --data data.npz --out run --hop heun --guidance 2", "--null-label"),
-        ("tune teacher --data data.npz --out run --hop heun --guidance 2 --null-label 3", "conditional on classes"),
+        (
+            "tune teacher --data data.npz --out run --hop heun --guidance 2 --null-label 3",
+            "guidance needs a conditional checkpoint",
+        ),
         ("sample teacher --out s --sampler heun --middle .8", "second of two consistency steps"),
         ("tune student --data data.npz --out run --hop heun", "name its diffusion checkpoint with --teacher"),
         ("dial teacher --teacher teacher --data data.npz --out m --within much", "5% or .05"),
@@ -78,7 +83,7 @@ from fewstep.diffusion.formats.folder import save
         ("tune teacher --data data.npz --teacher student --hop euler --out run", "student is a student"),
         ("measure teacher --data data.npz --out m --n 10", "--n starts at 20, got 10"),
         ("measure teacher --data data.npz --out m --features ./nowhere", "no known extractor"),
-        ("export teacher --out e --measured missing.json", "there is no missing.json"),
+        ("export student --out e --measured missing.json", "there is no missing.json"),
         ("tune teacher --data data.npz --out run --images 8 --batch 8 --rate 1e30", "lower the learning rate"),
     ],
 )
@@ -88,11 +93,11 @@ def test_what_users_do_wrong(place, monkeypatch, capsys, arguments: str, sentenc
     (place / "full").mkdir()
     (place / "full" / "thesis.txt").write_text("years")
     if "student" in arguments:
-        save(tiny(size=28), place / "student", segments=2)
+        save(Model(tiny(size=28), Segments(2)), place / "student")
     if "tune small" in arguments:
-        save(tiny(), place / "small")
+        save(Model(tiny(), Heun()), place / "small")
     if "tune edm" in arguments:
-        save(tiny(size=28, parametrisation="edm"), place / "edm")
+        save(Model(tiny(size=28, parametrisation="edm"), Heun()), place / "edm")
     if "1e30" in arguments:
         arguments = arguments.replace("--images 8", "--images 64")
     with pytest.raises(SystemExit) as stop:

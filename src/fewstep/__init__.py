@@ -12,23 +12,25 @@ from .core.lazy import lazily
 
 if TYPE_CHECKING:
     from .core.nfe import count_nfe as count_nfe
+    from .diffusion.cond import Cond as Cond
+    from .diffusion.cond import labelled as labelled
     from .diffusion.data import Images as Images
     from .diffusion.data import load_images as load_images
-    from .diffusion.denoiser import EDM as EDM
-    from .diffusion.denoiser import VP as VP
     from .diffusion.denoiser import Denoiser as Denoiser
-    from .diffusion.denoiser import Flow as Flow
+    from .diffusion.denoiser import edm as edm
+    from .diffusion.denoiser import flow as flow
+    from .diffusion.denoiser import vp as vp
     from .diffusion.formats.exporting import export as export
-    from .diffusion.formats.folder import few_step_grid as few_step_grid
     from .diffusion.formats.folder import load as load
     from .diffusion.formats.folder import save as save
     from .diffusion.loss import consistency_loss as consistency_loss
     from .diffusion.measure.dial import score as score
-    from .diffusion.samplers import consistency as consistency
-    from .diffusion.samplers import ddim as ddim
-    from .diffusion.samplers import heun as heun
-    from .diffusion.samplers import sample as sample
+    from .diffusion.model import Model as Model
     from .diffusion.tuning import tune as tune
+    from .diffusion.walk import DDIM as DDIM
+    from .diffusion.walk import Consistency as Consistency
+    from .diffusion.walk import Heun as Heun
+    from .diffusion.walk import Segments as Segments
     from .masked import KLASS as KLASS
     from .masked import Blockwise as Blockwise
     from .masked import CommitRule as CommitRule
@@ -51,14 +53,16 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "core.nfe": ["count_nfe"],
+    "diffusion.cond": ["Cond", "labelled"],
     "diffusion.data": ["Images", "load_images"],
-    "diffusion.denoiser": ["EDM", "VP", "Denoiser", "Flow"],
+    "diffusion.denoiser": ["Denoiser", "edm", "flow", "vp"],
     "diffusion.formats.exporting": ["export"],
-    "diffusion.formats.folder": ["few_step_grid", "load", "save"],
+    "diffusion.formats.folder": ["load", "save"],
     "diffusion.loss": ["consistency_loss"],
     "diffusion.measure.dial": ["score"],
-    "diffusion.samplers": ["consistency", "ddim", "heun", "sample"],
+    "diffusion.model": ["Model"],
     "diffusion.tuning": ["tune"],
+    "diffusion.walk": ["Consistency", "DDIM", "Heun", "Segments"],
     "masked": [
         "Blockwise", "CommitRule", "EarlyCommit", "EntropyBound", "Factor", "KLASS", "MaskPredictor", "StableAndConfident",
         "Threshold", "TopK", "calibrate", "canvas_row", "decode", "load_text", "load_tokenizer", "sched",

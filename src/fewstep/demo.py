@@ -26,10 +26,12 @@ from .diffusion.measure import dial
 from .diffusion.measure.dial import Looks, Point, Setting, ratio
 from .diffusion.measure.features import View, views
 from .diffusion.measure.settings import diffusion_settings, student_settings
+from .diffusion.model import Model
 from .diffusion.optim import Cosine
 from .diffusion.recipes import ect_demo
 from .diffusion.report import plot, sheet, table
 from .diffusion.runs import run
+from .diffusion.walk import Consistency
 
 # (share of the training images, settings) of each student; the second starts from the first, docs/log.md
 STAGES: tuple[tuple[float, dict[str, Any]], ...] = (
@@ -42,30 +44,31 @@ def demo(out: Path, *, images: int, n: int, seed: int) -> None:
     """Runs it; see `fewstep demo --help`."""
     console, start = Console(), time.monotonic()
     writable(out)
-    teacher = load("bundled").to(best_device())
+    teacher = load("bundled").denoiser.to(best_device())
     precision = fast_precision()
     data = load_images("bundled", channels=1, size=28)
     seen_by = views("fashion", data.pixels[:4000])
 
     def score(settings: list[Setting]) -> list[Point]:
         points = []
-        with progress("scoring", sum(len(setting.grid) for setting in settings)) as done:
+        with progress("scoring", sum(setting.walk.steps for setting in settings)) as done:
             for setting in settings:
-                points.append(dial.score(setting, range(seed, seed + n), data.shape, seen_by, precision=precision))
-                done(len(setting.grid))
+                points.append(dial.score(setting, range(seed, seed + n), seen_by, precision=precision))
+                done(setting.walk.steps)
         console.print(table(points, Looks.of(data.pixels)))
         return points
 
+    student = Model(teacher, Consistency())  # a bad one, until it is tuned
     console.print(f"[b]1. A diffusion checkpoint needs many network calls[/b] ({best_device()}, {precision})")
-    points = score(diffusion_settings(teacher, (1, 2, 4, 8, 35)) + student_settings(teacher, (2,), name="untuned"))
+    points = score(diffusion_settings(teacher, (1, 2, 4, 8, 35)) + student_settings(student, (2,), name="untuned"))
 
     console.print("[b]2. Tuning by its own ODE: a student of two segments, and from it one of one[/b]")
-    frozen, student = copy.deepcopy(teacher).requires_grad_(False), teacher
+    frozen = copy.deepcopy(teacher).requires_grad_(False)
     for share, settings in STAGES:
         recipe = ect_demo(round(share * images)) | settings | {"hop": Heun(frozen), "seed": seed}
         folder = out / f"{recipe['segments']}-segment"
         shutil.rmtree(folder, ignore_errors=True)  # an earlier demo's
-        student = run(copy.deepcopy(student), data, folder, recipe, precision=precision, teacher="bundled").to(
+        student = run(copy.deepcopy(student.denoiser), data, folder, recipe, precision=precision, teacher="bundled").to(
             best_device()
         )
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewstep.diffusion.data import Images, Rows, load_images, save_images, to_uint8
+from fewstep.diffusion.data import Images, Rows, load_images, save_images
 from fewstep.diffusion.noise import LogNormal
+from fewstep.diffusion.space import to_uint8
 
 LEVELS = partial(LogNormal(), sigma_max=80.0)
 

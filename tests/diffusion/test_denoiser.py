@@ -8,12 +8,13 @@ from conftest import tiny
 from diffusers import DDIMScheduler, DDPMScheduler
 from oracle import GaussianOracle, OracleNetwork
 
-from fewstep.diffusion.denoiser import EDM, VP, Flow
+from fewstep.diffusion.denoiser import Denoiser, edm, flow, vp
+from fewstep.diffusion.schedule import DiscreteVP
 
 
-def vp_oracle(prediction: str) -> VP:
+def vp_oracle(prediction: str) -> Denoiser:
     scheduler = DDPMScheduler(prediction_type=prediction)
-    table = VP(torch.nn.Identity(), scheduler).ln_sigmas
+    table = DiscreteVP().ln_sigmas
 
     def to_sigma(time):
         below = time.long().clamp(max=len(table) - 2)
@@ -24,23 +25,23 @@ def vp_oracle(prediction: str) -> VP:
         "v_prediction": lambda x, x0, s: (x - x0) / s / (1 + s**2).sqrt() - x0 * s / (1 + s**2).sqrt(),
         "sample": lambda x, x0, s: x0,
     }
-    return VP(OracleNetwork(to_sigma, lambda z, s: z * (1 + s**2).sqrt(), outputs[prediction]), scheduler)
+    return vp(OracleNetwork(to_sigma, lambda z, s: z * (1 + s**2).sqrt(), outputs[prediction]), scheduler)
 
 
-def edm_oracle(time_scale: float = 250.0) -> EDM:
+def edm_oracle(time_scale: float = 250.0) -> Denoiser:
     def output(x, x0, s):
         c_skip, c_out = 0.25 / (s**2 + 0.25), s * 0.5 / (s**2 + 0.25).sqrt()
         return (x0 - c_skip * x) / c_out
 
     network = OracleNetwork(lambda time: (time / time_scale).exp(), lambda z, s: z * (s**2 + 0.25).sqrt(), output)
-    return EDM(network, time_scale=time_scale)
+    return edm(network, time_scale=time_scale)
 
 
-def flow_oracle() -> Flow:
+def flow_oracle() -> Denoiser:
     def to_sigma(time):
         return (time / 1000) / (1 - time / 1000)
 
-    return Flow(OracleNetwork(to_sigma, lambda z, s: z * (1 + s), lambda x, x0, s: (x - x0) / s - x0))
+    return flow(OracleNetwork(to_sigma, lambda z, s: z * (1 + s), lambda x, x0, s: (x - x0) / s - x0))
 
 
 ORACLES = {
@@ -68,11 +69,11 @@ def test_identity_at_zero_noise(parametrisation: str) -> None:
 
 def test_identity_at_zero_noise_for_flow() -> None:
     x = torch.randn(4, 1, 8, 8)
-    torch.testing.assert_close(Flow(tiny().network)(x, torch.zeros(4)), x, rtol=0, atol=0)
+    torch.testing.assert_close(flow(tiny().network)(x, torch.zeros(4)), x, rtol=0, atol=0)
 
 
 def test_edm_offset_moves_the_identity() -> None:
-    denoiser = EDM(tiny("edm").network, offset=0.002)
+    denoiser = edm(tiny("edm").network, offset=0.002)
     x = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(denoiser(x, torch.full((4,), 0.002)), x)
 
@@ -83,7 +84,7 @@ def test_vp_agrees_with_diffusers_scheduler(prediction: str) -> None:
     network = tiny().network
     scheduler = DDIMScheduler(prediction_type=prediction, clip_sample=False)
     scheduler.set_timesteps(1000)
-    denoiser = VP(network, DDPMScheduler(prediction_type=prediction))
+    denoiser = vp(network, DDPMScheduler(prediction_type=prediction))
     for timestep in (0, 1, 499, 999):
         z = torch.randn(2, 1, 8, 8)  # diffusers' variance-preserving state
         alpha_bar = scheduler.alphas_cumprod[timestep].double()
@@ -92,14 +93,6 @@ def test_vp_agrees_with_diffusers_scheduler(prediction: str) -> None:
             expected = scheduler.step(network(z, timestep).sample, timestep, z).pred_original_sample
             x0 = denoiser((z / alpha_bar.sqrt()).float(), sigma.float().expand(2))
         torch.testing.assert_close(x0, expected, rtol=1e-4, atol=2e-4 * float(sigma.clamp(min=1)))
-
-
-def test_time_is_a_fraction_between_timesteps() -> None:
-    denoiser = vp_oracle("epsilon")
-    between = (denoiser.ln_sigmas[[10, 11]].mean()).exp()
-    torch.testing.assert_close(denoiser.time(between[None]), torch.tensor([10.5], dtype=torch.float64))
-    grid = torch.arange(1000, dtype=torch.float64)
-    torch.testing.assert_close(denoiser.time(denoiser.ln_sigmas.exp()), grid)
 
 
 def test_learned_variance_is_dropped() -> None:
@@ -111,11 +104,11 @@ def test_learned_variance_is_dropped() -> None:
         def forward(self, x, time):
             return self.inner(x)
 
-    assert VP(Doubled(), DDPMScheduler())(torch.randn(2, 1, 4, 4), torch.ones(2)).shape == (2, 1, 4, 4)
+    assert vp(Doubled(), DDPMScheduler())(torch.randn(2, 1, 4, 4), torch.ones(2)).shape == (2, 1, 4, 4)
 
 
 def test_unknown_prediction_is_refused() -> None:
     scheduler = DDPMScheduler()
     scheduler.register_to_config(prediction_type="score")
     with pytest.raises(ValueError, match="score"):
-        VP(torch.nn.Identity(), scheduler)
+        vp(torch.nn.Identity(), scheduler)

@@ -9,6 +9,7 @@ from oracle import GaussianOracle
 from torch import Tensor
 
 from fewstep.core.nfe import count_nfe
+from fewstep.diffusion.cond import labelled
 from fewstep.diffusion.denoiser import Guided
 from fewstep.diffusion.hop import ADDIM, Euler, Heun
 from fewstep.diffusion.noise import like
@@ -74,28 +75,28 @@ def test_analytic_addim_needs_no_data() -> None:
 def test_guidance_is_linear_between_two_estimates() -> None:
     denoiser = tiny(classes=4).double()
     x, sigma, labels = torch.randn(3, 1, 8, 8).double(), torch.ones(3).double(), torch.tensor([0, 1, 2])
-    free, labelled = (denoiser(x, sigma, class_labels=of) for of in (torch.full((3,), 3), labels))
+    free, told = (denoiser(x, sigma, labelled(of)) for of in (torch.full((3,), 3), labels))
     for scale in (0.0, 1.0, 2.5):
-        guided = Guided(denoiser, scale, null_label=3)
+        guided = Guided(denoiser, scale, null=labelled(torch.tensor([3])))
         with count_nfe(guided.network) as nfe:
-            torch.testing.assert_close(guided(x, sigma, class_labels=labels), free + scale * (labelled - free))
+            torch.testing.assert_close(guided(x, sigma, labelled(labels)), free + scale * (told - free))
         assert (nfe.calls, nfe.rows) == (1, 6)
     with pytest.raises(ValueError, match="conditional"):
-        Guided(tiny(), 2.0, 0)
+        Guided(tiny(), 2.0, labelled(torch.tensor([0])))
     with pytest.raises(ValueError, match="labels 0 to 3"):
-        Guided(denoiser, 2.0, 4)
+        Guided(denoiser, 2.0, labelled(torch.tensor([4])))
 
 
 def test_guided_addim_takes_its_spread_from_the_unguided_estimate() -> None:
     denoiser = tiny(classes=4).double()
     x0, labels, t = torch.randn(2, 1, 8, 8).double(), torch.tensor([0, 1]), torch.full((2,), 2.0).double()
     x = x0 + 2 * torch.randn_like(x0)
-    guided = Guided(denoiser, 3.0, null_label=3)
-    estimate = guided(x, t, class_labels=labels)
-    x_var = 0.75 * (denoiser(x, t, class_labels=labels) - x0).square().mean((1, 2, 3))
+    guided = Guided(denoiser, 3.0, null=labelled(torch.tensor([3])))
+    estimate = guided(x, t, labelled(labels))
+    x_var = 0.75 * (denoiser(x, t, labelled(labels)) - x0).square().mean((1, 2, 3))
     eps = (x - estimate) / 2
     scale = (1 + 0.25 * x_var / eps.square().mean((1, 2, 3))).sqrt()
     with count_nfe(guided.network) as nfe:
-        got = ADDIM(guided)(x, x0, t, t / 2, class_labels=labels)
+        got = ADDIM(guided)(x, x0, t, t / 2, labelled(labels))
     torch.testing.assert_close(got, estimate + like(scale, x) * eps)
     assert nfe.rows == 4  # both estimates in one call

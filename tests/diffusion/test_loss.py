@@ -11,6 +11,7 @@ from oracle import GaussianOracle
 from torch import Tensor
 
 from fewstep.core.nfe import count_nfe
+from fewstep.diffusion.cond import Cond
 from fewstep.diffusion.hop import Euler, Heun
 from fewstep.diffusion.loss import (
     InverseGap,
@@ -92,7 +93,7 @@ def test_exact_function_has_no_loss_in_the_limit(hop, order: float, lo: float) -
     x0, eps = torch.randn(64, 4).double(), torch.randn(64, 4).double()
     t, edge = torch.full((64,), 2.0).double(), torch.full((64,), lo).double()
 
-    def exact(x: Tensor, sigma: Tensor) -> Tensor:
+    def exact(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """The x0 whose DDIM step lands where the exact ODE is at the lower edge."""
         s = like(sigma, x)
         end = oracle.mean + ((oracle.std**2 + lo**2) / (oracle.std**2 + s**2)).sqrt() * (x - oracle.mean)

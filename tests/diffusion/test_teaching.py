@@ -11,14 +11,16 @@ from diffusers import DDPMScheduler
 from oracle import GaussianOracle, OracleNetwork
 from torch import nn
 
-from fewstep.diffusion.data import Images, Paths, Rows, to_uint8
-from fewstep.diffusion.denoiser import VP, Guided
+from fewstep.diffusion.cond import labelled
+from fewstep.diffusion.data import Images, Paths, Rows
+from fewstep.diffusion.denoiser import Denoiser, Guided, vp
 from fewstep.diffusion.loss import consistency_loss, ddim
 from fewstep.diffusion.noise import FullGap, Levels
 from fewstep.diffusion.recipes import path_regression
-from fewstep.diffusion.samplers import heun, heun_grid, sample
+from fewstep.diffusion.space import to_uint8
 from fewstep.diffusion.teaching import load_made, save_made, teacher_images, teacher_paths
 from fewstep.diffusion.tuning import lower_edges, tune
+from fewstep.diffusion.walk import Heun, sample
 
 ORACLE = GaussianOracle()
 
@@ -28,7 +30,7 @@ class Config(dict):
 
 
 @pytest.fixture
-def exact() -> VP:
+def exact() -> Denoiser:
     """The exact denoiser of Gaussian data as a VP checkpoint that predicts epsilon."""
     scheduler = DDPMScheduler(clip_sample=False)
     sigmas = ((1 - scheduler.alphas_cumprod) / scheduler.alphas_cumprod).double().sqrt()
@@ -41,7 +43,7 @@ def exact() -> VP:
         to_sigma, lambda z, s: z.double() * (1 + s**2).sqrt(), lambda x, x0, s: ((x - x0) / s).to(x.dtype)
     )
     network.config = Config(sample_size=4, in_channels=1)
-    return VP(network, scheduler)
+    return vp(network, scheduler)
 
 
 @pytest.mark.parametrize("segments", [1, 3])
@@ -78,7 +80,7 @@ def test_path_regression_of_the_exact_consistency_function_has_no_loss(exact, mo
 
 def test_a_student_learns_paths_where_it_is_sampled_and_nowhere_else() -> None:
     teacher = tiny()
-    grid = teacher.grid(3)
+    grid = teacher.schedule.grid(3)
     paths = teacher_paths(teacher, 6, segments=3, levels=[7.5], steps=4)
     assert 7.5 in paths.levels.tolist()
     few = teacher_paths(teacher, 6, segments=3, levels=grid.tolist(), steps=4, whole=False)
@@ -86,7 +88,7 @@ def test_a_student_learns_paths_where_it_is_sampled_and_nowhere_else() -> None:
     every = teacher_paths(teacher, 6, segments=3, levels=grid.tolist(), steps=4)
     assert torch.equal(few.states, every.states[:, torch.isin(every.levels, few.levels)])
     assert path_regression(grid.tolist())["noise"] == Levels(tuple(grid.tolist()))
-    rows = Rows(paths, partial(Levels(tuple(grid.tolist())), sigma_max=teacher.sigma_max), seed=0)
+    rows = Rows(paths, partial(Levels(tuple(grid.tolist())), sigma_max=teacher.schedule.sigma_max), seed=0)
     t = torch.stack([rows[k][2] for k in range(60)])
     counts = [int((t == level).sum()) for level in grid.float()]
     assert sum(counts) == 60 and min(counts) >= 10
@@ -133,11 +135,14 @@ def test_a_guided_teacher_never_makes_its_null_class(monkeypatch) -> None:
     """Guided by 1 its samples are those of its labels, which skip the null class; guided by 3 they are others."""
     monkeypatch.setattr("fewstep.diffusion.teaching.fast_precision", lambda: "no")
     teacher = tiny(classes=3)
-    guided, labels = teacher_images(Guided(teacher, 1.0, 1), 4, steps=3), torch.tensor([0, 2, 0, 2])
+    guided, labels = (
+        teacher_images(Guided(teacher, 1.0, labelled(torch.tensor([1]))), 4, steps=3),
+        torch.tensor([0, 2, 0, 2]),
+    )
     assert guided.labels is not None and torch.equal(guided.labels, labels)
-    plain = sample(teacher.eval(), range(4), (1, 8, 8), heun, heun_grid(teacher, 3), class_labels=labels)
+    plain = sample(teacher.eval(), range(4), Heun(3), labelled(labels))
     assert (guided.pixels.int() - to_uint8(plain).int()).abs().max() <= 1
-    paths = teacher_paths(Guided(teacher, 3.0, 1), 4, steps=3)
+    paths = teacher_paths(Guided(teacher, 3.0, labelled(torch.tensor([1]))), 4, steps=3)
     assert paths.labels is not None and torch.equal(paths.labels, labels)
     assert (paths.states[:, -1].float() - plain).abs().max() > 0.05
 

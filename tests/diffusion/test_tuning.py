@@ -20,7 +20,9 @@ from fewstep.core.device import fast_precision
 from fewstep.core.files import load_state, save_state
 from fewstep.core.nfe import count_nfe
 from fewstep.diffusion.average import Exponential, PowerFunction
+from fewstep.diffusion.cond import labelled
 from fewstep.diffusion.data import Images, Rows
+from fewstep.diffusion.formats import schedulers
 from fewstep.diffusion.hop import Heun
 from fewstep.diffusion.loss import OutputScale, consistency_loss
 from fewstep.diffusion.noise import ECTGap, FullGap, Levels, LogNormal, like
@@ -53,7 +55,7 @@ def weights(module: torch.nn.Module) -> torch.Tensor:
 def test_equals_the_plainest_loop(vp, images) -> None:
     plain, average = copy.deepcopy(vp), weights(vp)
     steps = run(vp, images, average=Exponential(0.5), seed=3, optimizer=sgd)
-    rows, losses = Rows(images, partial(LogNormal(), sigma_max=plain.sigma_max), seed=3), []
+    rows, losses = Rows(images, partial(LogNormal(), sigma_max=plain.schedule.sigma_max), seed=3), []
     optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3, momentum=0.9)
     for step in range(6):
         x0, eps, t, _ = (torch.stack(part) for part in zip(*(rows[step * 8 + i] for i in range(8)), strict=True))
@@ -111,7 +113,7 @@ def test_levels_end_where_a_schedule_does(parametrisation: str, images) -> None:
         return t / 2
 
     run(denoiser, images, noise=LogNormal(P_mean=6.0), gap=gap)
-    assert (float(torch.cat(seen).max()) > 1.5 * denoiser.sigma_max) == (parametrisation == "edm")
+    assert (float(torch.cat(seen).max()) > 1.5 * denoiser.schedule.sigma_max) == (parametrisation == "edm")
 
 
 def test_the_default_is_the_fast_precision(images) -> None:
@@ -128,11 +130,11 @@ def test_each_row_stays_in_its_segment(segments: int, images) -> None:
     """The loss is that of rows whose lower edge is the next level of the stock DDIM grid below t, and whose r is above."""
     denoiser = tiny()
     (step,) = run(denoiser, images, images=32, batch=32, segments=segments, rate=Constant(0.0))
-    rows = Rows(images, partial(LogNormal(), sigma_max=denoiser.sigma_max), seed=0)
+    rows = Rows(images, partial(LogNormal(), sigma_max=denoiser.schedule.sigma_max), seed=0)
     x0, eps, t, _ = (torch.stack(part) for part in zip(*(rows[i] for i in range(32)), strict=True))
-    scheduler = DDIMScheduler.from_config(denoiser.scheduler.config, timestep_spacing="trailing")
+    scheduler = DDIMScheduler.from_config(schedulers.write(denoiser).config, timestep_spacing="trailing")
     scheduler.set_timesteps(segments)
-    edges = [0.0, *denoiser.ln_sigmas[scheduler.timesteps].exp().tolist()[:0:-1]]
+    edges = [0.0, *denoiser.schedule.ln_sigmas[scheduler.timesteps].exp().tolist()[:0:-1]]
     assert len(edges) == segments
     lo = torch.tensor([max(edge for edge in edges if edge < float(level)) for level in t])
     assert len(lo.unique()) == segments
@@ -294,9 +296,9 @@ def test_conditional_models_see_their_labels() -> None:
     data = noise_images(labels=True)
     denoiser = tiny(classes=3)
     (step,) = run(denoiser, data, images=8, rate=Constant(0.0))
-    rows = Rows(data, partial(LogNormal(), sigma_max=denoiser.sigma_max), seed=0)
+    rows = Rows(data, partial(LogNormal(), sigma_max=denoiser.schedule.sigma_max), seed=0)
     x0, eps, t, labels = (torch.stack(part) for part in zip(*(rows[i] for i in range(8)), strict=True))
-    loss = consistency_loss(denoiser, x0, eps, t, ECTGap(q=4, stages=2)(t, 0.0), t * 0, class_labels=labels)
+    loss = consistency_loss(denoiser, x0, eps, t, ECTGap(q=4, stages=2)(t, 0.0), t * 0, cond=labelled(labels))
     assert step.loss == pytest.approx(loss.mean().item(), rel=1e-5)
 
 

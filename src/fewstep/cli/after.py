@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..diffusion.denoiser import NetworkDenoiser
-    from ..diffusion.runs import Model
+    from ..diffusion.model import Model
 
 
 def say_next(*words: object) -> None:
@@ -21,23 +20,23 @@ def after_tuning(checkpoint: object, *, conditional: bool) -> None:
     say_next("sample", checkpoint, "--out", "samples", *(("--label", 0) if conditional else ()))
 
 
-def after_sampling(checkpoint: str, model: Model, denoiser: NetworkDenoiser) -> None:
+def after_sampling(checkpoint: str, model: Model) -> None:
     """A diffusion model is tuned; a student is measured where its data are known, else it is exported if it can be."""
     data, teacher = model.receipt.get("source"), model.receipt.get("teacher")
-    if not is_few_step(model, denoiser):
+    if not model.is_student:
         say_next("tune", checkpoint, "--data", data if _is_there(data) else "teacher", "--out", "few-step")
     elif _is_there(data):
         beside = ("--teacher", teacher) if _is_there(teacher) else ()
         say_next("measure", checkpoint, *beside, "--data", data, "--out", "scores")
-    elif not denoiser.conditional:
+    elif _exports(model):
         say_next("export", checkpoint, "--out", "few-step-model")
 
 
-def after_measuring(checkpoint: str, model: Model, denoiser: NetworkDenoiser, data: str, scores: Path) -> None:
+def after_measuring(checkpoint: str, model: Model, data: str, scores: Path) -> None:
     """A diffusion model is tuned, a student exported with its scores if it can be."""
-    if not is_few_step(model, denoiser):
+    if not model.is_student:
         say_next("tune", checkpoint, "--data", data, "--out", "few-step")
-    elif not denoiser.conditional:
+    elif _exports(model):
         say_next("export", checkpoint, "--out", "few-step-model", "--measured", scores)
 
 
@@ -50,9 +49,14 @@ def after_exporting(folder: Path, steps: int) -> None:
     print("next: " + shlex.join(["python", "-c", program]))
 
 
-def is_few_step(model: Model, denoiser: NetworkDenoiser) -> bool:
-    """Whether it is a student, or in the format of published consistency models, which carry no note of ours."""
-    return model.segments is not None or getattr(denoiser, "time_scale", None) == 250
+def _exports(model: Model) -> bool:
+    from ..diffusion.formats.pipelines import stock_pipeline
+
+    try:
+        stock_pipeline(model.denoiser, model.walk)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_there(name: object) -> bool:

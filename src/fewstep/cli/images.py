@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from .after import after_exporting, after_sampling, is_few_step
+from .after import after_exporting, after_sampling
 from .checks import at_least
+
+if TYPE_CHECKING:
+    from ..diffusion.cond import Cond
+    from ..diffusion.model import Model
+    from ..diffusion.walk import Walk
 
 SamplerName = Literal["consistency", "heun", "ddim"]
 
@@ -41,49 +47,53 @@ def sample(
         seed: of the first image; image k has seed + k and is the same at any batch size.
         batch: images at once.
     """
-    from ..core.device import on_device
+    from ..core.device import best_device
     from ..core.files import writable
     from ..core.nfe import count_nfe
     from ..core.progress import progress
     from ..core.receipt import receipt
-    from ..diffusion import samplers
-    from ..diffusion.formats.folder import few_step_grid, load
-    from ..diffusion.report import save_samples
-    from ..diffusion.runs import find_model
+    from ..diffusion import walk as walks
+    from ..diffusion.cond import NOTHING
+    from ..diffusion.formats.folder import load
 
     at_least(1, n=n, steps=steps, batch=batch)
     at_least(0, seed=seed, label=label)
     if middle is not None and (steps == 1 or sampler not in (None, "consistency")):
         raise ValueError("--middle is the second of two consistency steps; leave it out with one step or another --sampler")
     writable(out)
-    model = find_model(checkpoint)
-    denoiser, cond = on_device(load(model.source)), {}
-    segments = model.segments or 1
-    if sampler is None and segments == 1:
-        sampler = "consistency" if is_few_step(model, denoiser) else "heun"
-    sampler = sampler or "ddim"
-    if steps is None:
-        steps = 18 if sampler == "heun" else max(segments, 2)
-    if denoiser.conditional != (label is not None):
-        raise ValueError("this checkpoint " + ("needs a --label" if denoiser.conditional else "takes no --label"))
-    if middle is not None and sampler != "consistency":
-        raise ValueError(f"--middle is the second of two consistency steps; the {sampler} sampler has its own levels")
-    if label is not None:
-        import torch
-
-        cond = {"class_labels": torch.full((n,), label)}
-    if sampler == "consistency":
-        grid = few_step_grid(denoiser, steps, middle)
-    else:
-        grid = denoiser.grid(steps) if sampler == "ddim" else samplers.heun_grid(denoiser, steps)
-    with receipt(out / "receipt.json", checkpoint=checkpoint, sampler=sampler, grid=grid.tolist(), seed=seed) as entries:
-        walk = getattr(samplers, sampler)
-        with progress("sampling", n * samplers.calls_each(walk, grid)) as done, count_nfe(denoiser.network, done) as nfe:
-            x0 = samplers.sample(denoiser, range(seed, seed + n), denoiser.shape, walk, grid, batch=batch, **cond)
-        save_samples(x0, out, seed)
+    model = load(checkpoint).to(best_device())
+    walk, denoiser = _walk(model, sampler, steps, middle), model.denoiser
+    if bool(denoiser.takes) != (label is not None):
+        raise ValueError("this checkpoint " + ("needs a --label" if denoiser.takes else "takes no --label"))
+    cond = NOTHING if label is None else _one_class(label, n)
+    seeds = range(seed, seed + n)
+    levels = walk.levels(denoiser).tolist()
+    with receipt(out / "receipt.json", checkpoint=checkpoint, walk=walk, levels=levels, seed=seed) as entries:
+        with progress("sampling", n * walk.calls) as done, count_nfe(denoiser.network, done) as nfe:
+            x0 = walks.sample(denoiser, seeds, walk, cond, batch=batch)
+        denoiser.space.save(denoiser.space.decode(x0), out, [f"{k:06d}" for k in seeds])
         entries |= {"nfe_per_sample": nfe.rows / n, "network_calls": nfe.calls}
     print(f"{n} samples in {out}, {nfe.rows / n:.0f} network calls each")
-    after_sampling(checkpoint, model, denoiser)
+    after_sampling(checkpoint, model)
+
+
+def _walk(model: Model, sampler: SamplerName | None, steps: int | None, middle: float | None) -> Walk:
+    """The model's own walk, changed as the flags say."""
+    from ..diffusion.walk import DDIM, Consistency, Heun, Segments
+
+    kinds: dict[str, Callable[..., Walk]] = {"consistency": Consistency, "heun": Heun, "ddim": DDIM}
+    walk = model.walk
+    if sampler is not None and kinds[sampler] is not type(walk):
+        walk = DDIM(walk.steps) if sampler == "ddim" else kinds[sampler]()
+    if isinstance(walk, Consistency):
+        return Consistency(walk.steps if steps is None else steps, walk.middle if middle is None else middle)
+    if middle is not None:
+        raise ValueError(f"--middle is the second of two consistency steps; {walk} has its own levels")
+    if isinstance(walk, Segments):
+        if steps in (None, walk.steps):
+            return walk
+        raise ValueError(f"this student was tuned for {walk.steps} steps; leave --steps out, or take another --sampler")
+    return walk if steps is None else kinds[type(walk).__name__.lower()](steps)
 
 
 def export(
@@ -109,7 +119,7 @@ def export(
     from ..diffusion.formats.exporting import TOLERANCE, check_free
     from ..diffusion.formats.exporting import export as write
     from ..diffusion.formats.folder import load
-    from ..diffusion.runs import find_model
+    from ..diffusion.walk import Consistency
 
     at_least(1, steps=steps)
     if middle is not None and steps == 1:
@@ -130,20 +140,27 @@ def export(
         except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
             raise ValueError(f"{measured} is not what fewstep measure or dial wrote: {error!r}") from error
         card |= scores
-    model = find_model(checkpoint)
-    segments = model.segments or 1
-    if middle is not None and segments > 1:
+    model = load(checkpoint)
+    if not model.is_student:
+        raise ValueError(f"{checkpoint} is a diffusion model; tune it first, then export the few-step generator")
+    walk = Consistency(steps, middle) if isinstance(model.walk, Consistency) else None
+    if middle is not None and walk is None:
         raise ValueError("--middle is the second of two consistency steps; this student has levels of its own")
     shown = ("teacher", "source", "recipe_name", "recipe", "versions")
     card |= {name: model.receipt.get(name) for name in shown if model.receipt}
-    denoiser = load(model.source)
-    if not is_few_step(model, denoiser):
-        raise ValueError(f"{checkpoint} is a diffusion model; tune it first, then export the few-step generator")
-    largest = write(denoiser, out, steps=steps, segments=segments, middle=middle, card=card)
+    largest = write(model, out, walk=walk, card=card)
     print(
         f"{out} is verified: its images differ from ours by at most {largest:.1e} of 255 grey levels (allowed {TOLERANCE})"
     )
-    after_exporting(out, steps if segments == 1 else segments)
+    after_exporting(out, (walk or model.walk).steps)
+
+
+def _one_class(label: int, n: int) -> Cond:
+    import torch
+
+    from ..diffusion.cond import labelled
+
+    return labelled(torch.full((n,), label))
 
 
 def demo(*, out: Path = Path("demo"), images: int = 15_000, n: int = 1000, seed: int = 0) -> None:

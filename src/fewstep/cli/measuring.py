@@ -12,10 +12,9 @@ from .after import after_measuring, say_next
 from .checks import at_least, positive
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from ..diffusion.cond import Cond
     from ..diffusion.data import Images
-    from ..diffusion.denoiser import NetworkDenoiser
+    from ..diffusion.denoiser import Denoiser
     from ..diffusion.measure.dial import Setting
 
 
@@ -51,22 +50,20 @@ def measure(
         batch: samples at once.
         precision: no (float32) or bf16.
     """
-    from ..core.device import on_device
+    from ..core.device import best_device
     from ..diffusion.formats.folder import load
     from ..diffusion.measure.settings import diffusion_settings, student_settings
-    from ..diffusion.runs import find_model
 
     _check_scores(out, n=n, seed=seed, steps=steps, teacher_calls=teacher_calls, batch=batch)
-    model = find_model(checkpoint)
-    student = on_device(load(model.source))
-    settings = student_settings(student, steps, segments=model.segments or 1, middle=middle)
+    student = load(checkpoint).to(best_device())
+    settings = student_settings(student, steps, middle=middle)
     if teacher:
         settings = diffusion_settings(_diffusion(teacher), teacher_calls) + settings
     _score(
         settings, data, out, n=n, features=features, seed=seed, batch=batch, precision=precision,
         checkpoint=checkpoint, teacher=teacher,
     )  # fmt: skip
-    after_measuring(checkpoint, model, student, data, out / "measure.json")
+    after_measuring(checkpoint, student, data, out / "measure.json")
 
 
 def dial(
@@ -101,10 +98,9 @@ def dial(
         batch: samples at once.
         precision: no (float32) or bf16.
     """
-    from ..core.device import on_device
+    from ..core.device import best_device
     from ..diffusion.formats.folder import load
     from ..diffusion.measure.settings import diffusion_settings, student_settings
-    from ..diffusion.runs import find_model
 
     try:
         tolerance = float(within.removesuffix("%")) / (100 if within.endswith("%") else 1)
@@ -118,8 +114,7 @@ def dial(
     _check_scores(out, n=n, seed=seed, steps=steps, teacher_calls=teacher_calls, batch=batch)
     settings = diffusion_settings(_diffusion(teacher), teacher_calls)
     for run, name in zip(runs, names, strict=True):
-        model = find_model(run)
-        settings += student_settings(on_device(load(model.source)), steps, segments=model.segments or 1, name=name)
+        settings += student_settings(load(run).to(best_device()), steps, name=name)
     _score(
         settings, data, out, n=n, features=features, seed=seed, batch=batch, precision=precision, within=tolerance,
         runs=runs, teacher=teacher,
@@ -160,6 +155,7 @@ def settle(
     from ..core.files import writable
     from ..core.nfe import count_nfe
     from ..core.receipt import receipt
+    from ..diffusion.cond import labelled
     from ..diffusion.measure import settling
     from ..diffusion.measure.features import extractor
     from ..diffusion.report import plot_settling
@@ -171,14 +167,14 @@ def settle(
     writable(out)
     denoiser = _diffusion(checkpoint)
     _scorable(denoiser)
-    if denoiser.conditional != (label is not None):
-        raise ValueError("this checkpoint " + ("needs a --label" if denoiser.conditional else "takes no --label"))
-    cond = {} if label is None else {"class_labels": torch.full((n,), label)}
+    if bool(denoiser.takes) != (label is not None):
+        raise ValueError("this checkpoint " + ("needs a --label" if denoiser.takes else "takes no --label"))
+    cond = labelled(None if label is None else torch.full((n,), label))
     with receipt(out / "settle.json", checkpoint=checkpoint, features=features, seed=seed, n=n) as entries:
         with count_nfe(denoiser.network) as nfe:
             result = settling.settle(
-                denoiser, range(seed, seed + n), denoiser.shape, on_device(extractor(features)), steps=steps,
-                within=within, batch=batch, precision=precision, **cond,
+                denoiser, range(seed, seed + n), on_device(extractor(features)), steps=steps, within=within, batch=batch,
+                precision=precision, cond=cond,
             )  # fmt: skip
         entries |= {"within": within, "sigmas": result.sigmas.tolist(), "nfe_per_sample": nfe.rows / n,
                     "quantiles": {str(q): result.curve(q).tolist() for q in settling.QUANTILES},
@@ -202,16 +198,15 @@ def _check_scores(
     writable(out)
 
 
-def _diffusion(checkpoint: str) -> NetworkDenoiser:
+def _diffusion(checkpoint: str) -> Denoiser:
     """The diffusion model of a run or any other checkpoint, on the best device."""
     from ..core.device import on_device
     from ..diffusion.formats.folder import load
-    from ..diffusion.runs import find_model
 
-    model = find_model(checkpoint)
-    if model.segments is not None:
+    model = load(checkpoint)
+    if model.is_student:
         raise ValueError(f"{checkpoint} is a student, no diffusion model any more; name the one that it was tuned from")
-    return on_device(load(model.source))
+    return on_device(model.denoiser)
 
 
 def _names(runs: tuple[str, ...]) -> list[str]:
@@ -224,9 +219,11 @@ def _names(runs: tuple[str, ...]) -> list[str]:
     raise ValueError(f"the same run is named twice among {', '.join(runs)}")
 
 
-def _scorable(denoiser: NetworkDenoiser) -> None:
-    if denoiser.shape[0] not in (1, 3):
-        raise ValueError(f"this model makes latents of {denoiser.shape[0]} channels; only images can be scored")
+def _scorable(denoiser: Denoiser) -> None:
+    from ..diffusion.space import Pixels
+
+    if not isinstance(denoiser.space, Pixels):
+        raise ValueError(f"this model makes {denoiser.space}; only images can be scored")
 
 
 def _score(
@@ -245,9 +242,9 @@ def _score(
 
     for setting in settings:
         _scorable(setting.denoiser)
-        if setting.denoiser.shape != settings[0].denoiser.shape:
+        if setting.denoiser.space != settings[0].denoiser.space:
             raise ValueError(f"{setting.name} makes images of another shape than {settings[0].name}")
-    channels, size, _ = shape = settings[0].denoiser.shape
+    channels, size, _ = settings[0].denoiser.space.shape
     images = load_images(data, channels=channels, size=size).shuffled()
     if images.pixels.dtype != torch.uint8:
         raise ValueError(f"{data} holds latents; only images can be compared with")
@@ -255,9 +252,7 @@ def _score(
     with receipt(out / "measure.json", features=features, seed=seed, precision=precision, **facts) as entries:
         for setting in settings:
             cond = _labels(setting.denoiser, images, data, n)
-            points.append(
-                dial.score(setting, range(seed, seed + n), shape, seen_by, batch=batch, precision=precision, **cond)
-            )
+            points.append(dial.score(setting, range(seed, seed + n), seen_by, batch=batch, precision=precision, cond=cond))
             logging.getLogger(__name__).info("%s: Fréchet distance %s", setting.name, points[-1].frechet[features])
         entries |= {"points": [point.summary() for point in points], "real": real._asdict()}
         teachers = [point for point in points if point.name == "teacher"]
@@ -278,11 +273,13 @@ def _score(
     print(f"table, plot and pictures: {out / 'measure.json'}, {out / 'quality.png'}, {out / 'samples.png'}")
 
 
-def _labels(denoiser: NetworkDenoiser, images: Images, data: str, n: int) -> dict[str, Tensor]:
+def _labels(denoiser: Denoiser, images: Images, data: str, n: int) -> Cond:
     import torch
 
-    if not denoiser.conditional:
-        return {}
+    from ..diffusion.cond import NOTHING, labelled
+
+    if not denoiser.takes:
+        return NOTHING
     if images.labels is None:
         raise ValueError(f"this model is conditional on classes, but {data} has no labels to draw them from")
-    return {"class_labels": images.labels[torch.arange(n) % len(images)]}
+    return labelled(images.labels[torch.arange(n) % len(images)])

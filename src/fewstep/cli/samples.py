@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..diffusion.data import Images, Paths
-    from ..diffusion.denoiser import NetworkDenoiser
+    from ..diffusion.denoiser import Denoiser
     from ..diffusion.teaching import Made
 
 
 def training_data(
-    student: NetworkDenoiser,
+    student: Denoiser,
     data: str,
     out: Path,
     *,
-    teacher: NetworkDenoiser,
+    teacher: Denoiser,
     count: int,
     seed: int,
     precision: str | None,
@@ -29,7 +29,7 @@ def training_data(
     from ..diffusion.teaching import teacher_images
 
     if data != "teacher":
-        channels, height, width = student.shape
+        channels, height, width = student.space.shape
         if height != width:
             raise ValueError(
                 f"this model takes {height}x{width} pixels, and data sets are read as squares; use --data teacher"
@@ -41,7 +41,7 @@ def training_data(
 
 
 def paths_of(
-    teacher: NetworkDenoiser, out: Path, count: int, *, segments: int, seed: int, precision: str | None, whole: bool
+    teacher: Denoiser, out: Path, count: int, *, segments: int, seed: int, precision: str | None, whole: bool
 ) -> Paths:
     """The teacher's paths, or their states at the student's levels, made once and kept in the run's folder."""
     from ..diffusion.data import Paths
@@ -55,12 +55,12 @@ def paths_of(
     return _made_once(Paths, out / "paths.safetensors", teacher, make, facts)
 
 
-def visited(denoiser: NetworkDenoiser, segments: int) -> list[float]:
+def visited(denoiser: Denoiser, segments: int) -> list[float]:
     """The noise levels where a student is sampled: one of one segment in one call or two, one of several in as many."""
-    from ..diffusion.formats.folder import few_step_grid
+    from ..diffusion.walk import Consistency, Segments
 
-    grid = few_step_grid(denoiser, 2) if segments == 1 else denoiser.grid(segments)
-    levels: list[float] = grid.tolist()
+    walk = Consistency() if segments == 1 else Segments(segments)
+    levels: list[float] = walk.levels(denoiser).tolist()
     return levels
 
 
@@ -73,7 +73,7 @@ def made_for(out: Path) -> dict[str, list[int]]:
 
 
 def _made_once(
-    kind: type[Made], file: Path, teacher: NetworkDenoiser, make: Callable[[NetworkDenoiser], Made], facts: dict[str, Any]
+    kind: type[Made], file: Path, teacher: Denoiser, make: Callable[[Denoiser], Made], facts: dict[str, Any]
 ) -> Made:  # fmt: skip
     """What the teacher makes: read from the run's folder, or made and kept there by the first process."""
     import torch
@@ -86,7 +86,7 @@ def _made_once(
     from ..diffusion.teaching import load_made, save_made
 
     if isinstance(teacher, Guided):
-        facts = facts | {"guidance": teacher.scale, "null_label": teacher.null_label}
+        facts = facts | {"guidance": teacher.scale, "null_label": int(teacher.null.rows["class_labels"])}
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         if not file.exists():
             logging.getLogger(__name__).info("the teacher makes %d %s", facts["count"], kind.__name__.lower())

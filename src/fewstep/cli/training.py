@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -16,12 +15,11 @@ from .checks import at_least, positive
 if TYPE_CHECKING:
     from ..diffusion.average import Average
     from ..diffusion.data import Images, Paths
-    from ..diffusion.denoiser import NetworkDenoiser
+    from ..diffusion.denoiser import Denoiser
     from ..diffusion.loss import Hop, Weight
+    from ..diffusion.model import Model
     from ..diffusion.noise import Gap
     from ..diffusion.optim import Constant, Cosine, Dropout, InverseSqrt, LearningRate
-    from ..diffusion.runs import Model
-
 Recipe = Literal["ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"]
 HopName = Literal["data", "euler", "heun", "addim", "addim-analytic"]
 GapName = Literal["ect", "cosine", "karras", "full"]
@@ -189,7 +187,7 @@ def tune(
     from ..diffusion.formats.folder import load
     from ..diffusion.loss import OutputScale, PseudoHuber
     from ..diffusion.recipes import RECIPES, path_regression
-    from ..diffusion.runs import find_model, run
+    from ..diffusion.runs import run
     from .samples import made_for, paths_of, training_data, visited
 
     at_least(1, images=images, batch=batch, accumulate=accumulate, segments=segments)
@@ -217,21 +215,20 @@ def tune(
     settings |= {"segments": segments, "seed": seed, "mirror": mirror, "workers": workers, "compile": compile}
     _check_batch(settings["batch"], accumulate)
     _check_place(out, resume)
-    start, taught_by = find_model(checkpoint), find_model(teacher or checkpoint)
-    if taught and taught_by.segments is not None:
+    start, taught_by = load(checkpoint), load(teacher or checkpoint)
+    if taught and taught_by.is_student:
         raise ValueError(
             f"{teacher or checkpoint} is a student, no diffusion model any more; "
             "name its diffusion checkpoint with --teacher"
         )
     _no_margin_to_unlearn(start, checkpoint, segments)
-    denoiser = load(start.source)
-    diffusion = copy.deepcopy(denoiser) if teacher is None else load(taught_by.source)
+    denoiser, diffusion = start.denoiser, taught_by.denoiser
     if taught:
         _same_kind(denoiser, diffusion, segments, along_paths=data == "paths" or midtrain > 0)
     diffusion = _teacher(diffusion, guidance, null_label)
     settings["hop"] = _hop(hop, diffusion)
     if weight == "output":
-        settings["weight"] = OutputScale(denoiser.sigma_data)
+        settings["weight"] = OutputScale(denoiser.schedule.sigma_data)
     samples: Images | Paths
     if data == "paths":
         samples = paths_of(diffusion, out, paths, segments=segments, seed=seed, precision=precision, whole=False)
@@ -241,7 +238,7 @@ def tune(
             denoiser, data, out, teacher=diffusion, count=teacher_images, seed=seed, precision=precision
         )
     # None for latents, which have no limits, nor where a call sees what an earlier one drew: diffusion, one segment.
-    limits = denoiser.shape[0] in (1, 3) and segments > 1 and gap != "full"
+    limits = denoiser.space.limits is not None and segments > 1 and gap != "full"
     settings.setdefault("margin", 0.1 if limits else 0.0)
     if scratch:
         denoiser = _renewed(denoiser, seed)
@@ -261,7 +258,7 @@ def tune(
         midtrain=midtrain, scratch=scratch, guidance=guidance, null_label=null_label,
     )  # fmt: skip
     print(f"the few-step generator is in {out / 'model'}")
-    after_tuning(out, conditional=denoiser.conditional)
+    after_tuning(out, conditional=bool(denoiser.takes))
 
 
 def _check_place(out: Path, resume: bool) -> None:
@@ -300,11 +297,16 @@ def _no_margin_to_unlearn(start: Model, checkpoint: str, segments: int) -> None:
         )
 
 
-def _teacher(diffusion: NetworkDenoiser, guidance: float | None, null_label: int | None) -> NetworkDenoiser:
+def _teacher(diffusion: Denoiser, guidance: float | None, null_label: int | None) -> Denoiser:
     """The diffusion model, guided if the flags say so."""
+    import torch
+
+    from ..diffusion.cond import labelled
     from ..diffusion.denoiser import Guided
 
-    return diffusion if guidance is None or null_label is None else Guided(diffusion, guidance, null_label)
+    if guidance is None or null_label is None:
+        return diffusion
+    return Guided(diffusion, guidance, labelled(torch.tensor([null_label])))
 
 
 def _margin(margin: float | None, segments: int) -> float | None:
@@ -377,7 +379,7 @@ def _weight(kind: WeightName | None, power: float | None) -> Weight | None:
     return None if kind is None and power is None else InverseGap(1.0 if power is None else power)
 
 
-def _hop(name: HopName, diffusion: NetworkDenoiser) -> Hop:
+def _hop(name: HopName, diffusion: Denoiser) -> Hop:
     """The hop called `name`, with the frozen diffusion model as its teacher."""
     from ..diffusion.hop import ADDIM, Euler, Heun
     from ..diffusion.loss import from_data
@@ -392,7 +394,7 @@ def _hop(name: HopName, diffusion: NetworkDenoiser) -> Hop:
     return hops[name]
 
 
-def _renewed(denoiser: NetworkDenoiser, seed: int) -> NetworkDenoiser:
+def _renewed(denoiser: Denoiser, seed: int) -> Denoiser:
     """The same parametrisation around a network with new random weights."""
     import torch
 
@@ -401,18 +403,18 @@ def _renewed(denoiser: NetworkDenoiser, seed: int) -> NetworkDenoiser:
     return denoiser
 
 
-def _same_kind(student: NetworkDenoiser, teacher: NetworkDenoiser, segments: int, *, along_paths: bool) -> None:
+def _same_kind(student: Denoiser, teacher: Denoiser, segments: int, *, along_paths: bool) -> None:
     """Raises ValueError where `teacher` cannot teach `student`."""
-    if student.shape != teacher.shape:
-        ours, theirs = ("x".join(map(str, model.shape)) for model in (student, teacher))
+    if student.space != teacher.space:
+        ours, theirs = ("x".join(map(str, model.space.shape)) for model in (student, teacher))
         raise ValueError(f"the teacher makes samples of {theirs}, the checkpoint of {ours}; name the teacher it came from")
-    if along_paths and not student.grid(segments).equal(teacher.grid(segments)):
+    if along_paths and not student.schedule.grid(segments).equal(teacher.schedule.grid(segments)):
         raise ValueError("the teacher's noise levels are not those of the checkpoint, so its paths lead nowhere here")
 
 
 def _midtrained(
-    denoiser: NetworkDenoiser, paths: Paths, out: Path, images: int, shared: dict[str, Any], *, resume: bool, **options: Any
-) -> NetworkDenoiser:  # fmt: skip
+    denoiser: Denoiser, paths: Paths, out: Path, images: int, shared: dict[str, Any], *, resume: bool, **options: Any
+) -> Denoiser:  # fmt: skip
     """Path regression as a first stage, in a run of its own."""
     from ..core.files import load_state
     from ..diffusion.recipes import ect_demo, path_regression
@@ -426,4 +428,4 @@ def _midtrained(
     return run(
         denoiser, paths, out, recipe, resume=resume, changing=_given(max_grad_norm=shared["max_grad_norm"]),
         title="midtrain", remedy="a --clip", source="teacher", **options,
-    )  # fmt: skip
+    ).denoiser  # fmt: skip

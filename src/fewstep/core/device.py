@@ -49,3 +49,8 @@ def default_accelerator(precision: str | None = None, accumulate: int = 1) -> Ac
     if precision is None and not is_initialized():
         precision = fast_precision()
     return Accelerator(cpu=best_device().type == "cpu", mixed_precision=precision, gradient_accumulation_steps=accumulate)
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in float64, or in float32 where the device has nothing wider, as Apple's GPU."""
+    return x.float() if x.device.type == "mps" else x.double()

@@ -60,7 +60,7 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
     file = inside(folder, "config.json") or folder / "config.json"
     content: dict[str, Any] = _cleaned(read_json(file, f"give a {what}"), file)
     if not isinstance(content.get("model_type"), str):
-        raise ValueError(f"{file} does not say its model_type; give a {what}")  # noqa: TRY004
+        raise ValueError(f"{file} does not say its model_type; give a {what}")
     return content
 
 

@@ -1,272 +1,210 @@
-"""Denoisers: a checkpoint of any parametrisation as f(x, sigma, **cond) -> x0_hat.
+"""The denoiser: a checkpoint of any parametrisation as f(x, sigma, cond) -> x0_hat.
 
-Everything is variance exploding: x = x0 + sigma·eps with eps ~ N(0, I). Every denoiser here has f(x, 0) = x, so
-each one already is a (bad) consistency function: nothing is added to a network before tuning it.
+Everything is variance exploding: x = x0 + sigma·eps with eps ~ N(0, I). Whatever its network predicts, a denoiser has
+f(x, 0) = x, so each one already is a (bad) consistency function: nothing is added to a network before tuning it.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .noise import karras, like
+from .cond import NOTHING, Classes, Cond
+from .noise import like
+from .prediction import Preconditioned, Prediction, clean, epsilon, v_prediction, velocity
+from .schedule import DiscreteVP, Karras, Rectified, Schedule
+from .space import Latents, Pixels, Space
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
-
-class Denoiser(Protocol):
-    """Estimates the clean sample: f(x, sigma, **cond) -> x0_hat.
-
-    x has shape (B, *), sigma (B,) in units of the data, cond tensors of B rows; the result has the shape of x.
-    """
-
-    def __call__(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor: ...
+Denoise = Callable[[Tensor, Tensor, Cond], Tensor]  # (x (B, *), sigma (B,), cond) -> x0_hat (B, *): all that a loss needs
+TIMES = ("timestep", "timesteps", "t")  # what diffusers' networks call their time
 
 
-class NetworkDenoiser(nn.Module):
-    """A denoiser made of a diffusers-style network: EDM, VP and Flow below.
-
-    Attributes:
-        network: called as network(input, time, **cond); returns a tensor or an object with `.sample`.
-        sigma_min, sigma_max: the noise levels between which sampling goes.
-        highest: the highest noise level that the network has a time for; infinite unless its schedule ends.
-        prior_std: standard deviation of the state there.
-        sigma_data: the data's standard deviation as the parametrisation assumes it.
-    """
-
-    network: nn.Module
-    sigma_min: float = 0.002
-    sigma_max: float
-    highest: float = math.inf
-    prior_std: float
-    sigma_data: float
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """What a diffusers network says of itself; empty for other modules."""
-        config: Mapping[str, Any] = getattr(self.network, "config", {})
-        return config
-
-    @property
-    def conditional(self) -> bool:
-        """Whether the network takes `class_labels`."""
-        return self.classes > 0
-
-    @property
-    def classes(self) -> int:
-        """How many classes a diffusers network knows; 0 if it is unconditional."""
-        return next((self.config[key] for key in ("num_class_embeds", "num_embeds_ada_norm") if self.config.get(key)), 0)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """The (channels, height, width) that a diffusers network says it was made for."""
-        size = self.config.get("sample_size")
-        if size is None:
-            raise ValueError("the network's config.json does not say its sample_size; write the side of its images there")
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.config["in_channels"], height, width
-
-    @property
-    def known_labels(self) -> int:
-        """Labels run from 0 to one less; a DiT has one more than it has classes, for "no class"."""
-        return self.classes + ("num_embeds_ada_norm" in self.config)
-
-    def check_labels(self, labels: Tensor) -> None:
-        """Raises ValueError where the network has no embedding for one of `labels` (B,)."""
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= self.known_labels:
-            raise ValueError(
-                f"this checkpoint knows the labels 0 to {self.known_labels - 1}, not {low if low < 0 else high}"
-            )
-
-    def grid(self, steps: int) -> Tensor:
-        """`steps` noise levels from sigma_max down, without a final 0, evenly spaced in the schedule's own time; float64.
-
-        Diffusion sampling walks them, and they are the upper edges of a multistep consistency model's segments.
-        """
-        raise NotImplementedError
-
-    def predict(self, inputs: Tensor, time: Tensor, **cond: Tensor) -> Tensor:
-        """The network's raw output, in the dtype of `inputs`; a learned variance is dropped."""
-        dtype = next(self.network.parameters()).dtype
-        output = self.network(inputs.to(dtype), time.to(dtype), **cond)
-        output = output if isinstance(output, Tensor) else output.sample
-        return output[:, : inputs.shape[1]].to(inputs.dtype)
-
-
-class EDM(NetworkDenoiser):
-    """x0_hat = c_skip·x + c_out·F(c_in·x, time_scale·ln sigma).
-
-    c_skip = sd²/((σ−δ)² + sd²), c_out = (σ−δ)·sd/√(σ² + sd²), c_in = 1/√(σ² + sd²).
+class Denoiser(nn.Module):
+    """A network and what it means: schedule, prediction and space. f(x, sigma, cond) -> x0_hat.
 
     Args:
-        network: F.
-        sigma_data: sd.
-        sigma_max: largest noise level.
-        offset: δ, where f is the identity: 0 for diffusion checkpoints, sigma_min for published consistency models.
-        time_scale: .25 is the paper's time, 250 is what diffusers' consistency scheduler gives the network.
+        network: its first parameter is the sample; the one called timestep, timesteps or t (else the second) is the time;
+            the rest are conditions. Returns a tensor or an object with `.sample`.
+        schedule: how its input is scaled and what it is told as time.
+        prediction: what its output says about x0.
+        space: what a sample is; read from a diffusers network's configuration if left out.
+        takes: the conditions that it needs, by their names; read from the configuration as well.
 
-    Reference: Karras et al. 2022, Elucidating the Design Space, table 1; Song et al. 2023, Consistency Models, app. C.
+    Raises:
+        ValueError: a prediction that the schedule leaves without an answer.
     """
 
     def __init__(
         self,
         network: nn.Module,
+        schedule: Schedule,
+        prediction: Prediction,
         *,
-        sigma_data: float = 0.5,
-        sigma_max: float = 80.0,
-        offset: float = 0.0,
-        time_scale: float = 250.0,
+        space: Space | None = None,
+        takes: Mapping[str, Classes] | None = None,
     ) -> None:
         super().__init__()
+        if prediction is epsilon and getattr(schedule, "ends_in_pure_noise", False):
+            raise ValueError(
+                "this checkpoint predicts the noise, but its schedule ends in pure noise (rescale_betas_zero_snr), where "
+                "the noise says nothing about the sample; such a schedule needs v_prediction"
+            )
         self.network = network
-        self.sigma_data = sigma_data
-        self.sigma_max = self.prior_std = sigma_max
-        self.offset = offset
-        self.time_scale = time_scale
+        self.schedule = schedule
+        self.prediction = prediction
+        self.takes = takes_of(network) if takes is None else takes
+        self._space = space
+        self._time = _time_name(network)
 
-    def grid(self, steps: int) -> Tensor:
-        """Karras' levels without the last: at few steps a call near 0 would be wasted."""
-        return karras(steps + 1, self.sigma_min, self.sigma_max)[:-1]
+    @property
+    def space(self) -> Space:
+        """What a sample is."""
+        if self._space is None:
+            self._space = space_of(self.network)
+        return self._space
 
-    def forward(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def identity(self) -> float:
+        """The noise level where f(x, sigma) = x."""
+        return float(getattr(self.prediction, "offset", 0.0))
+
+    def unguided(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> tuple[Tensor, Tensor]:
+        """The estimate and the one it would be without guidance: the same here."""
+        x0 = self(x, sigma, cond)
+        return x0, x0
+
+    def check(self, cond: Cond) -> None:
+        """Raises ValueError where a condition is missing, surplus, or one that the network cannot know."""
+        missing, surplus = self.takes.keys() - cond.rows.keys(), cond.rows.keys() - self.takes.keys()
+        if missing:
+            raise ValueError(f"this checkpoint is conditional and needs {', '.join(sorted(missing))}; give one a sample")
+        if surplus:
+            raise ValueError(f"this checkpoint takes no {', '.join(sorted(surplus))}; leave it out")
+        for name, kind in self.takes.items():
+            kind.check(cond.rows[name])
+
+    def predict(self, inputs: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """The network's raw output, in the dtype of `inputs`; a learned variance is dropped."""
+        dtype = next(self.network.parameters()).dtype
+        output = self.network(inputs.to(dtype), **{self._time: time.to(dtype)}, **cond.arguments(dtype))
+        output = output if isinstance(output, Tensor) else output.sample
+        return output[:, : inputs.shape[1]].to(inputs.dtype)
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> Tensor:
         s = like(sigma, x)
-        variance = s**2 + self.sigma_data**2
-        c_skip = self.sigma_data**2 / ((s - self.offset) ** 2 + self.sigma_data**2)
-        c_out = (s - self.offset) * self.sigma_data / variance.sqrt()
-        time = self.time_scale * sigma.clamp(min=1e-8).log()  # finite at sigma = 0, where c_out removes it
-        return c_skip * x + c_out * self.predict(x / variance.sqrt(), time, **cond)
+        output = self.predict(self.schedule.scale(s) * x, self.schedule.time(sigma), cond)
+        return self.prediction(x, output, s)
 
 
-class VP(NetworkDenoiser):
-    """A variance-preserving checkpoint (DDPM and kin). With α = 1/√(1 + σ²) the network sees α·x and its timestep.
-
-    epsilon: x0_hat = x − σ·eps_hat. v_prediction: x0_hat = α²·x − α·σ·v_hat. sample: x0_hat is the output.
+class Guided(Denoiser):
+    """Classifier-free guidance around a conditional denoiser: f = f_null + scale·(f_cond − f_null); scale 1 is none.
 
     Args:
-        network: the network.
-        scheduler: a diffusers scheduler with `alphas_cumprod` and `config.prediction_type`, such as DDPMScheduler. Noise
-            level √((1−ᾱ)/ᾱ) belongs to each timestep; sigma between them gets an interpolated (fractional) timestep,
-            linear in ln sigma. prediction_type `sample` breaks f(x, 0) = x: it can be sampled, not tuned.
-
-    Reference: Ho et al. 2020, DDPM, eq. 4; Salimans and Ho 2022, Progressive Distillation, app. D.
-    """
-
-    ln_sigmas: Tensor
-
-    def __init__(self, network: nn.Module, scheduler: DDPMScheduler) -> None:
-        super().__init__()
-        self.network = network
-        self.scheduler = scheduler
-        self.prediction = scheduler.config.prediction_type
-        if self.prediction not in ("epsilon", "v_prediction", "sample"):
-            raise ValueError(f"a network that predicts {self.prediction!r} is unknown; epsilon, v_prediction or sample")
-        alphas = scheduler.alphas_cumprod.double().clamp(min=1e-8)  # zero terminal SNR would be infinitely far away
-        self.register_buffer("ln_sigmas", ((1 - alphas) / alphas).log() / 2, persistent=False)
-        self.sigma_data = 1.0
-        self.sigma_min = max(0.002, float(self.ln_sigmas[0].exp()))
-        self.sigma_max = self.highest = float(self.ln_sigmas[-1].exp())
-        self.prior_std = (1 + self.sigma_max**2) ** 0.5
-
-    def time(self, sigma: Tensor) -> Tensor:
-        """The fractional timestep of noise level sigma, (B,) -> (B,), float64 within [0, T − 1]."""
-        ln_sigma = sigma.double().clamp(min=1e-8).log()
-        above = torch.searchsorted(self.ln_sigmas, ln_sigma).clamp(1, len(self.ln_sigmas) - 1)
-        lo, hi = self.ln_sigmas[above - 1], self.ln_sigmas[above]
-        share = ((ln_sigma - lo) / (hi - lo)).clamp(0, 1)
-        return above - 1 + share
-
-    def grid(self, steps: int) -> Tensor:
-        """Trailing timesteps round(T·(1 − i/n)) − 1, as diffusers' DDIMScheduler spaces them."""
-        total = len(self.ln_sigmas)
-        if steps > total:
-            raise ValueError(f"this schedule has {total} timesteps, too few for {steps} steps")
-        timesteps = (total - torch.arange(steps, dtype=torch.float64) * total / steps).round().long() - 1
-        return self.ln_sigmas.cpu()[timesteps].exp()
-
-    def forward(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
-        s = like(sigma, x)
-        alpha = (1 + s**2).rsqrt()
-        output = self.predict(alpha * x, self.time(sigma), **cond)
-        if self.prediction == "epsilon":
-            return x - s * output
-        if self.prediction == "v_prediction":
-            return alpha**2 * x - alpha * s * output
-        return output
-
-
-class Flow(NetworkDenoiser):
-    """A flow-matching checkpoint: z = (1 − u)·x0 + u·eps with u = σ/(1 + σ); x0_hat = z − u·v_hat.
-
-    Args:
-        network: predicts v = eps − x0 from (z, time_scale·u).
-        sigma_max: where sampling starts; u = 1 itself is infinitely far away in these coordinates.
-        time_scale: 1000 for diffusers' flow schedulers.
-
-    Reference: Lipman et al. 2023, Flow Matching; Liu et al. 2023, Rectified Flow.
-    """
-
-    def __init__(self, network: nn.Module, *, sigma_max: float = 500.0, time_scale: float = 1000.0) -> None:
-        super().__init__()
-        self.network = network
-        self.sigma_data = 1.0
-        self.sigma_max = sigma_max
-        self.prior_std = (1 + sigma_max**2) ** 0.5
-        self.time_scale = time_scale
-
-    def grid(self, steps: int) -> Tensor:
-        """Evenly spaced in u."""
-        u = self.sigma_max / (1 + self.sigma_max) * (1 - torch.arange(steps, dtype=torch.float64) / steps)
-        return u / (1 - u)
-
-    def forward(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
-        s = like(sigma, x)
-        z, u = x / (1 + s), sigma / (1 + sigma)
-        return z - like(u, x) * self.predict(z, self.time_scale * u, **cond)
-
-
-class Guided(NetworkDenoiser):
-    """Classifier-free guidance around a conditional denoiser: f = f_null + scale·(f_label − f_null); scale 1 is none.
-
-    Args:
-        denoiser: takes `class_labels`.
+        denoiser: takes conditions.
         scale: strength.
-        null_label: the class that stands for "no class"; a DiT's is its number of classes.
+        null: the condition that stands for none, one row.
 
     Reference: Ho and Salimans 2022, Classifier-Free Diffusion Guidance.
     """
 
-    def __init__(self, denoiser: NetworkDenoiser, scale: float, null_label: int) -> None:
-        super().__init__()
-        if not denoiser.conditional:
-            raise ValueError("guidance needs a checkpoint that is conditional on classes; leave it out for this one")
+    def __init__(self, denoiser: Denoiser, scale: float, null: Cond) -> None:
+        if not denoiser.takes:
+            raise ValueError("guidance needs a conditional checkpoint; leave it out for this one")
         if not math.isfinite(scale):
             raise ValueError(f"the scale of guidance must be a number, got {scale}")
-        known = denoiser.known_labels
-        if not 0 <= null_label < known:
-            raise ValueError(f"this checkpoint knows the labels 0 to {known - 1}; {null_label} cannot be its null label")
+        denoiser.check(null)
+        super().__init__(
+            denoiser.network, denoiser.schedule, denoiser.prediction, space=denoiser._space, takes=denoiser.takes
+        )
         self.denoiser = denoiser
-        self.network = denoiser.network
         self.scale = scale
-        self.null_label = null_label
-        self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
-        self.prior_std, self.sigma_data = denoiser.prior_std, denoiser.sigma_data
+        self.null = null
 
-    def grid(self, steps: int) -> Tensor:
-        """That of the denoiser within."""
-        return self.denoiser.grid(steps)
+    def unguided(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> tuple[Tensor, Tensor]:
+        """The guided estimate and the conditional one it guides, from one network call."""
+        both = Cond.stack(cond, self.null.to(x.device).expand(len(x)))
+        conditional, free = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+        return free + self.scale * (conditional - free), conditional
 
-    def both(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> tuple[Tensor, Tensor]:
-        """The guided estimate and the one it guides, f_label, from one network call."""
-        labels = cond["class_labels"]
-        classes = torch.cat([labels, torch.full_like(labels, self.null_label)])
-        labelled, free = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), class_labels=classes).chunk(2)
-        return free + self.scale * (labelled - free), labelled
+    def forward(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> Tensor:
+        return self.unguided(x, sigma, cond)[0]
 
-    def forward(self, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
-        return self.both(x, sigma, **cond)[0]
+
+def edm(network: nn.Module, *, offset: float = 0.0, **settings: float) -> Denoiser:
+    """An EDM checkpoint; `settings` are those of `Karras`, `offset` is that of `Preconditioned`."""
+    schedule = Karras(**settings)
+    return Denoiser(network, schedule, Preconditioned(schedule.sigma_data, offset))
+
+
+def vp(network: nn.Module, scheduler: DDPMScheduler) -> Denoiser:
+    """A variance-preserving checkpoint, as a diffusers scheduler such as DDPMScheduler describes it.
+
+    Raises:
+        ValueError: the scheduler's prediction_type is unknown, or its noise levels do not rise.
+    """
+    config = dict(scheduler.config)
+    kinds = {"epsilon": epsilon, "v_prediction": v_prediction, "sample": clean}
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in kinds:
+        raise ValueError(f"a network that predicts {kind!r} is unknown; {', '.join(kinds)} are known")
+    return Denoiser(network, discrete_vp(config), kinds[kind])
+
+
+def discrete_vp(config: Mapping[str, Any]) -> DiscreteVP:
+    """The schedule in the configuration of a diffusers scheduler."""
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr")
+    known = {name: config[name] for name in names if config.get(name) is not None}
+    betas = config.get("trained_betas")
+    return DiscreteVP(**known, trained_betas=None if betas is None else tuple(map(float, betas)))
+
+
+def flow(network: nn.Module, **settings: float) -> Denoiser:
+    """A flow-matching checkpoint that predicts eps − x0; `settings` are those of `Rectified`."""
+    return Denoiser(network, Rectified(**settings), velocity)
+
+
+def config_of(network: nn.Module) -> Mapping[str, Any]:
+    """What a diffusers network says of itself; empty for other modules."""
+    config: Mapping[str, Any] = getattr(network, "config", {})
+    return config
+
+
+def takes_of(network: nn.Module) -> dict[str, Classes]:
+    """The conditions that a diffusers network needs, as far as its configuration says."""
+    config = config_of(network)
+    if config.get("num_embeds_ada_norm"):
+        return {"class_labels": Classes(config["num_embeds_ada_norm"], null=config["num_embeds_ada_norm"])}
+    return {"class_labels": Classes(config["num_class_embeds"])} if config.get("num_class_embeds") else {}
+
+
+def space_of(network: nn.Module) -> Space:
+    """Pixels for one or three channels, else latents, of the size that a diffusers network was made for.
+
+    Raises:
+        ValueError: its configuration does not say the size.
+    """
+    config = config_of(network)
+    size = config.get("sample_size")
+    if size is None or "in_channels" not in config:
+        raise ValueError("the network's config.json does not say its sample_size; write the side of its images there")
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (int(config["in_channels"]), int(height), int(width))
+    return Pixels(shape) if shape[0] in (1, 3) else Latents(shape)
+
+
+def _time_name(network: nn.Module) -> str:
+    names = list(inspect.signature(network.forward).parameters)
+    return next((name for name in TIMES if name in names[1:]), names[1] if len(names) > 1 else "")

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, Guided
+from .cond import NOTHING, Cond
+from .denoiser import Denoise, Denoiser
 from .loss import ddim
 from .noise import like
 
@@ -19,10 +20,10 @@ class Euler:
     Reference: Song et al. 2023, Consistency Models, on consistency distillation.
     """
 
-    teacher: Denoiser = field(repr=False)
+    teacher: Denoise = field(repr=False)
 
-    def __call__(self, x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, **cond: Tensor) -> Tensor:
-        return ddim(x_t, self.teacher(x_t, t, **cond), t, r)
+    def __call__(self, x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, cond: Cond = NOTHING) -> Tensor:
+        return ddim(x_t, self.teacher(x_t, t, cond), t, r)
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Heun:
     Reference: Karras et al. 2022, Elucidating the Design Space, alg. 1.
     """
 
-    teacher: Denoiser = field(repr=False)
+    teacher: Denoise = field(repr=False)
 
-    def __call__(self, x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, **cond: Tensor) -> Tensor:
-        slope = (x_t - self.teacher(x_t, t, **cond)) / like(t, x_t)
+    def __call__(self, x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, cond: Cond = NOTHING) -> Tensor:
+        slope = (x_t - self.teacher(x_t, t, cond)) / like(t, x_t)
         euler = x_t + like(r - t, x_t) * slope
         above = torch.where(r > 0, r, t)  # rows at 0 are thrown away; t keeps them finite
-        end_slope = (euler - self.teacher(euler, above, **cond)) / like(above, x_t)
+        end_slope = (euler - self.teacher(euler, above, cond)) / like(above, x_t)
         return torch.where(like(r > 0, x_t), x_t + like(r - t, x_t) * (slope + end_slope) / 2, euler)
 
 
@@ -56,11 +57,8 @@ class ADDIM:
     eta: float = 0.75
     analytic: bool = False
 
-    def __call__(self, x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, **cond: Tensor) -> Tensor:
-        if isinstance(self.teacher, Guided):
-            estimate, unguided = self.teacher.both(x_t, t, **cond)
-        else:
-            estimate = unguided = self.teacher(x_t, t, **cond)
+    def __call__(self, x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, cond: Cond = NOTHING) -> Tensor:
+        estimate, unguided = self.teacher.unguided(x_t, t, cond)
         x_var = 0.1 / (2 + t**-2) if self.analytic else self.eta * (unguided - x0).flatten(1).square().mean(1)
         eps = (x_t - estimate) / like(t, x_t)
         z_var = (1 - r / t) ** 2 * x_var

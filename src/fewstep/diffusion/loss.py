@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser
+from .cond import NOTHING, Cond
+from .denoiser import Denoise
 from .noise import like
 
 Distance = Callable[[Tensor], Tensor]  # difference (B, *) -> (B,)
@@ -18,12 +19,12 @@ Weight = Callable[[Tensor, Tensor], Tensor]  # (t, r) -> (B,)
 
 
 class Hop(Protocol):
-    """Takes x_t from noise level t down to r on the same path: (x_t, x0, t, r, **cond) -> x_r, of x_t's shape."""
+    """Takes x_t from noise level t down to r on the same path: (x_t, x0, t, r, cond) -> x_r, of x_t's shape."""
 
-    def __call__(self, x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, **cond: Tensor) -> Tensor: ...
+    def __call__(self, x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, cond: Cond = NOTHING) -> Tensor: ...
 
 
-def from_data(x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, **cond: Tensor) -> Tensor:
+def from_data(x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, cond: Cond = NOTHING) -> Tensor:
     """The hop of consistency training: along the line to the clean sample, x_r = x0 + r·eps."""
     return ddim(x_t, x0, t, r)
 
@@ -116,7 +117,7 @@ def beyond_limits(x0: Tensor, margin: float) -> Tensor:
 
 
 def consistency_loss(
-    student: Denoiser,
+    student: Denoise,
     x0: Tensor,
     eps: Tensor,
     t: Tensor,
@@ -127,7 +128,7 @@ def consistency_loss(
     distance: Distance = PseudoHuber(),
     weight: Weight = InverseGap(),
     margin: float = 0.0,
-    **cond: Tensor,
+    cond: Cond = NOTHING,
 ) -> Tensor:
     """w(t, r)·ρ(f(x_t, t) − f*), f* = inv_ddim(ddim(x_r, f(x_r, r), r → lo), x_t) without gradient.
 
@@ -144,7 +145,7 @@ def consistency_loss(
         distance: ρ, of the difference, (B, *) -> (B,).
         weight: w.
         margin: moves targets at the limits of a picture's values this far `beyond_limits`, in the lowest segment.
-        cond: passed to the student, B rows each.
+        cond: passed to the student and the hop, B rows.
 
     Returns:
         The loss per sample, shape (B,).
@@ -155,16 +156,16 @@ def consistency_loss(
     # One dropout mask for both passes: seeding again replays it on whichever device the student is.
     dropout_seed = int(torch.randint(2**63 - 1, ()))
     torch.manual_seed(dropout_seed)
-    prediction = student(x_t, t, **cond)
+    prediction = student(x_t, t, cond)
     with torch.no_grad():
         reached, x_t = torch.maximum(r, lo), x_t.double()  # just above an edge float32 would lose the target
-        x_r = hop(x_t, x0.double(), t.double(), reached.double(), **cond)
+        x_r = hop(x_t, x0.double(), t.double(), reached.double(), cond)
         x_lo = x_r  # at the edge the path itself is the target, and no network call is needed
         inside = reached > lo
         if inside.any():
             above = torch.where(inside, reached, t)  # rows at the edge are thrown away; t keeps them finite
             torch.manual_seed(dropout_seed)
-            f_r = student(x_r.to(x0.dtype), above, **cond).double()
+            f_r = student(x_r.to(x0.dtype), above, cond).double()
             x_lo = torch.where(like(inside, x0), ddim(x_r, f_r, above, lo), x_r)
         target = inv_ddim(x_lo, x_t, t, lo).to(x0.dtype)
         if margin:

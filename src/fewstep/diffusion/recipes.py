@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .average import Exponential, PowerFunction
-from .denoiser import EDM, VP, NetworkDenoiser
+from .denoiser import Denoiser, edm, vp
 from .loss import InverseGap, MeanSquare, OutputScale, PseudoHuber
 from .noise import ECTGap, FullGap, Levels, LogNormal
 from .optim import Adam, Constant, Cosine, Dropout, InverseSqrt, RAdam
@@ -107,7 +107,7 @@ def diffusion(images: int, *, batch: int = 64, rate: float = 1e-3) -> dict[str, 
 
 def new_denoiser(
     channels: int, size: int, *, widths: tuple[int, ...] = (32, 48, 96), parametrisation: str = "vp", classes: int = 0
-) -> NetworkDenoiser:
+) -> Denoiser:
     """An untrained stock UNet2DModel with attention at its lowest resolution, small enough for a CPU by default.
 
     Args:
@@ -137,8 +137,8 @@ def new_denoiser(
         num_class_embeds=classes or None,
     )
     if parametrisation == "edm":
-        return EDM(network)
+        return edm(network)
     scheduler = DDPMScheduler(
         beta_schedule="scaled_linear", beta_start=1e-4, beta_end=0.027, prediction_type="v_prediction", clip_sample=False
     )
-    return VP(network, scheduler)
+    return vp(network, scheduler)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, ScalarFormatter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from torch import Tensor
 
 from ..core.files import atomic_file
-from .data import to_uint8
 from .measure.dial import Looks, Point
 from .measure.settling import QUANTILES, Settling
 
@@ -91,24 +88,3 @@ def sheet(points: Sequence[Point], path: Path, *, columns: int = 16) -> None:
         axes.spines[:].set_visible(False)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
-
-
-def save_samples(x0: Tensor, out: Path, first_seed: int) -> None:
-    """Writes x0 (N, C, H, W) as PNGs named by seed and `sheet.png` of all; latents (not 1 or 3 channels) as samples.npz."""
-    from PIL import Image
-
-    out.mkdir(parents=True, exist_ok=True)
-    if x0.shape[1] not in (1, 3):
-        with atomic_file(out / "samples.npz") as file:
-            np.savez(file, latents=x0.numpy())
-        return
-    images = to_uint8(x0).permute(0, 2, 3, 1).squeeze(-1).numpy()  # (N, H, W) or (N, H, W, 3)
-    side = int(np.ceil(len(images) ** 0.5))
-    height, width = images.shape[1:3]
-    whole = np.zeros((-(-len(images) // side) * height, side * width, *images.shape[3:]), np.uint8)
-    for index, image in enumerate(images):
-        top, left = index // side * height, index % side * width
-        whole[top : top + height, left : left + width] = image
-    for name, picture in [*((f"{first_seed + k:06d}.png", image) for k, image in enumerate(images)), ("sheet.png", whole)]:
-        with atomic_file(out / name) as file:
-            Image.fromarray(picture).save(file, format="PNG")

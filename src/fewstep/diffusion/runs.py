@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,11 +21,12 @@ from ..core.nfe import count_nfe
 from ..core.receipt import check_same, plain, receipt
 from ..core.source import read_json
 from .data import Images, Paths
-from .denoiser import NetworkDenoiser
-from .formats.folder import segments_of
+from .denoiser import Denoiser, config_of
+from .model import Model
 from .noise import FullGap
 from .saving import Saver, write_all
 from .tuning import Step, averages_in, tune
+from .walk import Consistency, Heun, Segments, Walk
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,7 +37,7 @@ Calls = Mapping[str, Sequence[int]]  # of each network: its calls, and the rows 
 
 
 def run(
-    denoiser: NetworkDenoiser,
+    denoiser: Denoiser,
     data: Images | Paths,
     out: Path,
     recipe: dict[str, Any],
@@ -50,7 +51,7 @@ def run(
     remedy: str = "a lower --rate or a --clip",
     made: Calls | None = None,
     **facts: Any,
-) -> NetworkDenoiser:
+) -> Model:
     """Tunes `denoiser`; leaves in `out` the averaged model (`model/`), `state.pt` to resume from and `receipt.json`.
 
     If the recipe has several averages, the first makes `model/` and each other one `model-DECAY/`. Ctrl-C and SIGTERM save
@@ -71,7 +72,7 @@ def run(
         facts: for the receipt, and what must be the same when the run is resumed.
 
     Returns:
-        The averaged model.
+        The averaged model, as it is to be sampled.
 
     Raises:
         ValueError: there is another run in `out`, or the one to resume began otherwise.
@@ -84,14 +85,16 @@ def run(
     if recipe["batch"] < 1:
         raise ValueError(f"a step takes at least one sample, got batch = {recipe['batch']}")
     recipe = recipe | {"images": -(-recipe["images"] // recipe["batch"]) * recipe["batch"]}
-    facts |= {"denoiser": type(denoiser).__name__, "network": _said(denoiser.config)}
+    facts |= {"schedule": denoiser.schedule, "prediction": denoiser.prediction}
+    facts |= {"network": _said(config_of(denoiser.network))}
+    walk = _walk(recipe, data)
     accelerator = default_accelerator(precision, accumulate)
     main, folders = accelerator.is_main_process, [out / name for name in _names(recipe.get("average"))]
     with alone_in(out) if main else nullcontext(), interrupts() as interrupt:
         state, changes = _begun(out, recipe, facts, resume=resume, changing=changing)
         if state and _complete(out, folders, state["step"] * recipe["batch"], recipe["images"]):
             logger.info("the run in %s has seen all its images; ask for more with --images to go on", out)
-            return averages_in(state, denoiser)[0]
+            return Model(averages_in(state, denoiser)[0], walk)
         kept = {"recipe": json.dumps(plain(recipe)), "facts": json.dumps(plain(facts)), "changes": json.dumps(changes)}
         facts |= {
             "recipe": recipe,
@@ -114,11 +117,9 @@ def run(
             if last:
                 state = save_if_due.whole(last)
             assert state is not None  # from this run, or from the one before
-            models = last.emas if last else averages_in(state, denoiser)
+            models = [Model(average, walk) for average in (last.emas if last else averages_in(state, denoiser))]
             if main:
-                diffusion = isinstance(recipe["gap"], FullGap) and isinstance(data, Images)
-                segments = None if diffusion else recipe.get("segments", 1)
-                write_all(out / "state.pt", state, dict(zip(folders, models, strict=True)), segments)
+                write_all(out / "state.pt", state, dict(zip(folders, models, strict=True)))
             entries.update(_result(state, recipe["batch"], made or {}))
     if interrupt.by:
         raise Interrupted(f"stopped when all was done: the model is in {folders[0]}", interrupt.by)
@@ -165,7 +166,7 @@ def _complete(out: Path, folders: Sequence[Path], seen: int, images: int) -> boo
 
 @contextmanager
 def _counted(
-    denoiser: NetworkDenoiser, hop: object, accelerator: Accelerator, state: dict[str, Any] | None
+    denoiser: Denoiser, hop: object, accelerator: Accelerator, state: dict[str, Any] | None
 ) -> Iterator[Callable[[], dict[str, Any]]]:
     """Yields a function that says what the run has cost since it began, over all processes: `calls` and `seconds`."""
     teacher = getattr(getattr(hop, "teacher", None), "network", None)
@@ -237,6 +238,14 @@ def _result(state: dict[str, Any], batch: int, made: Calls) -> dict[str, Any]:
     }
 
 
+def _walk(recipe: dict[str, Any], data: Images | Paths) -> Walk:
+    """How the result is sampled."""
+    if isinstance(recipe["gap"], FullGap) and isinstance(data, Images):
+        return Heun()
+    segments = recipe.get("segments", 1)
+    return Segments(segments) if segments > 1 else Consistency()
+
+
 def _said(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a network's config says of the network itself, not of the library that wrote it."""
     return {name: value for name, value in config.items() if not name.startswith("_")}
@@ -246,31 +255,3 @@ def _names(average: Any) -> list[str]:
     """Folders of the averages: `model`, and `model-` with the decay or the width of each other one."""
     others = average[1:] if isinstance(average, Sequence) else ()
     return ["model", *(f"model-{dataclasses.astuple(other)[0]}" for other in others)]
-
-
-class Model(NamedTuple):
-    """A checkpoint.
-
-    Attributes:
-        source: its folder or hub id, for `load`.
-        segments: that it was tuned with; None for a diffusion model.
-        receipt: of the run that made it, {} if that does not lie beside it.
-    """
-
-    source: str
-    segments: int | None
-    receipt: dict[str, Any]
-
-
-def find_model(checkpoint: str) -> Model:
-    """The model of a run's folder, or of any other checkpoint."""
-    folder = Path(checkpoint)
-    if (folder / "model" / "model_index.json").exists():
-        folder, checkpoint = folder / "model", str(folder / "model")
-    file = folder.parent / "receipt.json"
-    receipt = (
-        json.loads(file.read_text())
-        if (folder.name == "model" or folder.name.startswith("model-")) and file.exists()
-        else {}
-    )
-    return Model(checkpoint, segments_of(checkpoint), receipt)

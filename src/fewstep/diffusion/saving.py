@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.files import save_state
 from ..core.interrupts import Interrupt, Interrupted, agreed
-from .denoiser import NetworkDenoiser
 from .formats.folder import save
+from .model import Model
 from .tuning import Step
 
 if TYPE_CHECKING:
@@ -74,14 +74,14 @@ class Saver:
             logger.warning("%s could not be written (%s): make room, it is tried again", self.file, error.strerror)
 
 
-def write_all(file: Path, state: dict[str, Any], models: Mapping[Path, NetworkDenoiser], segments: int | None) -> None:
+def write_all(file: Path, state: dict[str, Any], models: Mapping[Path, Model]) -> None:
     """Writes the state, from which the rest could be had again, and then the models; none waits for another's success.
 
     Raises:
         OSError: a sentence that says what could not be written, what is there and how to go on.
     """
     writes = {file: partial(save_state, file, state)}
-    writes |= {folder: partial(save, model, folder, segments=segments) for folder, model in models.items()}
+    writes |= {folder: partial(save, model, folder) for folder, model in models.items()}
     failed = {}
     for path, write in writes.items():
         try:

@@ -16,17 +16,19 @@ from ..core.files import atomic_file
 from ..core.nfe import count_nfe
 from ..core.progress import progress
 from ..core.seeds import generators
-from .data import Images, Paths, to_uint8
-from .denoiser import Guided, NetworkDenoiser
+from .cond import labelled
+from .data import Images, Paths
+from .denoiser import Denoiser, Guided
 from .noise import like
-from .samplers import calls_each, heun, heun_grid, heun_path, prior, sample
+from .samplers import heun_path
 from .tuning import lower_edges
+from .walk import Heun, prior, sample
 
 Made = TypeVar("Made", Images, Paths)
 
 
 def teacher_images(
-    teacher: NetworkDenoiser, count: int, *, seed: int = 0, steps: int = 18, precision: str | None = None
+    teacher: Denoiser, count: int, *, seed: int = 0, steps: int = 18, precision: str | None = None
 ) -> Images:
     """Samples of the teacher as a data set, its classes in turn if it has any.
 
@@ -38,19 +40,18 @@ def teacher_images(
         precision: "no" (float32) or "bf16" in the network; None takes bfloat16 where the hardware computes it.
 
     Returns:
-        uint8 images for 1 or 3 channels, else float32 latents.
+        What the teacher's space decodes: uint8 pictures, float32 latents.
     """
     _at_least_one(count)
     labels, seeds = _labels(teacher, count), range(seed, seed + count)
-    cond: dict[str, Any] = {} if labels is None else {"class_labels": labels}
-    grid = heun_grid(teacher, steps)
-    with _telling(teacher, count * calls_each(heun, grid)), _autocast(teacher, precision):
-        x0 = sample(teacher.eval(), seeds, teacher.shape, heun, grid, **cond)
-    return Images(to_uint8(x0) if teacher.shape[0] in (1, 3) else x0, labels)
+    walk = Heun(steps)
+    with _telling(teacher, count * walk.calls), _autocast(teacher, precision):
+        x0 = sample(teacher.eval(), seeds, walk, labelled(labels))
+    return Images(teacher.space.decode(x0), labels)
 
 
 def teacher_paths(
-    teacher: NetworkDenoiser,
+    teacher: Denoiser,
     count: int,
     *,
     segments: int = 1,
@@ -77,16 +78,16 @@ def teacher_paths(
     _at_least_one(count)
     edges = lower_edges(teacher, segments)
     asked = torch.cat([edges, torch.tensor(list(levels))])
-    stops = torch.cat([heun_grid(teacher, steps).float(), asked]).unique().flip(0)  # the last is 0, the lowest edge
+    stops = torch.cat([Heun(steps).levels(teacher).float(), asked]).unique().flip(0)  # the last is 0, the lowest edge
     grid, kept = stops[:-1], torch.isin(stops, asked) | whole
     labels, done = _labels(teacher, count), []
-    with _telling(teacher, count * calls_each(heun, grid)):
+    with _telling(teacher, count * (2 * len(grid) - 1)):
         for start in range(0, count, batch):
             rngs = generators(range(seed + start, seed + min(start + batch, count)))
-            x = prior(teacher, rngs, teacher.shape)
-            cond = {} if labels is None else {"class_labels": labels[start : start + batch].to(x.device)}
+            x = prior(teacher, rngs)
+            cond = labelled(None if labels is None else labels[start : start + batch].to(x.device))
             with _autocast(teacher, precision):
-                states = [x, *(state for state, _ in heun_path(teacher.eval(), x, grid.to(x), **cond))]
+                states = [x, *(state for state, _ in heun_path(teacher.eval(), x, grid.to(x), cond))]
             points = [_scaled(state, level) for state, level, keep in zip(states, stops, kept, strict=True) if keep]
             done.append(torch.stack(points, 1))
     return Paths(torch.cat(done), stops[kept], edges, labels)
@@ -136,11 +137,11 @@ def _scaled(x: Tensor, sigma: Tensor) -> Tensor:
     return (x * like(1 + sigma.double() ** 2, x).rsqrt().to(x)).half().cpu()
 
 
-def _labels(teacher: NetworkDenoiser, count: int) -> Tensor | None:
-    if not teacher.conditional:
+def _labels(teacher: Denoiser, count: int) -> Tensor | None:
+    if not teacher.takes:
         return None
-    null = teacher.null_label if isinstance(teacher, Guided) else None  # no class that anyone would ask for
-    classes = torch.tensor([label for label in range(teacher.classes) if label != null])
+    null = int(teacher.null.rows["class_labels"]) if isinstance(teacher, Guided) else None  # nobody would ask for it
+    classes = torch.tensor([label for label in range(teacher.takes["class_labels"].count) if label != null])
     return classes[torch.arange(count) % len(classes)]
 
 
@@ -150,7 +151,7 @@ def _at_least_one(count: int) -> None:
 
 
 @contextmanager
-def _telling(teacher: NetworkDenoiser, calls: int) -> Iterator[None]:
+def _telling(teacher: Denoiser, calls: int) -> Iterator[None]:
     """Says how far the teacher is with its network calls; guidance makes two of each."""
     with (
         progress("the teacher", calls * (2 if isinstance(teacher, Guided) else 1)) as done,
@@ -159,6 +160,6 @@ def _telling(teacher: NetworkDenoiser, calls: int) -> Iterator[None]:
         yield
 
 
-def _autocast(teacher: NetworkDenoiser, precision: str | None) -> torch.autocast:
+def _autocast(teacher: Denoiser, precision: str | None) -> torch.autocast:
     bf16 = (precision or fast_precision()) == "bf16"
-    return torch.autocast(next(teacher.parameters()).device.type, torch.bfloat16, bf16)
+    return torch.autocast(teacher.device.type, torch.bfloat16, bf16)

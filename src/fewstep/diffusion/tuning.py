@@ -17,11 +17,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from ..core.device import default_accelerator
 from ..core.seeds import derive
 from .average import Average, Exponential, MovingAverage
+from .cond import NOTHING, labelled
 from .data import Images, Paths, Rows
-from .denoiser import NetworkDenoiser
+from .denoiser import Denoiser
 from .loss import Distance, Hop, InverseGap, PseudoHuber, Weight, consistency_loss, from_data
 from .noise import ECTGap, FullGap, Gap, LogNormal, Noise
 from .optim import Constant, Dropout, LearningRate, OptimizerFactory, RAdam
+from .prediction import clean
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -45,17 +47,17 @@ class Step:
     loss: float
     gap: float
     rate: float
-    student: NetworkDenoiser
-    averaged: tuple[MovingAverage[NetworkDenoiser], ...]
+    student: Denoiser
+    averaged: tuple[MovingAverage[Denoiser], ...]
     optimizer: torch.optim.Optimizer
 
     @property
-    def emas(self) -> list[NetworkDenoiser]:
+    def emas(self) -> list[Denoiser]:
         """The moving averages of the student, in evaluation mode, in the order of `average`."""
         return [averaged.model.eval() for averaged in self.averaged]
 
     @property
-    def ema(self) -> NetworkDenoiser:
+    def ema(self) -> Denoiser:
         """The first moving average, the one to keep."""
         return self.emas[0]
 
@@ -73,7 +75,7 @@ class Step:
 
 
 def tune(
-    denoiser: NetworkDenoiser,
+    denoiser: Denoiser,
     data: Images | Paths,
     *,
     images: int,
@@ -105,8 +107,8 @@ def tune(
             path regression with `gap=FullGap()`.
         images: how many samples to see in all, rounded up to whole batches.
         batch: samples a step over all processes and accumulated micro-batches.
-        segments: network calls that the result is to be sampled with, at the levels of `denoiser.grid`: 1 is a consistency
-            function; several are walked with DDIM.
+        segments: network calls that the result is to be sampled with, at the levels of the schedule's grid: 1 is a
+            consistency function; several are walked with DDIM.
         noise: distribution of t.
         gap: chooses r below t; gets the progress as an argument.
         hop, distance, weight, margin: knobs of `consistency_loss`; a hop's teacher should be frozen and in evaluation mode.
@@ -162,7 +164,7 @@ def tune(
     forward = torch.compile(student) if compile else student
 
     edges = lower_edges(denoiser, segments).to(device)
-    levels = partial(noise, sigma_max=denoiser.highest)
+    levels = partial(noise, sigma_max=denoiser.schedule.highest)
     batches = Rows(data, levels, seed=seed, mirror=mirror).batches(
         first * batch, steps * batch, micro, rank=rank, world=world, workers=workers
     )
@@ -176,10 +178,10 @@ def tune(
             torch.manual_seed(derive(seed, 2, step, part, rank))  # for dropout; all else is in the row
             t, lo = row.t, edges[torch.searchsorted(edges, row.t) - 1]
             r = gap(t, progress)
-            cond = {"class_labels": row.labels} if denoiser.conditional and row.labels is not None else {}
+            cond = labelled(row.labels) if denoiser.takes else NOTHING
             with accelerator.accumulate(student), accelerator.autocast(), _attention(device):
                 loss = consistency_loss(
-                    forward, row.x0, row.eps, t, r, lo, hop=hop, distance=distance, weight=weight, margin=margin, **cond
+                    forward, row.x0, row.eps, t, r, lo, hop=hop, distance=distance, weight=weight, margin=margin, cond=cond
                 ).mean()
                 accelerator.backward(loss)
             losses.append(loss.detach())
@@ -197,7 +199,7 @@ def tune(
     accelerator.unwrap_model(student, keep_fp32_wrapper=False)
 
 
-def averages_in(state: dict[str, Any], denoiser: NetworkDenoiser) -> list[NetworkDenoiser]:
+def averages_in(state: dict[str, Any], denoiser: Denoiser) -> list[Denoiser]:
     """The `Step.emas` of a saved `Step.state()`; `denoiser` becomes its student."""
     denoiser.load_state_dict(state["student"])
     averaged = [MovingAverage(denoiser, Exponential()) for _ in state["emas"]]
@@ -206,11 +208,11 @@ def averages_in(state: dict[str, Any], denoiser: NetworkDenoiser) -> list[Networ
     return [each.model.eval() for each in averaged]
 
 
-def lower_edges(denoiser: NetworkDenoiser, segments: int) -> Tensor:
-    """Where each segment ends, rising from 0, (segments,) float32: the levels of `denoiser.grid` but the first."""
+def lower_edges(denoiser: Denoiser, segments: int) -> Tensor:
+    """Where each segment ends, rising from 0, (segments,) float32: the levels of the schedule's grid but the first."""
     if segments < 1:
         raise ValueError(f"a sample takes at least one network call, got segments = {segments}")
-    return torch.cat([torch.zeros(1), denoiser.grid(segments)[1:].flip(0).float()])
+    return torch.cat([torch.zeros(1), denoiser.schedule.grid(segments)[1:].flip(0).float()])
 
 
 def _finite(module: nn.Module) -> bool:
@@ -273,16 +275,16 @@ def _check_settings(
         )
 
 
-def _check(denoiser: NetworkDenoiser, data: Images | Paths, images: int, steps_left: int, precision: str) -> None:
+def _check(denoiser: Denoiser, data: Images | Paths, images: int, steps_left: int, precision: str) -> None:
     if images < 1:
         raise ValueError(f"`images` is how many training images to see, at least 1, got {images}")
     if steps_left < 0:
         raise ValueError(f"the saved run has already seen more than {images} images; raise `images`")
     if precision == "fp16":
         raise ValueError("float16 overflows in consistency losses; use bf16 or no mixed precision")
-    if getattr(denoiser, "prediction", None) == "sample":
+    if denoiser.prediction is clean:
         raise ValueError("this checkpoint predicts the clean sample, so f(x, 0) is not x; convert it to v-prediction first")
-    if denoiser.conditional:
+    if denoiser.takes:
         if data.labels is None:
             raise ValueError("this checkpoint is conditional on classes, but the data has no labels; give labelled data")
-        denoiser.check_labels(data.labels)
+        denoiser.check(labelled(data.labels))

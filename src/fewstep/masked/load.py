@@ -168,7 +168,7 @@ def _said(config: dict[str, Any], keys: tuple[str, ...], what: str) -> float:
     if value is None:
         raise ValueError(f"this {what}'s config.json does not say its {keys[0]}")
     if not isinstance(value, (int, float)):
-        raise ValueError(f"this {what}'s config.json has {keys[0]} = {value!r}, which is no number")  # noqa: TRY004
+        raise ValueError(f"this {what}'s config.json has {keys[0]} = {value!r}, which is no number")
     return value
 
 

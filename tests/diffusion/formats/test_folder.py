@@ -8,36 +8,48 @@ import torch
 from conftest import tiny
 from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 
+from fewstep.diffusion.cond import Classes
 from fewstep.diffusion.data import Images
-from fewstep.diffusion.denoiser import EDM, VP, Flow
-from fewstep.diffusion.formats.folder import few_step_grid, few_step_pipeline, load, save, segments_of, wrap
+from fewstep.diffusion.denoiser import edm, flow, vp
+from fewstep.diffusion.formats import schedulers
+from fewstep.diffusion.formats.folder import load, save
+from fewstep.diffusion.formats.pipelines import stock_pipeline
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.prediction import Preconditioned, v_prediction, velocity
 from fewstep.diffusion.recipes import ect_cifar10
+from fewstep.diffusion.schedule import DiscreteVP, Karras, Rectified
+from fewstep.diffusion.space import Latents
 from fewstep.diffusion.tuning import tune
+from fewstep.diffusion.walk import Consistency, Heun, Segments
 
 
 @pytest.mark.parametrize("parametrisation", ["vp", "edm"])
 def test_save_and_load(tmp_path, parametrisation: str) -> None:
     denoiser = tiny(parametrisation)
-    save(denoiser, tmp_path / "model")
-    back = load(tmp_path / "model")
+    save(Model(denoiser, Heun()), tmp_path / "model")
+    model = load(tmp_path / "model")
+    back = model.denoiser
     x, sigma = torch.randn(4, 1, 8, 8), torch.tensor([0.1, 1.0, 10.0, 80.0])
-    assert type(back) is type(denoiser) and back.sigma_max == denoiser.sigma_max
+    assert (back.schedule, back.prediction) == (denoiser.schedule, denoiser.prediction)
+    assert model.walk == Heun() and not model.is_student
     with torch.no_grad():
         assert torch.equal(back(x, sigma), denoiser(x, sigma))
 
 
 def test_schedulers_say_what_the_network_is() -> None:
-    network = tiny().network
-    assert wrap(network, {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-                          "beta_end": 0.012, "prediction_type": "v_prediction"}).prediction == "v_prediction"  # fmt: skip
-    edm = wrap(network, {"_class_name": "EDMEulerScheduler", "sigma_data": 0.7, "sigma_max": 50.0})
-    assert isinstance(edm, EDM) and (edm.sigma_data, edm.sigma_max, edm.time_scale) == (0.7, 50.0, 0.25)
+    config = {"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    schedule, prediction = schedulers.read(config | {"prediction_type": "v_prediction"})
+    assert schedule == DiscreteVP(1000, 0.00085, 0.012, "scaled_linear") and prediction is v_prediction
+    own = schedulers.read({"_class_name": "EDMEulerScheduler", "sigma_data": 0.7, "sigma_max": 50.0})
+    assert own == (Karras(0.7, sigma_max=50.0, time_scale=0.25), Preconditioned(0.7))
     published = {"_class_name": "CMStochasticIterativeScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
-    consistency = wrap(network, published)
-    assert isinstance(consistency, EDM) and (consistency.offset, consistency.time_scale) == (0.002, 250.0)
-    assert isinstance(wrap(network, {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}), Flow)
+    assert schedulers.read(published) == (Karras(0.5, sigma_max=80.0), Preconditioned(0.5, offset=0.002))
+    shifted = schedulers.read({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+    assert shifted == (Rectified(shift=3.0), velocity)
     with pytest.raises(ValueError, match="MysteryScheduler"):
-        wrap(network, {"_class_name": "MysteryScheduler"})
+        schedulers.read({"_class_name": "MysteryScheduler"})
+    with pytest.raises(ValueError, match="positive number as sigma_data"):
+        schedulers.read(published | {"sigma_data": "half"})
 
 
 def test_old_layout_with_plain_tensors_in_bin(tmp_path) -> None:
@@ -53,10 +65,10 @@ def test_old_layout_with_plain_tensors_in_bin(tmp_path) -> None:
             }
         )
     )
-    denoiser.scheduler.save_pretrained(tmp_path)
+    schedulers.write(denoiser).save_pretrained(tmp_path)
     x, sigma = torch.randn(2, 1, 8, 8), torch.ones(2)
     with torch.no_grad():
-        assert torch.equal(load(tmp_path)(x, sigma), denoiser(x, sigma))
+        assert torch.equal(load(tmp_path).denoiser(x, sigma), denoiser(x, sigma))
 
 
 def test_code_in_a_bin_never_runs(tmp_path) -> None:
@@ -64,7 +76,7 @@ def test_code_in_a_bin_never_runs(tmp_path) -> None:
         def __reduce__(self):
             return open, (str(tmp_path / "ran"), "w")
 
-    save(tiny(), tmp_path / "model")
+    save(Model(tiny(), Heun()), tmp_path / "model")
     weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.unlink()
     torch.save({"conv_in.weight": Attack()}, weights.with_suffix(".bin"))
@@ -79,14 +91,15 @@ def test_dit_loads_samples_and_tunes(tmp_path) -> None:
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
         patch_size=2, num_embeds_ada_norm=10, norm_type="ada_norm_zero", norm_elementwise_affine=False,
     )  # fmt: skip
-    save(VP(network, DDPMScheduler()), tmp_path / "model")
-    denoiser = load(tmp_path / "model")
-    assert isinstance(denoiser, VP) and denoiser.conditional and denoiser.shape == (4, 8, 8)
+    save(Model(vp(network, DDPMScheduler()), Heun()), tmp_path / "model")
+    denoiser = load(tmp_path / "model").denoiser
+    assert isinstance(denoiser.schedule, DiscreteVP) and denoiser.space == Latents((4, 8, 8))
+    assert denoiser.takes == {"class_labels": Classes(10, null=10)}
     data = Images(torch.randn(16, 4, 8, 8), torch.randint(0, 10, (16,)))
     steps = list(tune(denoiser, data, **(ect_cifar10(16) | {"batch": 8})))
     assert len(steps) == 2
     with pytest.raises(ValueError, match="DiTTransformer2DModel"):
-        few_step_pipeline(denoiser)
+        stock_pipeline(denoiser, Consistency())
 
 
 def test_public_cifar10_ddpm_format_tunes_and_resumes(tmp_path) -> None:
@@ -101,40 +114,12 @@ def test_public_cifar10_ddpm_format_tunes_and_resumes(tmp_path) -> None:
     DDPMPipeline(network, DDPMScheduler()).save_pretrained(tmp_path)
     data = Images(torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8))
     settings = ect_cifar10(10) | {"batch": 1}
-    denoiser = load(tmp_path)
+    denoiser = load(tmp_path).denoiser
     state = next(step for step in tune(denoiser, data, **settings) if step.step == 5).state()
-    rest = list(tune(load(tmp_path), data, state=state, **settings))
+    rest = list(tune(load(tmp_path).denoiser, data, state=state, **settings))
     assert [step.step for step in rest] == [6, 7, 8, 9, 10]
     moved = (rest[-1].student.network.conv_in.weight - network.conv_in.weight).abs().max()
     assert 0 < moved < 0.01
-
-
-@pytest.mark.parametrize("steps", [1, 2, 4, 8])
-def test_few_step_grid_starts_at_sigma_max_and_falls(steps: int) -> None:
-    for denoiser in (tiny("vp"), tiny("edm"), tiny("vp", classes=3), Flow(tiny().network)):
-        grid = few_step_grid(denoiser, steps)
-        assert len(grid) == steps and float(grid[0]) == pytest.approx(denoiser.sigma_max)
-        assert (grid[1:] < grid[:-1]).all() and (grid > 0).all()
-
-
-def test_published_rho() -> None:
-    """ρ = 16.21 puts the second of two steps at .821 with sigma_min .002 and sigma_max 80."""
-    scheduler = few_step_pipeline(EDM(tiny("edm").network, offset=0.002), middle=0.821).scheduler
-    assert scheduler.config.rho == pytest.approx(16.21, abs=0.005)
-    assert float(few_step_grid(tiny("edm"), 2, middle=1.5)[1]) == pytest.approx(1.5, rel=1e-5)
-
-
-def test_what_has_no_stock_pipeline_says_so() -> None:
-    with pytest.raises(ValueError, match="no classes"):
-        few_step_pipeline(tiny(classes=3))
-    with pytest.raises(ValueError, match="middle timestep"):
-        few_step_grid(tiny(), 2, middle=0.8)
-    with pytest.raises(ValueError, match="own time"):
-        few_step_pipeline(EDM(tiny().network, time_scale=0.25))
-    with pytest.raises(ValueError, match="Flow"):
-        few_step_pipeline(Flow(tiny().network))
-    with pytest.raises(ValueError, match="between"):
-        few_step_grid(tiny("edm"), 2, middle=79.0)
 
 
 @pytest.mark.parametrize(
@@ -152,25 +137,39 @@ def test_what_has_no_stock_pipeline_says_so() -> None:
     ],
 )
 def test_broken_folders_say_what_is_wrong(tmp_path, breakage, message: str) -> None:
-    save(tiny(), tmp_path / "model")
+    save(Model(tiny(), Heun()), tmp_path / "model")
     breakage(tmp_path / "model")
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "model")
 
 
-def test_a_student_knows_its_segments(tmp_path) -> None:
-    save(tiny(), tmp_path / "teacher")
-    save(tiny(), tmp_path / "student", segments=4)
-    assert segments_of(tmp_path / "teacher") is None and segments_of(tmp_path / "student") == 4
-    (tmp_path / "student" / "fewstep.json").write_text('{"segments": "many"}')
-    with pytest.raises(ValueError, match="does not say how many segments"):
-        segments_of(tmp_path / "student")
+@pytest.mark.parametrize("walk", [Segments(4), Consistency(), Consistency(2, middle=1.5)], ids=repr)
+def test_a_student_knows_how_it_is_sampled(tmp_path, walk) -> None:
+    save(Model(tiny("edm"), walk), tmp_path / "student")
+    assert load(tmp_path / "student").walk == walk and load(tmp_path / "student").is_student
+    for note, message in (
+        ('{"format": 1, "walk": {"name": "Segments", "steps": "many"}}', "does not say how the student is sampled"),
+        ('{"format": 1, "walk": {"name": "Magic"}}', "does not say how the student is sampled"),
+        ('{"format": 7}', "has format 7"),
+    ):
+        (tmp_path / "student" / "fewstep.json").write_text(note)
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path / "student")
 
 
-@pytest.mark.parametrize("denoiser", [Flow(tiny().network, sigma_max=80.0), EDM(tiny("edm").network, time_scale=0.25)])
+def test_a_published_consistency_model_is_a_student(tmp_path) -> None:
+    """Its folder has no note of ours; the scheduler's sigma_min is where it is the identity."""
+    stock_pipeline(edm(tiny("edm").network, offset=0.002), Consistency()).save_pretrained(tmp_path)
+    assert load(tmp_path).walk == Consistency()
+
+
+@pytest.mark.parametrize(
+    "denoiser",
+    [flow(tiny().network, sigma_max=80.0), flow(tiny().network, shift=3.0), edm(tiny("edm").network, time_scale=0.25)],
+)
 def test_what_no_pipeline_samples_is_saved_as_its_parts(tmp_path, denoiser) -> None:
-    save(denoiser, tmp_path / "model")
-    back, x, sigma = load(tmp_path / "model"), torch.randn(2, 1, 8, 8), torch.tensor([0.5, 20.0])
+    save(Model(denoiser, Heun()), tmp_path / "model")
+    back, x, sigma = load(tmp_path / "model").denoiser, torch.randn(2, 1, 8, 8), torch.tensor([0.5, 20.0])
     with torch.no_grad():
         torch.testing.assert_close(back(x, sigma), denoiser.eval()(x, sigma))
-    assert back.sigma_max == denoiser.sigma_max
+    assert back.schedule == denoiser.schedule

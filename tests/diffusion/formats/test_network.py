@@ -14,20 +14,22 @@ from safetensors.torch import load_file, save_file
 
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.formats.network import OLD_NAMES
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.walk import Heun
 
 WEIGHTS = "diffusion_pytorch_model"
 
 
 @pytest.fixture
 def model(tmp_path) -> Path:
-    save(tiny(), tmp_path / "model")
+    save(Model(tiny(), Heun()), tmp_path / "model")
     return tmp_path / "model"
 
 
-def estimates(denoiser, **cond: torch.Tensor) -> torch.Tensor:
+def estimates(denoiser) -> torch.Tensor:
     rng = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        return denoiser(torch.randn(2, *denoiser.shape, generator=rng), torch.tensor([0.5, 20.0]), **cond)
+        return denoiser(torch.randn(2, *denoiser.space.shape, generator=rng), torch.tensor([0.5, 20.0]))
 
 
 def rename(model: Path, names) -> None:
@@ -58,14 +60,14 @@ def old(name: str) -> str:
 )
 def test_wrappers_and_older_names_are_read(model, names) -> None:
     rename(model, names)
-    assert torch.equal(estimates(load(model)), estimates(tiny()))
+    assert torch.equal(estimates(load(model).denoiser), estimates(tiny()))
 
 
 def test_an_averaged_model_counts_beside_its_weights(model) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(tiny().network)
     save_file(dict(averaged.state_dict()), model / "unet" / f"{WEIGHTS}.safetensors")
     assert "n_averaged" in averaged.state_dict()
-    assert torch.equal(estimates(load(model)), estimates(tiny()))
+    assert torch.equal(estimates(load(model).denoiser), estimates(tiny()))
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_a_variant_alone_is_found(model, name: str) -> None:
         save_file(weights, whole.with_name(name))
     expected = tiny()
     expected.network.half().float()
-    assert torch.equal(estimates(load(model)), estimates(expected))
+    assert torch.equal(estimates(load(model).denoiser), estimates(expected))
 
 
 def test_of_several_variants_the_whole_one_or_none(model) -> None:
@@ -128,7 +130,7 @@ def test_shards_as_diffusers_writes_them(model, variant: str | None) -> None:
     whole.unlink()
     tiny().network.save_pretrained(model / "unet", max_shard_size="20KB", variant=variant)
     assert not whole.exists() and len(list((model / "unet").glob("*-of-*"))) > 1
-    assert torch.equal(estimates(load(model)), estimates(tiny()))
+    assert torch.equal(estimates(load(model).denoiser), estimates(tiny()))
 
 
 def test_loading_is_quiet_and_leaves_random_numbers_alone(model, capfd, caplog) -> None:
@@ -156,16 +158,16 @@ def test_a_learned_variance_is_cut_to_its_mean(tmp_path) -> None:
     """The network's own first channels are the oracle; and stock diffusers samples what is saved."""
     network = learned_variance()
     DDPMPipeline(network, DDPMScheduler(variance_type="learned_range")).save_pretrained(tmp_path / "published")
-    denoiser = load(tmp_path / "published")
+    denoiser = load(tmp_path / "published").denoiser
     x, time = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
     with torch.no_grad():
         torch.testing.assert_close(denoiser.network(x, time).sample, network.eval()(x, time).sample[:, :3])
-    save(denoiser, tmp_path / "saved")
+    save(Model(denoiser, Heun()), tmp_path / "saved")
     stock = DDPMPipeline.from_pretrained(tmp_path / "saved")
     stock.set_progress_bar_config(disable=True)
     images = stock(batch_size=1, num_inference_steps=2, output_type="np").images
     assert images.shape == (1, 8, 8, 3)
-    assert torch.equal(estimates(load(tmp_path / "saved")), estimates(denoiser))
+    assert torch.equal(estimates(load(tmp_path / "saved").denoiser), estimates(denoiser))
 
 
 def dit(**settings) -> DiTTransformer2DModel:
@@ -187,7 +189,7 @@ def test_a_published_dit_bears_the_older_name(tmp_path) -> None:
     index = {"_class_name": "DiTPipeline", "scheduler": ["diffusers", "DDIMScheduler"],
              "transformer": ["diffusers", "Transformer2DModel"], "id2label": {"0": "tench"}}  # fmt: skip
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    denoiser = load(tmp_path)
+    denoiser = load(tmp_path).denoiser
     x, time, labels = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0]), torch.tensor([1, 10])
     with torch.no_grad():
         ours = denoiser.network(x, time, class_labels=labels).sample

@@ -16,6 +16,8 @@ from fewstep.diffusion.measure.features import FashionFeatures, RandomFeatures, 
 from fewstep.diffusion.measure.scores import Reference, coverage, frechet
 from fewstep.diffusion.measure.settings import diffusion_settings, student_settings
 from fewstep.diffusion.measure.settling import Settling, settle
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.walk import Consistency
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +115,10 @@ def test_looks_are_numpys() -> None:
 def test_a_point_counts_and_scores(fashion) -> None:
     denoiser = tiny(size=28)
     seen_by = views("fashion", fashion.pixels[:40])
-    settings = diffusion_settings(denoiser, (1, 21)) + student_settings(denoiser, (2,))
-    points = [score(setting, range(40), (1, 28, 28), seen_by) for setting in settings]
+    settings = diffusion_settings(denoiser, (1, 21)) + student_settings(Model(denoiser, Consistency()), (2,))
+    points = [score(setting, range(40), seen_by) for setting in settings]
     assert [(p.name, p.sampler, p.nfe) for p in points] == [
-        ("teacher", "ddim", 1), ("teacher", "heun", 21), ("student", "consistency", 2),
+        ("teacher", "DDIM", 1), ("teacher", "Heun", 21), ("student", "Consistency", 2),
     ]  # fmt: skip
     first = points[0]
     for view in seen_by:
@@ -130,7 +132,7 @@ def test_a_point_counts_and_scores(fashion) -> None:
 def test_too_few_samples_for_an_interval(fashion) -> None:
     denoiser, seen_by = tiny(size=28), views("fashion", fashion.pixels[:40])
     with pytest.raises(ValueError, match="at least 20"):
-        score(diffusion_settings(denoiser, (1,))[0], range(5), (1, 28, 28), seen_by)
+        score(diffusion_settings(denoiser, (1,))[0], range(5), seen_by)
 
 
 def made_up(name: str, nfe: int, *shifts: float, seen_by: list[View]) -> Point:
@@ -176,10 +178,10 @@ def test_trajectories_that_know_their_end_are_settled_at_once() -> None:
     """A denoiser of two images goes for the one that the noise leans to, from the first call on."""
     denoiser = tiny(size=28)
     picture = torch.linspace(0, 1, 28 * 28).view(1, 28, 28)
-    denoiser.forward = lambda x, sigma, **cond: x.mean((1, 2, 3), keepdim=True).sign() * picture.to(x)
-    found = settle(denoiser, range(8), (1, 28, 28), FashionFeatures.bundled(), steps=3)
-    assert found.sigmas.tolist() == denoiser.grid(3).tolist()
+    denoiser.forward = lambda x, sigma, cond: x.mean((1, 2, 3), keepdim=True).sign() * picture.to(x)
+    found = settle(denoiser, range(8), FashionFeatures.bundled(), steps=3)
+    assert found.sigmas.tolist() == denoiser.schedule.grid(3).tolist()
     assert found.distances.max() < 1e-3 and found.settled_at().tolist() == [1] * 8
-    denoiser.forward = lambda x, sigma, **cond: picture.to(x).expand_as(x)
+    denoiser.forward = lambda x, sigma, cond: picture.to(x).expand_as(x)
     with pytest.raises(ValueError, match="all trajectories end in the same image"):
-        settle(denoiser, range(4), (1, 28, 28), FashionFeatures.bundled(), steps=3)
+        settle(denoiser, range(4), FashionFeatures.bundled(), steps=3)

@@ -83,8 +83,3 @@ class Paths:
         x_t, x_lo = self.state(index, level), self.state(index, int((self.levels == lo).nonzero()))
         x0 = (x_lo - lo / sigma * x_t) / (1 - lo / sigma)
         return x0, (x_t - x0) / sigma, sigma
-
-
-def to_uint8(x: Tensor) -> Tensor:
-    """Samples in [−1, 1] rounded to uint8, as an image file would hold them."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

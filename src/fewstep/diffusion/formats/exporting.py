@@ -13,42 +13,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ...core.files import atomic_folder, writable
 from ...core.progress import progress
-from ..denoiser import NetworkDenoiser
-from ..samplers import consistency, ddim, sample
+from ..cond import labelled
+from ..denoiser import Denoiser
+from ..model import Model
+from ..walk import Consistency, Segments, sample
 from . import stock
-from .folder import NOTE, few_step_grid, few_step_pipeline, multistep_pipeline, write_segments
+from .folder import NOTE, write_note
+from .pipelines import stock_pipeline
 
 TOLERANCE = 1e-3  # of a grey level, 0 to 255
 EXPORTED = ("model_index.json", NOTE, "README.md")  # by these an earlier export is known
 
 
 def export(
-    denoiser: NetworkDenoiser,
+    model: Model,
     folder: str | Path,
     *,
-    steps: int = 2,
-    segments: int = 1,
-    middle: float | None = None,
+    walk: Consistency | None = None,
     card: Mapping[str, Any] | None = None,
     seeds: Sequence[int] = range(4),
 ) -> float:
-    """Writes `denoiser` as a stock few-step pipeline with a model card, and verifies it in a fresh process.
+    """Writes `model` as a stock few-step pipeline with a model card, and verifies it in a fresh process.
 
     The fresh process loads the folder with plain diffusers and samples the same seeds as our own sampler. Only if they
     agree does the folder appear.
 
     Args:
-        denoiser: an unconditional VP or EDM student around a UNet2DModel.
+        model: a student that `stock_pipeline` can carry.
         folder: where to; only an earlier export there is replaced.
-        steps: network calls of the verification and of the card's example, for a student of one segment.
-        segments: that the student was tuned with; with several they are its steps.
-        middle: see `few_step_pipeline`.
+        walk: other steps than the model's own, for a consistency function: those of the verification and of the card's
+            example.
         card: facts for the model card, a line each.
-        seeds: of the samples compared.
+        seeds: of the samples compared; a class-conditional student's classes take turns.
 
     Returns:
         The largest difference in grey levels (0 to 255) over all samples.
@@ -58,20 +60,16 @@ def export(
             `folder`.
     """
     check_free(Path(folder))
-    if denoiser.conditional:
-        raise ValueError("a student that is conditional on classes cannot be verified; sample it with fewstep")
-    denoiser = copy.deepcopy(denoiser).cpu().eval()
     start = time.monotonic()
-    if segments > 1:
-        steps, pipeline = segments, multistep_pipeline(denoiser, segments)
-        ours = sample(denoiser, list(seeds), denoiser.shape, ddim, denoiser.grid(segments))
-    else:
-        pipeline = few_step_pipeline(denoiser, middle)
-        ours = sample(denoiser, list(seeds), denoiser.shape, consistency, few_step_grid(denoiser, steps, middle))
+    chosen, denoiser = walk or model.walk, copy.deepcopy(model.denoiser).cpu().eval()
+    pipeline = stock_pipeline(denoiser, chosen)
+    assert isinstance(chosen, (Consistency, Segments))  # stock_pipeline knows no others
+    labels = _labels(denoiser, len(seeds))
+    ours = sample(denoiser, list(seeds), chosen, labelled(labels))
     with atomic_folder(Path(folder)) as temporary:
         pipeline.save_pretrained(temporary)
-        write_segments(temporary, segments)
-        theirs = _sample_stock(temporary, steps, seeds, 10 + time.monotonic() - start)
+        write_note(temporary, chosen)
+        theirs = _sample_stock(temporary, chosen.steps, seeds, labels, 10 + time.monotonic() - start)
         images = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
         largest = float(np.abs(images - theirs).max() * 255)
         if not largest <= TOLERANCE:
@@ -80,8 +78,14 @@ def export(
                 "nothing was exported"
             )
         facts = dict(card or {}) | {"verified": f"{len(seeds)} samples, largest difference {largest:.2g} of 255"}
-        (temporary / "README.md").write_text(_card(Path(folder).name, steps, facts))
+        (temporary / "README.md").write_text(_card(Path(folder).name, chosen.steps, denoiser, facts))
     return largest
+
+
+def _labels(denoiser: Denoiser, count: int) -> Tensor | None:
+    if not denoiser.takes:
+        return None
+    return torch.arange(count) % denoiser.takes["class_labels"].count
 
 
 def check_free(folder: Path) -> None:
@@ -92,11 +96,14 @@ def check_free(folder: Path) -> None:
         raise ValueError(f"{folder} is there already and is no earlier export; choose another folder with --out")
 
 
-def _sample_stock(folder: Path, steps: int, seeds: Sequence[int], seconds: float) -> NDArray[np.float32]:
+def _sample_stock(
+    folder: Path, steps: int, seeds: Sequence[int], labels: Tensor | None, seconds: float
+) -> NDArray[np.float32]:
     """What a fresh process samples; it is expected to take so many seconds."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "images.npy"
-        command = [sys.executable, "-I", stock.__file__, str(folder), str(out), str(steps), *map(str, seeds)]
+        asked = {"steps": steps, "seeds": list(seeds), "labels": None if labels is None else labels.tolist()}
+        command = [sys.executable, "-I", stock.__file__, str(folder), str(out), json.dumps(asked)]
         with (
             progress("verifying", seconds) as done,
             subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process,
@@ -113,10 +120,11 @@ def _sample_stock(folder: Path, steps: int, seeds: Sequence[int], seconds: float
     return images
 
 
-def _card(name: str, steps: int, facts: Mapping[str, Any]) -> str:
+def _card(name: str, steps: int, denoiser: Denoiser, facts: Mapping[str, Any]) -> str:
     lines = "\n".join(
         f"- **{key}**: {value if isinstance(value, str) else json.dumps(value)}" for key, value in facts.items()
     )
+    labels = ", class_labels=0" if denoiser.takes else ""
     return f"""---
 library_name: diffusers
 tags: [few-step, consistency, fewstep]
@@ -128,7 +136,7 @@ A few-step generator, tuned from a diffusion checkpoint with fewstep. Plain diff
 ```python
 from diffusers import DiffusionPipeline
 
-images = DiffusionPipeline.from_pretrained("{name}")(num_inference_steps={steps}).images
+images = DiffusionPipeline.from_pretrained("{name}")(num_inference_steps={steps}{labels}).images
 ```
 
 {lines}

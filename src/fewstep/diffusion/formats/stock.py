@@ -1,8 +1,9 @@
 """Run as a script in a fresh process: samples a folder with stock diffusers and nothing of ours.
 
-python stock.py FOLDER OUT.npy STEPS SEED...
+python stock.py FOLDER OUT.npy '{"steps": 2, "seeds": [0, 1], "labels": null}'
 """
 
+import json
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 
-def main(folder: str, out: str, steps: int, seeds: list[int]) -> None:
+def main(folder: str, out: str, steps: int, seeds: list[int], labels: list[int] | None) -> None:
     """Writes the images (B, H, W, C) in [0, 1] that the pipeline in `folder` makes of `seeds`."""
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
@@ -19,9 +20,10 @@ def main(folder: str, out: str, steps: int, seeds: list[int]) -> None:
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         num_inference_steps=steps,
         output_type="np",
+        **({} if labels is None else {"class_labels": labels}),
     ).images
     np.save(out, images)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), [int(seed) for seed in sys.argv[4:]])
+    main(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))

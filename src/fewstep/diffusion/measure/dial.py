@@ -12,21 +12,20 @@ from torch import Tensor
 
 from ...core.intervals import Estimate, jackknife
 from ...core.nfe import count_nfe
-from ..data import to_uint8
-from ..denoiser import NetworkDenoiser
-from ..samplers import Sampler, sample
+from ..cond import NOTHING, Cond
+from ..denoiser import Denoiser
+from ..walk import Walk, sample
 from .features import View, extract
 from .scores import Array, Coverage, coverage, frechet, kid
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A model and how to sample it: `name` is its line in the plot, `grid` its noise levels."""
+    """A model and how to sample it: `name` is its line in the plot."""
 
     name: str
-    denoiser: NetworkDenoiser
-    sampler: Sampler
-    grid: Tensor
+    denoiser: Denoiser
+    walk: Walk
 
 
 class Looks(NamedTuple):
@@ -97,19 +96,17 @@ class Point:
 def score(
     setting: Setting,
     seeds: Sequence[int],
-    shape: Sequence[int],
     views: Sequence[View],
     *,
     batch: int = 250,
     precision: str = "no",
-    **cond: Tensor,
+    cond: Cond = NOTHING,
 ) -> Point:
     """Samples `seeds`, rounds to uint8 and scores what the extractors of the `views` see.
 
     Args:
         setting: what to measure.
         seeds: one a sample; the same for every setting that is to be compared.
-        shape: of a sample, (C, H, W).
         views: representations, at least two (`features.views`); as many real images as there are seeds serve precision,
             recall and KID.
         batch: samples at once.
@@ -121,17 +118,17 @@ def score(
         raise ValueError(f"a score with an interval needs at least 20 samples, got n = {len(seeds)}")
     if len(first.real.features) < 20:
         raise ValueError(f"a score needs at least 20 real images to compare with, got {len(first.real.features)}")
-    device = next(setting.denoiser.network.parameters()).device
+    denoiser = setting.denoiser.eval()
     start = time.perf_counter()
-    with count_nfe(setting.denoiser.network) as nfe, torch.autocast(device.type, torch.bfloat16, precision == "bf16"):
-        x0 = sample(setting.denoiser.eval(), seeds, shape, setting.sampler, setting.grid, batch=batch, **cond)
+    with count_nfe(denoiser.network) as nfe, torch.autocast(denoiser.device.type, torch.bfloat16, precision == "bf16"):
+        x0 = sample(denoiser, seeds, setting.walk, cond, batch=batch)
     seconds = time.perf_counter() - start
-    images = to_uint8(x0)
+    images = denoiser.space.decode(x0)
     features = {view.name: extract(view.network, images) for view in views}
     seen, some_real = features[first.name], first.real.features[: len(seeds)]
     return Point(
         name=setting.name,
-        sampler=getattr(setting.sampler, "__name__", str(setting.sampler)),
+        sampler=type(setting.walk).__name__,
         nfe=nfe.rows / len(seeds),
         n=len(seeds),
         frechet={view.name: _distance(features[view.name], view) for view in views},
@@ -139,7 +136,7 @@ def score(
         coverage=coverage(seen, some_real),
         looks=Looks.of(images),
         seconds=seconds,
-        device=str(device),
+        device=str(denoiser.device),
         batch=batch,
         images=images,
         features=features,

@@ -4,41 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..denoiser import NetworkDenoiser
-from ..formats.folder import few_step_grid
-from ..samplers import consistency, ddim, heun, heun_grid
+from ..denoiser import Denoiser
+from ..model import Model
+from ..walk import DDIM, Consistency, Heun
 from .dial import Setting
 
 HEUN_FROM = 20  # network calls from which the teacher is sampled with Heun's method; at 11 DDIM still leads, docs/log.md
 
 
-def diffusion_settings(teacher: NetworkDenoiser, nfe: Sequence[int], name: str = "teacher") -> list[Setting]:
+def diffusion_settings(teacher: Denoiser, nfe: Sequence[int], name: str = "teacher") -> list[Setting]:
     """The teacher as a diffusion model: DDIM for few calls, Heun's method for many (an odd number of calls)."""
-    settings = []
-    for calls in nfe:
-        if calls < 1:
-            raise ValueError(f"a sample takes at least one network call, got {calls}")
-        if calls >= HEUN_FROM:
-            settings.append(Setting(name, teacher, heun, heun_grid(teacher, (calls + 1) // 2)))
-        else:
-            settings.append(Setting(name, teacher, ddim, teacher.grid(calls)))
-    return settings
+    return [Setting(name, teacher, Heun((calls + 1) // 2) if calls >= HEUN_FROM else DDIM(calls)) for calls in nfe]
 
 
 def student_settings(
-    student: NetworkDenoiser,
-    steps: Sequence[int],
-    *,
-    segments: int = 1,
-    name: str = "student",
-    middle: float | None = None,
+    student: Model, steps: Sequence[int], *, name: str = "student", middle: float | None = None
 ) -> list[Setting]:
-    """The student as it was tuned: with one segment a consistency function, on the levels that its stock pipeline visits.
+    """A student as it was tuned: a consistency function in any number of steps, segments in their own.
 
-    With several it is walked along its segments with DDIM, and `steps` does not apply: it has one number of steps.
+    A diffusion model is sampled as one.
     """
-    if segments > 1:
-        if middle is not None:
-            raise ValueError("`middle` is the second of two consistency steps; this student has levels of its own")
-        return [Setting(name, student, ddim, student.grid(segments))]
-    return [Setting(name, student, consistency, few_step_grid(student, n, middle)) for n in steps]
+    if not student.is_student:
+        return diffusion_settings(student.denoiser, steps, name)
+    if isinstance(student.walk, Consistency):
+        return [Setting(name, student.denoiser, Consistency(n, middle)) for n in steps]
+    if middle is not None:
+        raise ValueError("`middle` is the second of two consistency steps; this student has levels of its own")
+    return [Setting(name, student.denoiser, student.walk)]

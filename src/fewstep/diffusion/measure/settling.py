@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ...core.nfe import count_nfe
 from ...core.progress import progress
 from ...core.seeds import generators
-from ..data import to_uint8
-from ..denoiser import NetworkDenoiser
-from ..samplers import ddim_path, prior
+from ..cond import NOTHING, Cond
+from ..denoiser import Denoiser
+from ..samplers import ddim_path
+from ..walk import DDIM, prior
 from .features import extract
 from .scores import Array
 
@@ -63,23 +64,21 @@ class Settling:
 
 
 def settle(
-    denoiser: NetworkDenoiser,
+    denoiser: Denoiser,
     seeds: Sequence[int],
-    shape: Sequence[int],
     network: nn.Module,
     *,
     steps: int = 50,
     within: float = 0.1,
     batch: int = 250,
     precision: str = "no",
-    **cond: Tensor,
+    cond: Cond = NOTHING,
 ) -> Settling:
     """Walks the DDIM trajectories of `seeds` and measures, after each call, how far the estimate is from the end.
 
     Args:
         denoiser: the teacher, on its device.
         seeds: one a trajectory.
-        shape: of a sample, (C, H, W).
         network: the feature extractor.
         steps: network calls of a trajectory, on the schedule's own grid.
         within: the distance, as a share of that between unrelated images, that counts as settled.
@@ -91,15 +90,15 @@ def settle(
         raise ValueError(f"settling needs at least two seeds and two steps, got {len(seeds)} and {steps}")
     if not within > 0 or batch < 1:
         raise ValueError(f"`within` is a positive share and `batch` at least 1, got {within} and {batch}")
-    if "class_labels" in cond:
-        denoiser.check_labels(cond["class_labels"])
-    grid, parts, ends = denoiser.grid(steps), [], []
+    denoiser.check(cond)
+    grid, parts, ends = DDIM(steps).levels(denoiser), [], []
     with progress("settling", len(seeds) * steps) as done, count_nfe(denoiser.network, done):
         for start in range(0, len(seeds), batch):
-            x = prior(denoiser.eval(), generators(seeds[start : start + batch]), shape)
-            rows = {name: value[start : start + batch].to(x.device) for name, value in cond.items()}
+            x = prior(denoiser.eval(), generators(seeds[start : start + batch]))
+            rows = cond.part(slice(start, start + batch)).to(x.device)
+            path = ddim_path(denoiser, x, grid.to(x), rows)
             with torch.autocast(x.device.type, torch.bfloat16, precision == "bf16"):
-                seen = [extract(network, to_uint8(x0.cpu())) for _, x0 in ddim_path(denoiser, x, grid.to(x), **rows)]
+                seen = [extract(network, denoiser.space.decode(x0.cpu())) for _, x0 in path]
             ends.append(seen[-1])  # the last step goes to 0, so its estimate is the final image
             parts.append(np.stack([np.linalg.norm(features - seen[-1], axis=1) for features in seen], 1))
     final = np.concatenate(ends)

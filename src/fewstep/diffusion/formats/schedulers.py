@@ -1,0 +1,81 @@
+"""Diffusers' scheduler configurations, both ways: what a network was trained for is a schedule and a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..denoiser import Denoiser, discrete_vp
+from ..prediction import Preconditioned, Prediction, clean, epsilon, v_prediction, velocity
+from ..schedule import NO_OFFSET, DiscreteVP, Karras, Rectified, Schedule
+
+PREDICTIONS = {"epsilon": epsilon, "v_prediction": v_prediction, "sample": clean}  # as diffusers calls them
+EVERYWHERE = ("linear", "scaled_linear", "squaredcos_cap_v2")  # beta schedules that all of its VP schedulers have
+
+
+def read(config: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
+    """What a network was trained for, as the configuration of its diffusers scheduler says.
+
+    Raises:
+        ValueError: the scheduler, or what it says the network predicts, is not known.
+    """
+    kind = str(config.get("_class_name", ""))
+    predicts = config.get("prediction_type", "epsilon")
+    if kind == "CMStochasticIterativeScheduler":
+        data, low, high = _numbers(config, "sigma_data", "sigma_min", "sigma_max")
+        offset = low if low > NO_OFFSET else 0.0
+        return Karras(data, sigma_max=high), Preconditioned(data, offset)
+    if kind.startswith("EDM"):
+        if predicts != "epsilon":
+            raise ValueError(f"an {kind} with prediction_type {predicts} is not known, only epsilon")
+        data, high = _numbers(config, "sigma_data", "sigma_max")
+        return Karras(data, sigma_max=high, time_scale=0.25), Preconditioned(data)
+    if kind.startswith("FlowMatch"):
+        # diffusers has no setting for where sampling starts, `write` leaves it there
+        own = {"sigma_max": _numbers(config, "sigma_max")[0]} if "sigma_max" in config else {}
+        shift, steps = config.get("shift", 1.0), config.get("num_train_timesteps", 1000)
+        return Rectified(shift=float(shift), time_scale=float(steps), **own), velocity
+    if "beta_schedule" in config:
+        if predicts not in PREDICTIONS:
+            raise ValueError(f"a network that predicts {predicts!r} is unknown; {', '.join(PREDICTIONS)} are known")
+        return discrete_vp(config), PREDICTIONS[predicts]
+    raise ValueError(f"the scheduler {kind or 'without a name'} does not say how the network was trained")
+
+
+def write(denoiser: Denoiser) -> Any:
+    """The diffusers scheduler from whose configuration `read` makes the denoiser's schedule and prediction again."""
+    from diffusers import CMStochasticIterativeScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+
+    schedule = denoiser.schedule
+    if isinstance(schedule, DiscreteVP):
+        predicts = next(name for name, prediction in PREDICTIONS.items() if prediction is denoiser.prediction)
+        betas = schedule.trained_betas
+        return DDPMScheduler(
+            num_train_timesteps=schedule.num_train_timesteps, beta_start=schedule.beta_start, beta_end=schedule.beta_end,
+            beta_schedule=schedule.beta_schedule, trained_betas=None if betas is None else list(betas),
+            rescale_betas_zero_snr=schedule.rescale_betas_zero_snr, prediction_type=predicts, clip_sample=False,
+        )  # fmt: skip
+    if isinstance(schedule, Rectified):
+        flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(schedule.time_scale), shift=schedule.shift)
+        flow.register_to_config(sigma_max=schedule.sigma_max)
+        return flow
+    assert isinstance(schedule, Karras)
+    if schedule.time_scale == 250:
+        return CMStochasticIterativeScheduler(**schedule.consistency_settings(None, denoiser.identity))
+    return EDMEulerScheduler(sigma_max=schedule.sigma_max, sigma_data=schedule.sigma_data)
+
+
+def vp_config(denoiser: Denoiser, schedule: DiscreteVP) -> dict[str, Any]:
+    """The configuration of a stock VP scheduler of any kind: those that lack a beta schedule are given its betas."""
+    config = dict(write(denoiser).config)
+    if schedule.beta_schedule in EVERYWHERE or schedule.trained_betas is not None:
+        return config
+    return config | {"beta_schedule": "linear", "trained_betas": schedule.betas.tolist(), "rescale_betas_zero_snr": False}
+
+
+def _numbers(config: Mapping[str, Any], *names: str) -> list[float]:
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            raise ValueError(f"scheduler_config.json needs a positive number as {name}, got {value!r}")
+    return [float(config[name]) for name in names]

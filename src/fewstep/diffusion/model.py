@@ -1,0 +1,54 @@
+"""The model: a denoiser together with how it is sampled. What load() returns and save() writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cond import NOTHING, Cond
+from .denoiser import Denoiser
+from .walk import Consistency, Segments, Walk, sample
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint, ready to be sampled.
+
+    Attributes:
+        denoiser: what it knows.
+        walk: how it is sampled unless told otherwise; `Consistency` and `Segments` are what it was tuned for.
+        receipt: of the run that made it; {} if that does not lie beside it.
+    """
+
+    denoiser: Denoiser
+    walk: Walk
+    receipt: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it was tuned for few steps: then it is no diffusion model any more."""
+        return isinstance(self.walk, (Consistency, Segments))
+
+    def to(self, device: torch.device | str) -> Model:
+        """The same with its network on `device`."""
+        self.denoiser.to(device)
+        return self
+
+    def sample(self, seeds: Sequence[int], cond: Cond = NOTHING, *, walk: Walk | None = None, batch: int = 250) -> Tensor:
+        """Samples number `seeds` as a person sees them: uint8 pictures (B, C, H, W), latents as they are.
+
+        Args:
+            seeds: one a sample; each is the same in any batch.
+            cond: what they are about, one row a seed; see `labelled`.
+            walk: another way than the model's own.
+            batch: samples at once.
+
+        Raises:
+            ValueError: conditions that the model does not take, no seed or no batch.
+        """
+        x0 = sample(self.denoiser, seeds, self.walk if walk is None else walk, cond, batch=batch)
+        return self.denoiser.space.decode(x0)

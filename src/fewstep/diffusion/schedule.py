@@ -1,0 +1,282 @@
+"""Schedules: where on the noise axis a network lives, how its input is scaled and what it is told as time.
+
+Everything here speaks of variance-exploding coordinates, x = x0 + sigma·eps: sigma (B,) is in units of the data.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.device import wide
+from .noise import karras
+
+PURE_NOISE = 1e8  # stands for an infinite noise level, where a schedule ends without any signal
+NO_OFFSET = 1e-6  # the stock consistency scheduler needs a positive sigma_min; this one stands for "f is the identity at 0"
+
+
+class Schedule(Protocol):
+    """The noise axis of a parametrisation. Values are frozen, so their repr is what a receipt shows.
+
+    Attributes:
+        sigma_min, sigma_max: the noise levels between which sampling goes.
+        highest: the highest noise level that the network has a time for; infinite unless its schedule ends.
+        sigma_data: the data's standard deviation as the parametrisation assumes it.
+    """
+
+    @property
+    def sigma_min(self) -> float: ...
+    @property
+    def sigma_max(self) -> float: ...
+    @property
+    def highest(self) -> float: ...
+    @property
+    def sigma_data(self) -> float: ...
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of the state at sigma_max."""
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        """What x is multiplied by before the network sees it, (B,) or broadcastable."""
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """What the network is told, (B,)."""
+
+    def grid(self, steps: int) -> Tensor:
+        """`steps` noise levels from sigma_max down, without a final 0, evenly spaced in the schedule's own time; float64.
+
+        Diffusion sampling walks them, and they are the upper edges of a multistep consistency model's segments.
+        """
+
+    def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
+        """The noise levels (steps,), float64, at which the stock few-step scheduler calls a consistency function.
+
+        Args:
+            steps: network calls.
+            middle: noise level of the second of two steps, where the scheduler can be told.
+            lowest: noise level where the function is the identity.
+        """
+
+
+@dataclass(frozen=True)
+class DiscreteVP:
+    """Variance-preserving timesteps (DDPM and kin): with α = 1/√(1 + σ²) the network sees α·x and its timestep.
+
+    Timestep i has σ = √((1−ᾱ_i)/ᾱ_i); σ between two timesteps gets a fractional one, linear in ln σ. The fields are those
+    of diffusers' DDPMScheduler, whose levels these are, to the last.
+
+    Reference: Ho et al. 2020, DDPM, eq. 4; Lin et al. 2024, Common Diffusion Noise Schedules, for `rescale_betas_zero_snr`.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: tuple[float, ...] | None = None
+    rescale_betas_zero_snr: bool = False
+
+    sigma_data = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_train_timesteps < 2:
+            raise ValueError(f"a noise schedule has at least two timesteps, got {self.num_train_timesteps}")
+        levels = self.ln_sigmas
+        if len(levels) != self.num_train_timesteps:
+            raise ValueError(
+                f"{len(levels)} trained_betas for {self.num_train_timesteps} timesteps; their numbers must agree"
+            )
+        if not (levels.isfinite().all() and (levels[1:] > levels[:-1]).all()):
+            raise ValueError(f"the noise levels of {self} do not rise from timestep to timestep")
+
+    @cached_property
+    def betas(self) -> Tensor:
+        """β of each timestep as diffusers computes it, (T,) float32."""
+        from diffusers import DDPMScheduler
+
+        betas = None if self.trained_betas is None else list(self.trained_betas)
+        try:
+            scheduler = DDPMScheduler(
+                num_train_timesteps=self.num_train_timesteps, beta_start=self.beta_start, beta_end=self.beta_end,
+                beta_schedule=self.beta_schedule, trained_betas=betas, rescale_betas_zero_snr=self.rescale_betas_zero_snr,
+            )  # fmt: skip
+        except (NotImplementedError, TypeError, RuntimeError) as error:
+            raise ValueError(f"diffusers cannot make the noise schedule {self}: {error}") from error
+        made: Tensor = scheduler.betas
+        return made
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """ᾱ of each timestep, (T,) float32."""
+        return (1.0 - self.betas).cumprod(0)
+
+    @cached_property
+    def ln_sigmas(self) -> Tensor:
+        """ln σ of each timestep, rising, (T,) float64 on the CPU; a last one without signal is at PURE_NOISE."""
+        alphas = self.alphas_cumprod.double()
+        ln_sigmas: Tensor = ((1 - alphas) / alphas).log() / 2
+        if self.ends_in_pure_noise:
+            ln_sigmas[-1] = max(math.log(PURE_NOISE), float(ln_sigmas[-2]) + 1)
+        return ln_sigmas
+
+    @property
+    def ends_in_pure_noise(self) -> bool:
+        """Whether nothing of the sample is left at the last timestep."""
+        return float(self.alphas_cumprod[-1]) == 0
+
+    @property
+    def sigma_min(self) -> float:
+        return max(0.002, float(self.ln_sigmas[0].exp()))
+
+    @property
+    def sigma_max(self) -> float:
+        return float(self.ln_sigmas[-1].exp())
+
+    highest = sigma_max
+
+    @property
+    def prior_std(self) -> float:
+        return float((1 + self.sigma_max**2) ** 0.5)
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return (1 + sigma**2).rsqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """The fractional timestep, within [0, T − 1]."""
+        ln_sigma = wide(sigma).clamp(min=1e-8).log()
+        levels = self.ln_sigmas.to(ln_sigma)
+        above = torch.searchsorted(levels, ln_sigma).clamp(1, len(levels) - 1)
+        lo, hi = levels[above - 1], levels[above]
+        share = ((ln_sigma - lo) / (hi - lo)).clamp(0, 1)
+        return above - 1 + share
+
+    def grid(self, steps: int) -> Tensor:
+        """Trailing timesteps round(T·(1 − i/n)) − 1, as diffusers' DDIMScheduler spaces them."""
+        total = self.num_train_timesteps
+        if steps > total:
+            raise ValueError(f"this schedule has {total} timesteps, too few for {steps} steps")
+        timesteps = (total - torch.arange(steps, dtype=torch.float64) * total / steps).round().long() - 1
+        return self.ln_sigmas[timesteps].exp()
+
+    def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
+        """Timesteps T − 1 − ⌊i·T/n⌋, as diffusers' LCMScheduler visits them."""
+        if middle is not None:
+            raise ValueError("a VP student's second step starts at its middle timestep; leave `middle` out")
+        total = self.num_train_timesteps
+        if steps > total:
+            raise ValueError(f"this schedule has {total} timesteps, too few for {steps} steps")
+        return self.ln_sigmas[total - 1 - torch.arange(steps) * total // steps].exp()
+
+
+@dataclass(frozen=True)
+class Karras:
+    """The noise axis of EDM: the network sees x/√(σ² + sd²) and time_scale·ln σ.
+
+    Args:
+        sigma_data: sd.
+        sigma_min, sigma_max: where sampling ends and begins.
+        time_scale: .25 is the paper's time, 250 is what diffusers' consistency scheduler gives the network.
+
+    Reference: Karras et al. 2022, Elucidating the Design Space, table 1.
+    """
+
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    time_scale: float = 250.0
+
+    highest = math.inf
+
+    @property
+    def prior_std(self) -> float:
+        return self.sigma_max
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return (sigma**2 + self.sigma_data**2).rsqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return self.time_scale * sigma.clamp(min=1e-8).log()  # finite at sigma = 0, where c_out removes it
+
+    def grid(self, steps: int) -> Tensor:
+        """Karras' levels without the last: at few steps a call near 0 would be wasted."""
+        return karras(steps + 1, self.sigma_min, self.sigma_max)[:-1]
+
+    def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
+        """Those of diffusers' CMStochasticIterativeScheduler; `middle` is .821 by default, published for CIFAR-10."""
+        from diffusers import CMStochasticIterativeScheduler
+
+        scheduler = CMStochasticIterativeScheduler(**self.consistency_settings(middle, lowest))
+        scheduler.set_timesteps(steps)
+        sigmas: Tensor = scheduler.sigmas
+        return sigmas[:steps].double()
+
+    def consistency_settings(self, middle: float | None, lowest: float) -> dict[str, float | bool]:
+        """How diffusers' consistency scheduler must be set so that its second of two steps is at `middle`."""
+        lowest = lowest or NO_OFFSET
+        rho = _rho(0.821 if middle is None else middle, lowest, self.sigma_max)
+        return {"sigma_min": lowest, "sigma_max": self.sigma_max, "sigma_data": self.sigma_data, "rho": rho,
+                "clip_denoised": False}  # fmt: skip
+
+
+def _rho(middle: float, sigma_min: float, sigma_max: float, timesteps: int = 40) -> float:
+    """The rho with which the Karras ramp of the consistency scheduler has its second of two steps at `middle`."""
+    from scipy.optimize import brentq
+
+    ramp = (timesteps // 2) / (timesteps - 1)
+
+    def sigma(rho: float) -> float:
+        return float((sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho)
+
+    lowest, highest = sigma(100.0), sigma(1.0)
+    if not lowest < middle < highest:
+        raise ValueError(f"the middle noise level must lie between {lowest:.3g} and {highest:.3g}, got {middle}")
+    return float(brentq(lambda rho: sigma(rho) - middle, 1.0, 100.0, xtol=1e-12))
+
+
+@dataclass(frozen=True)
+class Rectified:
+    """The noise axis of flow matching, u = σ/(1 + σ): the network sees (1 − u)·x and time_scale·u.
+
+    Args:
+        shift: s of a shifted schedule: sampling steps are even in u', where u = s·u'/(1 + (s − 1)·u').
+        sigma_max: where sampling starts; u = 1 itself is infinitely far away in these coordinates.
+        time_scale: 1000 for diffusers' flow schedulers.
+
+    Reference: Lipman et al. 2023, Flow Matching; Esser et al. 2024, Scaling Rectified Flow Transformers, eq. 23 (shift).
+    """
+
+    shift: float = 1.0
+    sigma_max: float = 500.0
+    sigma_min: float = 0.002
+    time_scale: float = 1000.0
+
+    sigma_data = 1.0
+    highest = math.inf
+
+    @property
+    def prior_std(self) -> float:
+        return float((1 + self.sigma_max**2) ** 0.5)
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return self.time_scale * sigma / (1 + sigma)
+
+    def grid(self, steps: int) -> Tensor:
+        """Even in the unshifted u', from sigma_max down."""
+        top = self.sigma_max / (1 + self.sigma_max)
+        top = top / (self.shift - (self.shift - 1) * top)
+        even = top * (1 - torch.arange(steps, dtype=torch.float64) / steps)
+        u = self.shift * even / (1 + (self.shift - 1) * even)
+        return u / (1 - u)
+
+    def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
+        """The same levels: there is no stock scheduler that would have others."""
+        if middle is not None:
+            raise ValueError("a flow student's steps are even in u = σ/(1 + σ); leave `middle` out")
+        return self.grid(steps)
