@@ -52,7 +52,7 @@ def make(root: Path) -> None:
     Dinov2Model(config).save_pretrained(root / "vision")
     with_adapter(tiny_lm(seed=1, vocab=260).float()).save_pretrained(root / "adapters")
     shutil.move(root / "adapters" / "tuned", root / "adapter")
-    save(tiny(size=28), root / "image")
+    save(Model(tiny(size=28), Heun()), root / "image")
 
 
 class Canary:
