@@ -13,15 +13,16 @@ from importlib import metadata
 import numpy as np
 import pytest
 import torch
-from conftest import fewstep, noise_images
+from conftest import fewstep, noise_images, tiny
 from PIL import Image
 
 from fewstep.core.seeds import generators
 from fewstep.diffusion.data import Images, Paths, save_images
-from fewstep.diffusion.formats.folder import load
+from fewstep.diffusion.formats.folder import load, save
+from fewstep.diffusion.model import Model
 from fewstep.diffusion.prediction import v_prediction
 from fewstep.diffusion.teaching import load_made
-from fewstep.diffusion.walk import Consistency, Segments, prior
+from fewstep.diffusion.walk import Consistency, Heun, Segments, prior
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
@@ -232,3 +233,31 @@ def test_conditional_models_train_tune_sample_and_score(place, monkeypatch, caps
         with pytest.raises(SystemExit):
             fewstep(monkeypatch, command)
         assert "knows the labels 0 to 2" in capsys.readouterr().err
+
+
+def test_own_pictures_are_scored_without_naming_features(place, monkeypatch, capsys) -> None:
+    """In colour and of any size; what was taken is said, and what is better known."""
+    save(Model(tiny(channels=3, size=16), Heun()), place / "own")
+    save(Model(tiny(channels=3, size=16), Consistency()), place / "student")
+    save_images(noise_images(40, channels=3, size=16), place / "own.npz")
+    fewstep(monkeypatch, "measure student --data own.npz --out scores --n 20 --steps 1")
+    fewstep(monkeypatch, "dial student --teacher own --data own.npz --out dial --n 20 --steps 1 --teacher-calls 1 2")
+    fewstep(monkeypatch, "settle own --out settle --n 2 --steps 2")
+    said = capsys.readouterr().out
+    assert said.count("--features was left out, so untrained (random) ones were taken") == 3
+    assert "next: fewstep export student --out few-step-model --measured dial/measure.json" in said
+    receipts = [json.loads((place / file).read_text()) for file in ("scores/measure.json", "settle/settle.json")]
+    assert [receipt["features"] for receipt in receipts] == ["random", "random"]
+    assert list(receipts[0]["points"][0]["frechet"]) == ["random", "pixels"]
+
+
+def test_only_bundled_images_are_compared_with_the_bundled_reference(place, monkeypatch, capsys) -> None:
+    """Noise against noise is nearer than noise against clothes."""
+    far = []
+    for data in ("data.npz", "bundled"):
+        fewstep(monkeypatch, f"measure teacher --data {data} --out scores --n 20 --steps 1 --features fashion")
+        far.append(json.loads((place / "scores" / "measure.json").read_text())["points"][0]["frechet"]["fashion"]["value"])
+    assert 2 * far[0] < far[1]
+    assert "was left out" not in capsys.readouterr().out
+    fewstep(monkeypatch, "measure teacher --data bundled --out scores --n 20 --steps 1")
+    assert json.loads((place / "scores" / "measure.json").read_text())["features"] == "fashion"

@@ -82,7 +82,10 @@ from fewstep.diffusion.walk import Heun, Segments
         ("tune edm --data paths --teacher teacher --segments 3 --out run", "lead nowhere"),
         ("tune teacher --data data.npz --teacher student --hop euler --out run", "student is a student"),
         ("measure teacher --data data.npz --out m --n 10", "--n starts at 20, got 10"),
-        ("measure teacher --data data.npz --out m --features ./nowhere", "no known extractor"),
+        ("measure teacher --data missing.npz --out m --features ./nowhere", "no known extractor"),
+        ("measure teacher --data missing.npz --out m --features nosuchname", "no known extractor"),
+        ("measure rgb --data missing.npz --out m --features fashion", "--features random takes any"),
+        ("settle rgb --out m --features fashion", "--features random takes any"),
         ("export student --out e --measured missing.json", "there is no missing.json"),
         ("tune teacher --data data.npz --out run --images 8 --batch 8 --rate 1e30", "lower the learning rate"),
     ],
@@ -96,6 +99,8 @@ def test_what_users_do_wrong(place, monkeypatch, capsys, arguments: str, sentenc
         save(Model(tiny(size=28), Segments(2)), place / "student")
     if "tune small" in arguments:
         save(Model(tiny(), Heun()), place / "small")
+    if " rgb " in arguments:
+        save(Model(tiny(channels=3), Heun()), place / "rgb")
     if "tune edm" in arguments:
         save(Model(tiny(size=28, parametrisation="edm"), Heun()), place / "edm")
     if "1e30" in arguments:

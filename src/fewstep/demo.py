@@ -47,7 +47,7 @@ def demo(out: Path, *, images: int, n: int, seed: int) -> None:
     teacher = load("bundled").denoiser.to(best_device())
     precision = fast_precision()
     data = load_images("bundled", channels=1, size=28)
-    seen_by = views("fashion", data.pixels[:4000])
+    seen_by = views("fashion", data.pixels[:4000], bundled=True)
 
     def score(settings: list[Setting]) -> list[Point]:
         points = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,10 +13,12 @@ from .after import after_measuring, say_next
 from .checks import at_least, positive
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..diffusion.cond import Cond
     from ..diffusion.data import Images
     from ..diffusion.denoiser import Denoiser
-    from ..diffusion.measure.dial import Setting
+    from ..diffusion.measure.dial import Point, Setting
 
 
 def measure(
@@ -29,7 +32,7 @@ def measure(
     teacher_calls: tuple[int, ...] = (1, 2, 4, 8, 35),
     middle: float | None = None,
     n: int = 1000,
-    features: str = "fashion",
+    features: str | None = None,
     seed: int = 0,
     batch: int = 250,
     precision: Literal["no", "bf16"] = "no",
@@ -45,7 +48,8 @@ def measure(
         teacher_calls: network calls of the teacher: DDIM for few, Heun's method from 20 on.
         middle: noise level of the second of two steps, EDM students only.
         n: samples for each score; scores compare only at the same n.
-        features: fashion (bundled), random (untrained), inception, or the folder or hub id of a DINOv2 model.
+        features: inception, the folder or hub id of a DINOv2 model, random (untrained) or fashion (bundled); by default
+            fashion for `bundled` data and random for all other.
         seed: of the first sample.
         batch: samples at once.
         precision: no (float32) or bf16.
@@ -77,7 +81,7 @@ def dial(
     steps: tuple[int, ...] = (1, 2, 4, 8),
     teacher_calls: tuple[int, ...] = (1, 2, 4, 8, 16, 35),
     n: int = 1000,
-    features: str = "fashion",
+    features: str | None = None,
     seed: int = 0,
     batch: int = 250,
     precision: Literal["no", "bf16"] = "no",
@@ -93,7 +97,8 @@ def dial(
         steps: step counts of students of one segment.
         teacher_calls: network calls of the teacher: DDIM for few, Heun's method from 20 on.
         n: samples for each score; scores compare only at the same n.
-        features: fashion (bundled), random (untrained), inception, or the folder or hub id of a DINOv2 model.
+        features: inception, the folder or hub id of a DINOv2 model, random (untrained) or fashion (bundled); by default
+            fashion for `bundled` data and random for all other.
         seed: of the first sample.
         batch: samples at once.
         precision: no (float32) or bf16.
@@ -112,13 +117,17 @@ def dial(
         raise ValueError("name at least one run to compare with the teacher")
     names = _names(runs)
     _check_scores(out, n=n, seed=seed, steps=steps, teacher_calls=teacher_calls, batch=batch)
-    settings = diffusion_settings(_diffusion(teacher), teacher_calls)
+    settings, students = diffusion_settings(_diffusion(teacher), teacher_calls), {}
     for run, name in zip(runs, names, strict=True):
-        settings += student_settings(load(run).to(best_device()), steps, name=name)
-    _score(
+        students[name] = run, load(run).to(best_device())
+        settings += student_settings(students[name][1], steps, name=name)
+    points = _score(
         settings, data, out, n=n, features=features, seed=seed, batch=batch, precision=precision, within=tolerance,
         runs=runs, teacher=teacher,
     )  # fmt: skip
+    rest = [point for point in points if point.name in students]
+    best = min(rest, key=lambda point: math.prod(distance.value for distance in point.frechet.values()))
+    after_measuring(*students[best.name], data, out / "measure.json")
 
 
 def settle(
@@ -129,7 +138,7 @@ def settle(
     steps: int = 50,
     within: float = 0.1,
     n: int = 500,
-    features: str = "fashion",
+    features: str | None = None,
     label: int | None = None,
     seed: int = 0,
     batch: int = 250,
@@ -143,7 +152,8 @@ def settle(
         steps: network calls of a trajectory (DDIM).
         within: feature distance to the final image, as a share of that between unrelated images, that counts as settled.
         n: trajectories.
-        features: fashion (bundled), random (untrained), inception, or the folder or hub id of a DINOv2 model.
+        features: inception, the folder or hub id of a DINOv2 model, random (untrained) or fashion (bundled); by default
+            fashion for grey images of 28 pixels and random for all other.
         label: class of the images, for conditional models.
         seed: of the first trajectory.
         batch: trajectories at once.
@@ -151,13 +161,11 @@ def settle(
     """
     import torch
 
-    from ..core.device import on_device
     from ..core.files import writable
     from ..core.nfe import count_nfe
     from ..core.receipt import receipt
     from ..diffusion.cond import labelled
     from ..diffusion.measure import settling
-    from ..diffusion.measure.features import extractor
     from ..diffusion.report import plot_settling
 
     at_least(2, n=n, steps=steps)
@@ -170,17 +178,22 @@ def settle(
     if bool(denoiser.takes) != (label is not None):
         raise ValueError("this checkpoint " + ("needs a --label" if denoiser.takes else "takes no --label"))
     cond = labelled(None if label is None else torch.full((n,), label))
+    unnamed, shape = features is None, denoiser.space.shape
+    features = features or ("fashion" if shape == (1, 28, 28) else "random")
+    network = _fitting(features, shape)[features]
     with receipt(out / "settle.json", checkpoint=checkpoint, features=features, seed=seed, n=n) as entries:
         with count_nfe(denoiser.network) as nfe:
             result = settling.settle(
-                denoiser, range(seed, seed + n), on_device(extractor(features)), steps=steps, within=within, batch=batch,
-                precision=precision, cond=cond,
+                denoiser, range(seed, seed + n), network, steps=steps, within=within, batch=batch, precision=precision,
+                cond=cond,
             )  # fmt: skip
         entries |= {"within": within, "sigmas": result.sigmas.tolist(), "nfe_per_sample": nfe.rows / n,
                     "quantiles": {str(q): result.curve(q).tolist() for q in settling.QUANTILES},
                     "settled_after_calls": result.settled_at().tolist(), "sentence": result.sentence()}  # fmt: skip
         plot_settling(result, out / "settle.png", features=features)
-    print(f"{result.sentence()}\ncurve and figures: {out / 'settle.png'}, {out / 'settle.json'}")
+    print(result.sentence())
+    _say_features(features, unnamed)
+    print(f"curve and figures: {out / 'settle.png'}, {out / 'settle.json'}")
     say_next("tune", checkpoint, "--data", "teacher", "--out", "few-step")
 
 
@@ -227,33 +240,44 @@ def _scorable(denoiser: Denoiser) -> None:
 
 
 def _score(
-    settings: list[Setting], data: str, out: Path, *, n: int, features: str, seed: int, batch: int, precision: str,
+    settings: list[Setting], data: str, out: Path, *, n: int, features: str | None, seed: int, batch: int, precision: str,
     within: float | None = None, **facts: object,
-) -> None:  # fmt: skip
+) -> list[Point]:  # fmt: skip
     """Scores `settings` against `data`; leaves the table, the plot and the pictures in `out`, `facts` in the receipt."""
     import torch
     from rich.console import Console
 
+    from ..core.nfe import count_nfe
+    from ..core.progress import progress
     from ..core.receipt import receipt
     from ..diffusion.data import load_images
     from ..diffusion.measure import dial
-    from ..diffusion.measure.features import views
+    from ..diffusion.measure.features import View
     from ..diffusion.report import plot, sheet, table
 
     for setting in settings:
         _scorable(setting.denoiser)
         if setting.denoiser.space != settings[0].denoiser.space:
             raise ValueError(f"{setting.name} makes images of another shape than {settings[0].name}")
-    channels, size, _ = settings[0].denoiser.space.shape
+    channels, size, _ = shape = settings[0].denoiser.space.shape
+    unnamed, bundled = features is None, data == "bundled"
+    features = features or ("fashion" if bundled else "random")
+    networks = _fitting(features, shape)
     images = load_images(data, channels=channels, size=size).shuffled()
     if images.pixels.dtype != torch.uint8:
         raise ValueError(f"{data} holds latents; only images can be compared with")
-    seen_by, real, points = views(features, images.pixels), dial.Looks.of(images.pixels[:10_000]), []
+    seen_by = [View.of(name, network, images.pixels, bundled=bundled) for name, network in networks.items()]
+    real, points = dial.Looks.of(images.pixels[:10_000]), []
+    calls = n * sum(setting.walk.calls for setting in settings)
     with receipt(out / "measure.json", features=features, seed=seed, precision=precision, **facts) as entries:
-        for setting in settings:
-            cond = _labels(setting.denoiser, images, data, n)
-            points.append(dial.score(setting, range(seed, seed + n), seen_by, batch=batch, precision=precision, cond=cond))
-            logging.getLogger(__name__).info("%s: Fréchet distance %s", setting.name, points[-1].frechet[features])
+        with progress("scoring", calls) as done:
+            for setting in settings:
+                cond = _labels(setting.denoiser, images, data, n)
+                with count_nfe(setting.denoiser.network, done):
+                    points.append(
+                        dial.score(setting, range(seed, seed + n), seen_by, batch=batch, precision=precision, cond=cond)
+                    )
+                logging.getLogger(__name__).info("%s: Fréchet distance %s", setting.name, points[-1].frechet[features])
         entries |= {"points": [point.summary() for point in points], "real": real._asdict()}
         teachers = [point for point in points if point.name == "teacher"]
         if teachers:
@@ -270,7 +294,27 @@ def _score(
     Console().print(table(points, real))
     if within is not None:
         print(entries["recommendation"])
+    _say_features(features, unnamed)
     print(f"table, plot and pictures: {out / 'measure.json'}, {out / 'quality.png'}, {out / 'samples.png'}")
+    return points
+
+
+def _fitting(features: str, shape: tuple[int, ...]) -> dict[str, nn.Module]:
+    """The extractors to score with, which take images of this shape, (C, H, W)."""
+    import torch
+
+    from ..core.device import best_device
+    from ..diffusion.measure.features import extractors
+
+    networks = extractors(features)
+    with torch.no_grad():
+        networks[features](torch.zeros(1, *shape, dtype=torch.uint8, device=best_device()))
+    return networks
+
+
+def _say_features(features: str, unnamed: bool) -> None:
+    if unnamed and features == "random":
+        print("--features was left out, so untrained (random) ones were taken; inception and DINOv2 are better known")
 
 
 def _labels(denoiser: Denoiser, images: Images, data: str, n: int) -> Cond:

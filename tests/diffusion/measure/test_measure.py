@@ -35,8 +35,10 @@ def test_bundled_features_classify(fashion) -> None:
 def test_bundled_reference_is_that_of_the_training_images(fashion) -> None:
     """Real images are far nearer to it than the same images upside down."""
     network = FashionFeatures.bundled()
-    real = reference(network, fashion.pixels[:100])
+    real = reference(network, fashion.pixels[:100], bundled=True)
     assert (real.n, real.features.shape) == (60_000, (100, 128))
+    own = reference(network, fashion.pixels[:100])  # of anybody else's images it knows what it is shown
+    assert own.n == 100 and np.allclose(own.mean, extract(network, fashion.pixels[:100]).mean(0))
     upright, turned = (extract(network, pixels) for pixels in (fashion.pixels[:1000], fashion.pixels[:1000].flip(-2)))
     assert 10 * frechet(upright, real) < frechet(turned, real)
 

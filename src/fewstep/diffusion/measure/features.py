@@ -12,6 +12,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from ...core.device import on_device
 from ...core.pretrained import load_config, load_network, read_config
+from ...core.progress import track
 from ...core.source import ASSETS, folder_of
 from ...core.weights import in_short
 from .scores import Array, Reference
@@ -28,24 +29,30 @@ class View(NamedTuple):
     real: Reference
 
     @classmethod
-    def of(cls, name: str, network: nn.Module, images: Tensor) -> View:
-        """That of real uint8 images (N, C, H, W)."""
-        return cls(name, network, reference(network, images))
+    def of(cls, name: str, network: nn.Module, images: Tensor, *, bundled: bool = False) -> View:
+        """That of real uint8 images (N, C, H, W); see `reference`."""
+        return cls(name, network, reference(network, images, bundled=bundled))
 
 
-def views(features: str, images: Tensor) -> tuple[View, View]:
-    """The two representations that every score stands in: `features`, and one without training beside it.
+def views(features: str, images: Tensor, *, bundled: bool = False) -> list[View]:
+    """The two representations that every score stands in.
+
+    Args:
+        features: name of the first; see `extractors`.
+        images: real ones, uint8 (N, C, H, W).
+        bundled: see `reference`.
+    """
+    return [View.of(name, network, images, bundled=bundled) for name, network in extractors(features).items()]
+
+
+def extractors(features: str) -> dict[str, nn.Module]:
+    """`features` and one without training beside it, by name, on the best device.
 
     A student that darkens its backgrounds a little pleases the one, and the eye sees it as the other does: one
     representation is never enough.
-
-    Args:
-        features: name of the first; see `extractor`.
-        images: real ones, uint8 (N, C, H, W).
     """
     beside = "pixels" if features == "random" else "random"
-    first, second = (View.of(name, on_device(extractor(name)), images) for name in (features, beside))
-    return first, second
+    return {name: on_device(extractor(name)) for name in (features, beside)}
 
 
 def extractor(name: str) -> nn.Module:
@@ -70,13 +77,17 @@ def extractor(name: str) -> nn.Module:
 def extract(network: Extractor, images: Tensor, batch: int = 250) -> Array:
     """Features (N, D) in float64 of uint8 images (N, C, H, W), on the extractor's device if it is a module."""
     device = next(network.parameters(), images).device if isinstance(network, nn.Module) else images.device
-    return np.concatenate([network(part.to(device)).double().cpu().numpy() for part in torch.split(images, batch)])
+    parts = track(torch.split(images, batch), "looking at images")
+    return np.concatenate([network(part.to(device)).double().cpu().numpy() for part in parts])
 
 
-def reference(network: nn.Module, images: Tensor) -> Reference:
-    """The reference that real uint8 images (N, C, H, W) make; for `fashion` that of all 60,000 training images."""
+def reference(network: nn.Module, images: Tensor, *, bundled: bool = False) -> Reference:
+    """The reference that real uint8 images (N, C, H, W) make.
+
+    If they are some of those that come `bundled`, the features that come along have it of all 60,000 images.
+    """
     made = Reference.of(extract(network, images))
-    if isinstance(network, FashionFeatures):
+    if bundled and isinstance(network, FashionFeatures):
         with np.load(ASSETS / "features" / "reference.npz") as kept:
             return Reference(kept["mean"], kept["cov"], int(kept["n"]), made.features)
     return made
