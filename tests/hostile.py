@@ -18,6 +18,8 @@ from tiny_lm import byte_tokenizer, tiny_lm, with_adapter
 from transformers import Dinov2Config, Dinov2Model
 
 from fewstep.diffusion.formats.folder import save
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.walk import Heun
 
 Spoil = Callable[["Kind", Path, Path], object]  # kind, the folder to spoil, a place outside of it -> ignored
 CANARY = "canary"  # the file, in the place outside, that hostile code writes
