@@ -121,6 +121,62 @@ def test_both_passes_share_the_dropout_mask() -> None:
     assert (first - second).abs().max() > 1e-3  # the masks do differ from call to call
 
 
+def some_at_the_edge() -> tuple[Tensor, Tensor, Tensor]:
+    """Levels (t, r, lo) of eight rows, three of them inside their segment."""
+    t = torch.tensor([2.0, 1.5, 0.5, 5.0, 3.0, 0.8, 4.0, 2.5])
+    lo = torch.tensor([0.0, 1.0, 0.0, 2.0, 1.0, 0.4, 2.0, 2.0])
+    return t, torch.tensor([0.0, 0.5, 0.2, 1.0, 2.0, 0.1, 3.9, 0.0]), lo
+
+
+def test_the_student_is_asked_again_only_inside_a_segment() -> None:
+    """Each row's loss is that of the formula in which every row is asked twice."""
+    (x0, eps), denoiser, (t, r, lo) = draw(), tiny(), some_at_the_edge()
+    with count_nfe(denoiser.network) as nfe:
+        loss = consistency_loss(denoiser, x0, eps, t, r, lo)
+    assert (nfe.calls, nfe.rows) == (2, 8 + 3)
+    reached = torch.maximum(r, lo).clamp(min=1e-9)
+    with torch.no_grad():
+        x_t, x_r = (x0.double() + like(level.double(), x0) * eps.double() for level in (t, reached))
+        x_lo = torch.where(like(r > lo, x0), ddim(x_r, denoiser(x_r.float(), reached).double(), reached, lo), x_r)
+        target = inv_ddim(x_lo, x_t, t, lo).float()
+        expected = PseudoHuber()(denoiser(x_t.float(), t) - target) / (t - r)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def network_that_draws(x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+    """Draws as label dropout does: by no layer that anyone could find."""
+    return x * (torch.rand(len(x)) < 0.5).to(x).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("drawing", ["a layer", "a function"])
+def test_rows_at_an_edge_leave_the_masks_of_the_others(drawing: str) -> None:
+    """As r → t a row inside sees the same input twice, so only another mask could give it a loss."""
+    x0, eps = (part.double() for part in draw())
+    denoiser = tiny().double().train()
+    Dropout(0.5)(denoiser.network)
+    t = torch.full((8,), 1.0).double()
+    r, lo = t * (1 - 1e-9), t * 0
+    lo[[0, 3, 4]] = r[[0, 3, 4]]
+    student = denoiser if drawing == "a layer" else network_that_draws
+    plain = {"distance": MeanSquare(), "weight": InverseGap(power=0)}
+    for _ in range(4):
+        assert consistency_loss(student, x0, eps, t, r, lo, **plain)[[1, 2, 5, 6, 7]].max() < 1e-10
+
+
+def test_the_loss_seeds_nothing() -> None:
+    """What is drawn after it is what one pass of the network leaves, and nothing for a network that draws nothing."""
+    (x0, eps), denoiser, levels = draw(), tiny().train(), some_at_the_edge()
+    before = torch.get_rng_state()
+    consistency_loss(denoiser, x0, eps, *levels)
+    assert torch.equal(torch.get_rng_state(), before)
+    Dropout(0.5)(denoiser.network)
+    consistency_loss(denoiser, x0, eps, *levels)
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    denoiser(x0, levels[0])
+    assert torch.equal(torch.get_rng_state(), after) and not torch.equal(before, after)
+
+
 def test_target_gets_no_gradient() -> None:
     """The gradient is that of the distance to a constant target."""
     (x0, eps), denoiser = draw(), tiny()

@@ -200,6 +200,20 @@ def test_resume_is_bit_equal(images, tmp_path) -> None:
     assert torch.equal(weights(rest[-1].ema), weights(whole[-1].ema))
 
 
+def test_training_leaves_the_callers_generator_alone(images) -> None:
+    """Dropout included: what the caller draws between two steps neither depends on them nor changes them."""
+    settings = {"dropout": Dropout(0.3), "images": 24}
+    expected = weights(run(tiny(), images, **settings)[-1].student).clone()
+    torch.manual_seed(5)
+    alone = torch.rand(3)
+    steps = steps_of(tiny(), images, **settings)
+    next(steps)  # a loader draws when it starts
+    torch.manual_seed(5)
+    drawn = [(step, torch.rand(1)) for step in steps]
+    assert len(drawn) == 2 and torch.equal(torch.cat([each for _, each in drawn]), alone[:2])
+    assert torch.equal(weights(drawn[-1][0].student), expected)
+
+
 def test_killed_and_resumed_is_bit_equal(tmp_path) -> None:
     """SIGKILL at arbitrary moments, also while a state is written."""
     worker = WORKER.with_name("killed_worker.py")
@@ -271,11 +285,11 @@ def test_an_update_that_is_not_finite_is_no_step_and_stays_out_of_the_average(im
 def test_a_level_at_an_edge_ends_the_segment_below_it(images) -> None:
     """Where one segment ends the next call of the sampler begins, so there the student must reach the next edge."""
     denoiser = tiny()
-    top, upper, lower = denoiser.grid(3).float().tolist()
+    top, upper, lower = denoiser.schedule.grid(3).float().tolist()
     gap = ECTGap(q=256, stages=1)
     (step,) = run(denoiser, images, images=32, batch=32, segments=3, gap=gap, noise=Levels((lower, upper, top)),
                   rate=Constant(0.0))  # fmt: skip
-    rows = Rows(images, partial(Levels((lower, upper, top)), sigma_max=denoiser.sigma_max), seed=0)
+    rows = Rows(images, partial(Levels((lower, upper, top)), sigma_max=denoiser.schedule.sigma_max), seed=0)
     x0, eps, t, _ = (torch.stack(part) for part in zip(*(rows[i] for i in range(32)), strict=True))
     below = dict(zip(torch.tensor([top, upper, lower]).tolist(), (upper, lower, 0.0), strict=True))
     lo = torch.tensor([below[float(level)] for level in t])

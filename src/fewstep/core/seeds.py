@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+States = tuple[Tensor, ...]  # of torch's own generators
 
 
 def derive(*path: int) -> int:
@@ -25,3 +29,38 @@ def normal(rngs: Sequence[torch.Generator], shape: Sequence[int], device: torch.
     Row i equals what diffusers' pipelines draw from the same generator.
     """
     return torch.stack([torch.randn(tuple(shape), generator=rng) for rng in rngs]).to(device)
+
+
+def generator_state(device: torch.device) -> States:
+    """Where torch's own generators stand, the CPU's and that of `device`: networks with dropout draw from them."""
+    return torch.get_rng_state(), *(own.get_rng_state(*place) for own, place in _generator_of(device))
+
+
+@contextmanager
+def drawn_from(start: int | States, device: torch.device) -> Iterator[None]:
+    """What a network draws inside the block comes from `start`, a seed or a `generator_state`; afterwards the generators
+    stand where they stood before."""
+    before = generator_state(device)
+    if isinstance(start, int):
+        torch.manual_seed(start)
+    else:
+        _set_generators(start, device)
+    try:
+        yield
+    finally:
+        _set_generators(before, device)
+
+
+def _set_generators(states: States, device: torch.device) -> None:
+    first, *others = states
+    torch.set_rng_state(first)
+    for (own, place), state in zip(_generator_of(device), others, strict=True):
+        own.set_rng_state(state, *place)
+
+
+def _generator_of(device: torch.device) -> list[tuple[Any, tuple[torch.device, ...]]]:
+    """The module that has the generator of `device` and what it is asked with; none for the CPU."""
+    own = getattr(torch, device.type, None)
+    if not hasattr(own, "get_rng_state"):
+        return []
+    return [(own, () if device.type == "mps" else (device,))]  # there is but one Apple GPU

@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..core.device import wide
+from ..core.seeds import States, drawn_from, generator_state
 from .cond import NOTHING, Cond
 from .denoiser import Denoise
 from .noise import like
@@ -140,7 +142,8 @@ def consistency_loss(
         x0: clean samples, shape (B, *).
         eps: standard normal noise, shape (B, *).
         t, r, lo: noise levels, shape (B,), with r < t and 0 <= lo < t; `lo` is the lower edge of t's segment. The hop stops
-            there where r lies below, but the weight is still that of r: 1/(t − lo) would explode just above an edge.
+            there where r lies below, but the weight is still that of r: 1/(t − lo) would explode just above an edge. They
+            are best on the CPU, wherever the samples are: then nothing waits to learn which rows are at an edge.
         hop: takes x_t to x_r: `from_data`, or one step of a frozen teacher's ODE (hop.py).
         distance: ρ, of the difference, (B, *) -> (B,).
         weight: w.
@@ -152,22 +155,33 @@ def consistency_loss(
 
     Reference: Geng et al. 2025, Consistency Models Made Easy; Heek et al. 2024, Multistep Consistency Models.
     """
+    inside = r > lo  # asked where the levels are: on the CPU, no GPU is waited for
+    t, r, lo = (level.to(x0.device, non_blocking=True) for level in (t, r, lo))
     x_t = x0 + like(t, x0) * eps
-    # One dropout mask for both passes: seeding again replays it on whichever device the student is.
-    dropout_seed = int(torch.randint(2**63 - 1, ()))
-    torch.manual_seed(dropout_seed)
+    start = generator_state(x0.device)
     prediction = student(x_t, t, cond)
     with torch.no_grad():
-        reached, x_t = torch.maximum(r, lo), x_t.double()  # just above an edge float32 would lose the target
-        x_r = hop(x_t, x0.double(), t.double(), reached.double(), cond)
-        x_lo = x_r  # at the edge the path itself is the target, and no network call is needed
-        inside = reached > lo
+        reached, x_t = torch.maximum(r, lo), wide(x_t)  # just above an edge float32 would lose the target
+        x_r = hop(x_t, wide(x0), wide(t), wide(reached), cond)
+        x_lo = x_r.clone()  # at an edge the path itself is the target
         if inside.any():
-            above = torch.where(inside, reached, t)  # rows at the edge are thrown away; t keeps them finite
-            torch.manual_seed(dropout_seed)
-            f_r = student(x_r.to(x0.dtype), above, cond).double()
-            x_lo = torch.where(like(inside, x0), ddim(x_r, f_r, above, lo), x_r)
+            rows = _rows_to_ask(inside, start, x0.device)
+            inside = inside.to(x0.device, non_blocking=True)
+            level, x_r = torch.where(inside, reached, t)[rows], x_r[rows]  # t keeps rows at an edge finite
+            with drawn_from(start, x0.device):  # one dropout mask for both passes
+                f_r = wide(student(x_r.to(x0.dtype), level, cond.part(rows)))
+            x_lo[rows] = torch.where(like(inside[rows], x_r), ddim(x_r, f_r, level, lo[rows]), x_r)
         target = inv_ddim(x_lo, x_t, t, lo).to(x0.dtype)
         if margin:
             target = torch.where(like(lo > 0, target), target, beyond_limits(target, margin))
     return weight(t, r) * distance(prediction - target)
+
+
+def _rows_to_ask(inside: Tensor, start: States, device: torch.device) -> Tensor | slice:
+    """The rows of the second pass: those inside their segment.
+
+    On a GPU all rows go along, as shapes that change cost more there. So they do where the first pass has drawn: with other
+    rows in the batch a generator deals each row another dropout mask.
+    """
+    drew = any(not torch.equal(before, now) for before, now in zip(start, generator_state(device), strict=True))
+    return slice(None) if drew or device.type != "cpu" else inside.nonzero().squeeze(1)

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core.device import default_accelerator
-from ..core.seeds import derive
+from ..core.seeds import derive, drawn_from
 from .average import Average, Exponential, MovingAverage
 from .cond import NOTHING, labelled
 from .data import Images, Paths, Rows
@@ -163,7 +163,7 @@ def tune(
     student = accelerator.prepare_model(denoiser.train())
     forward = torch.compile(student) if compile else student
 
-    edges = lower_edges(denoiser, segments).to(device)
+    edges = lower_edges(denoiser, segments)
     levels = partial(noise, sigma_max=denoiser.schedule.highest)
     batches = Rows(data, levels, seed=seed, mirror=mirror).batches(
         first * batch, steps * batch, micro, rank=rank, world=world, workers=workers
@@ -174,12 +174,12 @@ def tune(
             group["lr"] = rate(step, progress)
         losses = []
         for part in range(accelerator.gradient_accumulation_steps):
-            row = next(batches).to(device)
-            torch.manual_seed(derive(seed, 2, step, part, rank))  # for dropout; all else is in the row
-            t, lo = row.t, edges[torch.searchsorted(edges, row.t) - 1]
-            r = gap(t, progress)
+            row = next(batches)
+            t, lo, r = row.t, edges[torch.searchsorted(edges, row.t) - 1], gap(row.t, progress)  # on the CPU
+            row = row.to(device)
             cond = labelled(row.labels) if denoiser.takes else NOTHING
-            with accelerator.accumulate(student), accelerator.autocast(), _attention(device):
+            drawn = drawn_from(derive(seed, 2, step, part, rank), device)  # for dropout; all else is in the row
+            with accelerator.accumulate(student), accelerator.autocast(), _attention(device), drawn:
                 loss = consistency_loss(
                     forward, row.x0, row.eps, t, r, lo, hop=hop, distance=distance, weight=weight, margin=margin, cond=cond
                 ).mean()
