@@ -206,6 +206,11 @@ def linked(part: str) -> Spoil:
     return spoil
 
 
+def linked_folder(kind: Kind, folder: Path, outside: Path) -> None:
+    shutil.move(folder / "unet", outside / "unet")
+    (folder / "unet").symlink_to(outside / "unet")
+
+
 def dangling(kind: Kind, folder: Path, outside: Path) -> None:
     (folder / kind.config).unlink()
     (folder / kind.config).symlink_to(folder / kind.config)
@@ -238,6 +243,11 @@ EVERYWHERE: dict[str, Spoil] = {  # what can be done to any kind of checkpoint, 
     "code alone": only_code,
     "pickle alone": pickled(),
     "pickle in a table": pickled(wrap=lambda canary: {"a": canary}),
+    "JSON: nested": text(DEEP),
+    "JSON: lists nested": text("[" * 100_000),
+    "JSON: a list": text("[1, 2]"),
+    "JSON: a number": text("7"),
+    "JSON: large": text('{"a": [' + "[]," * 8_000_000 + "1]}"),
     "JSON: cut off": text('{"model_type": "be'),
     "JSON: empty": text(""),
     "JSON: no text": text(b"\xff\xfe\x00\x01"),
@@ -249,7 +259,7 @@ EVERYWHERE: dict[str, Spoil] = {  # what can be done to any kind of checkpoint, 
     "safetensors: beyond its end": header(beyond),
     "safetensors: giant shape": header(giant_shape),
     "safetensors: a pickle": raw(lambda data: b"\x80\x04N."),
-    "weights: of another model": weights_named(lambda name: f"other.{name}"),
+    "weights: of another model": weights_named(lambda name: f"{name}s"),
     "weights: of other shapes": weights(lambda value: torch.cat([value, value])),
     "weights: not numbers": weights(lambda value: value * float("nan")),
     "weights: infinite": weights(lambda value: value + float("inf")),
@@ -264,6 +274,22 @@ UNTOUCHED: dict[str, Spoil] = {  # what a checkpoint may have lying around, as l
     "pickles beside": pickled(beside=True),
     "coded processors": coded_processors,
 }
+IMAGES: dict[str, Spoil] = {
+    "link: network": linked_folder,
+    "pipeline: code alone": coded_index,
+    "pipeline: nested": text(DEEP, "model_index.json"),
+    "pipeline: a list": text("[]", "model_index.json"),
+    "pipeline: parts of a wrong type": text('{"unet": [1, 2], "scheduler": {}}', "model_index.json"),
+    "scheduler: nested": text(DEEP, "scheduler/scheduler_config.json"),
+    "scheduler: code alone": text('{"_class_name": ["evil", "Evil"]}', "scheduler/scheduler_config.json"),
+    "scheduler: giant": text('{"_class_name": "DDPMScheduler", "beta_schedule": "linear", "num_train_timesteps": 1e12}',
+                             "scheduler/scheduler_config.json"),
+    "giant: widths": entries(block_out_channels=[GIANT, GIANT]),
+    "giant: layers": entries(layers_per_block=GIANT),
+    "giant: picture": entries(sample_size=GIANT),
+    "type: widths": entries(block_out_channels="wide"),
+    "quantised": entries(quantization_config={"quant_method": "bitsandbytes"}),
+}  # fmt: skip
 MODELS: dict[str, Spoil] = {  # of transformers
     "kernel: attention": entries(_attn_implementation="evil/kernel"),
     "kernel: attention, plain": entries(attn_implementation="evil/kernel@main:attention"),
@@ -306,6 +332,7 @@ TOKENIZERS: dict[str, Spoil] = {
     "tokenizer: a list": text("[]", "tokenizer.json"),
     "tokenizer: nothing": text("{}", "tokenizer.json"),
     "tokenizer: no text": text(b"\xff\xfe", "tokenizer.json"),
+    "tokenizer: settings nested": text(DEEP, "tokenizer_config.json"),
     "tokenizer: settings a list": text("[]", "tokenizer_config.json"),
     "tokenizer: tokens of a wrong type": text('{"added_tokens_decoder": {"a": 1}}', "tokenizer_config.json"),
     "tokenizer: special tokens of a wrong type": text('{"mask_token": [1], "pad_token": {}}', "tokenizer_config.json"),

@@ -32,6 +32,12 @@ GROUND = {
     "space", "tuning", "walk",
 }  # fmt: skip
 
+LOADERS = {  # what could run the code in a file, or of a folder, and who may call it
+    "from_pretrained": {"core/pretrained.py", "diffusion/formats/stock.py"},  # the latter samples our own export
+    "torch.load": {"core/files.py", "core/weights.py"},
+    "pickle.load": set(),
+}
+
 
 def imports(file: Path) -> set[str]:
     """The modules of ours that `file` imports anywhere, as dotted paths below fewstep."""
@@ -45,6 +51,12 @@ def imports(file: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
     return {name.removeprefix("fewstep.") for name in found if name.startswith("fewstep.")}
+
+
+def called(file: Path) -> set[str]:
+    """What `file` calls: the last name, and the last two."""
+    calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    return {".".join(call.split(".")[-n:]) for call in calls for n in (1, 2)}
 
 
 def part_of(module: str) -> str:
@@ -71,6 +83,12 @@ def test_the_ground_of_the_diffusion_wing_carries_the_rest() -> None:
                 assert not module.startswith("diffusion.") or inside in GROUND, (
                     f"{file.relative_to(SOURCE)} imports {module}"
                 )
+
+
+def test_what_comes_from_a_checkpoint_is_loaded_in_few_places() -> None:
+    for name, files in LOADERS.items():
+        found = {str(file.relative_to(SOURCE)) for file in SOURCE.rglob("*.py") if name in called(file)}
+        assert found == files, f"{name} is called in {found}"
 
 
 @pytest.mark.parametrize("package", [fewstep, fewstep.masked, fewstep.steering], ids=lambda package: package.__name__)

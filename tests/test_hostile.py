@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import hostile
+import numpy as np
 import pytest
 import torch
-from hostile import ADAPTERS, CANARY, EVERYWHERE, KINDS, LANGUAGE, MODELS, TOKENIZERS, UNTOUCHED, Spoil
+from conftest import fewstep as run
+from conftest import noise_images
+from hostile import ADAPTERS, CANARY, EVERYWHERE, IMAGES, KINDS, LANGUAGE, MODELS, TOKENIZERS, UNTOUCHED, Spoil
 
+import fewstep
+from fewstep.diffusion.data import save_images
 from fewstep.diffusion.measure.features import extractor
 from fewstep.masked.load import load_text, load_tokenizer
 from fewstep.steering.load import load_trio
@@ -56,6 +64,7 @@ def trio(sound: Path, **changes: Path) -> object:
 
 
 ENTRIES: dict[str, tuple[str, Callable[[Path, Path], object], dict[str, Spoil]]] = {
+    "image": ("image", lambda folder, sound: fewstep.load(folder), EVERYWHERE | IMAGES),
     "text": ("masked", lambda folder, sound: load_text(folder), MASKED),
     "tokenizer": ("masked", lambda folder, sound: load_tokenizer(folder), TOKENIZERS),
     "features": ("vision", lambda folder, sound: extractor(str(folder)), EVERYWHERE | MODELS),
@@ -119,3 +128,131 @@ def test_the_canaries_are_alive(auto: str, place: Place, monkeypatch: pytest.Mon
     with pytest.raises(Exception):  # noqa: B017, PT011 - it asks, gets a yes, runs the module; but its class is no model
         getattr(transformers, auto).from_pretrained(folder)
     assert canary.exists()
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """No size is believed: with a gigabyte more than the libraries take, each case is told why, not that memory ran out."""
+    script = Path(__file__).with_name("hostile_memory.py")
+    paths = os.pathsep.join([str(script.parent), str(Path(fewstep.__file__).parent.parent)])
+    made = subprocess.run(
+        [sys.executable, "-W", "ignore", script, tmp_path], env={**os.environ, "PYTHONPATH": paths}, check=True,
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    found = json.loads(made.stdout.splitlines()[-1])
+    assert len(found["told"]) == found["cases"] > 15
+    reasons = (
+        "far larger",
+        "more than any network",
+        "which no ",
+        "number from",
+        "do not bear out",
+        "compressed",
+        "than the file",
+    )
+    assert not {case: said for case, said in found["told"].items() if not any(reason in said for reason in reasons)}
+
+
+def code_alone(kind: str) -> Callable[[Place], object]:
+    return lambda place: hostile.only_code(KINDS[kind], place.copy(kind), place.outside)
+
+
+def pickle_alone(kind: str) -> Callable[[Place], object]:
+    return lambda place: hostile.pickled()(KINDS[kind], place.copy(kind), place.outside)
+
+
+def pickled_images(place: Place) -> None:
+    images = np.array([hostile.Canary(place.outside / CANARY)] * 8, dtype=object)
+    np.savez(place.here / "images.npz", images=images, labels=images)
+
+
+def pickled_state(place: Place) -> None:
+    """A run of one step whose saved state is somebody else's."""
+    save_images(noise_images(8, size=28), place.here / "images.npz")
+    fewstep_command(place, "tune sound/image --data images.npz --out run --images 8 --batch 8")
+    torch.save({"recipe": hostile.Canary(place.outside / CANARY)}, place.here / "run" / "state.pt")
+
+
+def pickled_optimizer(place: Place) -> None:
+    fewstep_command(place, TRAIN_TEXT)
+    for file in (place.here / "run").glob("checkpoint-*/*.pt*"):
+        torch.save(hostile.Canary(place.outside / CANARY), file)
+
+
+def single_file(place: Place) -> None:
+    torch.save(hostile.Canary(place.outside / CANARY), place.here / "model.pt")
+
+
+def deep_calibration(place: Place) -> None:
+    (place.here / "rule.json").write_text(hostile.DEEP)
+
+
+TRAIN_TEXT = "train-text --out run --items 128 --hidden 16 --layers 1 --heads 2 --intermediate 16 --save-every 1"
+COMMANDS: dict[str, tuple[Callable[[Place], object], str, str]] = {
+    "decode: code": (code_alone("masked"), "decode checkpoint --prompt w1 --gen-length 4", "does not know this evil"),
+    "decode: pickle": (
+        pickle_alone("masked"), "decode checkpoint --prompt w1 --gen-length 4", "holds more than plain tensors"
+    ),
+    "decode: a deep calibration": (
+        deep_calibration, "decode sound/masked --prompt w1 --gen-length 4 --calibration rule.json", "nested without end"
+    ),
+    "proxy: code": (
+        code_alone("causal"), "proxy --base checkpoint --expert sound/causal --antiexpert sound/causal --prompt a",
+        "does not know this evil",
+    ),
+    "proxy: a pickled adapter": (
+        pickle_alone("adapter"), "proxy --base sound/causal --expert sound/causal --adapter checkpoint --prompt a",
+        "has no adapter_model.safetensors",
+    ),
+    "sample: code": (code_alone("image"), "sample checkpoint --steps 1 --out samples", "describes a 'Evil'"),
+    "sample: pickle": (
+        pickle_alone("image"), "sample checkpoint --steps 1 --out samples", "holds more than plain tensors"
+    ),
+    "sample: a single file": (single_file, "sample model.pt --steps 1 --out samples", "model.pt holds weights"),
+    "settle: code in the features": (
+        code_alone("vision"), "settle sound/image --features checkpoint --out settle", "does not know this evil"
+    ),
+    "tune: pickled images": (
+        pickled_images, "tune sound/image --data images.npz --out run --images 8 --batch 8", "plain arrays"
+    ),
+    "tune: a pickled state": (
+        pickled_state, "tune sound/image --data images.npz --out run --images 16 --batch 8 --resume", "not a saved state"
+    ),
+    "train-text: a pickled optimizer": (pickled_optimizer, TRAIN_TEXT + " --resume", "checkpoint-2 is damaged"),
+}  # fmt: skip
+
+
+def fewstep_command(place: Place, arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        run(patch, arguments)
+
+
+@pytest.mark.filterwarnings("ignore:.*")
+@pytest.mark.parametrize("case", COMMANDS)
+def test_commands_end_in_one_sentence_and_exit_code_2(case: str, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil, arguments, sentence = COMMANDS[case]
+    (place.here / "sound").symlink_to(place.sound)
+    spoil(place)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        fewstep_command(place, arguments)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fewstep: ")]
+    assert stop.value.code == 2 and len(said) == 1 and sentence in said[0]
+    assert "weights_only" not in said[0] and "trust_remote_code" not in said[0] and "Traceback" not in said[0]
+    assert not (place.outside / CANARY).exists()
+
+
+def test_a_snapshot_in_the_hubs_cache_is_made_of_links(place: Place) -> None:
+    """As the hub's client keeps it; the same links are refused in a folder that is none."""
+    repository = place.here / "hub" / "models--owner--name"
+    blobs, snapshot = repository / "blobs", repository / "snapshots" / "0123abcd"
+    for folder in (blobs, snapshot):
+        folder.mkdir(parents=True)
+    for number, file in enumerate(sorted((place.sound / "masked").iterdir())):
+        shutil.copyfile(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", str(number)))
+    load_text(snapshot)
+    load_tokenizer(snapshot)
+    shutil.copytree(snapshot, place.here / "elsewhere" / "copy", symlinks=True)
+    shutil.copytree(blobs, place.here / "blobs")
+    with pytest.raises(ValueError, match="a link that leads out"):
+        load_text(place.here / "elsewhere" / "copy")

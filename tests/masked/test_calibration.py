@@ -126,7 +126,14 @@ def test_what_cannot_be_calibrated(tmp_path: Path) -> None:
         calibrate(Toy(), prompts(60), early, epsilon=0.0)
     with pytest.raises(ValueError, match="make one with fewstep calibrate"):
         Calibration.load(tmp_path / "missing.json")
-    for text in ("[]", "{", '{"name": "Calibration"}', '{"name": "Calibration", "rule": {"name": "os.system"}}'):
+    for text in (
+        "[]",
+        "{",
+        '{"a": ' * 100_000,
+        '{"name": "Calibration", "rule": "TopK"}',
+        '{"name": "Calibration"}',
+        '{"name": "Calibration", "rule": {"name": "os.system"}}',
+    ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(ValueError, match="is not a calibration"):
             Calibration.load(tmp_path / "bad.json")

@@ -219,10 +219,13 @@ def load_state(path: str | Path) -> dict[str, Any]:
         ValueError: the file is missing, cut short, or holds anything but plain data.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise ValueError(f"there is no saved state at {path}; start without resuming")
+    strange = f"{path} is not a saved state of fewstep, or it is damaged; start the run anew in another folder"
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and torch errors alike mean: not our file
-        raise ValueError(f"{path} is not a saved state of fewstep: {error}") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch errors alike; torch's own message advises to run the code
+        raise ValueError(strange) from error
+    if not isinstance(state, dict):
+        raise ValueError(strange)
     return state

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .source import read_json
-from .weights import check_finite, elements, in_short, inside, read_weights
+from .source import inside, read_json
+from .weights import check_finite, elements, in_short, read_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +57,7 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
     Raises:
         ValueError: there is none, or it asks for what fewstep does not do.
     """
-    file = inside(folder, "config.json") or folder / "config.json"
+    file = inside(folder, "config.json")
     content: dict[str, Any] = _cleaned(read_json(file, f"give a {what}"), file)
     if not isinstance(content.get("model_type"), str):
         raise ValueError(f"{file} does not say its model_type; give a {what}")
@@ -137,18 +137,18 @@ def load_network(
         dtype: of the weights; "auto" as they were saved.
         device: where to, or "auto" to spread it over all there are; None is the CPU.
         names: regular expressions and what they turn into, from the file's names of weights to transformers'.
-        pickled: see `read_weights`.
+        pickled: also take pytorch_model.bin, if it holds plain tensors only; its pickle is never executed.
         exact: refuse weights that the network does not have.
 
     Raises:
         ValueError: the files are broken, do not fit the configuration, or hold values that are not finite.
     """
-    weights = read_weights(folder, pickled=pickled)
+    weights = read_weights(folder, ("model.safetensors", *(["pytorch_model.bin"] if pickled else [])))
     if type(config) not in auto._model_mapping:
         raise ValueError(f"{folder} holds a {config.model_type}, which is not a {what}")
     skeleton = _skeleton(folder, config, auto, weights)
     file = inside(folder, "generation_config.json")
-    generation = _generation(file) if file else None
+    generation = _generation(file) if file.is_file() else None
     with _quiet():
         try:
             network, info = type(skeleton).from_pretrained(
@@ -234,11 +234,11 @@ def load_tokenizer(folder: Path, maker: Any = None, **options: Any) -> PreTraine
     """
     from transformers import AutoTokenizer
 
-    if not any(inside(folder, name) for name in VOCABULARIES):  # transformers would make up an empty one
+    if not any(inside(folder, name).is_file() for name in VOCABULARIES):  # transformers would make up an empty one
         raise ValueError(f"there is no tokenizer in {folder}; save the model's tokenizer there")
     settings = inside(folder, "tokenizer_config.json")
-    coded = settings and "auto_map" in read_json(settings, "it says how to read the vocabulary")
-    if coded and not maker and not inside(folder, "tokenizer.json"):
+    coded = settings.is_file() and "auto_map" in read_json(settings, "it says how to read the vocabulary")
+    if coded and not maker and not inside(folder, "tokenizer.json").is_file():
         raise ValueError(
             f"the tokenizer in {folder} is code of the checkpoint, which fewstep does not run; put a tokenizer.json there"
         )
@@ -259,15 +259,14 @@ def load_tokenizer(folder: Path, maker: Any = None, **options: Any) -> PreTraine
 
 def _copy_tokenizer(folder: Path, place: Path) -> None:
     """Copies what a tokenizer is made of; its settings without what names code or other files."""
-    files = {name: file for name in TOKENIZER_FILES if (file := inside(folder, name))}
-    for name, file in files.items():
+    for file in filter(Path.is_file, [inside(folder, name) for name in TOKENIZER_FILES]):
         if file.stat().st_size > LARGEST_VOCABULARY:
             raise ValueError(f"{file} is larger than {LARGEST_VOCABULARY >> 20} MiB, so it is no part of a tokenizer")
-        if name in SETTINGS:
+        if file.name in SETTINGS:
             content = read_json(file, "it says how to read the vocabulary")
-            (place / name).write_text(json.dumps(_cleaned(content, file)), encoding="utf-8")
+            (place / file.name).write_text(json.dumps(_cleaned(content, file)), encoding="utf-8")
         else:
-            shutil.copyfile(file, place / name)
+            shutil.copyfile(file, place / file.name)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,6 +82,23 @@ def _why(error: Exception) -> str:
         return "HF_HUB_OFFLINE forbids to ask the hub; give a folder, or unset it"
     said = str(error).strip().partition("\n")[0] or type(error).__name__
     return f"the hub cannot be asked ({said}); give a folder, or try again with a connection"
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of the file or folder called `name` in `folder`, whether there is one or not.
+
+    A link may lead out of the folder in the hub's cache only, where a snapshot is made of links to its repository's blobs.
+
+    Raises:
+        ValueError: it is a link that leads out of the folder.
+    """
+    assert Path(name).name == name, "a name, not a path"
+    home = folder.resolve()
+    repositories = (parent.parent for parent in home.parents if parent.name == "snapshots")
+    home = next((repository for repository in repositories if (repository / "blobs").is_dir()), home)
+    if not Path(os.path.realpath(folder / name)).is_relative_to(home):
+        raise ValueError(f"{folder / name} is a link that leads out of its folder; put what it leads to there")
+    return folder / name
 
 
 def read_json(path: Path, why: str) -> dict[str, Any]:

@@ -2,81 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .source import read_json
+from .source import inside, read_json
 
 
-def inside(folder: Path, name: str) -> Path | None:
-    """The file `name` in `folder`, None if there is none.
+def read_weights(folder: Path, names: Sequence[str] = ("model.safetensors",)) -> dict[str, Tensor]:
+    """The named tensors in a folder, from safetensors or plain tensors in a .bin file, mapped from the disk.
 
-    A link may lead out of the folder in the hub's cache only, where a snapshot is made of links to its repository's blobs.
-
-    Raises:
-        ValueError: it is no regular file, or a link that leads out of the folder or nowhere.
-    """
-    path = folder / name
-    if Path(name).name != name:
-        raise ValueError(f"{folder} names a file {name!r}; a checkpoint's files lie in its own folder")
-    if not path.exists():
-        if path.is_symlink():
-            raise ValueError(f"{path} is a link that leads nowhere; put the file itself there")
-        return None
-    homes = [folder.resolve(), *([folder.resolve().parent.parent] if folder.resolve().parent.name == "snapshots" else [])]
-    if not any(path.resolve().is_relative_to(home) for home in homes):
-        raise ValueError(f"{path} is a link that leads out of its folder; put the file itself there")
-    if not path.is_file():  # a pipe would never end
-        raise ValueError(f"{path} is not a file")
-    return path
-
-
-def read_weights(folder: Path, *, pickled: bool = False) -> dict[str, Tensor]:
-    """The named tensors of a model's folder, in transformers' names of files; mapped from the disk, not yet in memory.
+    Whole weights are preferred to shards, and both to a variant such as fp16, which is taken where it is alone. No tensor
+    is larger than the file it came from.
 
     Args:
-        folder: holds model.safetensors, or an index and its shards.
-        pickled: also take pytorch_model.bin, if it holds plain tensors only; its pickle is never executed.
+        folder: where they are.
+        names: of the files that could hold them, the preferred first.
 
     Raises:
-        ValueError: there are none, or a file is broken, or holds anything but plain tensors.
+        ValueError: there are none or several variants, or a file is broken or holds anything but plain tensors.
     """
-    names = ["model.safetensors", *(["pytorch_model.bin"] if pickled else [])]
-    files = next(filter(None, (_shards(folder, name) for name in names)), None)
-    if not files:
-        raise ValueError(f"there are no weights in {folder}: no {' and no '.join(names)}, whole or in shards")
     weights: dict[str, Tensor] = {}
-    for file in files:
-        weights |= read_safetensors(file) if file.suffix == ".safetensors" else _unpickled(file)
+    for file in weight_files(folder, names):
+        tensors = read_safetensors(file) if file.suffix == ".safetensors" else _unpickled(file)
+        twice = weights.keys() & tensors.keys()
+        if twice:
+            raise ValueError(f"{min(twice)} stands in two of the weight files in {folder}; save the model again")
+        weights |= tensors
     return weights
 
 
-def _shards(folder: Path, name: str) -> list[Path]:
-    """The file `name`, or those that its index names; none if there is neither."""
-    whole = inside(folder, name)
-    if whole:
-        return [whole]
-    index = inside(folder, f"{name}.index.json")
-    if not index:
-        return []
-    places = read_json(index, "it says which shard holds which weights").get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise ValueError(f"{index} has no weight_map from names to files")
-    found = {shard: inside(folder, shard) for shard in sorted(set(places.values()))}
-    for shard, path in found.items():
-        if path is None or path.suffix != Path(name).suffix:
-            raise ValueError(f"{index} names {shard!r}, and there is no such file of weights beside it")
-    return [path for path in found.values() if path]
+def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files that together hold the weights in `folder`."""
+    for name in names:
+        if inside(folder, name).is_file():
+            return [folder / name]
+        if inside(folder, f"{name}.index.json").is_file():
+            return _shards(folder / f"{name}.index.json")
+    for name in names:  # NAME.VARIANT.safetensors, and for shards NAME.safetensors.index.VARIANT.json, the dots either way
+        stem, kind = name.rsplit(".", 1)
+        whole = {path for path in folder.glob(f"{stem}.*.{kind}") if "-of-" not in path.name}
+        variants = sorted(whole | set(folder.glob(f"{name}.*.json")) | set(folder.glob(f"{stem}.*.{kind}.index.json")))
+        if len(variants) > 1:
+            raise ValueError(
+                f"{folder} holds {' and '.join(path.name for path in variants)}; rename the one that is meant to {name}"
+            )
+        for variant in variants:
+            return _shards(variant) if variant.suffix == ".json" else [inside(folder, variant.name)]
+    raise ValueError(f"there are no weights in {folder}; they would be {' or '.join(names)}")
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names; they lie beside it."""
+    places = read_json(inside(index.parent, index.name), "it says which file holds which weight").get("weight_map")
+    if not (isinstance(places, dict) and places and all(isinstance(name, str) for name in places.values())):
+        raise ValueError(f"{index} has no weight_map, which says which file holds which weight")
+    names = sorted(set(places.values()))
+    for name in names:
+        if Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
+            raise ValueError(f"{index} names {name}, which is no weight file beside it")
+    files = [inside(index.parent, name) for name in names]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file.name} is missing in {index.parent}; fetch it, it holds a part of the weights")
+    return files
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """The named tensors of a safetensors file.
 
     Raises:
-        ValueError: it is cut short, or its tensors overlap or reach beyond its end.
+        ValueError: it is cut off, or its tensors overlap or reach beyond its end.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -84,29 +84,33 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{file} is no complete safetensors file: {in_short(error)}") from error
+        raise ValueError(f"{file} is cut off or no safetensors file ({in_short(error)}); fetch or save it again") from error
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
     """What a .bin holds, as torch reads it when nothing but tensors and containers is allowed."""
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # zip, pickle and torch errors alike; torch's own message advises to run the pickle
+        with zipfile.ZipFile(file) as archive:
+            ways = {entry.compress_type for entry in archive.infolist()}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+        ways = set()  # torch's older format, or nothing that it reads
+    if ways - {zipfile.ZIP_STORED}:  # it could unpack to any size
+        raise ValueError(f"{file} is a compressed archive, which torch.save does not write; save it as safetensors")
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=bool(ways))
+    except Exception as error:  # zip, pickle and torch errors alike; torch's own message advises to run the code
         raise ValueError(
-            f"{file} holds more than plain tensors, or is broken or of a format before torch 1.6; "
-            "save the model as safetensors, with the code that wrote it"
+            f"{file} is damaged, or holds more than plain tensors, which only its code could read; save it as safetensors"
         ) from error
-    plain = isinstance(found, dict) and all(
-        isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
-        for name, value in found.items()
-    )
-    if not plain:
-        raise ValueError(f"{file} is no table of named tensors; save the model as safetensors, with the code that wrote it")
-    weights: dict[str, Tensor] = found
-    for name, value in weights.items():
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise ValueError(f"{name} in {file} is larger than what is stored of it")
-    return weights
+    if not isinstance(found, dict) or not all(isinstance(name, str) and _is_plain(value) for name, value in found.items()):
+        raise ValueError(f"{file} does not hold tensors by their names, as state_dict() gives them; save it as safetensors")
+    if sum(tensor.nbytes for tensor in found.values()) > 2 * file.stat().st_size:  # some weights may be shared
+        raise ValueError(f"the tensors in {file} are larger than the file; save it as safetensors")
+    return dict(found)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
 def check_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..core.intervals import upper_bound
 from ..core.receipt import write_json
+from ..core.source import read_json
 from .early import EarlyCommit, StableAndConfident
 from .predictor import MaskPredictor
 from .rules import KLASS, Blockwise, CommitRule, EntropyBound, Factor, Last, Threshold, TopK
@@ -92,12 +92,13 @@ class Calibration:
             ValueError: there is no such file, or it is something else.
         """
         try:
-            content = json.loads(Path(path).read_text())
-            if not isinstance(content, dict) or content.pop("name", None) != cls.__name__:
+            content = read_json(Path(path), "make one with fewstep calibrate")
+            if content.pop("name", None) != cls.__name__:
                 raise ValueError("it is about something else")
-            return cls(**content | {name: read_rule(content[name]) for name in ("rule", "beside")})
-        except FileNotFoundError:
-            raise ValueError(f"there is no {path}; make one with fewstep calibrate") from None
+            made = cls(**content | {name: read_rule(content[name]) for name in ("rule", "beside")})
+            if not callable(made.rule) or not isinstance(made.beside, Beside | None):
+                raise ValueError("it holds no rule")
+            return made
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a calibration: {error}") from error
 

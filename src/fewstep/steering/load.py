@@ -12,8 +12,8 @@ import torch
 
 from ..core import pretrained
 from ..core.device import on_device
-from ..core.source import folder_of, read_json
-from ..core.weights import check_finite, in_short, inside, read_safetensors
+from ..core.source import folder_of, inside, read_json
+from ..core.weights import check_finite, in_short, read_safetensors
 from .tuning import ProxyTuning
 from .vocabulary import same_tokens
 
@@ -117,9 +117,8 @@ def load_adapter(model: PreTrainedModel, source: str | Path) -> PeftModel:
     from peft import PeftModel, set_peft_model_state_dict
 
     folder = folder_of(source, ADAPTER, bundled="trio/adapter")
-    files = {name: inside(folder, name) for name in ("adapter_config.json", "adapter_model.safetensors")}
-    for name, file in files.items():
-        if file is None:  # the pickled form of an adapter is never read
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not inside(folder, name).is_file():  # the pickled form of an adapter is never read
             raise ValueError(f"{source} has no {name}; save the adapter with peft's save_pretrained")
     weights = read_safetensors(folder / "adapter_model.safetensors")
     check_finite(weights.items(), folder)

@@ -63,9 +63,14 @@ def fit(
         loss: (outputs, labels, num_items_in_batch=…) -> scalar.
 
     Raises:
-        ValueError: there is a run in `out` and `resume` is not asked for, or the other way round, or it began otherwise.
+        ValueError: there is a run in `out` and `resume` is not asked for, or the other way round, or it began otherwise,
+            or its checkpoint is damaged.
     """
+    from json import JSONDecodeError
+    from pickle import UnpicklingError
+
     import torch
+    from safetensors import SafetensorError
     from transformers import Trainer, TrainingArguments
 
     # a run killed while it saved leaves a folder without its state, which is written last
@@ -93,4 +98,9 @@ def fit(
         model=model, args=TrainingArguments(output_dir=str(out), **arguments), train_dataset=items,
         data_collator=collate, compute_loss_func=loss,
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=last)
+    try:  # it reads plain tensors only; of others it says how to run their code
+        trainer.train(resume_from_checkpoint=last)
+    except (UnpicklingError, SafetensorError, JSONDecodeError, UnicodeDecodeError, EOFError, RuntimeError) as error:
+        if last is None or (isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error)):
+            raise
+        raise ValueError(f"{last} is damaged, or not of our making; start the run anew in another folder") from error

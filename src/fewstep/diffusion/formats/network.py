@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...core.source import read_json
+from ...core.source import inside, read_json
+from ...core.weights import read_weights
 from .parts import NETWORKS, WERE_CALLED
-from .weights import read_weights
 
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # diffusers' names
 MOST = 1 << 20  # of any number in a network's configuration
 TABLES = 256 << 20  # bytes of what a network computes once, such as a transformer's places
 WIDEST = 1 << 14  # of a picture's side
@@ -34,10 +35,10 @@ def read_network(folder: Path) -> nn.Module:
         ValueError: its configuration describes no network that fewstep knows, its weights are not those of that network,
             or some are not finite.
     """
-    config = read_json(folder / "config.json", "it says how the network is built")
+    config = read_json(inside(folder, "config.json"), "it says how the network is built")
     kind = _kind(folder, config)
     settings = _settings(folder, kind, config)
-    weights = read_weights(folder)
+    weights = read_weights(folder, WEIGHTS)
     _check_depth(folder, settings, len(weights))
     with torch.device("meta"):  # costs no memory, whatever the sizes
         plan = _build(folder, kind, settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...core.source import read_json
+from ...core.source import inside, read_json
 
 NETWORKS = ("UNet2DModel", "DiTTransformer2DModel")
 WERE_CALLED = {"Transformer2DModel": "DiTTransformer2DModel"}  # published DiTs bear the older name
@@ -16,7 +16,7 @@ def network_part(folder: Path) -> str:
     Raises:
         ValueError: no pipeline folder, another network, or parts that a tuned model would lack.
     """
-    index = read_json(folder / "model_index.json", "a diffusers pipeline folder has one at its top")
+    index = read_json(inside(folder, "model_index.json"), "a diffusers pipeline folder has one at its top")
     classes = _classes(folder, index)
     networks = [part for part, name in classes.items() if WERE_CALLED.get(name, name) in NETWORKS]
     pipeline = index.get("_class_name")
@@ -39,7 +39,7 @@ def network_part(folder: Path) -> str:
 
 def part_folder(folder: Path, part: str) -> Path:
     """Where `part` lies: in a folder of its name; old repositories keep the parts of a pipeline at its top."""
-    return folder / part if (folder / part).is_dir() else folder
+    return folder / part if inside(folder, part).is_dir() else folder
 
 
 def _classes(folder: Path, index: dict[str, object]) -> dict[str, str]:

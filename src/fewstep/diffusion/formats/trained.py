@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from ...core.source import read_json
+from ...core.source import inside, read_json
 
 EXPLODING = ("ScoreSdeVeScheduler", "KarrasVeScheduler")
 LIMITS = {  # what each setting may be, both ends included
@@ -22,7 +22,7 @@ def scheduler_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is none, or a setting that says how the network was trained is not of its kind.
     """
-    file = folder / "scheduler_config.json"
+    file = inside(folder, "scheduler_config.json")
     config = read_json(file, "it says how the network was trained")
     for word in WORDS:
         if type(config.get(word, "")) is not str:
