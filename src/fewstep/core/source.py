@@ -46,7 +46,7 @@ def folder_of(source: str | Path, what: str, *, bundled: str, pickles: bool = Fa
     if "://" in name or name.startswith("https:/"):  # a Path has lost one of the slashes
         raise ValueError(f"{name} is a URL; download it and give the {what}, or give a hub repository as owner/name")
     if path.suffix.lower() in FILES:
-        there = f"{name} is" if path.is_file() else f"there is no file {name}, and it would be"
+        there = f"{name} holds" if path.is_file() else f"there is no file {name}, and it would hold"
         raise ValueError(f"{there} {FILES[path.suffix.lower()]}. What fewstep reads is a {what}")
     if path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise ValueError(f"{name} is not a folder; give a {what} or the id of a hub repository, owner/name")

@@ -16,6 +16,7 @@ from .cond import NOTHING, Cond
 from .denoiser import Denoiser
 from .noise import karras
 
+MOST_STEPS = 100_000  # no schedule has more timesteps
 HEUN_TOP = 200.0  # Heun's levels below the first stay under it: higher up a trained denoiser sees noise alone
 
 
@@ -145,5 +146,5 @@ def sample(denoiser: Denoiser, seeds: Sequence[int], walk: Walk, cond: Cond = NO
 
 
 def _at_least_one_call(steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"a sample takes at least one network call, got {steps}")
+    if type(steps) is not int or not 1 <= steps <= MOST_STEPS:  # a note beside a model can say anything
+        raise ValueError(f"a sample takes at least one network call and at most {MOST_STEPS:,} steps, got {steps!r}")

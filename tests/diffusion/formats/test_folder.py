@@ -151,6 +151,7 @@ def test_a_student_knows_how_it_is_sampled(tmp_path, walk) -> None:
         ('{"format": 1, "walk": {"name": "Segments", "steps": "many"}}', "does not say how the student is sampled"),
         ('{"format": 1, "walk": {"name": "Magic"}}', "does not say how the student is sampled"),
         ('{"format": 7}', "has format 7"),
+        ('{"format": 1, "walk": "Segments"}', "does not say how the student is sampled"),
     ):
         (tmp_path / "student" / "fewstep.json").write_text(note)
         with pytest.raises(ValueError, match=message):

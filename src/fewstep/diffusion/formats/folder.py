@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.files import atomic_folder
 from ...core.receipt import plain
-from ...core.source import folder_of, read_json
+from ...core.source import folder_of, inside, read_json
 from ..denoiser import Denoiser
 from ..model import Model
 from ..schedule import Karras
@@ -74,9 +74,9 @@ def _parts(denoiser: Denoiser) -> Any:
 
 
 def _walk(folder: Path, denoiser: Denoiser) -> Walk:
-    note = folder / NOTE
+    note = inside(folder, NOTE)
     if note.exists():
-        content = read_json(note, "")
+        content = read_json(note, "it says how the student is sampled")
         if content.get("format") != FORMAT:
             raise ValueError(f"{note} has format {content.get('format')}, this fewstep reads {FORMAT}; update fewstep")
         try:

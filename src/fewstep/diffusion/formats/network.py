@@ -71,13 +71,27 @@ def _settings(folder: Path, kind: str, config: Mapping[str, Any]) -> dict[str, A
     """What `config` says of the network itself and not of the library that wrote it."""
     import diffusers
 
-    known = inspect.signature(getattr(diffusers, kind).__init__).parameters.keys() - {"self"}
-    settings = {name: value for name, value in config.items() if name in known}
+    known = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    settings = {name: value for name, value in config.items() if name in known and name != "self"}
     for name, value in settings.items():
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, dict | list) or (isinstance(item, int | float) and not 0 <= item <= MOST):
-                raise ValueError(f"config.json in {folder} says {name} = {value!r:.80}, which no network has")
+        items = value if isinstance(value, list) else [value]
+        if not _like(value, known[name].default) or any(not _is_setting(item) for item in items):
+            raise ValueError(f"config.json in {folder} says {name} = {value!r:.80}, which no {kind} has")
     return settings
+
+
+def _like(value: Any, default: Any) -> bool:
+    """Whether a setting is of the kind of its default: a list for a tuple, a number for a number."""
+    if value is None or default is None:
+        return True
+    kinds = {tuple: list, int: int, float: int | float}
+    return isinstance(value, kinds.get(type(default), type(default))) and isinstance(value, bool) == isinstance(
+        default, bool
+    )
+
+
+def _is_setting(item: Any) -> bool:
+    return not isinstance(item, dict | list) and (not isinstance(item, int | float) or 0 <= item <= MOST)
 
 
 def _check_depth(folder: Path, settings: Mapping[str, Any], weights: int) -> None:

@@ -1,48 +1,40 @@
-"""What a scheduler's configuration says about how the network was trained, with its numbers checked."""
+"""What a scheduler's configuration says about how the network was trained, with its settings checked."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ...core.source import inside, read_json
 
 EXPLODING = ("ScoreSdeVeScheduler", "KarrasVeScheduler")
-LIMITS = {  # what each setting may be, both ends included
-    "num_train_timesteps": (2, 100_000), "beta_start": (0, 1), "beta_end": (0, 1),
-    "sigma_min": (0, 1e6), "sigma_max": (1e-6, 1e6), "sigma_data": (1e-6, 1e6), "shift": (1e-6, 1e6),
-}  # fmt: skip
-WORDS = ("_class_name", "beta_schedule", "prediction_type")
+MOST_TIMESTEPS = 100_000
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:
     """The configuration of the scheduler in `folder`; what it leaves out is as diffusers would have it.
 
     Raises:
-        ValueError: there is none, or a setting that says how the network was trained is not of its kind.
+        ValueError: there is none, or a setting that says how the network was trained cannot be.
     """
     file = inside(folder, "scheduler_config.json")
-    config = read_json(file, "it says how the network was trained")
-    for word in WORDS:
-        if type(config.get(word, "")) is not str:
-            raise ValueError(f"{file} says {word} = {config[word]!r:.80}, which is no name")
-    if config.get("_class_name") in EXPLODING:
+    said = {
+        name: value for name, value in read_json(file, "it says how the network was trained").items() if value is not None
+    }
+    for name, (possible, what) in SETTINGS.items():
+        if name in said and not possible(said[name]):
+            raise ValueError(f"{file} says {name} = {said[name]!r:.80}; it must be {what}")
+    kind = said.get("_class_name", "")
+    if kind in EXPLODING:
         raise ValueError(
-            f"{folder} was trained with the {config['_class_name']}, variance exploding on pictures from 0 to 1, which "
-            "fewstep does not read yet; VP, EDM and flow matching checkpoints it does"
+            f"{folder} was trained with the {kind}, variance exploding on pictures from 0 to 1, which fewstep does not "
+            "read yet; it reads VP, EDM and flow matching checkpoints"
         )
-    config = _defaults(config.get("_class_name", "")) | config
-    for name, (low, high) in LIMITS.items():
-        if config.get(name) is not None and not _within(config[name], low, high):
-            raise ValueError(f"{file} says {name} = {config[name]!r:.80}, not a number from {low:g} to {high:g}")
-    if type(config.get("num_train_timesteps") or 0) is not int:
-        raise ValueError(f"{file} says num_train_timesteps = {config['num_train_timesteps']!r}, not a whole number")
-    betas = config.get("trained_betas")
-    if betas is not None and not (
-        isinstance(betas, list) and 2 <= len(betas) <= 100_000 and all(_within(beta, 0, 1) for beta in betas)
-    ):
-        raise ValueError(f"{file} says trained_betas = {betas!r:.80}, not a list of numbers from 0 to 1")
+    config = _defaults(kind) | said
+    if "sigma_max" in config and not config["sigma_max"] > (config.get("sigma_min") or 0):
+        raise ValueError(f"{file} says sigma_max = {config['sigma_max']}, which is not above its sigma_min")
     return config
 
 
@@ -52,8 +44,42 @@ def _defaults(kind: str) -> dict[str, Any]:
 
     made = getattr(diffusers, kind, None) if kind.endswith("Scheduler") else None
     parameters = inspect.signature(made.__init__).parameters.values() if made else ()
-    return {each.name: each.default for each in parameters if each.default is not each.empty}
+    return {each.name: each.default for each in parameters if each.default not in (each.empty, None)}
 
 
-def _within(value: Any, low: float, high: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_within(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_share(value: Any) -> bool:
+    return _is_within(0, 1)(value)
+
+
+def _are_betas(value: Any) -> bool:
+    return isinstance(value, list) and 2 <= len(value) <= MOST_TIMESTEPS and all(map(_is_share, value))
+
+
+def _are_timesteps(value: Any) -> bool:
+    return isinstance(value, int) and _is_within(2, MOST_TIMESTEPS)(value)
+
+
+_SCALE = (_is_within(1e-6, 1e6), "a number from 1e-6 to 1e6")
+_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
+SETTINGS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "_class_name": (_is_word, "the name of a scheduler"),
+    "prediction_type": (_is_word, "epsilon, v_prediction or sample"),
+    "beta_schedule": (lambda value: value in _BETAS, f"one of {', '.join(_BETAS)}"),
+    "num_train_timesteps": (_are_timesteps, f"a whole number from 2 to {MOST_TIMESTEPS}"),
+    "beta_start": (_is_share, "a number from 0 to 1"),
+    "beta_end": (_is_share, "a number from 0 to 1"),
+    "trained_betas": (_are_betas, "a list of numbers from 0 to 1"),
+    "rescale_betas_zero_snr": (lambda value: isinstance(value, bool), "true or false"),
+    "sigma_min": (_is_within(0, 1e6), "a number from 0 to 1e6"),
+    "sigma_max": _SCALE,
+    "sigma_data": _SCALE,
+    "shift": _SCALE,
+}
