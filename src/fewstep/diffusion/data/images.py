@@ -15,10 +15,12 @@ class Images:
     Attributes:
         pixels: uint8 images or float32 latents, shape (N, C, H, W).
         labels: class of each, shape (N,) int64, or None.
+        classes: names of class 0, 1, …, or None if they have none.
     """
 
     pixels: Tensor
     labels: Tensor | None = None
+    classes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -30,7 +32,7 @@ class Images:
     def shuffled(self) -> Images:
         """The same samples in an order of chance, always the same: data sets are often sorted by class."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
-        return Images(self.pixels[order], None if self.labels is None else self.labels[order])
+        return Images(self.pixels[order], None if self.labels is None else self.labels[order], self.classes)
 
     def x0(self, index: int) -> Tensor:
         """Sample `index` as float32, images in [−1, 1], latents as they are."""

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ...core.files import atomic_file
 from .images import Images
+from .labels import Classes, classes_of, read_classes
+from .limits import check_memory
+
+ARRAYS = ("images", "latents", "labels", "classes")
 
 
 def save_images(images: Images, path: Path) -> None:
@@ -20,34 +28,100 @@ def save_images(images: Images, path: Path) -> None:
     arrays: dict[str, Any] = {name: images.pixels.numpy()}
     if images.labels is not None:
         arrays["labels"] = images.labels.numpy()
+    if images.classes:
+        arrays["classes"] = np.array(images.classes)
     with atomic_file(path) as file:
         np.savez_compressed(file, **arrays)
 
 
-def read_npz(path: Path) -> Images:
+def read_npz(path: Path, *, labels: bool) -> Images:
     """The samples in `path`; see `load_images`."""
-    if not path.exists():
-        raise ValueError(f"there is no file {path}; check the path given as data")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} is not a readable .npz of plain arrays: {error}") from error
-    labels = arrays["labels"].long() if "labels" in arrays else None
-    if "latents" in arrays:
-        pixels = arrays["latents"].float()
-    elif "images" in arrays:
-        pixels = arrays["images"]
-        if pixels.dtype != torch.uint8:
-            raise ValueError(f"`images` in {path} must be uint8, not {pixels.dtype}; name float samples `latents`")
-        if pixels.ndim == 3:
-            pixels = pixels[:, None]
-        elif pixels.shape[-1] in (1, 3) and pixels.shape[1] not in (1, 3):
-            pixels = pixels.permute(0, 3, 1, 2)
-    else:
-        raise ValueError(f"{path} holds {sorted(arrays)}; it needs an array called `images` or `latents`")
+    arrays = _arrays(path)
+    pixels = _latents(arrays["latents"], path) if "latents" in arrays else _images(arrays, path)
     if not len(pixels):
         raise ValueError(f"{path} holds no samples")
-    if labels is not None and len(labels) != len(pixels):
-        raise ValueError(f"{path} holds {len(pixels)} samples but {len(labels)} labels")
-    return Images(pixels, labels)
+    classes = read_classes(lambda: _classes(arrays, len(pixels), str(path)), str(path), needed=labels)
+    return Images(pixels, *classes)
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays in `path` that we know the names of, their sizes checked before any memory is taken.
+
+    Raises:
+        ValueError: no such file, not plain arrays, or larger than they may be.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; check the path given as data")
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+        known = {name: entries[name] for name in ARRAYS if name in entries}
+        needed = sum(_size(archive, entry) for entry in known.values())
+    check_memory(str(path), needed, path.stat().st_size)
+    arrays = {}
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        for name, entry in known.items():
+            with archive.open(entry) as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+    if not {"images", "latents"} & arrays.keys():
+        raise ValueError(f"{path} holds {sorted(entries)}; it needs an array called `images` or `latents`")
+    return arrays
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a broken file makes zipfile and numpy raise anything
+        reason = str(error)[:200] or type(error).__name__
+        raise ValueError(f"{path} is not a readable .npz of plain arrays: {reason}") from error
+
+
+def _size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
+    """The bytes that an array says it takes; ValueError if it is not one of plain numbers or texts, or not all there."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others know no bound
+        raise ValueError(f"{entry.filename} is neither stored nor deflated")
+    with archive.open(entry) as file:
+        if np.lib.format.read_magic(file) != (1, 0):  # the others are for names of columns
+            raise ValueError("it holds tables")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size > entry.file_size:
+        raise ValueError(f"an array of {shape} is not all there")
+    return size
+
+
+def _latents(array: NDArray[Any], path: Path) -> Tensor:
+    if array.ndim != 4 or array.dtype.kind != "f":
+        raise ValueError(f"`latents` in {path} must be floats (N, C, H, W), not {array.dtype} {array.shape}")
+    with np.errstate(over="ignore"):
+        latents = torch.from_numpy(array.astype(np.float32, copy=False))
+    bad = [k for k, latent in enumerate(latents) if not latent.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"{len(bad)} of {len(latents)} latents in {path} hold NaN or infinity, the first at place {bad[0]}"
+        )
+    return latents
+
+
+def _images(arrays: dict[str, NDArray[Any]], path: Path) -> Tensor:
+    array = arrays["images"]
+    if array.dtype != np.uint8:
+        raise ValueError(f"`images` in {path} must be uint8, not {array.dtype}; name float samples `latents`")
+    if array.ndim not in (3, 4):
+        raise ValueError(f"`images` in {path} must be (N, H, W), (N, H, W, C) or (N, C, H, W), not {array.shape}")
+    pixels = torch.from_numpy(array)
+    if pixels.ndim == 3:
+        return pixels[:, None]
+    last = pixels.shape[-1] in (1, 3) and pixels.shape[1] not in (1, 3)
+    return pixels.permute(0, 3, 1, 2) if last else pixels
+
+
+def _classes(arrays: dict[str, NDArray[Any]], count: int, source: str) -> Classes:
+    if "labels" not in arrays:
+        return Classes()
+    classes = classes_of(arrays["labels"], source, arrays["classes"].tolist() if "classes" in arrays else None)
+    if len(arrays["labels"]) != count:
+        raise ValueError(f"{source} holds {count} samples but {len(arrays['labels'])} labels")
+    return classes

@@ -1,0 +1,118 @@
+"""Files beside pictures that say their classes, as common data set tools write them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .files import Tree
+
+logger = logging.getLogger(__name__)
+
+NAME, LABEL = "file_name", "label"  # columns of datasets' image folders
+
+
+def is_metadata(file: PurePosixPath) -> bool:
+    """Whether a file of this name may say the classes of pictures."""
+    return file.name in READERS
+
+
+def metadata_labels(tree: Tree, pictures: Sequence[PurePosixPath], source: str) -> list[object] | None:
+    """The label of each picture that the metadata files say, None for a picture without; None if there are no such files.
+
+    Where there are such files, folders are no classes: they are how the pictures were dealt into shards.
+
+    Raises:
+        ValueError: a file cannot be understood, two say different things of a picture, or pictures are left out.
+    """
+    said: dict[PurePosixPath, object] = {}
+    files = [file for file in sorted(tree.files) if is_metadata(file)]
+    described = False
+    for file in files:
+        try:
+            rows = READERS[file.name](tree.read(file))
+            if rows is None:
+                continue
+            described = True
+            for name, label in rows:
+                picture = PurePosixPath(posixpath.normpath(file.parent / name.replace("\\", "/")))
+                before = said.setdefault(picture, label)
+                if label is not None and before is not None and label != before:
+                    raise ValueError(f"{picture} has the labels {before!r} and {label!r}")
+                said[picture] = before if label is None else label
+        except RecursionError:
+            raise ValueError(f"{file} in {source} is nested without end") from None
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{file} in {source} does not say the classes of pictures: {error}") from error
+    if not described:
+        return None
+    names = " and ".join(map(str, files[:2]))
+    if any(label is not None for label in said.values()):
+        left_out = [picture for picture in pictures if picture not in said]
+        if left_out:
+            raise ValueError(
+                f"{names} in {source} leaves out {len(left_out)} of {len(pictures)} pictures, the first is {left_out[0]}; "
+                "add them there or take them away"
+            )
+    absent = said.keys() - set(pictures)
+    if absent:
+        logger.warning("%s names %d pictures that are not there, such as %s", names, len(absent), min(absent))
+    return [said.get(picture) for picture in pictures]
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, object]]:
+    """Rows with a column `file_name` and perhaps a column `label`, as `datasets` reads them."""
+    for number, row in enumerate(rows, 1):
+        name = row.get(NAME) if isinstance(row, Mapping) else None
+        if not isinstance(name, str):
+            raise ValueError(f"row {number} has no `{NAME}`")  # noqa: TRY004
+        yield name, row.get(LABEL)
+
+
+def _jsonl(content: bytes) -> Iterator[tuple[str, object]]:
+    return _table(json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line.strip())
+
+
+def _csv(content: bytes) -> Iterator[tuple[str, object]]:
+    return _table(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+
+
+def _parquet(content: bytes) -> Iterator[tuple[str, object]]:
+    import pyarrow  # a part of datasets
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(io.BytesIO(content))
+        columns = [name for name in (NAME, LABEL) if name in table.schema_arrow.names]
+        batches = table.iter_batches(batch_size=1000, columns=columns)
+        yield from _table(row for batch in batches for row in batch.to_pylist())
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from error
+
+
+def _dataset_json(content: bytes) -> Iterator[tuple[str, object]] | None:
+    """The `{"labels": [[path, class], …]}` or `{"labels": null}` of StyleGAN's and EDM's tools; others say nothing here."""
+    said = json.loads(content)
+    if not isinstance(said, dict) or "labels" not in said:
+        return None
+    labels = said["labels"] or []
+    if not isinstance(labels, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in labels
+    ):
+        raise ValueError('"labels" should be a list of [path, class]')
+    return ((name, label) for name, label in labels)
+
+
+READERS: dict[str, Callable[[bytes], Iterator[tuple[str, object]] | None]] = {
+    "metadata.jsonl": _jsonl,
+    "metadata.csv": _csv,
+    "metadata.parquet": _parquet,
+    "dataset.json": _dataset_json,
+}
