@@ -146,8 +146,8 @@ def export(
     walk = Consistency(steps, middle) if isinstance(model.walk, Consistency) else None
     if middle is not None and walk is None:
         raise ValueError("--middle is the second of two consistency steps; this student has levels of its own")
-    shown = ("teacher", "source", "recipe_name", "recipe", "versions")
-    card |= {name: model.receipt.get(name) for name in shown if model.receipt}
+    shown = ("teacher", "source", "classes", "recipe_name", "recipe", "versions")
+    card |= {name: model.receipt[name] for name in shown if model.receipt.get(name) is not None}
     largest = write(model, out, walk=walk, card=card)
     print(
         f"{out} is verified: its images differ from ours by at most {largest:.1e} of 255 grey levels (allowed {TOLERANCE})"

@@ -263,7 +263,8 @@ def _score(
     unnamed, bundled = features is None, data == "bundled"
     features = features or ("fashion" if bundled else "random")
     networks = _fitting(features, shape)
-    images = load_images(data, channels=channels, size=size).shuffled()
+    conditional = any(setting.denoiser.takes for setting in settings)
+    images = load_images(data, channels=channels, size=size, labels=conditional).shuffled()
     if images.pixels.dtype != torch.uint8:
         raise ValueError(f"{data} holds latents; only images can be compared with")
     seen_by = [View.of(name, network, images.pixels, bundled=bundled) for name, network in networks.items()]

@@ -34,7 +34,7 @@ def training_data(
             raise ValueError(
                 f"this model takes {height}x{width} pixels, and data sets are read as squares; use --data teacher"
             )
-        return load_images(data, channels=channels, size=height)
+        return load_images(data, channels=channels, size=height, labels=bool(student.takes))
     make = partial(teacher_images, count=count, seed=_first(seed), precision=precision)
     facts: dict[str, Any] = {"count": count, "seed": seed, "precision": precision}
     return _made_once(Images, out / "images.safetensors", teacher, make, facts)

@@ -77,18 +77,18 @@ def train(
     positive(rate=rate, clip=clip)
     new_denoiser(channels, size, widths=widths)  # proves the sizes before a data set is read
     _check_place(out, resume)
-    samples, classes = load_images(data, channels=channels, size=size), 0
+    samples, classes = load_images(data, channels=channels, size=size, labels=conditional), 0
     if conditional:
         if samples.labels is None:
             raise ValueError(f"{data} has no labels to train a conditional model on; leave --conditional out")
-        classes = int(samples.labels.max()) + 1
+        classes = len(samples.classes) if samples.classes else int(samples.labels.max()) + 1
     torch.manual_seed(seed)
     denoiser = new_denoiser(channels, size, widths=widths, parametrisation=parametrisation, classes=classes)
     recipe = diffusion(images, batch=batch) | {"seed": seed, "mirror": mirror, "workers": workers}
     recipe |= _given(rate=None if rate is None else _rate(recipe["rate"], rate, None), max_grad_norm=clip)
     run(
         denoiser, samples, out, recipe, resume=resume, changing=_given(rate=rate, max_grad_norm=clip),
-        save_every=save_every, title="train", source=data,
+        save_every=save_every, title="train", source=data, classes=samples.classes,
     )  # fmt: skip
     print(f"the diffusion model is in {out / 'model'}")
     say_next("tune", out, "--data", data, "--out", "few-step")
@@ -255,7 +255,8 @@ def tune(
         denoiser, samples, out, settings, resume=resume, precision=precision, accumulate=accumulate, save_every=save_every,
         changing=_given(rate=rate if warmup is None else warmup, max_grad_norm=clip),
         made=made_for(out), checkpoint=checkpoint, teacher=teacher or checkpoint, source=data, recipe_name=recipe,
-        midtrain=midtrain, scratch=scratch, guidance=guidance, null_label=null_label,
+        classes=getattr(samples, "classes", None), midtrain=midtrain, scratch=scratch, guidance=guidance,
+        null_label=null_label,
     )  # fmt: skip
     print(f"the few-step generator is in {out / 'model'}")
     after_tuning(out, conditional=bool(denoiser.takes))

@@ -6,6 +6,7 @@ import os
 import stat
 import string
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -105,7 +106,9 @@ def test_metadata_say_what_datasets_own_image_folder_reads(tmp_path) -> None:
 
 
 def test_metadata_in_folders_of_their_own_speak_of_those(place) -> None:
-    parts = {f"{part}/metadata.csv": b"file_name,label\n./a.png,%d\nb\\c.png,3\n" % k for k, part in enumerate(("x", "y"))}
+    parts = {
+        f"{part}/metadata.csv": b"file_name,label\nb/../a.png,%d\nb\\c.png,3\n" % k for k, part in enumerate(("x", "y"))
+    }
     files = {f"{part}/{name}": png(RED) for part in ("x", "y") for name in ("a.png", "b/c.png")}
     assert load(put(place, files | parts)).labels.tolist() == [0, 3, 1, 3]
 
@@ -166,7 +169,12 @@ def test_names_of_all_kinds_are_found_and_the_rest_is_counted(place, caplog) -> 
         content = io.BytesIO()
         picture.save(content, kind)
         files[f"a{suffix}"] = content.getvalue()
-    data = load(put(place, files | {"b.heic": b"", "c.heic": b"", "notes.txt": b"", "._a.jpg": b"", "__MACOSX/a.jpg": b""}))
+    data = load(
+        put(
+            place,
+            files | {"b.heic": b"", "c.heic": b"", "notes.txt": b"", "._a.jpg": png(BLUE), "__MACOSX/a.jpg": png(BLUE)},
+        )
+    )
     assert len(data) == len(kinds) and "passed over 3 files that are no pictures we read: 2 .heic, 1 .txt" in caplog.text
     assert (data.pixels.float().mean((0, 2, 3)) - torch.tensor([255.0, 0, 0])).abs().max() < 2
 
@@ -284,6 +292,36 @@ def test_an_entry_whose_checksum_is_wrong_is_skipped(tmp_path, caplog) -> None:
     assert len(load(tmp_path / "data.zip")) == 2 and "cat/a.png (cannot be unpacked: Bad CRC-32" in caplog.text
 
 
+def test_an_entry_that_lies_about_its_size_takes_no_more_memory_than_it_says(tmp_path) -> None:
+    """64 MiB of zeros that say of themselves that they are 100 bytes."""
+    content = bytearray(bomb("a.png", 2**26))
+    for signature, place in ((b"PK\1\2", 24), (b"PK\3\4", 22)):
+        start = content.find(signature) + place
+        content[start : start + 4] = struct.pack("<I", 100)
+    (tmp_path / "data.zip").write_bytes(content)
+    load_images(put(tmp_path / "warm", CLASSES), channels=3, size=8)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="no readable images"):
+        load(tmp_path / "data.zip")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**23
+
+
+def test_an_entry_without_a_name_is_no_picture(tmp_path) -> None:
+    place = put(tmp_path / "data.zip", CLASSES | {"x": b""})
+    content = place.read_bytes()
+    for signature, length, name in ((b"PK\1\2", 28, 46), (b"PK\3\4", 26, 30)):
+        start = content.rfind(signature)
+        content = (
+            content[: start + length] + bytes(2) + content[start + length + 2 : start + name] + content[start + name + 1 :]
+        )
+    end = content.rfind(b"PK\5\6")
+    size, first = (int.from_bytes(content[end + k : end + k + 4], "little") for k in (12, 16))
+    place.write_bytes(content[: end + 12] + struct.pack("<II", size - 1, first - 1) + content[end + 20 :])
+    assert len(load(place)) == 3
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_methods_without_a_bound_are_not_unpacked(tmp_path, method: int) -> None:
     with zipfile.ZipFile(tmp_path / "data.zip", "w", method) as archive:
@@ -322,6 +360,13 @@ def test_an_entry_that_expands_beyond_a_picture_is_not_unpacked(tmp_path, monkey
     monkeypatch.setattr("zipfile.ZipFile.open", lambda *_, **__: pytest.fail("the entry was unpacked"))
     with pytest.raises(ValueError, match=r"8,388,608 bytes are more than four for each of 1,048,576 pixels; set FEWSTEP"):
         load(tmp_path / "data.zip")
+
+
+def test_a_file_that_is_larger_than_a_picture_is_not_read(tmp_path) -> None:
+    place = put(tmp_path / "data", CLASSES)
+    with (place / "cat" / "a.png").open("r+b") as file:
+        file.truncate(2**40)  # of which the disk holds a few bytes
+    assert len(load(place)) == 2
 
 
 def test_many_pictures_of_nothing_are_refused_before_they_are_decoded(place, monkeypatch) -> None:

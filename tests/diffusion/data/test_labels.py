@@ -21,7 +21,7 @@ NUMBERS = st.lists(st.integers(0, 2**31 - 1), min_size=1)
 
 @given(numbers=NUMBERS)
 def test_numbers_are_the_classes_themselves_in_every_spelling(numbers: list[int]) -> None:
-    texts = [str(number) for number in numbers]
+    texts = [f" {number}" for number in numbers]
     for labels in (numbers, texts, [f"{text}.0" for text in texts], [float(text) for text in texts], np.array(numbers)):
         found = classes_of(labels, "here")
         assert found.labels is not None and found.labels.dtype == torch.int64

@@ -151,6 +151,15 @@ def test_a_header_that_promises_too_much_takes_no_memory(tmp_path, header: bytes
         load_images(archive(tmp_path / "data.npz", header), channels=1, size=8)
 
 
+def test_a_size_below_zero_does_not_make_room_for_another_array(tmp_path) -> None:
+    np.savez_compressed(tmp_path / "data.npz", images=PIXELS)
+    header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (-1000000000,)}"
+    with zipfile.ZipFile(tmp_path / "data.npz", "a") as file:
+        file.writestr("labels.npy", b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(ValueError, match=r"an array of \(-1000000000,\) is not all there"):
+        load_images(tmp_path / "data.npz", channels=1, size=8)
+
+
 def test_an_npz_that_expands_without_measure_is_refused_unless_it_is_meant(tmp_path, monkeypatch) -> None:
     """512 MiB of zeros, of which the header alone is read."""
     header, zeros = b"{'descr': '|u1', 'fortran_order': False, 'shape': (8388608, 8, 8)}", bytes(2**20)

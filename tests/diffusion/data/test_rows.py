@@ -7,8 +7,9 @@ from conftest import noise_images
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.diffusion.data import Images, Rows, to_uint8
+from fewstep.diffusion.data import Images, Rows
 from fewstep.diffusion.noise import LogNormal
+from fewstep.diffusion.space import to_uint8
 
 LEVELS = partial(LogNormal(), sigma_max=80.0)
 

@@ -103,6 +103,14 @@ def test_rows_without_a_picture_are_named_and_skipped(tmp_path, caplog) -> None:
         assert text in caplog.text
 
 
+def test_a_row_that_is_larger_than_a_picture_is_not_decoded(tmp_path, monkeypatch, caplog) -> None:
+    rows = [png(RED), png(BLUE) + bytes(1000)]
+    parquet.write_table(pyarrow.table({"image": rows}), tmp_path / "data.parquet")
+    monkeypatch.setenv("FEWSTEP_MAX_PIXELS", "64")
+    assert len(load(tmp_path / "data.parquet")) == 1
+    assert "bytes are more than four for each of 64 pixels; set FEWSTEP_MAX_PIXELS higher" in caplog.text
+
+
 def test_which_column_of_pictures(tmp_path) -> None:
     pictures = [{"bytes": png(RED), "path": None}]
     others = [{"bytes": png(BLUE), "path": None}]
@@ -123,7 +131,7 @@ def test_a_name_with_a_pattern_in_it_is_that_file(tmp_path) -> None:
     assert load(tmp_path / "[a]*.parquet").pixels[:, :, 0, 0].tolist() == [[255, 0, 0]]
 
 
-def test_a_broken_parquet_is_one_sentence(tmp_path, capfd) -> None:
+def test_a_broken_parquet_is_one_sentence(tmp_path) -> None:
     whole = written(tmp_path, {}).read_bytes()
     for content in (b"", b"PAR1", whole[:-20], whole[:200] + bytes(100) + whole[300:]):
         (tmp_path / "data.parquet").write_bytes(content)

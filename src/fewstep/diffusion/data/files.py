@@ -91,7 +91,8 @@ class Archive:
             file = PurePosixPath(entry.filename.replace("\\", "/").lstrip("/"))
             if any(map(_hidden, file.parts)):
                 continue
-            if not entry.is_dir() and stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG):
+            folder = entry.filename.endswith("/")  # is_dir() fails on an empty name
+            if not folder and stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG):
                 self._entries[file] = entry
             elif _ours(file):
                 self.odd.append(str(file))
@@ -107,7 +108,7 @@ class Archive:
             raise ValueError("neither stored nor deflated in its zip; unpack the zip and give the folder")
         try:
             with self._zip.open(entry) as content:
-                return content.read(entry.file_size + 1)  # one more, so that the checksum is read and compared
+                return content.read(entry.file_size)  # and no more, whatever it unpacks to
         except Exception as error:  # a broken entry makes zipfile raise anything
             raise ValueError(f"cannot be unpacked: {error}") from error
 

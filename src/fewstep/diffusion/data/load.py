@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ...core.progress import track
 from ...core.source import ASSETS
 from .files import Archive, FilePictures, Folder
 from .images import Images
@@ -76,7 +77,7 @@ def _decoded(pictures: Pictures, channels: int, size: int, *, labels: bool) -> I
     pixels = torch.empty(found, channels, size, size, dtype=torch.uint8)
     kept: list[int] = []
     corrupt: list[str] = []
-    for k in range(found):
+    for k in track(range(found), f"reading {pictures.source}"):
         try:
             pixels[len(kept)] = decode(pictures.read(k), channels, size)
             kept.append(k)

@@ -95,10 +95,8 @@ def parquet_table(path: Path) -> TablePictures:
         ValueError: it is broken, or has no pictures.
     """
     import datasets  # seconds to import
-    import pyarrow.parquet
 
     try:
-        pyarrow.parquet.read_metadata(path)  # else datasets logs what it then raises
         table = datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train")
     except Exception as error:  # the errors of datasets and of pyarrow have no common base
         raise ValueError(f"{path} is not a readable .parquet: {_reason(error)}") from error
