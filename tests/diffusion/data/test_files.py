@@ -225,8 +225,10 @@ def test_links_that_lead_to_each_other_end(tmp_path) -> None:
 
 
 def test_names_cannot_write_to_the_terminal(place, caplog) -> None:
-    load(put(place, {"a.png": png(RED), "\x1b[31mb\n.png": b""}))
-    assert "\x1b" not in caplog.text and "\\x1b[31mb\\n.png" in caplog.text
+    load(put(place, {"cat/a.png": png(RED), "dog/\x1b[31mb\n.png": b"", "\x1b[2J/c.png": png(RED), "\x1b[2J/d.\x1b": b""}))
+    assert "\x1b" not in caplog.text
+    for text in ("dog/\\x1b[31mb\\n.png", "0 \\x1b[2J, 1 cat", "1 .\\x1b"):
+        assert text in caplog.text
 
 
 def test_a_name_that_is_no_text_is_read_and_told(tmp_path, caplog) -> None:

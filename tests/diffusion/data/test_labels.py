@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.diffusion.data.labels import classes_of, folder_labels, read_classes
+from fewstep.diffusion.data.labels import folder_labels, labels_of, read_labels
 
 NAME = st.builds(str.__add__, st.sampled_from("aZäß_-."), st.text(string.ascii_letters + "äß _-.1"))
 NAMES = st.lists(NAME.filter(lambda name: name.strip("-.1 ")), min_size=1)
@@ -23,28 +23,28 @@ NUMBERS = st.lists(st.integers(0, 2**31 - 1), min_size=1)
 def test_numbers_are_the_classes_themselves_in_every_spelling(numbers: list[int]) -> None:
     texts = [f" {number}" for number in numbers]
     for labels in (numbers, texts, [f"{text}.0" for text in texts], [float(text) for text in texts], np.array(numbers)):
-        found = classes_of(labels, "here")
-        assert found.labels is not None and found.labels.dtype == torch.int64
-        assert found.labels.tolist() == numbers and found.names is None
+        found = labels_of(labels, "here")
+        assert found.values is not None and found.values.dtype == torch.int64
+        assert found.values.tolist() == numbers and found.names is None
 
 
 @given(names=NAMES)
 def test_names_are_counted_in_sorted_order_and_kept(names: list[str]) -> None:
     for labels in (names, np.array(names)):
-        found = classes_of(labels, "here")
-        assert found.labels is not None and found.names is not None
-        assert [found.names[label] for label in found.labels] == [str(name) for name in labels]
+        found = labels_of(labels, "here")
+        assert found.values is not None and found.names is not None
+        assert [found.names[label] for label in found.values] == [str(name) for name in labels]
         assert list(found.names) == sorted(set(map(str, labels)))
 
 
 def test_twelve_folders_that_are_numbers_are_not_sorted_as_words() -> None:
     folders = [PurePosixPath(f"{n}/a.png") for n in (0, 1, 10, 11, 2, 3, 207)]
-    assert classes_of(folder_labels(folders, "here"), "here").labels.tolist() == [0, 1, 10, 11, 2, 3, 207]
+    assert labels_of(folder_labels(folders, "here"), "here").values.tolist() == [0, 1, 10, 11, 2, 3, 207]
 
 
 @pytest.mark.parametrize("labels", [[None, None], ["", ""], [-1, -1], ["-1", None]])
 def test_without_labels_there_are_no_classes(labels: list[object]) -> None:
-    assert classes_of(labels, "here") == (None, None)
+    assert labels_of(labels, "here") == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +75,13 @@ def test_without_labels_there_are_no_classes(labels: list[object]) -> None:
 )
 def test_what_is_no_class_is_refused(labels: Sequence[object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        classes_of(labels, "here")
+        labels_of(labels, "here")
 
 
 def test_numbers_may_bring_their_names() -> None:
-    assert classes_of([1, 0], "here", ["cat", "dog"]).names == ("cat", "dog")
+    assert labels_of([1, 0], "here", ["cat", "dog"]).names == ("cat", "dog")
     with pytest.raises(ValueError, match="the class 2 but has names for 2"):
-        classes_of([1, 2], "here", ["cat", "dog"])
+        labels_of([1, 2], "here", ["cat", "dog"])
 
 
 PART = st.text(string.ascii_lowercase, min_size=1, max_size=3)
@@ -114,12 +114,12 @@ def test_folders_that_might_mean_this_or_that_are_refused(files: list[str], mess
 
 def test_classes_are_told_and_unclear_ones_end_only_what_needs_them(caplog) -> None:
     with caplog.at_level(logging.INFO):
-        read_classes(lambda: classes_of(["dog", "cat"], "here"), "here", needed=True)
-        read_classes(lambda: classes_of(["2", "10"], "here"), "there", needed=False)
-        assert read_classes(lambda: classes_of([1, None], "here"), "here", needed=False) == (None, None)
+        read_labels(lambda: labels_of(["dog", "cat"], "here"), "here", needed=True)
+        read_labels(lambda: labels_of(["2", "10"], "here"), "there", needed=False)
+        assert read_labels(lambda: labels_of([1, None], "here"), "here", needed=False) == (None, None)
     assert "here: 2 classes: 0 cat, 1 dog" in caplog.text
     assert "there: 2 classes that are numbers, 2 to 10" in caplog.text
     assert "1 of 2 samples in here have no class" in caplog.text and "taken without classes" in caplog.text
     with pytest.raises(ValueError, match="1 of 2 samples"):
-        read_classes(lambda: classes_of([1, None], "here"), "here", needed=True)
-    assert json.loads(json.dumps(classes_of(["dog", "cat"], "here").names)) == ["cat", "dog"]
+        read_labels(lambda: labels_of([1, None], "here"), "here", needed=True)
+    assert json.loads(json.dumps(labels_of(["dog", "cat"], "here").names)) == ["cat", "dog"]

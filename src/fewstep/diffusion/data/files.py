@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from .labels import Classes, classes_of, folder_labels
+from .labels import Labels, folder_labels, labels_of
 from .limits import check_file
 from .metadata import is_metadata, metadata_labels
 from .pictures import shown
@@ -140,9 +140,9 @@ class FilePictures:
         return self.tree.read(self.files[k])
 
     @cached_property
-    def classes(self) -> Classes:
-        described = metadata_labels(self.tree, self.files, self.source)
-        return classes_of(folder_labels(self.files, self.source) if described is None else described, self.source)
+    def labels(self) -> Labels:
+        said = metadata_labels(self.tree, self.files, self.source)
+        return labels_of(folder_labels(self.files, self.source) if said is None else said, self.source)
 
 
 def _hidden(name: str) -> bool:

@@ -14,33 +14,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .pictures import shown
+
 logger = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 LARGEST = 2**31 - 1
 
 
-class Classes(NamedTuple):
-    """The classes of a data set.
+class Labels(NamedTuple):
+    """The classes of all samples of a data set.
 
     Attributes:
-        labels: of each sample, (N,) int64, or None.
+        values: class of each sample, (N,) int64, or None.
         names: of class 0, 1, …, if the classes have names.
     """
 
-    labels: Tensor | None = None
+    values: Tensor | None = None
     names: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
-        if self.labels is None:
+        if self.values is None:
             return "no classes"
         if self.names is None:
-            return f"{len(self.labels.unique())} classes that are numbers, {self.labels.min()} to {self.labels.max()}"
-        shown = ", ".join(f"{number} {name}" for number, name in enumerate(self.names[:20]))
-        return f"{len(self.names)} classes: {shown}" + (", …" if len(self.names) > 20 else "")
+            return f"{len(self.values.unique())} classes that are numbers, {self.values.min()} to {self.values.max()}"
+        first = ", ".join(f"{number} {shown(name)}" for number, name in enumerate(self.names[:20]))
+        return f"{len(self.names)} classes: {first}" + (", …" if len(self.names) > 20 else "")
 
 
-def classes_of(labels: Sequence[object] | NDArray[Any], source: str, names: Sequence[str] | None = None) -> Classes:
+def labels_of(labels: Sequence[object] | NDArray[Any], source: str, names: Sequence[str] | None = None) -> Labels:
     """The classes that `labels` say.
 
     Args:
@@ -57,7 +59,7 @@ def classes_of(labels: Sequence[object] | NDArray[Any], source: str, names: Sequ
     values = [_value(label, source) for label in (labels.tolist() if isinstance(labels, np.ndarray) else labels)]
     missing = values.count(None)
     if missing == len(values):
-        return Classes()
+        return Labels()
     if missing:
         raise ValueError(
             f"{missing} of {len(values)} samples in {source} have no class, the first is at place {values.index(None)}; "
@@ -67,31 +69,31 @@ def classes_of(labels: Sequence[object] | NDArray[Any], source: str, names: Sequ
     texts = sorted({value for value in values if isinstance(value, str)})
     if not numbers:
         place = {text: number for number, text in enumerate(texts)}
-        return Classes(torch.tensor([place[str(value)] for value in values]), tuple(texts))
+        return Labels(torch.tensor([place[str(value)] for value in values]), tuple(texts))
     if texts:
         raise ValueError(f"the classes in {source} are numbers, such as {numbers[0]}, and names, such as {texts[0]!r}")
     _one_spelling(labels, source)
     if names is not None and max(numbers) >= len(names):
         raise ValueError(f"{source} holds the class {max(numbers)} but has names for {len(names)}")
-    return Classes(torch.tensor(numbers), None if names is None else tuple(names))
+    return Labels(torch.tensor(numbers), None if names is None else tuple(names))
 
 
-def read_classes(said: Callable[[], Classes], source: str, *, needed: bool) -> Classes:
+def read_labels(said: Callable[[], Labels], source: str, *, needed: bool) -> Labels:
     """The classes that `said` gives, told to the user.
 
     Raises:
         ValueError: they are not clear, and needed. Where they are not needed there are none then, and that is told.
     """
     try:
-        classes = said()
+        labels = said()
     except ValueError as error:
         if needed:
             raise
         logger.warning("%s. The samples are taken without classes", error)
-        return Classes()
-    if classes.labels is not None:
-        logger.info("%s: %s", source, classes)
-    return classes
+        return Labels()
+    if labels.values is not None:
+        logger.info("%s: %s", source, labels)
+    return labels
 
 
 def _value(label: object, source: str) -> int | str | None:

@@ -11,7 +11,7 @@ from ...core.progress import track
 from ...core.source import ASSETS
 from .files import Archive, FilePictures, Folder
 from .images import Images
-from .labels import read_classes
+from .labels import read_labels
 from .limits import check_memory
 from .npz import read_npz
 from .pictures import Pictures
@@ -73,7 +73,7 @@ def _found(source: str | Path) -> Pictures:
 def _decoded(pictures: Pictures, channels: int, size: int, *, labels: bool) -> Images:
     found = len(pictures)
     check_memory(pictures.source, found * channels * size**2, pictures.on_disk)
-    classes = read_classes(lambda: pictures.classes, pictures.source, needed=labels)
+    values, names = read_labels(lambda: pictures.labels, pictures.source, needed=labels)
     pixels = torch.empty(found, channels, size, size, dtype=torch.uint8)
     kept: list[int] = []
     corrupt: list[str] = []
@@ -87,4 +87,4 @@ def _decoded(pictures: Pictures, channels: int, size: int, *, labels: bool) -> I
         logger.warning("skipped %d unreadable of %d images: %s", len(corrupt), found, "; ".join(corrupt[:10]))
     if not kept:
         raise ValueError(f"there are no readable images in {pictures.source}" + (f": {corrupt[0]}" if corrupt else ""))
-    return Images(pixels[: len(kept)], None if classes.labels is None else classes.labels[kept], classes.names)
+    return Images(pixels[: len(kept)], None if values is None else values[kept], names)

@@ -72,7 +72,7 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, object]]:
     for number, row in enumerate(rows, 1):
         name = row.get(NAME) if isinstance(row, Mapping) else None
         if not isinstance(name, str):
-            raise ValueError(f"row {number} has no `{NAME}`")  # noqa: TRY004
+            raise ValueError(f"row {number} has no `{NAME}`")
         yield name, row.get(LABEL)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...core.files import atomic_file
 from .images import Images
-from .labels import Classes, classes_of, read_classes
+from .labels import Labels, labels_of, read_labels
 from .limits import check_memory
 
 ARRAYS = ("images", "latents", "labels", "classes")
@@ -40,8 +40,8 @@ def read_npz(path: Path, *, labels: bool) -> Images:
     pixels = _latents(arrays["latents"], path) if "latents" in arrays else _images(arrays, path)
     if not len(pixels):
         raise ValueError(f"{path} holds no samples")
-    classes = read_classes(lambda: _classes(arrays, len(pixels), str(path)), str(path), needed=labels)
-    return Images(pixels, *classes)
+    said = read_labels(lambda: _labels(arrays, len(pixels), str(path)), str(path), needed=labels)
+    return Images(pixels, *said)
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -118,10 +118,10 @@ def _images(arrays: dict[str, NDArray[Any]], path: Path) -> Tensor:
     return pixels.permute(0, 3, 1, 2) if last else pixels
 
 
-def _classes(arrays: dict[str, NDArray[Any]], count: int, source: str) -> Classes:
+def _labels(arrays: dict[str, NDArray[Any]], count: int, source: str) -> Labels:
     if "labels" not in arrays:
-        return Classes()
-    classes = classes_of(arrays["labels"], source, arrays["classes"].tolist() if "classes" in arrays else None)
+        return Labels()
+    labels = labels_of(arrays["labels"], source, arrays["classes"].tolist() if "classes" in arrays else None)
     if len(arrays["labels"]) != count:
         raise ValueError(f"{source} holds {count} samples but {len(arrays['labels'])} labels")
-    return classes
+    return labels

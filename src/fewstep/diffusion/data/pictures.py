@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from .labels import Classes
+if TYPE_CHECKING:
+    from .labels import Labels
 
 
 class Pictures(Protocol):
@@ -13,7 +14,7 @@ class Pictures(Protocol):
     Attributes:
         source: where they are, for messages.
         on_disk: the bytes that they take there.
-        classes: of all of them; ValueError where that is not clear.
+        labels: of all of them; ValueError where that is not clear.
     """
 
     source: str
@@ -28,7 +29,7 @@ class Pictures(Protocol):
         """The content of picture `k`; ValueError where it cannot be had."""
 
     @property
-    def classes(self) -> Classes: ...
+    def labels(self) -> Labels: ...
 
 
 def shown(name: object) -> str:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .labels import Classes, classes_of
+from .labels import Labels, labels_of
 from .limits import check_file
 from .pictures import shown
 
@@ -45,11 +45,11 @@ class TablePictures:
         return path.read_bytes() if content is None else content
 
     @cached_property
-    def classes(self) -> Classes:
+    def labels(self) -> Labels:
         """By the column `label`, or else the only one of classes.
 
         Raises:
-            ValueError: see `classes_of`; or which of several columns is meant?
+            ValueError: see `labels_of`; or which of several columns is meant?
         """
         from datasets import ClassLabel
 
@@ -60,9 +60,9 @@ class TablePictures:
             )
         column = LABEL if LABEL in self._features else named[0] if named else None
         if column is None:
-            return Classes()
+            return Labels()
         labels = self._table.select_columns([column])[:][column]
-        return classes_of(labels, self.source, getattr(self._features[column], "names", None))
+        return labels_of(labels, self.source, getattr(self._features[column], "names", None))
 
 
 def _image_column(features: Any, source: str) -> str:
