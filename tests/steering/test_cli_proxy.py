@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -126,7 +127,11 @@ def test_a_text_ends_at_a_stop_string(place) -> None:
         ({"antiexpert": None}, "either --antiexpert"),
         ({"base": None}, "both --base and --expert"),
         ({"expert": None}, "both --base and --expert"),
-        ({"tokens": 0}, "start at 1"),
+        ({"tokens": 0}, "--tokens starts at 1, got 0"),
+        ({"beams": 0}, "--beams starts at 1, got 0"),
+        ({"temperature": float("nan")}, "--temperature starts at 0, got nan"),
+        ({"top_p": 1.5}, "--top-p lies above 0 and up to 1, got 1.5"),
+        ({"seed": -1}, "--seed starts at 0, got -1"),
         ({"prompt": ("",)}, "needs some text"),
         ({"alpha": (1.0, float("nan"))}, "alpha must be a finite number"),
         ({"alpha": (float("inf"),)}, "alpha must be a finite number"),
@@ -144,6 +149,27 @@ def test_what_a_user_does_wrong_is_one_sentence(place, monkeypatch, changes, sen
     with pytest.raises(ValueError, match=sentence) as caught:
         steer(place, **changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"tokens": 0}, {"beams": -1}, {"temperature": -1.0}, {"top_p": 0.0}, {"prompt": (" ",)}, {"alpha": (float("nan"),)},
+     {"antiexpert": "x", "adapter": "y"}],
+    ids=str,
+)  # fmt: skip
+def test_flags_are_checked_before_anything_is_loaded(tmp_path, monkeypatch, changes) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"--|prompt") as caught:
+        proxy(**({"prompt": ("a",), "base": "nowhere", "expert": "nowhere", "antiexpert": "nowhere"} | changes))
+    assert "nowhere" not in str(caught.value)
+
+
+def test_texts_that_cannot_stream_say_how_far_they_are(place, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("fewstep.core.progress.EVERY", 0.0)
+    with caplog.at_level(logging.INFO):
+        steer(place, prompt=("one", "and two"), tokens=4)
+    shares = [message.split(",")[0] for message in caplog.messages if message.startswith("writing: ")]
+    assert shares == ["writing: 25 %", "writing: 50 %", "writing: 75 %", "writing: 100 %"]
 
 
 def test_a_folder_without_safetensors_or_template_is_refused(place, tmp_path) -> None:

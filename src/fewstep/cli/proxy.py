@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .checks import at_least
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,17 +53,16 @@ def proxy(
     from transformers import TextStreamer
 
     from ..core.files import atomic_file, writable
+    from ..core.progress import progress
     from ..core.receipt import receipt
     from ..steering.acted import page, where_acted
     from ..steering.load import load_trio
     from ..steering.tuning import generate
 
-    if tokens < 1 or beams < 1 or temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError("--tokens and --beams start at 1, --temperature at 0, and --top-p lies above 0 and up to 1")
-    if top_p < 1 and not temperature:
-        raise ValueError("--top-p is about sampling; give a --temperature, too")
-    if not prompt or not alpha:
-        raise ValueError("--prompt and --alpha each need at least one value")
+    at_least(1, tokens=tokens, beams=beams)
+    at_least(0, temperature=temperature, seed=seed)
+    _check_texts(prompt, alpha)
+    _check_sampling(top_p, temperature)
     if base is None and expert is None and antiexpert is None and adapter is None:
         base = expert = antiexpert = "bundled"
     if base is None or expert is None:
@@ -72,16 +75,19 @@ def proxy(
     own = _encode(small_tokenizer, prompt, chat=True) if chat else None
     live = len(prompt) == 1 and beams == 1
     options: dict[str, Any] = {"max_new_tokens": tokens, "num_beams": beams, "pad_token_id": tokenizer.pad_token_id}
+    options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     if temperature:
         options |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    else:
-        options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     facts = {"base": base, "expert": expert, "antiexpert": antiexpert, "adapter": adapter, "alpha": alpha, "chat": chat}
     with receipt(out / "proxy.json" if out else None, **facts, generation=options, seed=seed) as entries:
         torch.manual_seed(seed)
         streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if live else None
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        made = generate(large, tuned, ids, attention_mask=mask, expert_inputs=own, streamer=streamer, **options)
+        with nullcontext() if live else progress("writing", tokens) as done:
+            made = generate(
+                large, tuned, ids, attention_mask=mask, expert_inputs=own, streamer=streamer,
+                stopping_criteria=[_Told(done)] if done else (), **options,
+            )  # fmt: skip
         ends = large.generation_config.eos_token_id
         texts = [_up_to_end(row, ends) for row in made[:, ids.shape[1] :].tolist()]
         acted = where_acted(large, tuned, _rows(inputs), texts, expert_prompts=_rows(own) if own else None)
@@ -97,6 +103,33 @@ def proxy(
         print("\n\n".join(tokenizer.decode(row, skip_special_tokens=True) for row in whole))
     places, count = sum(len(a.places) for a in acted), sum(len(a.tokens) for a in acted)
     print(f"\nfirst choice changed at {places} of {count} tokens" + (f"; where: {out / 'proxy.html'}" if out else ""))
+
+
+def _check_texts(prompt: Sequence[str], alpha: Sequence[float]) -> None:
+    if not prompt or not alpha:
+        raise ValueError("--prompt and --alpha each need at least one value")
+    if not all(text.strip() for text in prompt):
+        raise ValueError("each --prompt needs some text")
+    if not all(map(math.isfinite, alpha)):
+        raise ValueError(f"--alpha must be a finite number, got {' '.join(map(str, alpha))}")
+
+
+def _check_sampling(top_p: float, temperature: float) -> None:
+    if not 0 < top_p <= 1:
+        raise ValueError(f"--top-p lies above 0 and up to 1, got {top_p:g}")
+    if top_p < 1 and not temperature:
+        raise ValueError("--top-p is about sampling; give a --temperature, too")
+
+
+class _Told:
+    """A stopping criterion that stops nothing and tells how many tokens are written."""
+
+    def __init__(self, done: Callable[[float], None]) -> None:
+        self.done = done
+
+    def __call__(self, ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+        self.done(1)
+        return ids.new_zeros(len(ids)).bool()
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat: bool = False) -> dict[str, Tensor]:

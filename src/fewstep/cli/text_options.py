@@ -226,14 +226,12 @@ class Compute:
     def open(self, model: str, asked: Asked, tokenizer: PreTrainedTokenizerBase) -> tuple[MaskPredictor, NetworkPredictor]:
         """The model as it is asked, and its network."""
         import torch
-        from transformers.utils import logging as transformers_logging
 
         from ..core.device import best_device
         from ..masked.load import load_text
         from ..masked.predictor import Guided, Suppressed
         from ..masked.prompts import token_ids
 
-        transformers_logging.disable_progress_bar()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         never = token_ids(tokenizer, asked.suppress)
         network = load_text(model, mask_id=self.mask_id, device=str(best_device()), dtype=dtype)
