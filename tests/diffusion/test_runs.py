@@ -34,7 +34,7 @@ def run(out: Path, recipe: dict | None = None, **options):
 
 
 def weights(folder: Path) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in load(folder).parameters()])
+    return torch.cat([p.detach().flatten() for p in load(folder).denoiser.parameters()])
 
 
 def receipt(out: Path) -> dict:
@@ -146,7 +146,7 @@ def test_a_finished_run_is_left_as_it_is(whole, caplog) -> None:
         again = run(whole, resume=True)
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
     assert "has seen all its images; ask for more with --images" in caplog.text
-    assert torch.equal(torch.cat([p.detach().flatten() for p in again.parameters()]), weights(whole / "model"))
+    assert torch.equal(torch.cat([p.detach().flatten() for p in again.denoiser.parameters()]), weights(whole / "model"))
 
 
 @pytest.mark.parametrize("names", [("model",), ("model", "model-0.9"), ("state.pt",), ("receipt.json",)])
