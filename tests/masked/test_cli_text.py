@@ -61,6 +61,9 @@ def test_a_file_of_prompts(model: Path, tmp_path: Path, options: dict[str, Any],
     call(decode_command, model, file=prompts, out=out, gen_length=10, block_length=5, batch=4, **options)
     results = [json.loads(line) for line in out.read_text().splitlines()]
     assert [r.get("id") for r in results] == [0, 1, 2, 3, 4, None] and {r["batch"] for r in results} == {4}
+    told = json.loads((tmp_path / "out" / "results.jsonl.receipt.json").read_text())
+    assert told["nfe"] == sum(result["nfe"] for result in results) > told["calls"]
+    assert told["positions"] == pytest.approx(sum(result["positions"] for result in results), abs=0.1)
     for result in results:
         row = plain(model, result["prompt"], rule, 10)
         assert result["nfe"] == row.nfe <= 10 and result["tokens"] == 10 and result["seconds"] > 0
@@ -274,6 +277,9 @@ def test_a_single_prompt_into_a_file_with_its_receipt(model: Path, tmp_path: Pat
     told = json.loads((tmp_path / "o.jsonl.receipt.json").read_text())
     assert result["prompt"] == "w1 w2" and result["tokens"] == 6
     assert (told["nfe"], told["seed"], told["gen_length"], told["model"]) == (result["nfe"], 3, 6, str(model))
+    assert (
+        told["calls"] == told["nfe"] and told["positions"] == result["positions"] == 8 * result["nfe"]
+    )  # one row of 2 + 6
     assert told["rule"]["name"] == "Blockwise"
 
 

@@ -68,7 +68,13 @@ def test_generation_stops_and_keeps_the_order() -> None:
     lm = model()
     requests = [("12", {"until": [text[2], ""], "max_gen_toks": 6}), ("3", {"max_gen_toks": 2}), ("12", {})]
     first, second, third = lm.generate_until(instances("generate_until", requests))
-    assert first == text[: text.index(text[2])] and third == text and len(second) == 2 and len(lm.nfe) == 3
+    assert (
+        first == text[: text.index(text[2])]
+        and third == text
+        and len(second) == 2
+        and len(lm.nfe) == len(lm.positions) == 3
+    )
+    assert all(positions > 2 * nfe for positions, nfe in zip(lm.positions, lm.nfe, strict=True))
     sampled = instances("generate_until", [("12", {"do_sample": True, "temperature": 3.0})])
     assert model(seed=1).generate_until(sampled) != [text]
     as_the_harness = {"until": ".", "temperature": 0.8, "max_new_tokens": 9}

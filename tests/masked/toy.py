@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.masked.predictor import Canvas
+from fewstep.masked.reading import Plain
 
 VOCABULARY, MASK, EOS = 12, 11, 10
 
@@ -36,6 +37,9 @@ class Toy(nn.Module):
         logits = self.scale * (hidden.sin() @ self.out)
         logits[..., EOS] += self.eos_bias
         return logits[wanted]
+
+    def reading(self, canvas: Canvas) -> Plain:
+        return Plain(self)
 
 
 def masks(row: str) -> Tensor:

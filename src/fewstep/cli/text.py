@@ -55,8 +55,9 @@ def decode(
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         prompt: one prompt; its text streams to the terminal unless --out is given.
         file: or a .jsonl of prompts: strings, or objects with a "prompt", whose other entries are kept (but for those that
-            are called as the result's own: text, tokens, nfe, seconds, batch). A prompt is a text or a conversation, a list
-            of {"role": …, "content": …}; if its last turn is the assistant's, the text goes on with that.
+            are called as the result's own: text, tokens, nfe, positions, seconds, batch). A prompt is a text or a
+            conversation, a list of {"role": …, "content": …}; if its last turn is the assistant's, the text goes on
+            with that.
         out: a .jsonl for the results, with a receipt beside it; without it they go to the terminal.
         calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule, --early and their options.
         stop: strings that end a text.
@@ -66,6 +67,7 @@ def decode(
         compute: how; a prompt gets the same text at any batch size.
     """
     from ..core.files import atomic_file, writable_file
+    from ..core.nfe import count_nfe
     from ..core.receipt import receipt
 
     if (prompt is None) == (file is None):
@@ -91,10 +93,10 @@ def decode(
             print(json.dumps(result, ensure_ascii=False), flush=True)
     else:
         facts = {**settings, "rule": made, "stop": stop, "file": file, "seed": compute.seed}
-        with receipt(_receipt_of(out), **facts) as entries, atomic_file(out) as handle:
+        with receipt(_receipt_of(out), **facts) as entries, atomic_file(out) as handle, count_nfe(network.network) as cost:
             for result in results:
                 handle.write((json.dumps(result, ensure_ascii=False) + "\n").encode())
-                entries["nfe"] = entries.get("nfe", 0.0) + result["nfe"]
+                entries |= {"calls": cost.calls, "nfe": cost.rows, "positions": cost.positions}
         print(f"{len(items)} texts in {out}")
 
 
@@ -275,7 +277,7 @@ def _results(
             generated += len(row.tokens)
             yield items[told] | {
                 "text": text_of(tokenizer, row.tokens, row.given, stop), "tokens": len(row.tokens), "nfe": row.nfe,
-                "seconds": round(seconds, 4), "batch": batch,
+                "positions": round(row.positions, 2), "seconds": round(seconds, 4), "batch": batch,
             }  # fmt: skip
             told += 1
     seconds = time.perf_counter() - begin

@@ -177,9 +177,9 @@ def evaluate(
             log_samples=False, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
         )  # fmt: skip
         entries["results"] = found["results"]
-        calls = getattr(lm, "nfe", None)
-        if calls:
-            entries["nfe_per_text"] = sum(calls) / len(calls)
+        for cost in ("nfe", "positions"):
+            if each := getattr(lm, cost, None):
+                entries[f"{cost}_per_text"] = sum(each) / len(each)
     for task, scores in found["results"].items():
         numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
         print(task, ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))

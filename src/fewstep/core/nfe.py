@@ -11,17 +11,26 @@ from torch import Tensor, nn
 
 
 class NFE:
-    """Network function evaluations seen so far: `calls` of the network, and `rows`, the samples in them."""
+    """Network function evaluations seen so far.
+
+    Attributes:
+        calls: of the network.
+        rows: the samples in them.
+        positions: the token ids in them, padding included; none where the network takes something else.
+    """
 
     def __init__(self, told: Callable[[int], None] | None = None) -> None:
         self.calls = 0
         self.rows = 0
+        self.positions = 0
         self._told = told
 
     def _see(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
         self.calls += 1
-        rows = next(len(a) for a in (*args, *named.values()) if isinstance(a, Tensor) and a.ndim)
+        sample = next(a for a in (*args, *named.values()) if isinstance(a, Tensor) and a.ndim)
+        rows = len(sample)
         self.rows += rows
+        self.positions += 0 if sample.is_floating_point() else sample.numel()
         if self._told:
             self._told(rows)
 

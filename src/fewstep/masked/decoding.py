@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..core.device import at_least_float32
-from ..core.nfe import count_nfe
+from ..core.nfe import NFE, count_nfe
 from ..core.progress import progress
 from .noise import gumbel
-from .predictor import Canvas, MaskPredictor, pad
+from .predictor import Canvas, MaskPredictor
+from .reading import Reading
+from .rows import Batch, Progress, Stop, begin, progress_of
 from .rules import CommitRule, Step
-
-Stop = Callable[[list[int]], bool]  # the decided tokens of a row so far -> whether it ends here
 
 
 class Decoded(NamedTuple):
@@ -26,6 +26,7 @@ class Decoded(NamedTuple):
     start: int  # where the generation begins
     committed_at: Tensor  # (n,) long: the step at which each token became final; −1 for given text
     nfe: float  # network calls this row took part in, counted at the network
+    positions: float  # its share of the token ids in them, padding of its batch included
 
     @property
     def tokens(self) -> list[int]:
@@ -40,54 +41,12 @@ class Decoded(NamedTuple):
         return int(places[-1]) + 1 if len(places) else 0
 
 
-class Rows(NamedTuple):
-    """The rows that are being decoded."""
-
-    number: Tensor  # (b,) the row's place among all
-    seed: Tensor  # (b,)
-    start: Tensor  # (b,) column of the first open position
-    tail: Tensor  # (b,) column behind the last given text
-    ids: Tensor  # (b, L)
-    valid: Tensor  # (b, L)
-    open: Tensor  # (b, L)
-    committed_at: Tensor  # (b, L)
-    likeliest: Tensor  # (b, L) the most likely token at the last step, −1 where nobody looked
-    unchanged: Tensor  # (b, L)
-    drift: Tensor  # (b, L, H)
-    before: Tensor  # (b, L) which of the last step's predictions is the position's, −1 where nobody looked
-    steps: Tensor  # (b,) in all
-    made: Tensor  # (b,) steps done
-    nfe: Tensor  # (b,) network calls so far
-
-    def keep(self, rows: list[int]) -> Rows:
-        """These rows only, and no more columns than they need."""
-        if len(rows) == len(self.ids):
-            return self
-        kept = [part[torch.tensor(rows, dtype=torch.long, device=part.device)] for part in self]
-        width = int(self.valid[rows].sum(1).amax()) if rows else 0
-        return Rows(*(part[:, :width] if part.ndim > 1 else part for part in kept))
-
-    def join(self, others: Rows) -> Rows:
-        """These rows and others; what is behind the end of a row is never looked at."""
-        width = max(self.ids.shape[1], others.ids.shape[1])
-        return Rows(*(torch.cat([_widened(a, width), _widened(b, width)]) for a, b in zip(self, others, strict=True)))
-
-
-class Progress(NamedTuple):
-    """How far a row is, in columns of its canvas."""
-
-    number: int  # the row's place among all
-    start: int  # of the generation
-    decided: int  # everything before is decided
-    end: int | None  # where the row ends, None if it goes on
-
-
 class Walked(NamedTuple):
     """One step of the loop, just made."""
 
     canvas: Canvas  # before it
     step: Step  # what the rule saw
-    rows: Rows  # after it; finished rows are in here for the last time
+    rows: Batch  # after it; finished rows are in here for the last time
     progress: list[Progress]  # one a row
     finished: dict[int, Decoded]  # by row number
 
@@ -117,55 +76,45 @@ def walk(
     if not rows:
         return
     ends = torch.tensor(predictor.eos_ids if eos else (), dtype=torch.long, device=rows[0].device)
-    state, entered, predictions = None, 0, None
+    state: Batch | None = None
+    reading: Reading | None = None
+    entered, predictions = 0, None
     with ExitStack() as stack:
         counters = [stack.enter_context(count_nfe(network)) for network in dict.fromkeys(predictor.networks)]
-        while True:
+        while state is not None or entered < len(rows):
             free = min(batch - (0 if state is None else len(state.number)), len(rows) - entered)
             if free:
-                new = range(entered, entered + free)
-                fresh = _begin([rows[n] for n in new], [seeds[n] for n in new], entered, predictor.mask_id, steps, rule)
-                state, entered = fresh if state is None else state.join(fresh), entered + free
-            assert state is not None
-            if not len(state.number):
-                return
-            canvas = Canvas(state.ids, state.valid, state.open)
-            masked = state.open & (state.ids == predictor.mask_id)
+                new = slice(entered, entered + free)
+                fresh = begin(rows[new], seeds[new], entered, predictor.mask_id, steps=steps, history=rule.remembers())
+                unread = predictor.reading(fresh.canvas)
+                state = fresh if state is None else state.join(fresh)
+                reading = unread if reading is None else reading.join(unread)
+                entered += free
+            assert state is not None and reading is not None
+            canvas, masked = state.canvas, state.open & (state.ids == predictor.mask_id)
             wanted = rule.sees(masked, state.open)
             where = _places(wanted)
-            called = sum(counter.rows for counter in counters)
-            logits = at_least_float32(predictor(canvas, wanted))  # (N, V)
-            calls = (sum(counter.rows for counter in counters) - called) / len(state.number)
+            spent = _spent(counters)
+            logits = at_least_float32(reading.read(canvas, wanted, state.changed))  # (N, V)
+            nfe, positions = ((_spent(counters) - spent) / len(state.number)).tolist()
             logits = logits.index_fill(1, torch.tensor([predictor.mask_id], device=logits.device), -torch.inf)
             best = logits.max(-1)
-            likeliest = torch.full_like(state.ids, -1).index_put(where, best.indices)
-            unchanged = torch.where(likeliest == state.likeliest, state.unchanged + 1, 0)
+            state = state.seen(torch.full_like(state.ids, -1).index_put(where, best.indices))
             if rule.remembers():
                 predictions, state = _drift(predictions, logits, where, state)
-            proposal = likeliest if temperature == 0 else _sample(logits, where, state, temperature)
+            proposal = state.likeliest if temperature == 0 else _sample(logits, where, state, temperature)
             step = Step(
-                logits, where, masked, state.open, proposal, unchanged, state.drift, state.seed, state.made, state.steps,
-                state.steps,
+                logits, where, masked, state.open, proposal, state.unchanged, state.drift, state.seed, state.made,
+                state.steps, state.steps,
             )  # fmt: skip
             commit = rule(step) & masked
-            _check_step(best.values, commit | (state.made < state.steps - 1)[:, None], rule)
-            state = state._replace(
-                ids=torch.where(commit, proposal, state.ids),
-                committed_at=torch.where(commit, state.made[:, None], state.committed_at),
-                likeliest=likeliest,
-                unchanged=unchanged,
-                made=state.made + 1,
-                nfe=state.nfe + calls,
-            )
-            far = _progress(state, predictor.mask_id, ends, stop)
-            finished = {
-                p.number: Decoded(state.ids[row, : p.end], p.start, state.committed_at[row, : p.end], float(state.nfe[row]))
-                for row, p in enumerate(far)
-                if p.end is not None
-            }
-            yield Walked(canvas, step, state, far, finished)
+            _check_step(best.values, commit | ~state.late[:, None], rule)
+            state = state.step(commit, proposal, nfe, positions)
+            far = progress_of(state, predictor.mask_id, ends, stop)
+            yield Walked(canvas, step, state, far, _finished(state, far))
             going_on = [row for row, p in enumerate(far) if p.end is None]
-            state = state.keep(going_on)
+            if len(going_on) < len(far):
+                state, reading = (state.keep(going_on), reading.keep(going_on)) if going_on else (None, None)
 
 
 def decode(
@@ -254,31 +203,11 @@ def _check(
         raise ValueError("a row without a mask token has nothing to decode")
 
 
-def _begin(
-    rows: Sequence[Tensor], seeds: Sequence[int], first: int, mask_id: int, steps: int | None, rule: CommitRule
-) -> Rows:
-    """The state of rows number `first`, first + 1, … before their first step."""
-    canvas = pad(rows, mask_id)
-    device, blank = canvas.ids.device, torch.full_like(canvas.ids, -1)
-    seed = torch.tensor([s % 2**63 for s in seeds], device=device)
-    column = torch.arange(canvas.ids.shape[1], device=device)
-    each = canvas.open.sum(1) if steps is None else torch.full((len(rows),), steps, device=device)
-    given = (column + 1) * (canvas.valid & ~canvas.open)
-    start = canvas.open.to(torch.uint8).argmax(1)
-    number = first + torch.arange(len(rows), device=device)
-    none = torch.zeros_like(blank)
-    drift = torch.full((*blank.shape, rule.remembers()), torch.inf, dtype=torch.float64, device=device)
-    nfe = torch.zeros(len(rows), dtype=torch.float64, device=device)
-    return Rows(
-        number, seed, start, given.amax(1), *canvas, blank, blank, none, drift, blank, each, torch.zeros_like(number), nfe
+def _spent(counters: list[NFE]) -> Tensor:
+    """Rows and positions that the networks have computed so far, (2,) float64 on the CPU."""
+    return (
+        torch.tensor([(counter.rows, counter.positions) for counter in counters], dtype=torch.float64).reshape(-1, 2).sum(0)
     )
-
-
-def _widened(part: Tensor, width: int) -> Tensor:
-    """More columns, of zeros."""
-    if part.ndim == 1 or part.shape[1] == width:
-        return part
-    return torch.cat([part, part.new_zeros(len(part), width - part.shape[1], *part.shape[2:])], 1)
 
 
 def _places(wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,7 +215,7 @@ def _places(wanted: Tensor) -> tuple[Tensor, Tensor]:
     return row, column
 
 
-def _drift(before: Tensor | None, logits: Tensor, where: tuple[Tensor, Tensor], state: Rows) -> tuple[Tensor, Rows]:
+def _drift(before: Tensor | None, logits: Tensor, where: tuple[Tensor, Tensor], state: Batch) -> tuple[Tensor, Batch]:
     """KL(now ‖ before) at `where` becomes the last of each position's drifts; log-probabilities (N, V) in and out."""
     log_p = logits.log_softmax(-1)
     moved = log_p.new_full((len(log_p),), torch.inf)
@@ -300,7 +229,7 @@ def _drift(before: Tensor | None, logits: Tensor, where: tuple[Tensor, Tensor], 
     return log_p, state._replace(drift=torch.cat([state.drift[..., 1:], newest[..., None]], -1), before=place)
 
 
-def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Rows, temperature: float) -> Tensor:
+def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Batch, temperature: float) -> Tensor:
     """Proposals (b, L): argmax of logits + temperature·Gumbel noise; row by row, for the noise is large."""
     counts = where[0].bincount(minlength=len(state.ids)).tolist()
     sampled = [
@@ -323,19 +252,13 @@ def _check_step(best: Tensor, commit: Tensor, rule: CommitRule) -> None:
         )
 
 
-def _progress(state: Rows, mask_id: int, ends: Tensor, stop: Stop | None) -> list[Progress]:
-    column = torch.arange(state.ids.shape[1], device=state.ids.device)
-    never = state.ids.shape[1]
-    length = state.valid.sum(1)
-    undecided = torch.where(state.open & (state.ids == mask_id), column, never).amin(1)
-    final = state.valid & (column >= state.tail[:, None])
-    eos = torch.where(torch.isin(state.ids, ends) & final, column, never).amin(1)
-    # one transfer for all rows
-    table = torch.stack([state.number, state.start, torch.minimum(undecided, length), eos, length, state.tail], 1)
-    found = []
-    for row, (number, start, decided, eos_at, last, tail) in enumerate(table.tolist()):
-        end = eos_at + 1 if eos_at < decided else decided if decided == last else None
-        if end is None and stop and decided > tail and stop(state.ids[row, tail:decided].tolist()):
-            end = decided
-        found.append(Progress(number, start, decided, end))
-    return found
+def _finished(state: Batch, far: list[Progress]) -> dict[int, Decoded]:
+    """The rows that have ended, by their number."""
+    return {
+        p.number: Decoded(
+            state.ids[row, : p.end], p.start, state.committed_at[row, : p.end],
+            nfe=float(state.nfe[row]), positions=float(state.positions[row]),
+        )
+        for row, p in enumerate(far)
+        if p.end is not None
+    }  # fmt: skip

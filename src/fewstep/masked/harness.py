@@ -45,6 +45,7 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
 
     Attributes:
         nfe: network calls of each text generated so far.
+        positions: its share of the token ids in them.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
         self.chat = chat
         self.lead = [] if chat else leading(tokenizer)
         self.nfe: list[float] = []
+        self.positions: list[float] = []
         self._device = next((p.device for network in predictor.networks for p in network.parameters()), torch.device("cpu"))
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -117,6 +119,7 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
             for number, row in zip(numbers, decoded, strict=True):
                 texts[number] = text_of(self.tokenizer, row.tokens, row.given, until)
                 self.nfe.append(row.nfe)
+                self.positions.append(row.positions)
         return texts
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

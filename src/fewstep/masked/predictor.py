@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..core.device import at_least_float32
+from .reading import Combined, Plain, Reading
 
 
 class Canvas(NamedTuple):
@@ -49,6 +51,10 @@ class MaskPredictor(Protocol):
     def networks(self) -> tuple[nn.Module, ...]: ...
 
     def __call__(self, canvas: Canvas, wanted: Tensor, /) -> Tensor: ...
+
+    def reading(self, canvas: Canvas, /) -> Reading:
+        """The memory of these rows before they are read; `Plain(self)` has none."""
+        ...
 
 
 class NetworkPredictor(nn.Module):
@@ -115,6 +121,9 @@ class NetworkPredictor(nn.Module):
         assert logits.ndim == 2, f"{type(self.network).__name__} changes the shape of its logits"
         return logits.to(ids.device)
 
+    def reading(self, canvas: Canvas) -> Plain:
+        return Plain(self)
+
 
 class Guided:
     """Classifier-free guidance without a second model: u + scale·(c − u), where u does not see the prompt.
@@ -139,12 +148,44 @@ class Guided:
         self.networks = predictor.networks
 
     def __call__(self, canvas: Canvas, wanted: Tensor) -> Tensor:
+        return self.reading(canvas).read(canvas, wanted, canvas.valid)
+
+    def reading(self, canvas: Canvas) -> Reading:
         if self.scale == 1:
-            return self.predictor(canvas, wanted)
-        hidden = canvas._replace(ids=canvas.ids.masked_fill(canvas.prompt, self.mask_id))
-        both = Canvas(*(torch.cat(pair) for pair in zip(canvas, hidden, strict=True)))
-        conditional, unconditional = at_least_float32(self.predictor(both, torch.cat([wanted, wanted]))).chunk(2)
+            return self.predictor.reading(canvas)
+        return _Twice(self.scale, self.mask_id, self.predictor.reading(_twice(canvas, self.mask_id)), len(canvas.ids))
+
+
+@dataclass(frozen=True)
+class _Twice:
+    """Guidance over a reading of n rows as they are, and behind them of the same n with their prompt masked."""
+
+    scale: float
+    mask_id: int
+    both: Reading
+    n: int
+
+    def read(self, canvas: Canvas, wanted: Tensor, changed: Tensor) -> Tensor:
+        logits = self.both.read(
+            _twice(canvas, self.mask_id), torch.cat([wanted, wanted]), torch.cat([changed, changed])
+        )  # fmt: skip
+        conditional, unconditional = at_least_float32(logits).chunk(2)
         return unconditional + self.scale * (conditional - unconditional)
+
+    def keep(self, rows: Sequence[int]) -> _Twice:
+        kept = self.both.keep([*rows, *(self.n + row for row in rows)])
+        return _Twice(self.scale, self.mask_id, kept, len(rows))
+
+    def join(self, other: _Twice) -> _Twice:
+        n, m = self.n, other.n  # joined they are n, n masked, m, m masked
+        order = [*range(n), *range(2 * n, 2 * n + m), *range(n, 2 * n), *range(2 * n + m, 2 * n + 2 * m)]
+        return _Twice(self.scale, self.mask_id, self.both.join(other.both).keep(order), n + m)
+
+
+def _twice(canvas: Canvas, mask_id: int) -> Canvas:
+    """The rows, and behind them the same with their prompt masked."""
+    hidden = canvas._replace(ids=canvas.ids.masked_fill(canvas.prompt, mask_id))
+    return Canvas(*(torch.cat(pair) for pair in zip(canvas, hidden, strict=True)))
 
 
 class Suppressed:
@@ -165,7 +206,12 @@ class Suppressed:
         self.networks = predictor.networks
 
     def __call__(self, canvas: Canvas, wanted: Tensor) -> Tensor:
-        logits = self.predictor(canvas, wanted)
+        return self.reading(canvas).read(canvas, wanted, canvas.valid)
+
+    def reading(self, canvas: Canvas) -> Reading:
+        return Combined(self._silenced, (self.predictor.reading(canvas),))
+
+    def _silenced(self, logits: Tensor) -> Tensor:
         return logits.index_fill(1, torch.tensor(self.tokens, dtype=torch.long, device=logits.device), -torch.inf)
 
 

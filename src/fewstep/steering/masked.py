@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from ..masked.predictor import Canvas, MaskPredictor
+from ..masked.reading import Combined
 from .combine import combined
 
 
@@ -39,5 +42,9 @@ class Proxied:
         return (*self.base.networks, *self.expert.networks, *self.antiexpert.networks)
 
     def __call__(self, canvas: Canvas, wanted: Tensor) -> Tensor:
-        base, expert, antiexpert = (p(canvas, wanted) for p in (self.base, self.expert, self.antiexpert))  # (N, V) each
-        return combined(base, expert, antiexpert, self.alpha)
+        return self.reading(canvas).read(canvas, wanted, canvas.valid)
+
+    def reading(self, canvas: Canvas) -> Combined:
+        """The memories of all three."""
+        parts = tuple(predictor.reading(canvas) for predictor in (self.base, self.expert, self.antiexpert))
+        return Combined(partial(combined, alpha=self.alpha), parts)

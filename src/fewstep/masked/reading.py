@@ -1,0 +1,78 @@
+"""Readings: what a predictor may remember of a batch while it is decoded. Wrapping one gives one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, Self
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .predictor import Canvas
+
+
+class Reading(Protocol):
+    """The memory of the rows of one canvas; the decoder tells it which rows leave, which enter and what changed.
+
+    Rows keep their columns for as long as they are there. A canvas gets narrower when a long row leaves and wider when one
+    enters: what lies behind its width is padding of every row, and can be forgotten.
+    """
+
+    def read(self, canvas: Canvas, wanted: Tensor, changed: Tensor, /) -> Tensor:
+        """Logits (N, V) of the N wanted positions, as from a `MaskPredictor`.
+
+        changed is (B, L) bool: the positions whose token is another than at the last read; of a row that was not read yet
+        all that are no padding.
+        """
+        ...
+
+    def keep(self, rows: Sequence[int], /) -> Reading:
+        """The memory of these rows, in this order."""
+        ...
+
+    def join(self, other: Self, /) -> Reading:
+        """The memory of these rows, and behind them of those of another reading by the same predictor."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Remembers nothing: every read calls the network on the whole canvas, so that it is exact.
+
+    Args:
+        predict: (canvas, wanted) -> logits.
+    """
+
+    predict: Callable[[Canvas, Tensor], Tensor]
+
+    def read(self, canvas: Canvas, wanted: Tensor, changed: Tensor) -> Tensor:
+        return self.predict(canvas, wanted)
+
+    def keep(self, rows: Sequence[int]) -> Plain:
+        return self
+
+    def join(self, other: Plain) -> Plain:
+        return self
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Logits made of those of several readings of the same rows.
+
+    Args:
+        combine: their logits, (N, V) each -> (N, V).
+        parts: the readings.
+    """
+
+    combine: Callable[..., Tensor]
+    parts: tuple[Reading, ...]
+
+    def read(self, canvas: Canvas, wanted: Tensor, changed: Tensor) -> Tensor:
+        return self.combine(*(part.read(canvas, wanted, changed) for part in self.parts))
+
+    def keep(self, rows: Sequence[int]) -> Combined:
+        return replace(self, parts=tuple(part.keep(rows) for part in self.parts))
+
+    def join(self, other: Combined) -> Combined:
+        return replace(self, parts=tuple(a.join(b) for a, b in zip(self.parts, other.parts, strict=True)))
