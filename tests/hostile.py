@@ -311,6 +311,8 @@ MODELS: dict[str, Spoil] = {  # of transformers
     "type: width": entries(hidden_size="wide"),
     "type: layers": entries(num_hidden_layers=None),
     "type: heads": entries(num_attention_heads={"a": 1}),
+    "type: heads below nothing": entries(num_attention_heads=-4),
+    "no layer": entries(num_hidden_layers=0),
     "index: above": index("../outside/weights.safetensors"),
     "index: absolute": index("{outside}/weights.safetensors"),
     "index: nowhere": index("nowhere.safetensors"),
@@ -323,6 +325,7 @@ MODELS: dict[str, Spoil] = {  # of transformers
 LANGUAGE: dict[str, Spoil] = {
     "giant: vocabulary": entries(vocab_size=GIANT),
     "type: vocabulary": entries(vocab_size=[40]),
+    "fewer layers than weights": entries(num_hidden_layers=1),
     "another architecture": entries(model_type="opt"),
 }
 TOKENIZERS: dict[str, Spoil] = {
@@ -336,6 +339,9 @@ TOKENIZERS: dict[str, Spoil] = {
     "tokenizer: settings a list": text("[]", "tokenizer_config.json"),
     "tokenizer: tokens of a wrong type": text('{"added_tokens_decoder": {"a": 1}}', "tokenizer_config.json"),
     "tokenizer: special tokens of a wrong type": text('{"mask_token": [1], "pad_token": {}}', "tokenizer_config.json"),
+    "tokenizer: a length of a wrong type": lambda kind, folder, outside: edit(
+        folder / "tokenizer_config.json", model_max_length="long"
+    ),
     "tokenizer: a model of nothing": text(
         '{"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}', "tokenizer.json"
     ),

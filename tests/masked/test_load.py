@@ -334,3 +334,31 @@ def test_canvas_rows() -> None:
     assert isinstance(canvas, Canvas)
     assert canvas.prompt.tolist() == [[True, False, False, False], [True, False, False, False]]
     assert canvas.open.tolist() == [[False, True, False, True], [False, True, False, False]]
+
+
+def test_how_a_network_is_called_is_not_up_to_its_configuration(tmp_path: Path) -> None:
+    canvas = pad(ROWS, 38)
+    expected = load_text(bert(tmp_path, mask_token_id=38))(canvas, canvas.open)
+    config = json.loads((tmp_path / "config.json").read_text())
+    asked = {"return_dict": False, "output_hidden_states": True, "output_attentions": True}
+    (tmp_path / "config.json").write_text(json.dumps(config | asked))
+    assert torch.equal(load_text(tmp_path)(canvas, canvas.open), expected)
+
+
+def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    """One whose texts have tokens that the network has not; added tokens may lie beyond, as nobody meets them."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from fewstep.core.pretrained import check_vocabulary
+
+    network = load_text(bert(tmp_path, mask_token_id=38)).network
+    for last, fits in ((39, True), (40, False)):
+        words = Tokenizer(models.WordLevel({"a": 0, "b": last}, unk_token="a"))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="a", pad_token="[added]")
+        if fits:
+            assert len(tokenizer) == 3
+            check_vocabulary(tokenizer, network)
+        else:
+            with pytest.raises(ValueError, match="has the token 'b' beyond the 40"):
+                check_vocabulary(tokenizer, network)

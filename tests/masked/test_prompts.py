@@ -118,3 +118,11 @@ def test_every_command_gives_the_model_the_same(
     for command in (decode_command, calibrate, settle_text):
         assert read(command, model, monkeypatch, **files) == row, command
     assert read(evaluate, model, monkeypatch, tasks="ours", include=tmp_path, out=tmp_path / "e.json", **same) == row
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% if %}", "{{ ''.__class__.__mro__ }}", "{{ range(10 ** 9) }}"])
+def test_a_template_that_fails_is_one_sentence(template: str) -> None:
+    tokenizer = word_tokenizer(special=True)
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match="chat template refuses this conversation"):
+        in_template(tokenizer, [{"role": "user", "content": "a"}], open=False)

@@ -31,7 +31,9 @@ def test_a_model_is_what_transformers_makes_of_it(family: str, tmp_path: Path) -
     ours, theirs = load_causal(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     assert type(ours) is type(theirs) and ours.dtype == theirs.dtype
     torch.testing.assert_close(logits_of(ours, IDS), logits_of(theirs, IDS), atol=0, rtol=0)
-    assert ours.generation_config.to_dict() == theirs.generation_config.to_dict()
+    settings = [{name: value for name, value in model.generation_config.to_dict().items() if not name.startswith("output_")}
+                for model in (ours, theirs)]  # fmt: skip
+    assert settings[0] == settings[1]
     assert load_causal(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 

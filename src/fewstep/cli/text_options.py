@@ -228,6 +228,7 @@ class Compute:
         import torch
 
         from ..core.device import best_device
+        from ..core.pretrained import check_vocabulary
         from ..masked.load import load_text
         from ..masked.predictor import Guided, Suppressed
         from ..masked.prompts import token_ids
@@ -235,6 +236,7 @@ class Compute:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         never = token_ids(tokenizer, asked.suppress)
         network = load_text(model, mask_id=self.mask_id, device=str(best_device()), dtype=dtype)
+        check_vocabulary(tokenizer, network.network)
         predictor = network if asked.guidance == 1 else Guided(network, asked.guidance)
         return Suppressed(predictor, never) if never else predictor, network
 

@@ -8,8 +8,9 @@ no other repository is followed, and no size is believed before the weights bear
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,78 +19,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .configuration import cleaned
 from .source import inside, read_json
 from .weights import check_finite, elements, in_short, read_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = ("float64", "float32", "float16", "bfloat16")
-# How attention and experts are computed is up to PyTorch, not to the checkpoint; a name with a slash is one of native code.
-WAYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
-# entries that name code, other files or other repositories; nobody follows them
-DROPPED = ("auto_map", "custom_pipelines", "custom_generate", "configuration_files", "transformers_weights", "name_or_path",
-           "_name_or_path", "init_inputs", "tp_plan", "distributed_config", "fusion_config", *WAYS)  # fmt: skip
-REFUSED = {
-    "quantization_config": "its weights are quantised; give the model that they were made from, in 16 or 32 bits",
-    "compression_config": "its weights are compressed; give the model that they were made from, in 16 or 32 bits",
-    "use_kernels": "it asks for native code from elsewhere, which fewstep does not load; take that entry out",
-    "kernel_config": "it asks for native code from elsewhere, which fewstep does not load; take that entry out",
-    "backbone": "it takes a part of the network from elsewhere; give a model that is complete",
-    "use_timm_backbone": "it takes a part of the network from timm; give a model of transformers alone",
-}
-COUNTED = ("layer", "depth", "block", "label", "types")  # what a configuration makes lists of
-MOST_COUNTED = 1_000_000  # token ids stand in lists, too
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 SETTINGS = ("config.json", "tokenizer_config.json")
 TOKENS = ("special_tokens_map.json", "added_tokens.json")
 TOKENIZER_FILES = (*SETTINGS, *TOKENS, *VOCABULARIES, "merges.txt", "chat_template.jinja")
 LARGEST_VOCABULARY = 128 << 20  # bytes; the largest published ones have a quarter of it
-
-
-def read_config(folder: Path, what: str) -> dict[str, Any]:
-    """A model's config.json without what names code, kernels or other places.
-
-    Args:
-        folder: of the model.
-        what: should be in it, for the error if there is no config.json, such as "folder of a language model".
-
-    Raises:
-        ValueError: there is none, or it asks for what fewstep does not do.
-    """
-    file = inside(folder, "config.json")
-    content: dict[str, Any] = _cleaned(read_json(file, f"give a {what}"), file)
-    if not isinstance(content.get("model_type"), str):
-        raise ValueError(f"{file} does not say its model_type; give a {what}")
-    return content
-
-
-def _cleaned(value: Any, file: Path, name: str = "") -> Any:
-    """The same entries, at any depth, without those that nobody follows; refused ones raise."""
-    if isinstance(value, dict):
-        _check(value, file)
-        return {
-            key: _cleaned(entry, file, key)
-            for key, entry in value.items()
-            if key not in DROPPED and key not in REFUSED and not key.endswith("_file")
-        }
-    if isinstance(value, list):
-        return [_cleaned(entry, file, "types") for entry in value]
-    if isinstance(value, int) and value > MOST_COUNTED and any(part in name for part in COUNTED):
-        raise ValueError(f"{file} has {name} = {value}, more than any network; the file is broken")
-    return value
-
-
-def _check(entries: dict[str, Any], file: Path) -> None:
-    for key, entry in entries.items():
-        if key in REFUSED and entry:
-            raise ValueError(f"{file} has {key}: {REFUSED[key]}")
-        if key in WAYS and "/" in json.dumps(entry):
-            raise ValueError(f"{file} has {key} = {entry!r}, native code from elsewhere, which fewstep does not load")
-        if key in ("dtype", "torch_dtype") and entry is not None and entry not in DTYPES:
-            raise ValueError(f"{file} has {key} = {entry!r}; fewstep computes in {', '.join(DTYPES)}")
-    if str(entries.get("model_type", "")).startswith("timm"):
-        raise ValueError(f"{file} describes a model of timm; fewstep reads those of transformers")
 
 
 def load_config(folder: Path, content: Mapping[str, Any]) -> PreTrainedConfig:
@@ -160,12 +101,19 @@ def load_network(
             raise ValueError(f"the weights in {folder} could not be loaded: {in_short(error)}") from error
     lost = [*sorted(info["missing_keys"]), *(key for key, *_ in sorted(info["mismatched_keys"]))]
     lost += sorted(info["unexpected_keys"]) if exact else []
-    if lost:  # transformers fills them with random numbers
+    lost += _of_more_layers(network, info["unexpected_keys"])
+    if lost:  # transformers fills what is missing with random numbers
         raise ValueError(f"the weights in {folder} do not fit its config.json, for example {lost[0]}")
     check_finite(network.named_parameters(), folder)
     network.config.name_or_path = network.name_or_path = str(folder)
     loaded: PreTrainedModel = network.eval()
     return loaded
+
+
+def _of_more_layers(network: PreTrainedModel, unused: Iterable[str]) -> list[str]:
+    """Those of the unused weights that the network would have, had it more layers."""
+    kinds = {re.sub(r"\d+", "N", name) for name in network.state_dict()}
+    return [name for name in sorted(unused) if re.sub(r"\d+", "N", name) in kinds]
 
 
 def _skeleton(folder: Path, config: PreTrainedConfig, auto: Any, weights: Mapping[str, Tensor]) -> PreTrainedModel:
@@ -214,7 +162,7 @@ def _at_most(numbers: int, tensors: int) -> Iterator[None]:
 def _generation(file: Path) -> Any:
     from transformers import GenerationConfig
 
-    content = _cleaned(read_json(file, ""), file)
+    content = cleaned(read_json(file, ""), file)
     try:
         return GenerationConfig.from_dict(content)
     except Exception as error:
@@ -253,8 +201,28 @@ def load_tokenizer(folder: Path, maker: Any = None, **options: Any) -> PreTraine
         except BaseException as error:  # the library underneath panics on some files, with errors of a class of its own
             reason = in_short(error).replace(place, str(folder))
             raise ValueError(f"the tokenizer in {folder} could not be loaded: {reason}") from error
+    if not isinstance(tokenizer.model_max_length, (int, float)):
+        raise ValueError(f"the tokenizer in {folder} has model_max_length = {tokenizer.model_max_length!r}, no number")
     tokenizer.name_or_path = str(folder)
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> None:
+    """Refuses a tokenizer of another model, whose texts have tokens that the network has not.
+
+    Tokens that were added to a vocabulary do not count: some models have none for them and never meet them.
+
+    Raises:
+        ValueError: names the first token beyond.
+    """
+    known = network.get_input_embeddings().num_embeddings
+    added = set(tokenizer.get_added_vocab())
+    beyond = [name for name, number in tokenizer.get_vocab().items() if number >= known and name not in added]
+    if beyond:
+        raise ValueError(
+            f"the tokenizer in {tokenizer.name_or_path} has the token {min(beyond)!r} beyond the {known} that the model "
+            "knows; put the tokenizer of this model there"
+        )
 
 
 def _copy_tokenizer(folder: Path, place: Path) -> None:
@@ -264,7 +232,7 @@ def _copy_tokenizer(folder: Path, place: Path) -> None:
             raise ValueError(f"{file} is larger than {LARGEST_VOCABULARY >> 20} MiB, so it is no part of a tokenizer")
         if file.name in SETTINGS:
             content = read_json(file, "it says how to read the vocabulary")
-            (place / file.name).write_text(json.dumps(_cleaned(content, file)), encoding="utf-8")
+            (place / file.name).write_text(json.dumps(cleaned(content, file)), encoding="utf-8")
         else:
             shutil.copyfile(file, place / file.name)
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 ASSETS = Path(__file__).parent.parent / "assets"  # what comes with the package
 # configurations, weights and vocabularies; no Python
-PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"]
+PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"]
 HUB_SECONDS = 5.0  # that the hub may take to say whether it has a repository
 JSON_BYTES, JSON_DEPTH = 16 << 20, 64  # far above any configuration
 _STATE = (

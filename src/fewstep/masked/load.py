@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..core import pretrained
+from ..core.configuration import read_config
 from ..core.source import folder_of
 from ..core.weights import in_short
 from .predictor import NetworkPredictor
@@ -75,7 +76,7 @@ def load_text(
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     folder = _folder(source)
-    config = pretrained.read_config(folder, MODEL)
+    config = read_config(folder, MODEL)
     kind = str(config["model_type"]).lower()
     maker = {"llada": _llada, "dream": _dream}.get(kind)
     options: dict[str, Any] = {"dtype": dtype, "device": device}
@@ -119,7 +120,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     from transformers import Qwen2Tokenizer
 
     folder = _folder(source)
-    dream = pretrained.read_config(folder, MODEL)["model_type"].lower() == "dream"
+    dream = read_config(folder, MODEL)["model_type"].lower() == "dream"
     return pretrained.load_tokenizer(folder, Qwen2Tokenizer if dream else None)
 
 
@@ -187,7 +188,7 @@ def _ids(config: dict[str, Any], key: str) -> list[int]:
     """The token ids under a name that may be absent, one or a list."""
     value = config.get(key)
     ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(number, int) and number >= 0 for number in ids):
+    if not all(type(number) is int and number >= 0 for number in ids):
         raise ValueError(f"the config.json has {key} = {value!r}, which is no token id")
     return list(ids)
 

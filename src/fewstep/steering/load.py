@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..core import pretrained
+from ..core.configuration import read_config
 from ..core.device import on_device
 from ..core.source import folder_of, inside, read_json
 from ..core.weights import check_finite, in_short, read_safetensors
@@ -68,6 +69,8 @@ def load_trio(
     tokenizer, small_tokenizer = load_tokenizer(base), load_tokenizer(expert, role)
     same_tokens(tokenizer, small_tokenizer, *([load_tokenizer(antiexpert, "small")] if antiexpert else []))
     large, small = on_device(load_causal(base)), on_device(load_causal(expert, role))
+    pretrained.check_vocabulary(tokenizer, large)
+    pretrained.check_vocabulary(small_tokenizer, small)
     if adapter:
         proxy = ProxyTuning(load_adapter(small, adapter), alpha=alpha)
     else:
@@ -89,7 +92,7 @@ def load_causal(source: str | Path, role: str = "base", *, dtype: torch.dtype | 
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     folder = folder_of(source, MODEL, bundled=f"trio/{role}")
-    config = pretrained.load_config(folder, pretrained.read_config(folder, MODEL))
+    config = pretrained.load_config(folder, read_config(folder, MODEL))
     encoder = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
     if encoder or config.is_encoder_decoder:
         raise ValueError(

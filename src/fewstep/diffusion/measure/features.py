@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
+from ...core.configuration import read_config
 from ...core.device import on_device
-from ...core.pretrained import load_config, load_network, read_config
+from ...core.pretrained import load_config, load_network
 from ...core.progress import track
 from ...core.source import ASSETS, folder_of
 from ...core.weights import in_short
