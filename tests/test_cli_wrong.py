@@ -111,6 +111,7 @@ def test_what_users_do_wrong(place, monkeypatch, capsys, arguments: str, sentenc
     assert stop.value.code == 2
     assert said.startswith("fewstep: ") and sentence in said
     left = {path.name for path in place.rglob("*") if path.is_file()}
+    assert not [path for path in place.rglob("*") if path.is_dir() and not any(path.iterdir())]
     assert (
         not {name for name in left if name.startswith(".")}
         and not (place / "run" / "model").exists()
@@ -161,6 +162,7 @@ def test_what_users_do_wrong(place, monkeypatch, capsys, arguments: str, sentenc
             "sample missing --out s",
             {
                 "--n -5": "starts at 1, got -5",
+                "--seed 9223372036854775808": "ends below 2^62",
                 "--steps 0": "",
                 "--batch 0": "",
                 "--seed -1": "starts at 0",

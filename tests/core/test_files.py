@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.core.files import alone_in, atomic_file, atomic_folder, clear, load_state, save_state, writable
+from fewstep.core.files import alone_in, atomic_file, atomic_folder, clear, load_state, save_state, writable, writable_file
 
 
 def test_state_round_trip(tmp_path) -> None:
@@ -228,6 +228,15 @@ def test_cut_and_missing_states_say_so(tmp_path) -> None:
         load_state(tmp_path / "cut.pt")
     with pytest.raises(ValueError, match="no saved state"):
         load_state(tmp_path / "missing.pt")
+
+
+def test_a_folder_is_proved_to_be_writable_without_being_made(tmp_path) -> None:
+    writable(tmp_path / "deep" / "run")
+    writable_file(tmp_path / "deep" / "scores.json")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="--out"):
+        writable(tmp_path / "link")
 
 
 def test_unwritable_folder_is_found_before_the_work(tmp_path) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 
 def at_least(least: int, **flags: float | Sequence[float] | None) -> None:
-    """Raises ValueError where one of the `flags` that were given is below `least` or not finite."""
+    """Raises ValueError where one of the `flags` that were given is below `least`, not finite, or beyond counting."""
     for name, given in flags.items():
         for value in given if isinstance(given, Sequence) else [given]:
             if value is not None and not (value >= least and math.isfinite(value)):
                 raise ValueError(f"{flag(name)} starts at {least}, got {value:g}")
+            if value is not None and value >= 2**62:  # room to count on from it in 64 bits
+                raise ValueError(f"{flag(name)} ends below 2^62, got {value:g}")
 
 
 def positive(**flags: float | None) -> None:

@@ -116,6 +116,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
         return
     writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "ab+") as lock:
         _take(lock, folder)
         _held.add(place)
@@ -149,14 +150,16 @@ def _take(lock: IO[bytes], folder: Path) -> None:
 
 
 def writable(folder: Path) -> None:
-    """Makes `folder`, proves that it takes files, before hours of work, and removes what killed processes left in it.
+    """Proves that `folder` takes files, before hours of work, and removes what killed processes left in it.
+
+    It is not made: what fails later leaves nothing behind.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it takes none, or could not be made.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+        with tempfile.TemporaryFile(dir=there):
             pass
         clear(folder)
     except OSError as error:
@@ -164,7 +167,7 @@ def writable(folder: Path) -> None:
 
 
 def writable_file(path: Path) -> None:
-    """Proves that a file can be written at `path`, and makes the folders above it.
+    """Proves that a file can be written at `path`; see `writable`.
 
     Raises:
         ValueError: it cannot, or a folder stands there.
