@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from diffusers import DDPMScheduler, UNet2DModel
 
 from fewstep.diffusion.denoiser import edm, flow, vp
 from fewstep.diffusion.formats import exporting as module
-from fewstep.diffusion.formats.exporting import TOLERANCE, export
+from fewstep.diffusion.formats.exporting import export
 from fewstep.diffusion.formats.folder import load
+from fewstep.diffusion.formats.pipelines import stock_pipeline
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.walk import Consistency, Heun, Segments
 
@@ -19,8 +24,7 @@ from fewstep.diffusion.walk import Consistency, Heun, Segments
 def test_stock_diffusers_samples_the_same_images(tmp_path, parametrisation: str, steps: int) -> None:
     """In a fresh process with nothing of ours, from the same seeds."""
     denoiser = tiny(parametrisation)
-    largest = export(Model(denoiser, Consistency(steps)), tmp_path / "out", card={"teacher": "random weights"})
-    assert largest <= TOLERANCE
+    export(Model(denoiser, Consistency(steps)), tmp_path / "out", card={"teacher": "random weights"})
     card = (tmp_path / "out" / "README.md").read_text()
     assert "library_name: diffusers" in card and "random weights" in card and "largest difference" in card
     x, sigma = torch.randn(2, 1, 8, 8), torch.ones(2)
@@ -32,7 +36,7 @@ def test_stock_diffusers_samples_the_same_images(tmp_path, parametrisation: str,
 @pytest.mark.parametrize("segments", [3, 4])
 def test_multistep_students_walk_their_segments(tmp_path, segments: int) -> None:
     """A DDIMPipeline where the segments divide the timesteps, else a scheduler that takes the same steps."""
-    assert export(Model(tiny(), Segments(segments)), tmp_path / "out") <= TOLERANCE
+    export(Model(tiny(), Segments(segments)), tmp_path / "out")
     index = json.loads((tmp_path / "out" / "model_index.json").read_text())
     assert index["_class_name"] == ("DDIMPipeline" if 1000 % segments == 0 else "DDPMPipeline")
     assert f"num_inference_steps={segments}" in (tmp_path / "out" / "README.md").read_text()
@@ -60,18 +64,16 @@ def test_what_stock_diffusers_cannot_load_is_no_export(tmp_path, monkeypatch) ->
 def test_a_class_conditional_student_keeps_its_classes(tmp_path) -> None:
     """The stock consistency pipeline takes class_labels; each class gives the picture that ours gives."""
     model = Model(tiny("edm", classes=3), Consistency(2))
-    assert export(model, tmp_path / "out") <= TOLERANCE
+    export(model, tmp_path / "out")
     assert "class_labels=0" in (tmp_path / "out" / "README.md").read_text()
     assert load(tmp_path / "out").denoiser.takes == model.denoiser.takes
 
 
 def test_schedules_that_most_stock_schedulers_lack(tmp_path) -> None:
     """Their betas are written out; the cosine schedule's last level, σ = 20,291, is reached."""
-    from diffusers import DDPMScheduler
-
     for betas, walk in (("sigmoid", Consistency(2)), ("sigmoid", Segments(3)), ("squaredcos_cap_v2", Segments(2))):
         model = Model(vp(tiny().network, DDPMScheduler(beta_schedule=betas, prediction_type="v_prediction")), walk)
-        assert export(model, tmp_path / "out") <= TOLERANCE
+        export(model, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -88,3 +90,81 @@ def test_what_has_no_stock_pipeline_says_so(tmp_path, model: Model, message: str
     with pytest.raises(ValueError, match=message):
         export(model, tmp_path / "out")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def in_this_process(monkeypatch, tmp_path) -> None:
+    """Stock diffusers without the seconds that a fresh process takes to begin."""
+
+    def sample_stock(folder, steps, seeds, labels, seconds):
+        module.stock.main(str(folder), str(tmp_path / "images.npy"), steps, list(seeds), labels)
+        images = np.load(tmp_path / "images.npy")
+        (tmp_path / "images.npy").unlink()
+        return images
+
+    monkeypatch.setattr(module, "_sample_stock", sample_stock)
+
+
+class Beside(Consistency):
+    """Consistency whose second level is that of the timestep below."""
+
+    def levels(self, denoiser):
+        levels, known = super().levels(denoiser), denoiser.schedule.ln_sigmas.exp()
+        levels[1] = known[(known - levels[1]).abs().argmin() - 1]
+        return levels
+
+
+def loud(prediction: str, size: int = 64) -> Model:
+    """A network that answers loudly, on the schedule of the first DDPMs, whose σ goes up to 157."""
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=size, layers_per_block=1, block_out_channels=(16, 16, 32), norm_num_groups=8,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    with torch.no_grad():
+        torch._foreach_mul_(list(network.parameters()), 1.5)
+    return Model(vp(network, DDPMScheduler(prediction_type=prediction)), Consistency(2))
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("walk", [Consistency(2), Segments(8)])
+def test_rounding_is_no_error(tmp_path, prediction: str, walk) -> None:
+    """Float32 moves what predicts the noise σ times as far as what predicts v; both are the same images."""
+    agreement = export(dataclasses.replace(loud(prediction), walk=walk), tmp_path / "out")
+    assert agreement.largest < agreement.allowed / 2
+    assert agreement.allowed > 1e-2 if prediction == "epsilon" else agreement.allowed < 2e-2
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_another_timestep_is_an_error(tmp_path, prediction: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"differ from ours by up to .* 8 times as far as float32 rounding.*; nothing was exported"
+    ):
+        export(dataclasses.replace(loud(prediction), walk=Beside(2)), tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", ["conv_in.weight", "mid_block.resnets.0.conv1.weight", "conv_out.weight"])
+def test_other_weights_are_an_error(tmp_path, monkeypatch, prediction: str, name: str) -> None:
+    """Weights in the exported folder that are larger by a thousandth in one layer."""
+
+    def other_weights(denoiser, walk):
+        denoiser = copy.deepcopy(denoiser)
+        with torch.no_grad():
+            denoiser.network.get_parameter(name).mul_(1.001)
+        return stock_pipeline(denoiser, walk)
+
+    monkeypatch.setattr(module, "stock_pipeline", other_weights)
+    with pytest.raises(ValueError, match="differ from ours"):
+        export(loud(prediction), tmp_path / "out")
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("steps", [64, 250])
+def test_many_steps_agree_as_well(tmp_path, steps: int) -> None:
+    export(Model(tiny(), Consistency(steps)), tmp_path / "out")

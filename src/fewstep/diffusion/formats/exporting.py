@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +26,28 @@ from ..walk import Consistency, Segments, sample
 from . import stock
 from .folder import NOTE, write_note
 from .pipelines import stock_pipeline
+from .rounding import STEP, one_step_off
 
-TOLERANCE = 1e-3  # of a grey level, 0 to 255
+ROOM = 8  # times what float32 moves our own images by is allowed; stock pipelines with random networks needed up to 3
 EXPORTED = ("model_index.json", NOTE, "README.md")  # by these an earlier export is known
+
+
+class Agreement(NamedTuple):
+    """How well a stock pipeline's images agree with ours, in grey levels, 0 to 255.
+
+    Attributes:
+        largest: difference over all samples compared.
+        allowed: several times what float32 rounding moves our own images by.
+    """
+
+    largest: float
+    allowed: float
+
+    def __str__(self) -> str:
+        return (
+            f"by up to {self.largest:.2g} of 255 grey levels (allowed: {self.allowed:.2g}, {ROOM} times as far as "
+            "float32 rounding moves ours)"
+        )
 
 
 def export(
@@ -38,7 +57,7 @@ def export(
     walk: Consistency | None = None,
     card: Mapping[str, Any] | None = None,
     seeds: Sequence[int] = range(4),
-) -> float:
+) -> Agreement:
     """Writes `model` as a stock few-step pipeline with a model card, and verifies it in a fresh process.
 
     The fresh process loads the folder with plain diffusers and samples the same seeds as our own sampler. Only if they
@@ -53,7 +72,7 @@ def export(
         seeds: of the samples compared; a class-conditional student's classes take turns.
 
     Returns:
-        The largest difference in grey levels (0 to 255) over all samples.
+        The largest difference over all samples, and what was allowed.
 
     Raises:
         ValueError: there is no stock pipeline for it, the stock pipeline gives other images, or something else is at
@@ -65,21 +84,28 @@ def export(
     pipeline = stock_pipeline(denoiser, chosen)
     assert isinstance(chosen, (Consistency, Segments))  # stock_pipeline knows no others
     labels = _labels(denoiser, len(seeds))
-    ours = sample(denoiser, list(seeds), chosen, labelled(labels))
+    ours = _pictures(sample(denoiser, list(seeds), chosen, labelled(labels)))
+    with one_step_off(denoiser):
+        moved = _pictures(sample(denoiser, list(seeds), chosen, labelled(labels)))
     with atomic_folder(Path(folder)) as temporary:
         pipeline.save_pretrained(temporary)
         write_note(temporary, chosen)
-        theirs = _sample_stock(temporary, chosen.steps, seeds, labels, 10 + time.monotonic() - start)
-        images = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-        largest = float(np.abs(images - theirs).max() * 255)
-        if not largest <= TOLERANCE:
-            raise ValueError(
-                f"the stock pipeline's images differ from ours by up to {largest:.3g} grey levels (allowed: {TOLERANCE}); "
-                "nothing was exported"
-            )
-        facts = dict(card or {}) | {"verified": f"{len(seeds)} samples, largest difference {largest:.2g} of 255"}
+        theirs = _sample_stock(temporary, chosen.steps, seeds, labels, 10 + (time.monotonic() - start) / 2)
+        agreement = Agreement(_largest(ours, theirs), ROOM * max(_largest(ours, moved), 255 * STEP))
+        if not agreement.largest <= agreement.allowed:
+            raise ValueError(f"the stock pipeline's images differ from ours {agreement}; nothing was exported")
+        facts = dict(card or {}) | {"verified": f"{len(seeds)} samples, largest difference {agreement.largest:.2g} of 255"}
         (temporary / "README.md").write_text(_card(Path(folder).name, chosen.steps, denoiser, facts))
-    return largest
+    return agreement
+
+
+def _pictures(x0: Tensor) -> NDArray[np.float32]:
+    pictures: NDArray[np.float32] = (x0 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return pictures
+
+
+def _largest(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    return float(np.abs(a - b).max() * 255)
 
 
 def _labels(denoiser: Denoiser, count: int) -> Tensor | None:
@@ -115,9 +141,14 @@ def _sample_stock(
                 except subprocess.TimeoutExpired:
                     done(1)
         if process.returncode:
-            raise ValueError(f"stock diffusers cannot sample the exported folder: {said.strip()[-500:]}")
+            raise ValueError(f"stock diffusers cannot sample the exported folder: {_last_line(said)}")
         images: NDArray[np.float32] = np.load(out)
     return images
+
+
+def _last_line(said: str) -> str:
+    """Of a traceback the error itself."""
+    return (said.strip().splitlines() or ["it ended without a word"])[-1][:500]
 
 
 def _card(name: str, steps: int, denoiser: Denoiser, facts: Mapping[str, Any]) -> str:

@@ -39,10 +39,11 @@ def _vp(denoiser: Denoiser, schedule: DiscreteVP) -> DiffusionPipeline:
     from diffusers import DDPMPipeline, LCMScheduler
 
     _unconditional(denoiser, "DDPMPipeline")
-    # original_inference_steps = T makes the pipeline's n timesteps T − 1 − floor(i·T/n)
+    # original_inference_steps = T makes the pipeline's n timesteps T − 1 − floor(i·T/n); f has a skip connection of its
+    # own, so LCM's is shut by a large timestep_scaling, at every timestep but 0
     lcm = LCMScheduler.from_config(
         schedulers.vp_config(denoiser, schedule), original_inference_steps=schedule.num_train_timesteps,
-        clip_sample=False, timestep_spacing="leading",
+        clip_sample=False, timestep_spacing="leading", timestep_scaling=1e6,
     )  # fmt: skip
     return DDPMPipeline(unet=denoiser.network, scheduler=lcm)
 
