@@ -233,10 +233,17 @@ def test_one_sentence_and_little_memory(model, breakage: Break, sentence: str) -
     assert grown < MEGABYTES and time.monotonic() - began < SECONDS
 
 
-@pytest.mark.parametrize("segments", [None, 0, -3, True, 2.5, float("inf"), "4", 10**9])
-def test_a_note_of_segments_is_a_number(model, segments: object) -> None:
-    (model / "fewstep.json").write_text(json.dumps({"format": 1, "walk": {"name": "Segments", "steps": segments}}))
-    with pytest.raises(ValueError, match=r"fewstep\.json"):
+@pytest.mark.parametrize(
+    "walk",
+    [
+        None, 3, "Segments", [], {}, {"name": "Segments"}, {"name": ["Segments"], "steps": 2}, {"name": "Heun", "steps": 2},
+        *({"name": "Segments", "steps": steps} for steps in (None, 0, -3, True, 2.5, float("inf"), "4", [4], 10**9)),
+        {"name": "Consistency", "steps": 2, "middle": "0.8"}, {"name": "Segments", "steps": 2, "more": 1},
+    ],
+)  # fmt: skip
+def test_a_note_says_how_a_student_is_sampled(model, walk: object) -> None:
+    (model / "fewstep.json").write_text(json.dumps({"format": 1, "walk": walk}))
+    with pytest.raises(ValueError, match=r"fewstep\.json does not say how the student is sampled"):
         load(model)
 
 

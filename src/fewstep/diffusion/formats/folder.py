@@ -82,6 +82,7 @@ def _walk(folder: Path, denoiser: Denoiser) -> Walk:
         try:
             fields = dict(content["walk"])
             walk: Walk = WALKS[fields.pop("name")](**fields)
+            walk.levels(denoiser)  # as it would be sampled
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{note} does not say how the student is sampled: {error!r}") from error
         return walk
@@ -94,7 +95,7 @@ def _receipt(folder: Path) -> dict[str, Any]:
     """Of the run that made the model in `folder`, {} if that does not lie beside it."""
     file = folder.parent / "receipt.json"
     made_here = folder.name == "model" or folder.name.startswith("model-")
-    return read_json(file, "") if made_here and file.exists() else {}
+    return read_json(file, "it says how the model was made") if made_here and file.exists() else {}
 
 
 def _folder(source: str | Path) -> Path:
