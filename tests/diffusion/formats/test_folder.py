@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from conftest import tiny
-from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
 
 from fewstep.diffusion.cond import Classes
 from fewstep.diffusion.data import Images
@@ -169,8 +169,25 @@ def test_a_published_consistency_model_is_a_student(tmp_path) -> None:
     [flow(tiny().network, sigma_max=80.0), flow(tiny().network, shift=3.0), edm(tiny("edm").network, time_scale=0.25)],
 )
 def test_what_no_pipeline_samples_is_saved_as_its_parts(tmp_path, denoiser) -> None:
+    """Stock diffusers refuses them; a DDPMPipeline would draw wrong images of them and say nothing."""
     save(Model(denoiser, Heun()), tmp_path / "model")
     back, x, sigma = load(tmp_path / "model").denoiser, torch.randn(2, 1, 8, 8), torch.tensor([0.5, 20.0])
     with torch.no_grad():
         torch.testing.assert_close(back(x, sigma), denoiser.eval()(x, sigma))
     assert back.schedule == denoiser.schedule
+    with pytest.raises(ValueError, match="DiffusionPipeline"):
+        DiffusionPipeline.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("parametrisation", "classes", "runs"), [("vp", 0, True), ("edm", 0, True), ("vp", 3, False), ("edm", 3, True)]
+)
+def test_what_stock_diffusers_opens_it_samples(tmp_path, parametrisation: str, classes: int, runs: bool) -> None:
+    save(Model(tiny(parametrisation, classes=classes), Heun()), tmp_path / "model")
+    if not runs:
+        with pytest.raises(ValueError, match="DiffusionPipeline"):
+            DiffusionPipeline.from_pretrained(tmp_path / "model")
+        return
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "model")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 1)

@@ -11,7 +11,7 @@ from ...core.receipt import plain
 from ...core.source import folder_of, inside, read_json
 from ..denoiser import Denoiser
 from ..model import Model
-from ..schedule import Karras
+from ..schedule import DiscreteVP, Karras
 from ..walk import Consistency, Heun, Segments, Walk
 from . import schedulers
 from .network import read_network
@@ -50,11 +50,20 @@ def load(source: str | Path) -> Model:
 def save(model: Model, folder: str | Path) -> None:
     """Writes a diffusers pipeline that says all of `model` to `folder`, atomically; `load` reads it back.
 
-    Stock diffusers samples it if it is an unconditional VP or EDM model of a UNet2DModel. Where no stock pipeline samples
-    a network (EDM's own time, flow matching in pixels, DiTs without their decoder), the folder holds its parts.
+    Stock diffusers samples it if it is a VP or EDM model of a UNet2DModel. Where no stock pipeline samples a network (EDM's
+    own time, flow matching in pixels, VP with classes, DiTs without their decoder), the folder holds its parts, and stock
+    diffusers refuses it.
     """
+    from diffusers import DDPMPipeline
+
+    denoiser = model.denoiser
     with atomic_folder(Path(folder)) as temporary:
-        _parts(model.denoiser).save_pretrained(temporary)
+        if _has_pipeline(denoiser) and isinstance(denoiser.schedule, Karras):
+            stock_pipeline(denoiser, Consistency()).save_pretrained(temporary)
+        else:
+            DDPMPipeline(unet=denoiser.network, scheduler=schedulers.write(denoiser)).save_pretrained(temporary)
+        if not _has_pipeline(denoiser):
+            _name_no_pipeline(temporary)
         write_note(temporary, model.walk)
 
 
@@ -64,13 +73,20 @@ def write_note(folder: Path, walk: Walk) -> None:
         (folder / NOTE).write_text(json.dumps({"format": FORMAT, "walk": plain(walk)}) + "\n")
 
 
-def _parts(denoiser: Denoiser) -> Any:
-    from diffusers import DDPMPipeline
+def _has_pipeline(denoiser: Denoiser) -> bool:
+    """Whether stock diffusers samples it in many steps or in few."""
+    if type(denoiser.network).__name__ != "UNet2DModel":
+        return False
+    if isinstance(denoiser.schedule, Karras):
+        return denoiser.schedule.time_scale == 250
+    return isinstance(denoiser.schedule, DiscreteVP) and not denoiser.takes
 
-    edm = isinstance(denoiser.schedule, Karras) and denoiser.schedule.time_scale == 250
-    if edm and type(denoiser.network).__name__ == "UNet2DModel":
-        return stock_pipeline(denoiser, Consistency())
-    return DDPMPipeline(unet=denoiser.network, scheduler=schedulers.write(denoiser))
+
+def _name_no_pipeline(folder: Path) -> None:
+    """The base class of all pipelines cannot be made, where a DDPMPipeline of these parts would make wrong images."""
+    file = folder / "model_index.json"
+    index = read_json(file, "a pipeline writes it") | {"_class_name": "DiffusionPipeline"}
+    file.write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _walk(folder: Path, denoiser: Denoiser) -> Walk:
