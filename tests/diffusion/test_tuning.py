@@ -14,7 +14,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import launch, noise_images, tiny
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DiTTransformer2DModel
+from diffusers.models.embeddings import LabelEmbedding
 
 from fewstep.core.device import fast_precision
 from fewstep.core.files import load_state, save_state
@@ -22,11 +23,13 @@ from fewstep.core.nfe import count_nfe
 from fewstep.diffusion.average import Exponential, PowerFunction
 from fewstep.diffusion.cond import labelled
 from fewstep.diffusion.data import Images, Rows
+from fewstep.diffusion.denoiser import Denoiser, discrete_vp
 from fewstep.diffusion.formats import schedulers
-from fewstep.diffusion.hop import Heun
+from fewstep.diffusion.hop import Euler, Heun
 from fewstep.diffusion.loss import OutputScale, consistency_loss
 from fewstep.diffusion.noise import ECTGap, FullGap, Levels, LogNormal, like
 from fewstep.diffusion.optim import Adam, Constant, Dropout, RAdam
+from fewstep.diffusion.prediction import epsilon
 from fewstep.diffusion.recipes import diffusion, ect_one_hour
 from fewstep.diffusion.tuning import tune
 
@@ -314,6 +317,48 @@ def test_conditional_models_see_their_labels() -> None:
     x0, eps, t, labels = (torch.stack(part) for part in zip(*(rows[i] for i in range(8)), strict=True))
     loss = consistency_loss(denoiser, x0, eps, t, ECTGap(q=4, stages=2)(t, 0.0), t * 0, cond=labelled(labels))
     assert step.loss == pytest.approx(loss.mean().item(), rel=1e-5)
+
+
+def dit() -> Denoiser:
+    torch.manual_seed(0)
+    network = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4, num_layers=3, sample_size=8,
+        patch_size=2, num_embeds_ada_norm=10, norm_type="ada_norm_zero", norm_elementwise_affine=False,
+    )  # fmt: skip
+    for layer in network.modules():
+        if isinstance(layer, LabelEmbedding):
+            layer.dropout_prob = 0.5
+    return Denoiser(network, discrete_vp({"beta_schedule": "linear"}), epsilon)
+
+
+def test_a_row_has_one_label_throughout_the_network() -> None:
+    """Each block of a DiT would drop its own: one draw a row for all of them, for both passes and for the teacher."""
+    data, denoiser, teacher, seen = Images(torch.randn(32, 4, 8, 8), torch.arange(32) % 10), dit(), dit(), []
+    for network in (denoiser.network, teacher.train().network):
+        for layer in network.modules():
+            if isinstance(layer, LabelEmbedding):
+                layer.embedding_table.register_forward_hook(lambda layer, args, out: seen.append(args[0].tolist()))
+    halved = {"gap": lambda t, progress: t / 2}  # no row at an edge, so the second pass asks all
+    for step in steps_of(denoiser, data, images=64, batch=32, hop=Euler(teacher), **halved):
+        step.student.eval()  # as a caller does who samples it between two steps
+        assert len(seen) == 3 * 4  # three passes of three blocks and the output layer
+        assert all(labels == seen[0] for labels in seen)
+        dropped = seen[0].count(10)
+        assert 6 <= dropped <= 26  # half of 32; outside are 3 in 10,000
+        rows = Rows(data, LogNormal(), seed=0)
+        given = [int(rows[row][3]) for row in range(32 * step.step - 32, 32 * step.step)]
+        assert dropped + sum(ours == theirs for ours, theirs in zip(seen[0], given, strict=True)) == 32
+        seen.clear()
+    assert step.step == 2
+
+
+def test_a_student_that_was_sampled_between_two_steps_still_trains(images) -> None:
+    """Its dropout, too."""
+    settings = {"dropout": Dropout(0.3), "images": 24}
+    whole, sampled = run(tiny(), images, **settings)[-1], None
+    for sampled in steps_of(tiny(), images, **settings):
+        sampled.student.eval()
+    assert torch.equal(weights(sampled.student), weights(whole.student))
 
 
 @pytest.mark.parametrize(

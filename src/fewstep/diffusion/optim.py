@@ -113,3 +113,26 @@ class Dropout:
         wide = [i for i in range(len(network.down_blocks)) if network.config["sample_size"] >> i > self.max_size]
         for block in [b for i in wide for b in (network.down_blocks[i], network.up_blocks[-1 - i])]:
             Dropout(0.0)(block)
+
+
+def label_dropout(network: nn.Module) -> tuple[float, int]:
+    """How often the label embeddings of a diffusers transformer drop a label while they train, and for which one."""
+    layers = _label_embeddings(network)
+    return (layers[0].dropout_prob, layers[0].num_classes) if layers else (0.0, 0)
+
+
+def training_mode(network: nn.Module) -> None:
+    """Puts `network` in training mode, but for its label embeddings.
+
+    A DiT has one a block, and while it trains each drops labels by a draw of its own: of 28 blocks hardly a row would see
+    the same label throughout. Who trains it drops labels for the whole network (`label_dropout`).
+    """
+    network.train()
+    for layer in _label_embeddings(network):
+        layer.eval()
+
+
+def _label_embeddings(network: nn.Module) -> list[Any]:
+    from diffusers.models.embeddings import LabelEmbedding
+
+    return [layer for layer in network.modules() if isinstance(layer, LabelEmbedding)]

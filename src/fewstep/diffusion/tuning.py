@@ -22,7 +22,7 @@ from .data import Images, Paths, Rows
 from .denoiser import Denoiser
 from .loss import Distance, Hop, InverseGap, PseudoHuber, Weight, consistency_loss, from_data
 from .noise import ECTGap, FullGap, Gap, LogNormal, Noise
-from .optim import Constant, Dropout, LearningRate, OptimizerFactory, RAdam
+from .optim import Constant, Dropout, LearningRate, OptimizerFactory, RAdam, label_dropout, training_mode
 from .prediction import clean
 
 if TYPE_CHECKING:
@@ -104,14 +104,15 @@ def tune(
     Args:
         denoiser: what to tune. Its network is changed.
         data: training samples of the shape the network takes, with labels if it is conditional; or a teacher's paths, for
-            path regression with `gap=FullGap()`.
+            path regression with `gap=FullGap()`. A network that drops labels while it trains, as a DiT's blocks do each for
+            itself, gets them dropped at its own rate by one draw a row, which its teacher sees as well.
         images: how many samples to see in all, rounded up to whole batches.
         batch: samples a step over all processes and accumulated micro-batches.
         segments: network calls that the result is to be sampled with, at the levels of the schedule's grid: 1 is a
             consistency function; several are walked with DDIM.
         noise: distribution of t.
         gap: chooses r below t; gets the progress as an argument.
-        hop, distance, weight, margin: knobs of `consistency_loss`; a hop's teacher should be frozen and in evaluation mode.
+        hop, distance, weight, margin: knobs of `consistency_loss`; a hop's teacher should be frozen.
         rate: learning rate as a function of step and progress.
         optimizer: builds the optimizer from the parameters.
         average: decay of the moving average of the weights, or several: which is best is only seen at the end, and how much
@@ -149,7 +150,7 @@ def tune(
         dropout(denoiser.network)
     for model in (denoiser, getattr(hop, "teacher", None)):
         if isinstance(model, nn.Module):
-            model.to(device)
+            model.to(device).eval()
     averages = average if isinstance(average, Sequence) else (average,)
     averaged = tuple(MovingAverage(denoiser, each) for each in averages)
     parameters = [p for p in denoiser.parameters() if p.requires_grad]
@@ -160,16 +161,17 @@ def tune(
             each.load(kept)
         update.load_state_dict(state["optimizer"])
     _check_start(denoiser, *(each.model for each in averaged))
-    student = accelerator.prepare_model(denoiser.train())
+    student = accelerator.prepare_model(denoiser)
     forward = torch.compile(student) if compile else student
 
     edges = lower_edges(denoiser, segments)
     levels = partial(noise, sigma_max=denoiser.schedule.highest)
-    batches = Rows(data, levels, seed=seed, mirror=mirror).batches(
+    batches = Rows(data, levels, seed=seed, mirror=mirror, unlabelled=label_dropout(denoiser.network)).batches(
         first * batch, steps * batch, micro, rank=rank, world=world, workers=workers
     )
     for step in range(first, steps):
         progress = step / steps
+        training_mode(denoiser)  # again: the caller may have sampled it
         for group in update.param_groups:
             group["lr"] = rate(step, progress)
         losses = []

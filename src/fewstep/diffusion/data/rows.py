@@ -34,12 +34,22 @@ class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
     number of processes and loader workers, and a resumed run needs nothing but the number of its next row.
     """
 
-    def __init__(self, data: Images | Paths, noise: Callable[[Tensor], Tensor], *, seed: int, mirror: bool = False) -> None:
-        """`noise` makes noise levels (B,) of standard normal z (B,)."""
+    def __init__(
+        self,
+        data: Images | Paths,
+        noise: Callable[[Tensor], Tensor],
+        *,
+        seed: int,
+        mirror: bool = False,
+        unlabelled: tuple[float, int] = (0.0, 0),
+    ) -> None:
+        """`noise` makes noise levels (B,) of standard normal z (B,); `unlabelled` is the share of rows that get the label
+        for "no class", and that label."""
         self.data = data
         self.noise = noise
         self.seed = seed
         self.mirror = mirror
+        self.unlabelled = unlabelled
         self._epoch: tuple[int, Tensor] | None = None
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -54,6 +64,9 @@ class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         if self.mirror and torch.rand((), generator=rngs[0]) < 0.5:
             x0 = x0.flip(-1)
         label = self.data.labels[index] if self.data.labels is not None else torch.tensor(-1)
+        share, no_class = self.unlabelled
+        if share and torch.rand((), generator=rngs[0]) < share:
+            label = torch.tensor(no_class)
         return x0, eps, t, label
 
     def batches(
