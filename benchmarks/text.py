@@ -30,8 +30,9 @@ from fewstep.masked.decoding import decode
 from fewstep.masked.early import EarlyCommit, StableAndConfident, sched
 from fewstep.masked.load import load_text, load_tokenizer
 from fewstep.masked.predictor import NetworkPredictor
-from fewstep.masked.rules import KLASS, CommitRule, EntropyBound, Factor, Threshold, TopK
+from fewstep.masked.rules import KLASS, EntropyBound, Factor, Threshold, TopK
 from fewstep.masked.settling import Same, Trace, record_each, same_answer
+from fewstep.masked.step import CommitRule
 from fewstep.toys.masked import canvas
 from fewstep.toys.tasks import Family, Item, Sudoku, bundled_families, stated_answer
 from fewstep.toys.tokens import EOS, MASK

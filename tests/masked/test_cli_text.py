@@ -25,9 +25,10 @@ from fewstep.masked.early import EarlyCommit, StableAndConfident
 from fewstep.masked.load import load_text
 from fewstep.masked.predictor import pad
 from fewstep.masked.prompts import canvas_row
-from fewstep.masked.rules import DEFAULT, KLASS, Blockwise, CommitRule, EntropyBound, Last, Threshold, TopK
+from fewstep.masked.rules import DEFAULT, KLASS, Blockwise, EntropyBound, Last, Threshold, TopK
 from fewstep.masked.schedule import Stairs, Suffix
 from fewstep.masked.settling import emergence, record, same_place, settle
+from fewstep.masked.step import CommitRule
 from fewstep.toys.tasks import WordProblems
 
 

@@ -14,8 +14,9 @@ from fewstep.masked.decoding import Decoded, decode, stream, walk
 from fewstep.masked.early import EarlyCommit, StableAndConfident
 from fewstep.masked.predictor import Canvas, Guided, pad
 from fewstep.masked.prompts import StopStrings, canvas_row
-from fewstep.masked.rules import KLASS, Blockwise, CommitRule, Step, Threshold, TopK
+from fewstep.masked.rules import KLASS, Blockwise, Threshold, TopK
 from fewstep.masked.schedule import Span, Stairs, Suffix
+from fewstep.masked.step import CommitRule, Step
 
 PROMPTS = ["", "01", "0123456", "98", "5", "77777", "314159", "27182"]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from masked.test_reopening import Doubt
 from masked.toy import MASK, Toy, masks
 from torch import Tensor
 
@@ -13,8 +14,9 @@ from fewstep.core.nfe import count_nfe
 from fewstep.masked.decoding import decode, walk
 from fewstep.masked.early import EarlyCommit, StableAndConfident, sched
 from fewstep.masked.predictor import Canvas, Guided, MaskPredictor, Suppressed, pad
-from fewstep.masked.rules import KLASS, Blockwise, CommitRule, EntropyBound, Factor, Last, Threshold, TopK
+from fewstep.masked.rules import KLASS, Blockwise, EntropyBound, Factor, Last, Threshold, TopK
 from fewstep.masked.schedule import Stairs
+from fewstep.masked.step import CommitRule
 from fewstep.steering.masked import Proxied
 
 RULES: list[CommitRule] = [
@@ -29,6 +31,7 @@ RULES: list[CommitRule] = [
     EarlyCommit(Blockwise(TopK(), 3), Stairs((2.0,), ())),
     sched(threshold=Stairs((3.0,), ())),
     StableAndConfident(TopK(), 1, 0.8),
+    Blockwise(Doubt(0.3, 0.9), 4),
 ]
 ROWS = [masks("0" * (n % 4) + "_" * (1 + (5 * n) % 9)) for n in range(11)]
 

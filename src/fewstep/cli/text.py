@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..masked.calibration import Calibration
     from ..masked.decoding import Decoded
     from ..masked.predictor import MaskPredictor
-    from ..masked.rules import CommitRule
+    from ..masked.step import CommitRule
 
 
 def decode(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..masked.early import EarlyCommit
     from ..masked.predictor import MaskPredictor, NetworkPredictor
-    from ..masked.rules import CommitRule
+    from ..masked.step import CommitRule
 
 Base = Literal["low-confidence", "margin", "entropy", "random", "threshold", "factor", "entropy-bound", "klass"]
 EarlyName = Literal["prophet", "sched", "stable"]

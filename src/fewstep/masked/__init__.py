@@ -31,11 +31,9 @@ if TYPE_CHECKING:
     from .rules import DEFAULT as DEFAULT
     from .rules import KLASS as KLASS
     from .rules import Blockwise as Blockwise
-    from .rules import CommitRule as CommitRule
     from .rules import EntropyBound as EntropyBound
     from .rules import Factor as Factor
     from .rules import Last as Last
-    from .rules import Step as Step
     from .rules import Threshold as Threshold
     from .rules import TopK as TopK
     from .schedule import Cosine as Cosine
@@ -47,6 +45,9 @@ if TYPE_CHECKING:
     from .settling import emergence as emergence
     from .settling import record as record
     from .settling import settle as settle
+    from .step import Change as Change
+    from .step import CommitRule as CommitRule
+    from .step import Step as Step
 
 _NAMES = {
     "calibration": ["Calibration", "calibrate"],
@@ -57,10 +58,11 @@ _NAMES = {
     "predictor": ["Canvas", "Guided", "MaskPredictor", "Suppressed"],
     "prompts": ["StopStrings", "canvas", "canvas_row", "encode", "text_of"],
     "rules": [
-        "Blockwise", "CommitRule", "DEFAULT", "EntropyBound", "Factor", "KLASS", "Last", "Step", "Threshold", "TopK",
+        "Blockwise", "DEFAULT", "EntropyBound", "Factor", "KLASS", "Last", "Threshold", "TopK",
     ],
     "schedule": ["Cosine", "Exponential", "Linear", "Span", "Stairs", "Suffix"],
     "settling": ["emergence", "record", "settle"],
+    "step": ["Change", "CommitRule", "Step"],
 }  # fmt: skip
 __all__ = [name for names in _NAMES.values() for name in names]
 

@@ -16,9 +16,10 @@ from ..core.receipt import write_json
 from ..core.source import read_json
 from .early import EarlyCommit, StableAndConfident
 from .predictor import MaskPredictor
-from .rules import KLASS, Blockwise, CommitRule, EntropyBound, Factor, Last, Threshold, TopK
+from .rules import KLASS, Blockwise, EntropyBound, Factor, Last, Threshold, TopK
 from .schedule import Cosine, Exponential, Linear, Scaled, Span, Stairs, Suffix
 from .settling import Same, Trace, record
+from .step import CommitRule
 
 FACTORS = tuple(2.0 ** (k / 4) for k in range(20, -21, -1))  # 32 … 1/32
 

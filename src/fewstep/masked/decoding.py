@@ -16,7 +16,7 @@ from .noise import gumbel
 from .predictor import Canvas, MaskPredictor
 from .reading import Reading
 from .rows import Batch, Progress, Stop, begin, progress_of
-from .rules import CommitRule, Step
+from .step import Change, CommitRule, Step
 
 
 class Decoded(NamedTuple):
@@ -67,15 +67,14 @@ def walk(
     """THE loop: predict, propose, let the rule commit, let finished rows leave and others enter; yields after every step.
 
     A row is finished when nothing is undecided, or when everything before an end of text or a stop is decided; text given
-    inside the canvas must be reached first, so only what is behind the last of it can end a row.
+    inside the canvas must be reached first, so only what is behind the last of it can end a row. What is finished is final,
+    whatever a rule would reopen next.
 
     Args: as for `decode`; rows enter in their order.
     """
     seeds = range(len(rows)) if seeds is None else seeds
     _check(predictor.mask_id, rows, seeds, steps, temperature, batch)
-    if not rows:
-        return
-    ends = torch.tensor(predictor.eos_ids if eos else (), dtype=torch.long, device=rows[0].device)
+    ends = predictor.eos_ids if eos else ()
     state: Batch | None = None
     reading: Reading | None = None
     entered, predictions = 0, None
@@ -103,14 +102,10 @@ def walk(
             if rule.remembers():
                 predictions, state = _drift(predictions, logits, where, state)
             proposal = state.likeliest if temperature == 0 else _sample(logits, where, state, temperature)
-            step = Step(
-                logits, where, masked, state.open, proposal, state.unchanged, state.drift, state.seed, state.made,
-                state.steps, state.steps,
-            )  # fmt: skip
-            commit = rule(step) & masked
-            _check_step(best.values, commit | ~state.late[:, None], rule)
-            state = state.step(commit, proposal, nfe, positions)
-            far = progress_of(state, predictor.mask_id, ends, stop)
+            step = _step(state, logits, where, masked, proposal)
+            change = _change(rule, step, state.late[:, None], best.values)
+            state = state.step(change, proposal, predictor.mask_id, nfe=nfe, positions=positions)
+            far = progress_of(state, predictor.mask_id, ends, stop, reopens=rule.reopens())
             yield Walked(canvas, step, state, far, _finished(state, far))
             going_on = [row for row, p in enumerate(far) if p.end is None]
             if len(going_on) < len(far):
@@ -168,23 +163,23 @@ def tell(walks: Iterator[Walked], rows: Sequence[Tensor], mask_id: int) -> Itera
     with progress("decoding", sum(int((row == mask_id).sum()) for row in rows)) as more:
         for walked in walks:
             yield walked
-            undecided = walked.step.masked & (walked.rows.committed_at < 0)
+            undecided = walked.rows.open & (walked.rows.committed_at < 0)
             ended = [row for row, p in enumerate(walked.progress) if p.end is not None]
-            more(int((walked.step.masked & ~undecided).sum()) + int(undecided[ended].sum()))
+            more(int(walked.step.masked.sum()) - int(undecided.sum()) + int(undecided[ended].sum()))
 
 
 def stream(walks: Iterator[Walked]) -> Iterator[tuple[int, list[int], Decoded | None]]:
-    """What a reader may see of a `walk`: (row number, newly decided tokens that follow the last ones, the end or None).
+    """What a reader may see of a `walk`: (row number, new tokens that follow the last ones, the end or None).
 
-    The tokens of a row, joined, are its `Decoded.tokens`.
+    The tokens of a row, joined, are its `Decoded.tokens`. What a rule may reopen is held back until it may not.
     """
     sent: dict[int, int] = {}
     for walked in walks:
         for row, p in enumerate(walked.progress):
-            start, stop = sent.get(p.number, p.start), p.decided if p.end is None else p.end
-            if stop > start or p.end is not None:
-                sent[p.number] = stop
-                yield p.number, walked.rows.ids[row, start:stop].tolist(), walked.finished.get(p.number)
+            start = sent.get(p.number, p.start)
+            if p.final > start or p.end is not None:
+                sent[p.number] = p.final
+                yield p.number, walked.rows.ids[row, start : p.final].tolist(), walked.finished.get(p.number)
 
 
 def _check(
@@ -208,11 +203,6 @@ def _spent(counters: list[NFE]) -> Tensor:
     return (
         torch.tensor([(counter.rows, counter.positions) for counter in counters], dtype=torch.float64).reshape(-1, 2).sum(0)
     )
-
-
-def _places(wanted: Tensor) -> tuple[Tensor, Tensor]:
-    row, column = wanted.nonzero(as_tuple=True)
-    return row, column
 
 
 def _drift(before: Tensor | None, logits: Tensor, where: tuple[Tensor, Tensor], state: Batch) -> tuple[Tensor, Batch]:
@@ -241,15 +231,38 @@ def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Batch, temperat
     return torch.full_like(state.ids, -1).index_put(where, torch.cat(sampled))
 
 
-def _check_step(best: Tensor, commit: Tensor, rule: CommitRule) -> None:
-    """Refuses to go on from largest logits `best` (N,) that are not numbers, or where a row is late and commits nothing."""
-    broken, idle = torch.stack([best.isnan().any(), ~commit.any(1).all()]).tolist()
+def _places(wanted: Tensor) -> tuple[Tensor, Tensor]:
+    row, column = wanted.nonzero(as_tuple=True)
+    return row, column
+
+
+def _step(state: Batch, logits: Tensor, where: tuple[Tensor, Tensor], masked: Tensor, proposal: Tensor) -> Step:
+    """What the rule sees."""
+    held = state.ids.masked_fill(masked | ~state.open, -1)
+    return Step(
+        logits, where, masked, state.open, held, proposal, state.unchanged, state.drift, state.seed, state.made,
+        state.steps, deadline=state.steps,
+    )  # fmt: skip
+
+
+def _change(rule: CommitRule, step: Step, late: Tensor, best: Tensor) -> Change:
+    """What the rule says, as far as it may: nothing is reopened in a row that is `late` (B, 1).
+
+    Refuses to go on from largest logits `best` (N,) that are not numbers, or where a row is late and commits nothing.
+    """
+    said = rule(step)
+    if isinstance(said, Change) and not rule.reopens():
+        raise ValueError(f"{rule} reopens positions and does not say so: its reopens() must return True")
+    commit, reopen = said if isinstance(said, Change) else (said, torch.zeros_like(said))
+    change = Change(commit & step.masked, reopen & (step.held >= 0) & ~late)
+    broken, idle = torch.stack([best.isnan().any(), ~(change.commit | ~late).any(1).all()]).tolist()
     if broken:
         raise FloatingPointError("the network's logits are not numbers; check its weights, or load it in float32")
     if idle:
         raise ValueError(
             f"{rule} committed nothing at its last step or later; there a rule must commit a position of each row"
         )
+    return change
 
 
 def _finished(state: Batch, far: list[Progress]) -> dict[int, Decoded]:

@@ -8,14 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .rules import LLADA, CommitRule, Step
+from .rules import LLADA
 from .schedule import Cosine, Region, Schedule, Stairs
+from .step import Around, Change, CommitRule, Step, all_or
 
 PROPHET = Stairs()
 
 
 @dataclass(frozen=True)
-class EarlyCommit(CommitRule):
+class EarlyCommit(Around):
     """Prophet: a row whose gaps between the two largest logits are wide enough commits all that is left; else `rule`.
 
     g ≥ τ(p), where g is a statistic of the gaps in the answer region and p the share of the steps done, checked after the
@@ -60,16 +61,13 @@ class EarlyCommit(CommitRule):
         g = statistic_of(step.gap, counted, self.statistic).masked_fill(~counted.any(1), torch.inf)
         return g.masked_fill(~region.any(1), -torch.inf)
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: Step) -> Tensor | Change:
         enough = self.known(step) >= self.threshold(self.progress(step))
-        return torch.where(enough[:, None], step.masked, self.rule(step))
+        return all_or(enough, step, self.rule(step))
 
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
         seen = masked | self.rule.sees(masked, open)
         return seen | self._region(open) if self.over == "region" else seen
-
-    def remembers(self) -> int:
-        return self.rule.remembers()
 
 
 def sched(rule: CommitRule = LLADA, threshold: Schedule = Cosine()) -> EarlyCommit:
@@ -81,7 +79,7 @@ def sched(rule: CommitRule = LLADA, threshold: Schedule = Cosine()) -> EarlyComm
 
 
 @dataclass(frozen=True)
-class StableAndConfident(CommitRule):
+class StableAndConfident(Around):
     """A row commits all that is left once no most likely token changed for `steps` steps and the mean entropy is low.
 
     Args:
@@ -96,16 +94,13 @@ class StableAndConfident(CommitRule):
     steps: int = 1
     entropy: float = 0.005
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: Step) -> Tensor | Change:
         stable = (step.unchanged >= self.steps).logical_or(~step.masked).all(1)
         sure = statistic_of(step.entropy, step.masked, "mean") < self.entropy
-        return torch.where((stable & sure)[:, None], step.masked, self.rule(step))
+        return all_or(stable & sure, step, self.rule(step))
 
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
         return masked | self.rule.sees(masked, open)
-
-    def remembers(self) -> int:
-        return self.rule.remembers()
 
 
 def statistic_of(value: Tensor, counted: Tensor, statistic: str | float) -> Tensor:

@@ -20,7 +20,8 @@ from .decoding import decode
 from .likelihood import is_greedy, log_likelihood, rolling
 from .predictor import MaskPredictor, Suppressed
 from .prompts import GEN_LENGTH, StopStrings, bare, canvas_row, encode, in_template, leading, text_of
-from .rules import DEFAULT, CommitRule
+from .rules import DEFAULT
+from .step import CommitRule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

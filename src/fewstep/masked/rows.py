@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .predictor import Canvas, pad
+from .step import Change
 
 Stop = Callable[[list[int]], bool]  # the decided tokens of a row so far -> whether it ends here
 
@@ -50,12 +51,13 @@ class Batch(NamedTuple):
             likeliest=likeliest, unchanged=torch.where(likeliest == self.likeliest, self.unchanged + 1, 0)
         )  # fmt: skip
 
-    def step(self, commit: Tensor, proposal: Tensor, nfe: float, positions: float) -> Batch:
-        """After a step that made the proposals at `commit` final, at this cost to each row."""
+    def step(self, change: Change, proposal: Tensor, mask_id: int, *, nfe: float, positions: float) -> Batch:
+        """After a step that made the proposals at `commit` final and the tokens at `reopen` masks, at this cost a row."""
+        commit, reopen = change
         return self._replace(
-            ids=torch.where(commit, proposal, self.ids),
-            changed=commit,
-            committed_at=torch.where(commit, self.made[:, None], self.committed_at),
+            ids=torch.where(commit, proposal, self.ids).masked_fill(reopen, mask_id),
+            changed=commit | reopen,
+            committed_at=torch.where(commit, self.made[:, None], self.committed_at).masked_fill(reopen, -1),
             made=self.made + 1,
             nfe=self.nfe + nfe,
             positions=self.positions + positions,
@@ -79,6 +81,7 @@ class Progress(NamedTuple):
     number: int  # the row's place among all
     start: int  # of the generation
     decided: int  # everything before is decided
+    final: int  # everything before is decided and stays so
     end: int | None  # where the row ends, None if it goes on
 
 
@@ -112,22 +115,28 @@ def begin(
     )
 
 
-def progress_of(batch: Batch, mask_id: int, ends: Tensor, stop: Stop | None) -> list[Progress]:
-    """How far each row is; the tokens `ends` end one behind its last given text, and so does `stop`."""
+def progress_of(batch: Batch, mask_id: int, ends: tuple[int, ...], stop: Stop | None, *, reopens: bool) -> list[Progress]:
+    """How far each row is; the tokens `ends` end one behind its last given text, and so does `stop`.
+
+    What a rule that `reopens` has decided stays so from where it may not any more, or where the row ends.
+    """
     column = torch.arange(batch.ids.shape[1], device=batch.ids.device)
     never = batch.ids.shape[1]
     length = batch.valid.sum(1)
     undecided = torch.where(batch.open & (batch.ids == mask_id), column, never).amin(1)
+    decided = torch.minimum(undecided, length)
+    final = torch.where(batch.late, decided, batch.start) if reopens else decided
     behind = batch.valid & (column >= batch.tail[:, None])
-    eos = torch.where(torch.isin(batch.ids, ends) & behind, column, never).amin(1)
+    ending = torch.isin(batch.ids, torch.tensor(ends, dtype=torch.long, device=batch.ids.device))
+    eos = torch.where(ending & behind, column, never).amin(1)
     # one transfer for all rows
-    table = torch.stack([batch.number, batch.start, torch.minimum(undecided, length), eos, length, batch.tail], 1)
+    table = torch.stack([batch.number, batch.start, decided, final, eos, length, batch.tail], 1)
     found = []
-    for row, (number, start, decided, eos_at, last, tail) in enumerate(table.tolist()):
-        end = eos_at + 1 if eos_at < decided else decided if decided == last else None
-        if end is None and stop and decided > tail and stop(batch.ids[row, tail:decided].tolist()):
-            end = decided
-        found.append(Progress(number, start, decided, end))
+    for row, (number, start, until, stays, eos_at, last, tail) in enumerate(table.tolist()):
+        end = eos_at + 1 if eos_at < until else until if until == last else None
+        if end is None and stop and until > tail and stop(batch.ids[row, tail:until].tolist()):
+            end = until
+        found.append(Progress(number, start, until, stays if end is None else end, end))
     return found
 
 

@@ -6,101 +6,13 @@ Ties go to the left, so that a row's result does not depend on a sorting algorit
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
-from typing import Literal, Protocol
+from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .noise import uniform
-from .predictor import scatter
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a commit rule sees at one decoding step. Statistics are computed when a rule asks, over (B, L).
-
-    Attributes:
-        logits: at the positions that were wanted, row after row, the mask token's own at −inf; (N, V).
-        where: their rows and columns, (N,) each.
-        masked: still undecided, and the rule may commit it; (B, L) bool.
-        open: undecided at the start; (B, L) bool.
-        proposal: the token that a commit makes final; (B, L) long.
-        unchanged: for how many steps in a row the most likely token has been what it is; (B, L) long.
-        drift: KL divergence (nats) of the prediction from the one a step before, at each of the last H steps, +inf where
-            there was none; H is what the rule `remembers`; (B, L, H).
-        seed: of each row; (B,) long.
-        index: steps done, 0 at the first; (B,) long.
-        steps: steps in all; (B,) long.
-        deadline: the step by which `masked` should be decided; (B,) long.
-    """
-
-    logits: Tensor
-    where: tuple[Tensor, Tensor]
-    masked: Tensor
-    open: Tensor
-    proposal: Tensor
-    unchanged: Tensor
-    drift: Tensor
-    seed: Tensor
-    index: Tensor
-    steps: Tensor
-    deadline: Tensor
-
-    @property
-    def left(self) -> Tensor:
-        """Steps until the deadline, this one included, (B,) long, at least 1."""
-        return (self.deadline - self.index).clamp(min=1)
-
-    @cached_property
-    def confidence(self) -> Tensor:
-        """The probability of the proposal, (B, L), −1 where no logits were wanted."""
-        chosen = self.logits.gather(1, self.proposal[self.where][:, None]).squeeze(1)
-        return scatter((chosen - self.logits.logsumexp(-1)).exp(), self.where, self.masked.shape, -1.0)
-
-    @cached_property
-    def gap(self) -> Tensor:
-        """The largest logit minus the second largest, (B, L), 0 where no logits were wanted."""
-        top = self.logits.topk(2, dim=-1).values
-        return scatter(top[:, 0] - top[:, 1], self.where, self.masked.shape, 0.0)
-
-    @cached_property
-    def margin(self) -> Tensor:
-        """The largest probability minus the second largest, (B, L), 0 where no logits were wanted."""
-        top = self.logits.softmax(-1).topk(2, dim=-1).values
-        return scatter(top[:, 0] - top[:, 1], self.where, self.masked.shape, 0.0)
-
-    @cached_property
-    def entropy(self) -> Tensor:
-        """Of the prediction, in nats, (B, L), 0 where no logits were wanted."""
-        return scatter(torch.special.entr(self.logits.softmax(-1)).sum(-1), self.where, self.masked.shape, 0.0)
-
-    @cached_property
-    def lottery(self) -> Tensor:
-        """Uniform numbers that a row keeps from its first step to its last, (B, L) float64."""
-        column = torch.arange(self.masked.shape[1], device=self.masked.device)
-        return uniform(self.seed[:, None], -1, column)  # step −1: no step's noise
-
-    def within(self, scope: Tensor, deadline: Tensor) -> Step:
-        """The same step for a rule that may commit inside `scope` (B, L) only."""
-        return replace(self, masked=self.masked & scope, deadline=deadline)
-
-
-class CommitRule(Protocol):
-    """Which masked positions become final now: step -> (B, L) bool, a subset of `step.masked`.
-
-    From the last planned step on at least one in a row that has any, or decoding would not end.
-    """
-
-    def __call__(self, step: Step, /) -> Tensor: ...
-
-    def sees(self, masked: Tensor, open: Tensor, /) -> Tensor:
-        """The positions whose logits the rule needs, (B, L) bool: those it may commit, unless it says otherwise."""
-        return masked
-
-    def remembers(self) -> int:
-        """Over how many steps the rule wants to know how far predictions drift; it costs the last logits' memory."""
-        return 0
+from .step import Around, Change, CommitRule, Step
 
 
 @dataclass(frozen=True)
@@ -219,7 +131,7 @@ class KLASS(CommitRule):
 
 
 @dataclass(frozen=True)
-class Blockwise(CommitRule):
+class Blockwise(Around):
     """Semi-autoregressive: `rule` works on the first block that is not decided yet.
 
     Blocks of `length` positions are counted from a row's first open position. Each of the N that hold open positions gets a
@@ -227,6 +139,7 @@ class Blockwise(CommitRule):
     of the row's n open positions stand up to its end. With full blocks that is ⌈steps·k/N⌉, as published; with n steps it
     is one position a step. Steps that one block did not need are the next one's.
 
+    Where a rule reopens a position of an earlier block, it is that block's turn again.
     A rule that remembers sees all that is undecided: what it knows of a position does not depend on who else looks.
 
     Reference: Nie et al. 2025, Large Language Diffusion Models.
@@ -244,7 +157,7 @@ class Blockwise(CommitRule):
         block = (torch.arange(open.shape[1], device=open.device) - _first(open)[:, None]).clamp(min=0) // self.length
         return block, block.masked_fill(~masked, open.shape[1] - 1).amin(1, keepdim=True)
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: Step) -> Tensor | Change:
         block, now = self._block(step.masked, step.open)
         held = torch.zeros_like(block).scatter_add(1, block, step.open.long())  # open positions of each block
         n, m = held.sum(1), held.cumsum(1).gather(1, now)[:, 0]
@@ -258,12 +171,9 @@ class Blockwise(CommitRule):
         block, now = self._block(masked, open)
         return self.rule.sees(masked & (block == now), open)
 
-    def remembers(self) -> int:
-        return self.rule.remembers()
-
 
 @dataclass(frozen=True)
-class Last(CommitRule):
+class Last(Around):
     """`rule`, for which some tokens have no probability, so that positions where they are proposed are decided last.
 
     With the tokens that end a text it is what LLaDA's evaluations do on some tasks.
@@ -274,15 +184,9 @@ class Last(CommitRule):
     rule: CommitRule
     tokens: tuple[int, ...]
 
-    def __call__(self, step: Step) -> Tensor:
+    def __call__(self, step: Step) -> Tensor | Change:
         tokens = torch.tensor(self.tokens, dtype=torch.long, device=step.logits.device)
         return self.rule(replace(step, logits=step.logits.index_fill(1, tokens, -torch.inf)))
-
-    def sees(self, masked: Tensor, open: Tensor) -> Tensor:
-        return self.rule.sees(masked, open)
-
-    def remembers(self) -> int:
-        return self.rule.remembers()
 
 
 def _probability(confidence: float) -> None:

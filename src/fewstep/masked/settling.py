@@ -12,7 +12,7 @@ from torch import Tensor
 from .decoding import Decoded, tell, walk
 from .early import EarlyCommit
 from .predictor import MaskPredictor
-from .rules import CommitRule, Step
+from .step import Around, Change, CommitRule, Step
 
 Same = Callable[[Tensor, Tensor], bool]  # (a row as a step showed it, the final row), (n,) each -> the same answer?
 
@@ -100,7 +100,7 @@ def record_each(
         raise ValueError("rules that watch one decoding must be built around the same inner rule")
     seen: list[list[tuple[Tensor, ...]]] = [[] for _ in rows]
     traces: list[dict[int, Trace]] = [{} for _ in rules]
-    watch = _Watch(tuple(rules))
+    watch = _Watch(rules[0].rule, tuple(rules))
     walks = walk(predictor, rows, watch, steps=steps, temperature=temperature, seeds=seeds, eos=eos, batch=batch)
     for walked in tell(walks, rows, predictor.mask_id):
         step, open = walked.step, walked.canvas.open
@@ -153,17 +153,14 @@ def same_place(find: Callable[[Tensor], slice]) -> Same:
 
 
 @dataclass(frozen=True)
-class _Watch(CommitRule):
-    """Sees what each of `rules` would see, and decodes by their inner rule."""
+class _Watch(Around):
+    """Decodes by `rule`, and sees what each of `watched` would see too."""
 
-    rules: tuple[EarlyCommit, ...]
+    rule: CommitRule
+    watched: tuple[EarlyCommit, ...]
 
-    def __call__(self, step: Step) -> Tensor:
-        return self.rules[0].rule(step)
+    def __call__(self, step: Step) -> Tensor | Change:
+        return self.rule(step)
 
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
-        seen = [rule.sees(masked, open) for rule in (*self.rules, self.rules[0].rule)]
-        return torch.stack(seen).any(0)
-
-    def remembers(self) -> int:
-        return self.rules[0].rule.remembers()
+        return torch.stack([rule.sees(masked, open) for rule in (*self.watched, self.rule)]).any(0)

@@ -1,0 +1,142 @@
+"""What a commit rule sees at one step, and what it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .noise import uniform
+from .predictor import scatter
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a commit rule sees at one decoding step. Statistics are computed when a rule asks, over (B, L).
+
+    Attributes:
+        logits: at the positions that were wanted, row after row, the mask token's own at −inf; (N, V).
+        where: their rows and columns, (N,) each.
+        masked: still undecided, and the rule may commit it; (B, L) bool.
+        open: undecided at the start; (B, L) bool.
+        held: the token that an open position is decided to be, −1 where there is none; (B, L) long.
+        proposal: the token that a commit makes final; (B, L) long.
+        unchanged: for how many steps in a row the most likely token has been what it is; (B, L) long.
+        drift: KL divergence (nats) of the prediction from the one a step before, at each of the last H steps, +inf where
+            there was none; H is what the rule `remembers`; (B, L, H).
+        seed: of each row; (B,) long.
+        index: steps done, 0 at the first; (B,) long.
+        steps: steps in all; (B,) long.
+        deadline: the step by which `masked` should be decided; (B,) long.
+    """
+
+    logits: Tensor
+    where: tuple[Tensor, Tensor]
+    masked: Tensor
+    open: Tensor
+    held: Tensor
+    proposal: Tensor
+    unchanged: Tensor
+    drift: Tensor
+    seed: Tensor
+    index: Tensor
+    steps: Tensor
+    deadline: Tensor
+
+    @property
+    def left(self) -> Tensor:
+        """Steps until the deadline, this one included, (B,) long, at least 1."""
+        return (self.deadline - self.index).clamp(min=1)
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """The probability of the proposal, (B, L), −1 where no logits were wanted."""
+        chosen = self.logits.gather(1, self.proposal[self.where][:, None]).squeeze(1)
+        return scatter((chosen - self.logits.logsumexp(-1)).exp(), self.where, self.masked.shape, -1.0)
+
+    @cached_property
+    def gap(self) -> Tensor:
+        """The largest logit minus the second largest, (B, L), 0 where no logits were wanted."""
+        top = self.logits.topk(2, dim=-1).values
+        return scatter(top[:, 0] - top[:, 1], self.where, self.masked.shape, 0.0)
+
+    @cached_property
+    def margin(self) -> Tensor:
+        """The largest probability minus the second largest, (B, L), 0 where no logits were wanted."""
+        top = self.logits.softmax(-1).topk(2, dim=-1).values
+        return scatter(top[:, 0] - top[:, 1], self.where, self.masked.shape, 0.0)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Of the prediction, in nats, (B, L), 0 where no logits were wanted."""
+        return scatter(torch.special.entr(self.logits.softmax(-1)).sum(-1), self.where, self.masked.shape, 0.0)
+
+    @cached_property
+    def lottery(self) -> Tensor:
+        """Uniform numbers that a row keeps from its first step to its last, (B, L) float64."""
+        column = torch.arange(self.masked.shape[1], device=self.masked.device)
+        return uniform(self.seed[:, None], -1, column)  # step −1: no step's noise
+
+    def within(self, scope: Tensor, deadline: Tensor) -> Step:
+        """The same step for a rule that may commit inside `scope` (B, L) only."""
+        return replace(self, masked=self.masked & scope, deadline=deadline)
+
+
+class Change(NamedTuple):
+    """What a rule says that may take back what was decided.
+
+    Attributes:
+        commit: positions that become final, (B, L) bool, a subset of `step.masked`.
+        reopen: decided positions that are undecided again, (B, L) bool, where `step.held` has a token.
+    """
+
+    commit: Tensor
+    reopen: Tensor
+
+
+class CommitRule(Protocol):
+    """Which masked positions become final now: step -> (B, L) bool, a subset of `step.masked`; or a `Change`.
+
+    From the last planned step on at least one in a row that has any, or decoding would not end; and from there on nothing
+    is reopened, whatever the rule says. So a row of n open positions takes fewer than steps + n steps.
+    """
+
+    def __call__(self, step: Step, /) -> Tensor | Change: ...
+
+    def sees(self, masked: Tensor, open: Tensor, /) -> Tensor:
+        """The positions whose logits the rule needs, (B, L) bool: those it may commit, unless it says otherwise."""
+        return masked
+
+    def remembers(self) -> int:
+        """Over how many steps the rule wants to know how far predictions drift; it costs the last logits' memory."""
+        return 0
+
+    def reopens(self) -> bool:
+        """Whether the rule returns a `Change`; what it decides is then shown to no reader before it is final."""
+        return False
+
+
+class Around(CommitRule):
+    """A rule around a rule: needs what that needs, unless it says otherwise."""
+
+    rule: CommitRule
+
+    def sees(self, masked: Tensor, open: Tensor) -> Tensor:
+        return self.rule.sees(masked, open)
+
+    def remembers(self) -> int:
+        return self.rule.remembers()
+
+    def reopens(self) -> bool:
+        return self.rule.reopens()
+
+
+def all_or(enough: Tensor, step: Step, otherwise: Tensor | Change) -> Tensor | Change:
+    """All that is left of the rows (B,) that know enough, and in the others what their rule says."""
+    rows = enough[:, None]
+    if isinstance(otherwise, Change):
+        return Change(torch.where(rows, step.masked, otherwise.commit), otherwise.reopen & ~rows)
+    return torch.where(rows, step.masked, otherwise)
