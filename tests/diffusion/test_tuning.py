@@ -31,6 +31,7 @@ from fewstep.diffusion.noise import ECTGap, FullGap, Levels, LogNormal, like
 from fewstep.diffusion.optim import Adam, Constant, Dropout, RAdam
 from fewstep.diffusion.prediction import epsilon
 from fewstep.diffusion.recipes import diffusion, ect_one_hour
+from fewstep.diffusion.step import averages_in, changing
 from fewstep.diffusion.tuning import tune
 
 WORKER = Path(__file__).parent.parent / "tune_worker.py"
@@ -217,6 +218,67 @@ def test_training_leaves_the_callers_generator_alone(images) -> None:
     assert torch.equal(weights(drawn[-1][0].student), expected)
 
 
+def half_frozen() -> torch.nn.Module:
+    """Its first half does not train."""
+    denoiser = tiny()
+    denoiser.network.down_blocks.requires_grad_(False)
+    denoiser.network.mid_block.requires_grad_(False)
+    return denoiser
+
+
+def test_what_is_frozen_is_neither_saved_nor_averaged_and_the_run_resumes(images) -> None:
+    whole = run(half_frozen(), images)[-1]
+    state = next(s for s in steps_of(half_frozen(), images) if s.step == 3).state()
+    names = {name for name, p in half_frozen().named_parameters() if p.requires_grad}
+    assert len(names) < 0.6 * len(list(half_frozen().parameters()))
+    assert state["student"].keys() == state["emas"][0]["weights"].keys() == names
+    assert len(state["optimizer"]["state"]) == len(names)
+    rest = run(half_frozen(), images, state=copy.deepcopy(state))[-1]
+    assert torch.equal(weights(rest.student), weights(whole.student)) and torch.equal(weights(rest.ema), weights(whole.ema))
+    for name, p in rest.ema.named_parameters():
+        assert (p is rest.student.get_parameter(name)) == (name not in names)
+    again = averages_in(state, half_frozen())[0]
+    frozen = half_frozen().network.mid_block.state_dict()
+    assert all(torch.equal(p, frozen[name]) for name, p in again.network.mid_block.named_parameters())
+
+
+def test_buffers_are_saved_as_training_changes_them() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2).requires_grad_(False), torch.nn.BatchNorm1d(2))
+    names = {"1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert changing(network).keys() == names
+
+
+def test_a_state_that_is_not_this_runs_is_refused(images) -> None:
+    """One of another format, and one of a network of which more was trained."""
+    state = run(tiny(), images, images=8)[-1].state()
+    old = {name: value for name, value in state.items() if name != "format"}
+    with pytest.raises(ValueError, match="format 0, and this fewstep goes on from format 1"):
+        run(tiny(), images, state=old)
+    with pytest.raises(ValueError, match="frozen where it was"):
+        run(half_frozen(), images, state=state)
+    with pytest.raises(ValueError, match="frozen where it was"):
+        averages_in(state, half_frozen())
+
+
+def test_the_host_asks_once_a_step(images, monkeypatch) -> None:
+    """For the loss and whether all is finite: three numbers at once. Besides, it asks what it has itself: the data's order,
+    the gap, and whether a row is inside its segment."""
+    asked = []
+    for name in ("item", "tolist", "__float__", "__int__", "__bool__", "__index__", "numpy"):
+
+        def counting(self: torch.Tensor, *args, was=getattr(torch.Tensor, name)):
+            asked.append((Path(sys._getframe(1).f_code.co_filename).name, self.numel()))
+            return was(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, counting)
+    steps = steps_of(tiny(), images, optimizer=sgd, max_grad_norm=1.0, segments=2)
+    next(steps)
+    asked.clear()
+    next(steps)
+    assert asked.count(("rows.py", 1)) == SETTINGS["batch"]
+    assert sorted(each for each in asked if each[0] != "rows.py") == [("loss.py", 1), ("tuning.py", 1), ("tuning.py", 3)]
+
+
 def test_killed_and_resumed_is_bit_equal(tmp_path) -> None:
     """SIGKILL at arbitrary moments, also while a state is written."""
     worker = WORKER.with_name("killed_worker.py")
@@ -252,22 +314,25 @@ def test_accumulated_micro_batches_are_one_batch(images) -> None:
     ],
     ids=["loss", "gradient"],
 )
-def test_what_is_not_finite_stops_before_the_weights_change(images, bad, said: str) -> None:
-    """The loss, or with a finite loss its gradient."""
-    denoiser, calls, seen = tiny(), [], []
+def test_what_is_not_finite_is_no_step_and_stays_out_of_the_average(images, bad, said: str) -> None:
+    """The loss, or with a finite loss its gradient. Nor can a state be had any more, from whichever step."""
+    calls, seen = [], []
 
     def distance(difference: torch.Tensor) -> torch.Tensor:
         calls.append(difference)
         return bad(difference) if len(calls) == 3 else difference.flatten(1).square().sum(1)
 
     def watch() -> None:
-        for step in steps_of(denoiser, images, distance=distance, average=Exponential(0.5)):
-            seen.append((step.step, weights(denoiser).clone(), weights(step.ema).clone(), step))
+        for step in steps_of(tiny(), images, distance=distance, average=Exponential(0.5)):
+            step.state()
+            seen.append((weights(step.ema).clone(), step))
 
     with pytest.raises(FloatingPointError, match=f"step 3: {said}"):
         watch()
-    last, student, ema, step = seen[-1]
-    assert last == 2 and torch.equal(weights(denoiser), student) and torch.equal(weights(step.ema), ema)
+    ema, step = seen[-1]
+    assert step.step == 2 and torch.equal(weights(step.ema), ema) and ema.isfinite().all()
+    with pytest.raises(FloatingPointError, match="nothing is to go on from"):
+        step.state()
 
 
 def test_an_update_that_is_not_finite_is_no_step_and_stays_out_of_the_average(images) -> None:

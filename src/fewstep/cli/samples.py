@@ -76,10 +76,9 @@ def _made_once(
     kind: type[Made], file: Path, teacher: Denoiser, make: Callable[[Denoiser], Made], facts: dict[str, Any]
 ) -> Made:  # fmt: skip
     """What the teacher makes: read from the run's folder, or made and kept there by the first process."""
-    import torch
     from accelerate import PartialState
 
-    from ..core.device import on_device
+    from ..core.device import best_device, on_device
     from ..core.files import alone_in
     from ..core.nfe import count_nfe
     from ..diffusion.denoiser import Guided
@@ -87,7 +86,7 @@ def _made_once(
 
     if isinstance(teacher, Guided):
         facts = facts | {"guidance": teacher.scale, "null_label": int(teacher.null.rows["class_labels"])}
-    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+    with PartialState(cpu=best_device().type == "cpu").main_process_first():
         if not file.exists():
             logging.getLogger(__name__).info("the teacher makes %d %s", facts["count"], kind.__name__.lower())
             with alone_in(file.parent), count_nfe(teacher.network) as nfe:

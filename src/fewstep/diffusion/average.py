@@ -87,23 +87,24 @@ class MovingAverage(Generic[Model]):
         """Takes the model's weights into the average; buffers, which do not train, are copied."""
         self.updates += 1
         mix = get_ema_multi_avg_fn(self._average(self.updates))
-        mix(list(_trained(self.model).values()), list(_trained(model).values()), None)
+        mix(list(trained(self.model).values()), list(trained(model).values()), None)
         for ours, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
             ours.copy_(theirs)
 
     def state(self) -> dict[str, Any]:
         """What `load` needs to go on: the average and its count of updates."""
-        return {"updates": self.updates, "weights": {name: p.detach() for name, p in _trained(self.model).items()}}
+        return {"updates": self.updates, "weights": {name: p.detach() for name, p in trained(self.model).items()}}
 
     @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
         """Goes on from `state()` of an average of the same model."""
         self.updates = state["updates"]
-        weights = _trained(self.model)
+        weights = trained(self.model)
         assert weights.keys() == state["weights"].keys()
         for name, p in weights.items():
             p.copy_(state["weights"][name])
 
 
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..core.device import wide
+
 
 def like(a: Tensor, x: Tensor) -> Tensor:
     """`a` (B,) with as many trailing dimensions as `x` (B, *)."""
@@ -57,8 +59,8 @@ class Levels:
 
     def __call__(self, z: Tensor, sigma_max: float) -> Tensor:
         """Noise levels (B,) from standard normal z (B,)."""
-        place = (torch.special.ndtr(z.double()) * len(self.levels)).long().clamp(max=len(self.levels) - 1)
-        return torch.tensor(self.levels, dtype=z.dtype)[place]
+        place = (torch.special.ndtr(wide(z)) * len(self.levels)).long().clamp(max=len(self.levels) - 1)
+        return torch.tensor(self.levels, dtype=z.dtype, device=z.device)[place]
 
 
 class Gap(Protocol):
@@ -125,7 +127,7 @@ class CosineGap:
 
     def __call__(self, t: Tensor, progress: float) -> Tensor:
         steps: float = self.first * (self.last / self.first) ** min(progress / self.anneal, 1.0)
-        angle = t.double().atan() - math.pi / 2 / steps
+        angle = wide(t).atan() - math.pi / 2 / steps
         return angle.clamp(min=0).tan().to(t.dtype)
 
 
@@ -152,5 +154,5 @@ class KarrasGap:
         doublings = math.floor(math.log2(self.last / self.first)) + 1
         steps = min(self.first * 2 ** int(doublings * progress), self.last)
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        root = t.double() ** (1 / self.rho) - (high - low) / steps
+        root = wide(t) ** (1 / self.rho) - (high - low) / steps
         return torch.where(root > low, root, 0).pow(self.rho).to(t.dtype)

@@ -25,7 +25,8 @@ from .denoiser import Denoiser, config_of
 from .model import Model
 from .noise import FullGap
 from .saving import Saver, write_all
-from .tuning import Step, averages_in, tune
+from .step import Step, averages_in
+from .tuning import tune
 from .walk import Consistency, Heun, Segments, Walk
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ..core.files import save_state
 from ..core.interrupts import Interrupt, Interrupted, agreed
 from .formats.folder import save
 from .model import Model
-from .tuning import Step
+from .step import Step
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

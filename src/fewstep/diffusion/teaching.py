@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..core.device import fast_precision
+from ..core.device import fast_precision, wide
 from ..core.files import atomic_file
 from ..core.nfe import count_nfe
 from ..core.progress import progress
@@ -134,7 +134,7 @@ def calls_of(file: Path) -> list[int]:
 
 
 def _scaled(x: Tensor, sigma: Tensor) -> Tensor:
-    return (x * like(1 + sigma.double() ** 2, x).rsqrt().to(x)).half().cpu()
+    return (x * like(1 + wide(sigma) ** 2, x).rsqrt().to(x)).half().cpu()
 
 
 def _labels(teacher: Denoiser, count: int) -> Tensor | None:

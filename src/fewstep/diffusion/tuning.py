@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ..core.device import default_accelerator
+from ..core.device import default_accelerator, wide
 from ..core.seeds import derive, drawn_from
-from .average import Average, Exponential, MovingAverage
+from .average import Average, Exponential, MovingAverage, trained
 from .cond import NOTHING, labelled
 from .data import Images, Paths, Rows
 from .denoiser import Denoiser
@@ -24,54 +23,10 @@ from .loss import Distance, Hop, InverseGap, PseudoHuber, Weight, consistency_lo
 from .noise import ECTGap, FullGap, Gap, LogNormal, Noise
 from .optim import Constant, Dropout, LearningRate, OptimizerFactory, RAdam, label_dropout, training_mode
 from .prediction import clean
+from .step import Step, finite, norm_of, take_up
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimizer step done.
-
-    Attributes:
-        step, images: optimizer steps and training images so far.
-        loss: mean over the whole batch.
-        gap: mean of (t − r)/t over this process's last micro-batch: 1 is diffusion, towards 0 is consistency.
-        rate: the learning rate used.
-        student: the denoiser being trained.
-        averaged, optimizer: for `emas` and `state`.
-    """
-
-    step: int
-    images: int
-    loss: float
-    gap: float
-    rate: float
-    student: Denoiser
-    averaged: tuple[MovingAverage[Denoiser], ...]
-    optimizer: torch.optim.Optimizer
-
-    @property
-    def emas(self) -> list[Denoiser]:
-        """The moving averages of the student, in evaluation mode, in the order of `average`."""
-        return [averaged.model.eval() for averaged in self.averaged]
-
-    @property
-    def ema(self) -> Denoiser:
-        """The first moving average, the one to keep."""
-        return self.emas[0]
-
-    def state(self) -> dict[str, Any]:
-        """All that `tune(state=...)` needs to go on as if it had never stopped.
-
-        No random state is in it: noise, order and dropout are functions of the seed and the step.
-        """
-        return {
-            "step": self.step,
-            "student": self.student.state_dict(),
-            "emas": [averaged.state() for averaged in self.averaged],
-            "optimizer": self.optimizer.state_dict(),
-        }
 
 
 def tune(
@@ -132,9 +87,10 @@ def tune(
         A `Step` after each optimizer step.
 
     Raises:
-        ValueError: arguments that cannot work together, or weights to start from that are not finite.
-        FloatingPointError: the loss or its gradient is no longer finite, and the weights are those before that step; or the
-            weights after it are not, and the averages are those before. No `Step` ever holds such weights.
+        ValueError: arguments that cannot work together, a state that is not this run's, or weights to start from that are
+            not finite.
+        FloatingPointError: the loss, its gradient or the weights after the step are no longer finite. The averages are
+            those before that step, the student is lost: go on from a saved state. No `Step` is yielded with such weights.
 
     Reference: Geng et al. 2025, Consistency Models Made Easy.
     """
@@ -151,17 +107,18 @@ def tune(
     for model in (denoiser, getattr(hop, "teacher", None)):
         if isinstance(model, nn.Module):
             model.to(device).eval()
+    if state:
+        take_up(denoiser, state)
     averages = average if isinstance(average, Sequence) else (average,)
-    averaged = tuple(MovingAverage(denoiser, each) for each in averages)
-    parameters = [p for p in denoiser.parameters() if p.requires_grad]
+    averaged = tuple(MovingAverage(denoiser, each) for each in averages)  # a copy made later would keep this precision
+    student = accelerator.prepare_model(denoiser)
+    parameters = list(trained(denoiser).values())
     update = optimizer(parameters)
     if state:
-        denoiser.load_state_dict(state["student"])
         for each, kept in zip(averaged, state["emas"], strict=True):
             each.load(kept)
         update.load_state_dict(state["optimizer"])
     _check_start(denoiser, *(each.model for each in averaged))
-    student = accelerator.prepare_model(denoiser)
     forward = torch.compile(student) if compile else student
 
     edges = lower_edges(denoiser, segments)
@@ -187,27 +144,18 @@ def tune(
                 ).mean()
                 accelerator.backward(loss)
             losses.append(loss.detach())
-        mean_loss = float(accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
-        norm = _finite_norm(parameters, mean_loss, step)
+        mean = accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         if max_grad_norm is not None:
             clip_grads_with_norm_(parameters, max_grad_norm, norm)
         update.step()
-        _check_update(denoiser, step)
         update.zero_grad()
+        mean_loss = _finite_loss(step, mean, norm, norm_of(denoiser))
         for each in averaged:
             each.update(denoiser)
         openness = float(((t - r) / t).mean())
         yield Step(step + 1, (step + 1) * batch, mean_loss, openness, rate(step, progress), denoiser, averaged, update)
     accelerator.unwrap_model(student, keep_fp32_wrapper=False)
-
-
-def averages_in(state: dict[str, Any], denoiser: Denoiser) -> list[Denoiser]:
-    """The `Step.emas` of a saved `Step.state()`; `denoiser` becomes its student."""
-    denoiser.load_state_dict(state["student"])
-    averaged = [MovingAverage(denoiser, Exponential()) for _ in state["emas"]]
-    for each, kept in zip(averaged, state["emas"], strict=True):
-        each.load(kept)
-    return [each.model.eval() for each in averaged]
 
 
 def lower_edges(denoiser: Denoiser, segments: int) -> Tensor:
@@ -217,31 +165,23 @@ def lower_edges(denoiser: Denoiser, segments: int) -> Tensor:
     return torch.cat([torch.zeros(1), denoiser.schedule.grid(segments)[1:].flip(0).float()])
 
 
-def _finite(module: nn.Module) -> bool:
-    return math.isfinite(get_total_norm([p.detach() for p in module.parameters()]))
-
-
 def _check_start(*modules: nn.Module) -> None:
-    if not all(map(_finite, modules)):
+    if not all(map(finite, modules)):
         raise ValueError("the weights to start from are not finite, so whatever made them had failed; start from others")
 
 
-def _finite_norm(parameters: Sequence[nn.Parameter], loss: float, step: int) -> Tensor:
-    """The norm of the gradient, if a step may be taken with it."""
-    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+def _finite_loss(step: int, mean: Tensor, gradient: Tensor, weights: Tensor) -> float:
+    """The mean loss, if its gradient's norm and that of the weights after the step are finite as well.
+
+    The host asks once a step and for all three, as it waits for the device meanwhile.
+    """
+    loss, norm, after = torch.stack([wide(each.detach()) for each in (mean, gradient, weights)]).tolist()
+    remedy = "lower the learning rate or clip the gradient"
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise FloatingPointError(
-            f"step {step + 1}: the loss is {loss:.3g} and its gradient's norm {float(norm):.3g}; the weights are those "
-            "before this step; lower the learning rate or clip the gradient"
-        )
-    return norm
-
-
-def _check_update(denoiser: nn.Module, step: int) -> None:
-    if not _finite(denoiser):
-        raise FloatingPointError(
-            f"step {step + 1}: the weights after it are not finite; lower the learning rate or clip the gradient"
-        )
+        raise FloatingPointError(f"step {step + 1}: the loss is {loss:.3g} and its gradient's norm {norm:.3g}; {remedy}")
+    if not math.isfinite(after):
+        raise FloatingPointError(f"step {step + 1}: the weights after it are not finite; {remedy}")
+    return float(loss)
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:

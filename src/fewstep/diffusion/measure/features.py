@@ -79,7 +79,7 @@ def extract(network: Extractor, images: Tensor, batch: int = 250) -> Array:
     """Features (N, D) in float64 of uint8 images (N, C, H, W), on the extractor's device if it is a module."""
     device = next(network.parameters(), images).device if isinstance(network, nn.Module) else images.device
     parts = track(torch.split(images, batch), "looking at images")
-    return np.concatenate([network(part.to(device)).double().cpu().numpy() for part in parts])
+    return np.concatenate([network(part.to(device)).cpu().double().numpy() for part in parts])
 
 
 def reference(network: nn.Module, images: Tensor, *, bundled: bool = False) -> Reference:

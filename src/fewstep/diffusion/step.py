@@ -1,0 +1,118 @@
+"""One step of training done, and the state that a run goes on from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from .average import Exponential, MovingAverage
+from .denoiser import Denoiser
+
+FORMAT = 1  # of `Step.state()`
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step done.
+
+    Attributes:
+        step, images: optimizer steps and training images so far.
+        loss: mean over the whole batch.
+        gap: mean of (t − r)/t over this process's last micro-batch: 1 is diffusion, towards 0 is consistency.
+        rate: the learning rate used.
+        student: the denoiser being trained.
+        averaged, optimizer: for `emas` and `state`.
+    """
+
+    step: int
+    images: int
+    loss: float
+    gap: float
+    rate: float
+    student: Denoiser
+    averaged: tuple[MovingAverage[Denoiser], ...]
+    optimizer: torch.optim.Optimizer
+
+    @property
+    def emas(self) -> list[Denoiser]:
+        """The moving averages of the student, in evaluation mode, in the order of `average`."""
+        return [averaged.model.eval() for averaged in self.averaged]
+
+    @property
+    def ema(self) -> Denoiser:
+        """The first moving average, the one to keep."""
+        return self.emas[0]
+
+    def state(self) -> dict[str, Any]:
+        """All that `tune(state=...)` needs to go on as if it had never stopped.
+
+        No random state is in it: noise, order and dropout are functions of the seed and the step. Nor are weights that do
+        not train, which the checkpoint has.
+
+        Raises:
+            FloatingPointError: a later step failed and has left weights that are not finite.
+        """
+        if not finite(self.student):
+            raise FloatingPointError(f"step {self.step}: the weights after it are not finite, and nothing is to go on from")
+        return {
+            "format": FORMAT,
+            "step": self.step,
+            "student": changing(self.student),
+            "emas": [averaged.state() for averaged in self.averaged],
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+
+def averages_in(state: dict[str, Any], denoiser: Denoiser) -> list[Denoiser]:
+    """The `Step.emas` of a saved `Step.state()`; `denoiser`, with which the run began, becomes its student.
+
+    Raises:
+        ValueError: see `take_up`.
+    """
+    take_up(denoiser, state)
+    averaged = [MovingAverage(denoiser, Exponential()) for _ in state["emas"]]
+    for each, kept in zip(averaged, state["emas"], strict=True):
+        each.load(kept)
+    return [each.model.eval() for each in averaged]
+
+
+def take_up(denoiser: Denoiser, state: dict[str, Any]) -> None:
+    """Makes `denoiser` the student of a saved `Step.state()`.
+
+    Raises:
+        ValueError: the state has another format, or what trained then is not what trains now.
+    """
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"the saved state has format {state.get('format', 0)}, and this fewstep goes on from format {FORMAT}; "
+            "start the run anew"
+        )
+    ours, theirs = changing(denoiser), state["student"]
+    if ours.keys() != theirs.keys() or any(ours[name].shape != theirs[name].shape for name in ours):
+        raise ValueError(
+            f"the saved state holds {len(theirs)} tensors, which are not the {len(ours)} that change here; go on with the "
+            "network that the run began with, frozen where it was"
+        )
+    denoiser.load_state_dict(theirs, strict=False)
+
+
+def changing(module: nn.Module) -> dict[str, Any]:
+    """What training may change, by name: the weights that are not frozen, and the buffers."""
+    frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def finite(module: nn.Module) -> bool:
+    """Whether all weights are finite; the host waits for the device."""
+    return math.isfinite(norm_of(module))
+
+
+def norm_of(module: nn.Module) -> Tensor:
+    """The norm of all weights."""
+    norm: Tensor = get_total_norm([p.detach() for p in module.parameters()])
+    return norm
