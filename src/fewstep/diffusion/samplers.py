@@ -1,4 +1,7 @@
-"""Samplers: each owns its loop. `grid`s are noise levels from high to low; the state is as wide as the caller gives it."""
+"""Samplers: each owns its loop. The state is as wide as the caller gives it.
+
+`grid`s are noise levels from high to low, best on the CPU wherever the state is: then no step waits for the device.
+"""
 
 from __future__ import annotations
 

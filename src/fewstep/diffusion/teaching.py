@@ -87,7 +87,7 @@ def teacher_paths(
             x = prior(teacher, rngs)
             cond = labelled(None if labels is None else labels[start : start + batch].to(x.device))
             with _autocast(teacher, precision):
-                states = [x, *(state for state, _ in heun_path(teacher.eval(), x, grid.to(x), cond))]
+                states = [x, *(state for state, _ in heun_path(teacher.eval(), x, grid.to(x.dtype), cond))]
             points = [_scaled(state, level) for state, level, keep in zip(states, stops, kept, strict=True) if keep]
             done.append(torch.stack(points, 1))
     return Paths(torch.cat(done), stops[kept], edges, labels)

@@ -58,7 +58,7 @@ class Consistency:
         return denoiser.schedule.consistency_grid(self.steps, self.middle, denoiser.identity)
 
     def __call__(self, denoiser: Denoiser, x: Tensor, rngs: Sequence[torch.Generator], cond: Cond = NOTHING) -> Tensor:
-        return samplers.consistency(denoiser, x, self.levels(denoiser).to(x), rngs, cond)
+        return samplers.consistency(denoiser, x, self.levels(denoiser).to(x.dtype), rngs, cond)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _FirstOrder:
         return denoiser.schedule.grid(self.steps)
 
     def __call__(self, denoiser: Denoiser, x: Tensor, rngs: Sequence[torch.Generator], cond: Cond = NOTHING) -> Tensor:
-        return samplers.ddim(denoiser, x, self.levels(denoiser).to(x), cond)
+        return samplers.ddim(denoiser, x, self.levels(denoiser).to(x.dtype), cond)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Heun:
         return levels
 
     def __call__(self, denoiser: Denoiser, x: Tensor, rngs: Sequence[torch.Generator], cond: Cond = NOTHING) -> Tensor:
-        return samplers.heun(denoiser, x, self.levels(denoiser).to(x), cond)
+        return samplers.heun(denoiser, x, self.levels(denoiser).to(x.dtype), cond)
 
 
 def prior(denoiser: Denoiser, rngs: Sequence[torch.Generator]) -> Tensor:
