@@ -30,7 +30,7 @@ from .diffusion.model import Model
 from .diffusion.optim import Cosine
 from .diffusion.recipes import ect_demo
 from .diffusion.report import plot, sheet, table
-from .diffusion.runs import run
+from .diffusion.stages import Stage, run_stages
 from .diffusion.walk import Consistency
 
 # (share of the training images, settings) of each student; the second starts from the first, docs/log.md
@@ -64,13 +64,12 @@ def demo(out: Path, *, images: int, n: int, seed: int) -> None:
 
     console.print("[b]2. Tuning by its own ODE: a student of two segments, and from it one of one[/b]")
     frozen = copy.deepcopy(teacher).requires_grad_(False)
+    stages = []
     for share, settings in STAGES:
         recipe = ect_demo(round(share * images)) | settings | {"hop": Heun(frozen), "seed": seed}
-        folder = out / f"{recipe['segments']}-segment"
-        shutil.rmtree(folder, ignore_errors=True)  # an earlier demo's
-        student = run(copy.deepcopy(student.denoiser), data, folder, recipe, precision=precision, teacher="bundled").to(
-            best_device()
-        )
+        stages.append(Stage(f"{recipe['segments']}-segment", recipe, data))
+        shutil.rmtree(out / stages[-1].folder, ignore_errors=True)  # an earlier demo's
+    student = run_stages(teacher, stages, out, precision=precision, teacher="bundled").to(best_device())
 
     console.print("[b]3. The same seeds, few calls[/b]")
     points += score(student_settings(student, (1, 2, 4)))

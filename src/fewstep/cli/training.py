@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from ..diffusion.model import Model
     from ..diffusion.noise import Gap
     from ..diffusion.optim import Constant, Cosine, Dropout, InverseSqrt, LearningRate
+    from ..diffusion.stages import Stage
 Recipe = Literal["ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"]
 HopName = Literal["data", "euler", "heun", "addim", "addim-analytic"]
 GapName = Literal["ect", "cosine", "karras", "full"]
@@ -187,7 +187,7 @@ def tune(
     from ..diffusion.formats.folder import load
     from ..diffusion.loss import OutputScale, PseudoHuber
     from ..diffusion.recipes import RECIPES, path_regression
-    from ..diffusion.runs import run
+    from ..diffusion.stages import Stage, run_stages
     from .samples import made_for, paths_of, training_data, visited
 
     at_least(1, images=images, batch=batch, accumulate=accumulate, segments=segments)
@@ -242,21 +242,18 @@ def tune(
     settings.setdefault("margin", 0.1 if limits else 0.0)
     if scratch:
         denoiser = _renewed(denoiser, seed)
+    plan: list[Stage] = []
     if midtrain:
-        shared = {name: settings[name] for name in ("batch", "segments", "seed", "workers", "compile")} | {
-            "average": _averages(RECIPES["ect_demo"]()["average"], (), warmup=scratch), "max_grad_norm": clip
-        }  # fmt: skip
-        paths_taken = paths_of(diffusion, out, paths, segments=segments, seed=seed, precision=precision, whole=True)
-        denoiser = _midtrained(
-            denoiser, paths_taken, out / "midtrain", midtrain, shared, precision=precision, accumulate=accumulate,
-            save_every=save_every, resume=resume, teacher=teacher or checkpoint,
-        )  # fmt: skip
-    run(
-        denoiser, samples, out, settings, resume=resume, precision=precision, accumulate=accumulate, save_every=save_every,
-        changing=_given(rate=rate if warmup is None else warmup, max_grad_norm=clip),
-        made=made_for(out), checkpoint=checkpoint, teacher=teacher or checkpoint, source=data, recipe_name=recipe,
-        classes=getattr(samples, "classes", None), midtrain=midtrain, scratch=scratch, guidance=guidance,
-        null_label=null_label,
+        taken = paths_of(diffusion, out, paths, segments=segments, seed=seed, precision=precision, whole=True)
+        plan.append(_midtraining(midtrain, taken, settings, clip, warmup=scratch))
+    plan.append(Stage("", settings, samples, {
+        "checkpoint": checkpoint, "source": data, "recipe_name": recipe, "midtrain": midtrain, "scratch": scratch,
+        "guidance": guidance, "null_label": null_label, "made": made_for(out),
+        "changing": _given(rate=rate if warmup is None else warmup, max_grad_norm=clip),
+    }))  # fmt: skip
+    run_stages(
+        denoiser, plan, out, resume=resume, precision=precision, accumulate=accumulate, save_every=save_every,
+        teacher=teacher or checkpoint,
     )  # fmt: skip
     print(f"the few-step generator is in {out / 'model'}")
     after_tuning(out, conditional=bool(denoiser.takes))
@@ -413,20 +410,13 @@ def _same_kind(student: Denoiser, teacher: Denoiser, segments: int, *, along_pat
         raise ValueError("the teacher's noise levels are not those of the checkpoint, so its paths lead nowhere here")
 
 
-def _midtrained(
-    denoiser: Denoiser, paths: Paths, out: Path, images: int, shared: dict[str, Any], *, resume: bool, **options: Any
-) -> Denoiser:  # fmt: skip
-    """Path regression as a first stage, in a run of its own."""
-    from ..core.files import load_state
+def _midtraining(images: int, paths: Paths, settings: dict[str, Any], clip: float | None, *, warmup: bool) -> Stage:
+    """Path regression, before what `settings` say."""
     from ..diffusion.recipes import ect_demo, path_regression
-    from ..diffusion.runs import run
+    from ..diffusion.stages import Stage
 
-    recipe = ect_demo(images) | path_regression() | shared
-    if resume and (out / "state.pt").exists():
-        began = json.loads(load_state(out / "state.pt")["recipe"])["images"]
-        if began != -(-images // shared["batch"]) * shared["batch"]:
-            raise ValueError(f"this run began with --midtrain {began}; resume it with the options it began with")
-    return run(
-        denoiser, paths, out, recipe, resume=resume, changing=_given(max_grad_norm=shared["max_grad_norm"]),
-        title="midtrain", remedy="a --clip", source="teacher", **options,
-    ).denoiser  # fmt: skip
+    recipe = ect_demo(images) | path_regression()
+    recipe |= {name: settings[name] for name in ("batch", "segments", "seed", "workers", "compile")}
+    recipe |= {"average": _averages(recipe["average"], (), warmup=warmup), "max_grad_norm": clip}
+    named = {"title": "midtrain", "remedy": "a --clip", "source": "teacher", "changing": _given(max_grad_norm=clip)}
+    return Stage("midtrain", recipe, paths, named)

@@ -97,8 +97,7 @@ def tune(
     accelerator = accelerator or default_accelerator()
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     micro = _micro_batch(batch, world, accelerator.gradient_accumulation_steps)
-    steps = math.ceil(images / batch)
-    first: int = state["step"] if state else 0
+    steps, first = math.ceil(images / batch), state["step"] if state else 0
     _check(denoiser, data, images, steps - first, accelerator.mixed_precision)
     _check_settings(data, gap, mirror, margin, segments, max_grad_norm, seed)
 
