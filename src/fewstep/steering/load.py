@@ -21,7 +21,7 @@ from .vocabulary import same_tokens
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL = "folder of a causal language model"
 ADAPTER = "folder of a LoRA adapter"
@@ -66,15 +66,19 @@ def load_trio(
     if (antiexpert is None) == (adapter is None):
         raise ValueError("give either --antiexpert, the small model before tuning, or --adapter, its LoRA adapter")
     role = "small" if adapter else "expert"
+    for source, part in ((base, "base"), (expert, role), (antiexpert, "small")):  # before minutes of loading
+        if source is not None:
+            _decoder(source, part)
     tokenizer, small_tokenizer = load_tokenizer(base), load_tokenizer(expert, role)
     same_tokens(tokenizer, small_tokenizer, *([load_tokenizer(antiexpert, "small")] if antiexpert else []))
-    large, small = on_device(load_causal(base)), on_device(load_causal(expert, role))
-    pretrained.check_vocabulary(tokenizer, large)
+    small = on_device(load_causal(expert, role))
     pretrained.check_vocabulary(small_tokenizer, small)
     if adapter:
         proxy = ProxyTuning(load_adapter(small, adapter), alpha=alpha)
     else:
         proxy = ProxyTuning(small, on_device(load_causal(str(antiexpert), "small")), alpha=alpha)
+    large = on_device(load_causal(base))  # last, as it takes longest
+    pretrained.check_vocabulary(tokenizer, large)
     return Trio(large, proxy, tokenizer, small_tokenizer)
 
 
@@ -89,6 +93,14 @@ def load_causal(source: str | Path, role: str = "base", *, dtype: torch.dtype | 
     Raises:
         ValueError: nothing there, broken, or no causal language model.
     """
+    from transformers import AutoModelForCausalLM
+
+    folder, config = _decoder(source, role)
+    return pretrained.load_network(folder, config, AutoModelForCausalLM, "causal language model", dtype=dtype)
+
+
+def _decoder(source: str | Path, role: str) -> tuple[Path, PreTrainedConfig]:
+    """Where a model is and what, if it reads from left to right."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     folder = folder_of(source, MODEL, bundled=f"trio/{role}")
@@ -98,7 +110,9 @@ def load_causal(source: str | Path, role: str = "base", *, dtype: torch.dtype | 
         raise ValueError(
             f"{source} holds a {config.model_type}, which is or has an encoder; give a {MODEL}, which has none"
         )
-    return pretrained.load_network(folder, config, AutoModelForCausalLM, "causal language model", dtype=dtype)
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ValueError(f"{source} holds a {config.model_type}, which is not a causal language model")
+    return folder, config
 
 
 def load_tokenizer(source: str | Path, role: str = "base") -> PreTrainedTokenizerBase:
