@@ -165,10 +165,10 @@ def test_without_the_hub_a_data_set_comes_from_the_cache_and_nothing_is_tried_ag
             load("owner/nosuch")
 
     def cached(name: str, split: str) -> datasets.Dataset:
-        assert (name, split, datasets.config.HF_HUB_OFFLINE) == ("owner/name", "train", True)
+        assert (name, split, datasets.config.HF_HUB_OFFLINE) == ("owner/name-v1.5", "train", True)
         image = [{"bytes": png(BLUE), "path": None}]
         return datasets.Dataset.from_dict({"image": image}, datasets.Features(image=datasets.Image()))
 
     monkeypatch.setattr(datasets, "load_dataset", cached)
-    assert load("owner/name").pixels.float().mean((0, 2, 3)).tolist() == [0, 0, 255]
+    assert load("owner/name-v1.5").pixels.float().mean((0, 2, 3)).tolist() == [0, 0, 255]
     assert datasets.config.HF_HUB_OFFLINE is False

@@ -71,7 +71,10 @@ def labels_of(labels: Sequence[object] | NDArray[Any], source: str, names: Seque
         place = {text: number for number, text in enumerate(texts)}
         return Labels(torch.tensor([place[str(value)] for value in values]), tuple(texts))
     if texts:
-        raise ValueError(f"the classes in {source} are numbers, such as {numbers[0]}, and names, such as {texts[0]!r}")
+        raise ValueError(
+            f"the classes in {source} are numbers, such as {numbers[0]}, and names, such as {texts[0]!r}; make all of them "
+            "the one or the other"
+        )
     _one_spelling(labels, source)
     if names is not None and max(numbers) >= len(names):
         raise ValueError(f"{source} holds the class {max(numbers)} but has names for {len(names)}")

@@ -62,7 +62,8 @@ def _found(source: str | Path) -> Pictures:
         return FilePictures(Archive(path), str(source))
     if kind == ".parquet" and path.is_file():
         return parquet_table(path)
-    if path.suffix or path.exists() or path.is_absolute() or str(source).startswith(".") or str(source).count("/") != 1:
+    named = str(source).count("/") == 1 and (not kind or kind[1:].isdigit())  # a version may end a data set's name
+    if not named or path.exists() or path.is_absolute() or str(source).startswith("."):
         raise ValueError(
             f"there is no image folder, .zip, .npz or .parquet at {path}; check the path given as data, or name a data set "
             "on the hub as owner/name"
@@ -83,8 +84,8 @@ def _decoded(pictures: Pictures, channels: int, size: int, *, labels: bool) -> I
             kept.append(k)
         except ValueError as error:
             corrupt.append(f"{pictures.name(k)} ({error})")
-    if corrupt:
-        logger.warning("skipped %d unreadable of %d images: %s", len(corrupt), found, "; ".join(corrupt[:10]))
     if not kept:
         raise ValueError(f"there are no readable images in {pictures.source}" + (f": {corrupt[0]}" if corrupt else ""))
+    if corrupt:
+        logger.warning("skipped %d unreadable of %d images: %s", len(corrupt), found, "; ".join(corrupt[:10]))
     return Images(pixels[: len(kept)], None if values is None else values[kept], names)
