@@ -63,6 +63,20 @@ def test_wrappers_and_older_names_are_read(model, names) -> None:
     assert torch.equal(estimates(load(model).denoiser), estimates(tiny()))
 
 
+def test_a_configuration_of_the_first_diffusers(model) -> None:
+    """It leaves out what there was no choice of yet and has a setting that is gone; whole defaults may be fractions."""
+    file = model / "unet" / "config.json"
+    config = json.loads(file.read_text())
+    since = ("add_attention", "attn_norm_num_groups", "class_embed_type", "downsample_type", "upsample_type",
+             "mid_block_type", "resnet_time_scale_shift", "time_embedding_dim", "num_train_timesteps", "dropout",
+             "num_class_embeds")  # fmt: skip
+    first = {name: value for name, value in config.items() if name not in since}
+    file.write_text(json.dumps(first | {"resnet_num_groups": 32, "mid_block_scale_factor": 1.0, "norm_eps": 1e-05}))
+    assert torch.equal(estimates(load(model).denoiser), estimates(tiny()))
+    file.write_text(json.dumps(first | {"mid_block_scale_factor": 1.5}))
+    assert not torch.equal(estimates(load(model).denoiser), estimates(tiny()))
+
+
 def test_an_averaged_model_counts_beside_its_weights(model) -> None:
     averaged = torch.optim.swa_utils.AveragedModel(tiny().network)
     save_file(dict(averaged.state_dict()), model / "unet" / f"{WEIGHTS}.safetensors")

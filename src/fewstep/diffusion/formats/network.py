@@ -84,7 +84,7 @@ def _like(value: Any, default: Any) -> bool:
     """Whether a setting is of the kind of its default: a list for a tuple, a number for a number."""
     if value is None or default is None:
         return True
-    kinds = {tuple: list, int: int, float: int | float}
+    kinds = {tuple: list, int: int | float, float: int | float}
     return isinstance(value, kinds.get(type(default), type(default))) and isinstance(value, bool) == isinstance(
         default, bool
     )
