@@ -14,6 +14,7 @@ from fewstep.cli.language import train_text
 from fewstep.cli.text import calibrate
 from fewstep.cli.text import decode as decode_command
 from fewstep.cli.text_measuring import evaluate, settle_text
+from fewstep.cli.text_options import Early, Prophet
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"prompt": "w1", "confidence": 99}, "a confidence is a probability"),
         ({"prompt": "w1", "rule": "klass", "confidence": -1}, "a confidence is a probability"),
         ({"prompt": "w1", "rule": "factor", "factor": -1}, "factor must not be negative"),
+        ({"prompt": "w1", "factor": 1.0}, "--factor is of --rule factor and not of threshold; leave one"),
+        (
+            {"prompt": "w1", "rule": "factor", "confidence": 0.5},
+            "--confidence is of --rule threshold, klass and not of factor",
+        ),
+        ({"prompt": "w1", "rule": "margin", "bound": 0.1}, "--bound is of --rule entropy-bound and not of margin"),
+        (
+            {"prompt": "w1", "rule": "klass", "schedule": "even"},
+            "--schedule is of --rule low-confidence, margin, entropy, ran",
+        ),
         ({"prompt": "w1", "suppress": "nobody"}, "vocabulary has no token nobody"),
         ({"prompt": "w1", "last": "nobody"}, "vocabulary has no token nobody"),
         ({"prompt": "w1", "out": Path("/")}, "/ is a folder"),
@@ -48,6 +59,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_mistakes_get_a_sentence(model: Path, options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         call(decode_command, model, **options)
+
+
+@pytest.mark.parametrize("early", [None, "sched", "stable"])
+def test_what_is_prophets_alone_is_refused_elsewhere(early: Any) -> None:
+    with pytest.raises(ValueError, match=r"^--levels, --first: of --early prophet alone"):
+        Early(early=early, prophet=Prophet(levels=(3, 2, 1), first=1))
 
 
 @pytest.mark.parametrize(

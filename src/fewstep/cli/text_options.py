@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
@@ -94,33 +94,36 @@ class Rule:
     """Decides what is sure enough (threshold, factor, entropy-bound, klass), or at each step a number by --schedule."""
     block_length: int = 32
     """The text is decided block by block; as long as --gen-length means all at once."""
-    confidence: float = 0.99
-    """Of threshold and klass."""
-    factor: float = 1.0
-    """Of factor."""
-    bound: float = 0.1
-    """Of entropy-bound, nats."""
-    schedule: Literal["even", "dream"] = "even"
-    """Of low-confidence, margin, entropy and random: as many at each step, as LLaDA has it, or as Dream has it."""
+    confidence: float | None = None
+    """Of threshold and klass; 0.99 if left out."""
+    factor: float | None = None
+    """Of factor; 1.0 if left out."""
+    bound: float | None = None
+    """Of entropy-bound, nats; 0.1 if left out."""
+    schedule: Literal["even", "dream"] | None = None
+    """Of low-confidence, margin, entropy and random; even (as many at each step, LLaDA's) if left out, or Dream's."""
     last: tuple[str, ...] = ()
     """Tokens that are decided last, by their names: '<|endoftext|>' '<|eot_id|>' in LLaDA's tables of some tasks."""
 
     def made(self, tokenizer: PreTrainedTokenizerBase) -> CommitRule:
         """The rule itself."""
         from ..masked.prompts import token_ids
-        from ..masked.rules import KLASS, Blockwise, EntropyBound, Factor, Last, Threshold, TopK
+        from ..masked.rules import DEFAULT, KLASS, SURE, Blockwise, EntropyBound, Factor, Last, TopK
 
-        rules: dict[str, CommitRule] = {
-            "low-confidence": TopK("confidence", self.schedule),
-            "margin": TopK("margin", self.schedule),
-            "entropy": TopK("entropy", self.schedule),
-            "random": TopK("chance", self.schedule),
-            "threshold": Threshold(self.confidence),
-            "factor": Factor(self.factor),
-            "entropy-bound": EntropyBound(self.bound),
-            "klass": KLASS(self.confidence),
-        }
-        rule = rules[self.rule]
+        rules: dict[str, Any] = {
+            "low-confidence": TopK("confidence"), "margin": TopK("margin"), "entropy": TopK("entropy"),
+            "random": TopK("chance"), "threshold": DEFAULT.rule, "factor": Factor(), "entropy-bound": EntropyBound(),
+            "klass": KLASS(SURE),
+        }  # fmt: skip
+        options = [option.name for option in fields(self) if option.default is None]
+        given = {name: value for name in options if (value := getattr(self, name)) is not None}
+        for option in given:
+            takes = [name for name, rule in rules.items() if option in {part.name for part in fields(rule)}]
+            if self.rule not in takes:
+                raise ValueError(
+                    f"--{option} is of --rule {', '.join(takes)} and not of {self.rule}; leave one of them out"
+                )
+        rule: CommitRule = replace(rules[self.rule], **given)
         return Blockwise(Last(rule, token_ids(tokenizer, self.last)) if self.last else rule, self.block_length)
 
 
@@ -159,6 +162,11 @@ class Early:
     early: EarlyName | None = None
     """Commit all that is left once the text is known, by --rule until then; prophet and sched want calibration."""
     prophet: Annotated[Prophet, OmitArgPrefixes] = Prophet()
+
+    def __post_init__(self) -> None:
+        own = [f"--{option.name}" for option in fields(Prophet) if getattr(self.prophet, option.name) != option.default]
+        if own and self.early != "prophet":
+            raise ValueError(f"{', '.join(own)}: of --early prophet alone; say that too, or leave it out")
 
     def around(self, rule: CommitRule, *, answer_follows: bool) -> CommitRule:
         """`rule`, or early commit over it."""

@@ -227,5 +227,6 @@ def _rank(score: Tensor, masked: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, places)
 
 
-DEFAULT = Blockwise(Threshold(0.99))  # of whatever decodes and is not told otherwise
+SURE = 0.99
+DEFAULT = Blockwise(Threshold(SURE))  # of whatever decodes and is not told otherwise
 LLADA = Blockwise()  # one token a step, the most confident first, in blocks of 32
