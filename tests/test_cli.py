@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -17,9 +18,10 @@ from conftest import fewstep, noise_images, tiny
 from PIL import Image
 
 from fewstep.core.seeds import generators
-from fewstep.diffusion.data import Images, Paths, save_images
+from fewstep.diffusion.data import Images, Paths, Rows, save_images
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.model import Model
+from fewstep.diffusion.noise import LogNormal
 from fewstep.diffusion.prediction import v_prediction
 from fewstep.diffusion.teaching import load_made
 from fewstep.diffusion.walk import Consistency, Heun, Segments, prior
@@ -61,7 +63,9 @@ def test_from_training_to_export(place, monkeypatch, capsys) -> None:
     assert receipt["images"] == 32 and receipt["resumed"] and receipt["teacher"] == "run0/model"
     assert receipt["recipe"]["gap"] == {"name": "ECTGap", "q": 4.0, "stages": 1, "k": 8.0, "b": 1.0}
     assert (receipt["recipe"]["hop"], receipt["recipe"]["segments"]) == ("from_data", 1)
-    assert receipt["network_rows"] == {"student": 2 * 32}  # two calls a sample, of both parts
+    rows = Rows(noise_images(40), LogNormal(P_mean=0.4, P_std=1.7), seed=0)
+    inside = sum(float(rows[k][2]) > math.log(5 / 3) for k in range(32))  # lower down this gap ends at r = 0
+    assert receipt["network_rows"] == {"student": 32 + inside}  # of both parts; at an edge a sample takes one call
     assert receipt["versions"]["torch"] == metadata.version("torch")
     assert sorted(p.name for p in (place / "samples").glob("0*.png")) == [f"{k:06d}.png" for k in range(7, 12)]
     assert json.loads((place / "samples" / "receipt.json").read_text())["nfe_per_sample"] == 2
