@@ -36,7 +36,7 @@ from .diffusion.walk import Consistency
 # (share of the training images, settings) of each student; the second starts from the first, docs/log.md
 STAGES: tuple[tuple[float, dict[str, Any]], ...] = (
     (0.7, {"segments": 2, "weight": InverseGap(power=0.0), "rate": Cosine(1e-3), "average": Exponential(0.98)}),
-    (0.3, {"segments": 1, "weight": InverseGap(), "rate": Cosine(2e-3), "average": Exponential(0.997)}),
+    (0.3, {"segments": 1, "weight": InverseGap(), "rate": Cosine(2e-3), "average": Exponential(0.99)}),
 )
 
 
@@ -86,7 +86,7 @@ def demo(out: Path, *, images: int, n: int, seed: int) -> None:
     plot(points, out / "quality.png")
     sheet(points, out / "samples.png")
     said = {name: {view: found._asdict() for view, found in pair.items()} for name, pair in ratios.items()}
-    measured = {"points": [p.summary() for p in points], "ratios": said}
+    measured = {"points": [p.summary() for p in points], "real": Looks.of(data.pixels)._asdict(), "ratios": said}
     write_json(out / "measure.json", measured | {"precision": precision, "seed": seed})
     console.print(f"[b]Done in {time.monotonic() - start:.0f} s.[/b] Look at:")
     for what, file in {

@@ -161,14 +161,14 @@ def tune(
         grid: first and last number of steps of the cosine or karras grid.
         weight: gap is (t − r)^−power, output is SNR + 1.
         power: of the gap's weight: 1 is Easy Consistency Tuning's, 0 weighs all noise levels alike.
-        huber: constant of the pseudo-Huber distance.
+        huber: constant of the pseudo-Huber distance; 0 is the norm itself.
         margin: how far beyond a picture's limits a student of several segments is asked to draw what lies at them: a haze
             that remains there is cut off as well. By default .1 for pictures, 0 for latents and for one segment, which
             cannot have it nor start from a student that has.
         rate: peak of the recipe's learning rate.
-        warmup: steps over which the rate rises; some 100 when a student is tuned on with a long average, as the optimizer's
-            first steps follow the bare gradient.
+        warmup: steps over which the rate rises.
         average: decay of the averaged weights, or several: the first makes `model`, each other one `model-DECAY` beside it.
+            An average begins with the checkpoint, and decay^steps of it stays that: few images need a low decay.
         dropout: probability in every dropout layer.
         clip: norm at which the gradient is clipped.
         seed: of everything random.
