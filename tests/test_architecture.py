@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
@@ -72,6 +74,13 @@ def test_every_import_is_an_edge_of_the_plan() -> None:
         used[part] |= others
     unused = {part: MAY_IMPORT[part] - seen for part, seen in used.items() if MAY_IMPORT[part] - seen}
     assert not unused, f"edges that nothing uses: {unused}"
+
+
+def test_the_tree_names_every_module_and_no_other() -> None:
+    tree = (SOURCE.parent.parent / "docs" / "architecture.md").read_text().split("## The tree")[1].split("assets/")[0]
+    named = Counter(re.findall(r"\b\w+\.py\b", tree))
+    there = Counter(file.name for file in SOURCE.rglob("*.py") if not file.name.startswith("__"))
+    assert named == there, f"not in the tree: {there - named}; not there: {named - there}"
 
 
 def test_the_ground_of_the_diffusion_wing_carries_the_rest() -> None:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from functools import wraps
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ import tyro
 from conftest import fewstep, noise_images
 from safetensors.torch import load_file, save_file
 
+import fewstep as fewstep_package
 from fewstep.cli import COMMANDS, main
 from fewstep.core import progress
 from fewstep.core.source import ASSETS
@@ -119,6 +120,21 @@ def test_the_commands_of_the_readme_parse(monkeypatch) -> None:
         words = shlex.split(line.replace("…", "x"))[1:]
         tyro.extras.subcommand_cli_from_dict(commands, args=words)
     assert len(told) == len(lines) > 15
+
+
+def test_the_python_of_the_readme_names_what_is_there() -> None:
+    programs = [
+        block.removeprefix("python") for block in README.read_text().split("```")[1::2] if block.startswith("python")
+    ]
+    imported, used = set(), set()
+    for node in ast.walk(ast.parse("\n".join(programs))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fewstep"):
+            imported |= {(node.module, alias.name) for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "fewstep":
+            used.add(node.attr)
+    assert len(imported) > 4 and len(used) > 4
+    assert all(hasattr(import_module(module), name) for module, name in imported)
+    assert used <= set(fewstep_package.__all__)
 
 
 def test_long_work_says_how_far_it_is(place, monkeypatch, caplog) -> None:
