@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,13 +19,14 @@ import torch
 from conftest import fewstep, noise_images, tiny
 from PIL import Image
 
+from fewstep.core.nfe import count_nfe
 from fewstep.core.seeds import generators
 from fewstep.diffusion.data import Images, Paths, Rows, save_images
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise import LogNormal
 from fewstep.diffusion.prediction import v_prediction
-from fewstep.diffusion.teaching import load_made
+from fewstep.diffusion.teaching import load_made, teacher_paths
 from fewstep.diffusion.walk import Consistency, Heun, Segments, prior
 
 
@@ -182,6 +185,67 @@ def test_multistep_distillation_from_paths_to_the_dial(place, monkeypatch, capsy
     fewstep(monkeypatch, "sample exported --out again --n 2")  # an exported folder knows its segments, too
     for name in ("000000.png", "000001.png"):
         assert (place / "again" / name).read_bytes() == (place / "samples" / name).read_bytes()
+
+
+# Holds the lock of a folder as another process would.
+HOLDER = """
+import fcntl, sys, time
+lock = open(sys.argv[1] + "/.lock", "ab+")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_commands_do_not_share_a_folder(place, monkeypatch, capsys) -> None:
+    (place / "run").mkdir()
+    with subprocess.Popen([sys.executable, "-c", HOLDER, place / "run"], stdout=subprocess.PIPE) as holder:
+        holder.stdout.readline()
+        for command in (
+            "train data.npz --images 8 --batch 8 --widths 8 16",
+            "tune teacher --data data.npz --images 8 --batch 8",
+            "tune teacher --data teacher --teacher-images 8",
+            "train-text --items 8",
+            "demo",
+        ):
+            with pytest.raises(SystemExit) as stop:
+                fewstep(monkeypatch, command + " --out run")
+            assert stop.value.code == 2 and "another process is writing into run" in capsys.readouterr().err
+        holder.kill()
+    assert set(os.listdir(place / "run")) == {".lock"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_is_told_to_stop_saves_before_it_leaves(place, number: int, code: int) -> None:
+    """In a process of its own, which says how to go on."""
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from fewstep.cli import main; main()"
+    )
+    arguments = ["tune", "teacher", "--data", "data.npz", "--out", "run", "--images", "800000", "--batch", "8"]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as tune:
+        while not (place / "run" / ".lock").exists():
+            assert tune.poll() is None, tune.stderr.read()
+            time.sleep(0.01)
+        tune.send_signal(number)
+        said = tune.stderr.read()
+    assert tune.returncode == code
+    assert re.search(r"^fewstep: stopped after \d+ images; they are saved, go on with --resume$", said, re.MULTILINE), said
+    assert os.listdir(place / "run") == ["state.pt"]
+
+
+def test_the_receipt_counts_what_the_teacher_made(place, monkeypatch) -> None:
+    """Heun's 18 steps take 35 calls an image; the last of a path ends at 0 and takes one call less to reach."""
+    fewstep(monkeypatch, "tune teacher --data teacher --teacher-images 8 --out a --images 16 --batch 8 --hop euler")
+    fewstep(monkeypatch, "tune teacher --data paths --paths 6 --out b --images 8 --batch 8 --segments 2")
+    a, b = (json.loads((place / name / "receipt.json").read_text()) for name in ("a", "b"))
+    assert a["network_calls"]["teacher"] == 2 and a["network_rows"]["teacher"] == 16
+    assert a["network_calls"]["teacher, for images"] == 35 and a["network_rows"]["teacher, for images"] == 35 * 8
+    assert b["network_rows"]["student"] == 8 and "teacher" not in b["network_rows"]
+    with count_nfe((denoiser := load(place / "teacher").denoiser).network) as nfe:
+        teacher_paths(denoiser, 6, segments=2, levels=denoiser.schedule.grid(2).tolist(), whole=False)
+    assert b["network_rows"]["teacher, for paths"] == nfe.rows > 6 * 35
 
 
 def test_scratch_starts_from_new_weights(place, monkeypatch) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from .core.device import best_device, fast_precision
-from .core.files import writable
+from .core.files import alone_in
+from .core.interrupts import Interrupted
 from .core.intervals import Estimate
 from .core.progress import progress
 from .core.receipt import plain, write_json
@@ -42,8 +43,15 @@ STAGES: tuple[tuple[float, dict[str, Any]], ...] = (
 
 def demo(out: Path, *, images: int, n: int, seed: int) -> None:
     """Runs it; see `fewstep demo --help`."""
+    with alone_in(out):
+        try:
+            _demo(out, images=images, n=n, seed=seed)
+        except Interrupted as stop:
+            raise Interrupted("the demo was stopped; the next one begins at its beginning", stop.signal) from stop
+
+
+def _demo(out: Path, *, images: int, n: int, seed: int) -> None:
     console, start = Console(), time.monotonic()
-    writable(out)
     teacher = load("bundled").denoiser.to(best_device())
     precision = fast_precision()
     data = load_images("bundled", channels=1, size=28)

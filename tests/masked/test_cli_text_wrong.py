@@ -103,7 +103,7 @@ def test_shares_of_steps(at: tuple[float, ...], model: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["items", "layers", "heads", "save_every", "rate"])
 def test_training_numbers_that_make_no_sense(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} "):
-        train_text(out=tmp_path / "run", **{name: 0})
+        train_text(out=tmp_path / "run", **{name: -1})
     assert not (tmp_path / "run").exists()
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 from fewstep.cli.language import train_text
+from fewstep.core.interrupts import Interrupted
 from fewstep.masked.decoding import decode
 from fewstep.masked.load import load_text, load_tokenizer
 from fewstep.masked.rules import TopK
+from fewstep.toys import training
 from fewstep.toys.masked import IGNORED, Hidden, canvas
 from fewstep.toys.tasks import Facts, Sudoku, WordProblems, bundled_families
 from fewstep.toys.tokens import EOS, MASK, PAD, word_tokenizer
@@ -81,7 +86,7 @@ def test_the_canvas_of_an_item() -> None:
     assert words == [*item.prompt, *[MASK] * 28, "the", "answer", "is", MASK]
 
 
-TINY = {"items": 64, "batch": 8, "hidden": 16, "layers": 1, "heads": 2, "intermediate": 16, "save_every": 4}
+TINY = {"items": 64, "batch": 8, "hidden": 16, "layers": 1, "heads": 2, "intermediate": 16, "save_every": 1e9}
 
 
 def test_training_goes_on_where_it_stopped_and_can_be_decoded(tmp_path: Path) -> None:
@@ -100,7 +105,7 @@ def test_training_goes_on_where_it_stopped_and_can_be_decoded(tmp_path: Path) ->
                 shutil.copytree(tmp_path / "cut" / "checkpoint-5", kept)
 
         patch.setattr(Trainer, "_save_checkpoint", save_and_keep)
-        train_text(out=tmp_path / "cut", **TINY | {"save_every": 5})
+        train_text(out=tmp_path / "cut", **TINY | {"save_every": 0})
     for other in (tmp_path / "cut").iterdir():
         if other.name != "settings.json":
             shutil.rmtree(other) if other.is_dir() else other.unlink()
@@ -122,6 +127,83 @@ def test_training_goes_on_where_it_stopped_and_can_be_decoded(tmp_path: Path) ->
     assert (predictor.mask_id, predictor.eos_ids) == (vocabulary[MASK], (vocabulary[EOS],)) and vocabulary == VOCABULARY
     row = decode(predictor, [canvas(Sudoku().item(0), vocabulary)], TopK())[0]
     assert row.nfe == 24 and predictor.mask_id not in row.tokens
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGINT) -> None:
+    """Whoever trains is told to stop in that step."""
+    on_step_end = training._Saves.on_step_end
+
+    def told(self: training._Saves, args: object, state: TrainerState, control: object, **parts: object) -> object:
+        if state.global_step == step:
+            os.kill(os.getpid(), number)
+        return on_step_end(self, args, state, control, **parts)
+
+    monkeypatch.setattr(training._Saves, "on_step_end", told)
+
+
+def trained(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_training_saves_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """And so does what was told to go on though nothing was saved yet."""
+    train_text(out=tmp_path / "whole", **TINY, resume=True)
+    with monkeypatch.context() as told:
+        stop_at(told, 3, number)
+        with pytest.raises(Interrupted, match=r"24 of 64 items.*--resume") as stopped:
+            train_text(out=tmp_path / "run", **TINY)
+    assert stopped.value.signal == number
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoint-3", "settings.json"]
+    with pytest.raises(ValueError, match="there already is a run"):
+        train_text(out=tmp_path / "run", **TINY)
+    train_text(out=tmp_path / "run", **TINY, resume=True)
+    whole, resumed = trained(tmp_path / "whole"), trained(tmp_path / "run")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_model_that_could_not_be_written_comes_by_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk without room: the last state is there, and with it the model."""
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if Path(target).name == "model":
+            raise OSError(28, "No space left on device", str(source))
+        replace(source, target)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space left"):
+            train_text(out=tmp_path, **TINY)
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-8", "settings.json"]
+    kept = load_file(tmp_path / "checkpoint-8" / "model.safetensors")
+    train_text(out=tmp_path, **TINY, resume=True)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in trained(tmp_path).items())
+    assert (tmp_path / "receipt.json").exists()
+
+
+def no_room(*args: object, **options: object) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def test_a_checkpoint_without_room_costs_nothing_but_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as disk:
+        disk.setattr(Trainer, "_save_checkpoint", no_room)
+        train_text(out=tmp_path / "run", **TINY)
+        assert "checkpoint-8 could not be written (No space left on device): make room" in caplog.text
+        stop_at(disk, 3)
+        with pytest.raises(OSError, match=r"24 of 64 items; .*No space left.*--resume"):
+            train_text(out=tmp_path / "stopped", **TINY)
+    assert (tmp_path / "run" / "model").exists() and os.listdir(tmp_path / "stopped") == ["settings.json"]
+
+
+def test_weights_that_are_not_finite_stop_the_training(tmp_path: Path) -> None:
+    """Also those after the last step, which no further loss would show; the first has rate 0."""
+    with pytest.raises(FloatingPointError, match=r"step 2: .* lower --rate"):
+        train_text(out=tmp_path, **TINY | {"items": 16, "rate": 1e30, "save_every": 0})
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-1", "settings.json"]
 
 
 def test_what_a_user_does_wrong(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .checks import at_least, positive
+
 
 def train_text(
     *,
@@ -17,7 +19,7 @@ def train_text(
     intermediate: int = 192,
     rate: float = 2e-3,
     seed: int = 0,
-    save_every: int = 500,
+    save_every: float = 120.0,
     resume: bool = False,
 ) -> None:
     """Train a small masked diffusion language model on generated tasks: word problems, sudoku, facts of an invented world.
@@ -35,28 +37,23 @@ def train_text(
         intermediate: width inside a layer.
         rate: peak learning rate; falls to 0 along a cosine.
         seed: of weights and of what is hidden.
-        save_every: steps between saved states.
-        resume: go on from the last state in out.
+        save_every: seconds between saved states; Ctrl-C and SIGTERM save, too.
+        resume: go on from the last state in out, if there is one.
     """
     import torch
 
-    from ..core.files import atomic_folder, writable
+    from ..core.files import alone_in, atomic_folder
     from ..core.receipt import receipt
     from ..toys.masked import Hidden, new_masked_lm
     from ..toys.tasks import bundled_families, text_stages
     from ..toys.tokens import word_tokenizer
     from ..toys.training import Numbered, fit
 
-    numbers = {"items": items, "batch": batch, "hidden": hidden, "layers": layers, "heads": heads,
-               "intermediate": intermediate, "save-every": save_every}  # fmt: skip
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"--{name} starts at 1, got {number}")
-    if not rate > 0:
-        raise ValueError(f"--rate must be above 0, got {rate}")
+    at_least(1, items=items, batch=batch, hidden=hidden, layers=layers, heads=heads, intermediate=intermediate)
+    at_least(0, seed=seed, save_every=save_every)
+    positive(rate=rate)
     if hidden % heads or hidden // heads % 2:
         raise ValueError(f"--hidden must be a multiple of twice --heads, got {hidden} and {heads}")
-    writable(out)
     tokenizer = word_tokenizer(word for family in bundled_families().values() for word in family.words)
     torch.manual_seed(seed)
     network = new_masked_lm(tokenizer, hidden=hidden, layers=layers, heads=heads, intermediate=intermediate)
@@ -69,13 +66,14 @@ def train_text(
         "seed": seed,
         "resumed": resume,
     }
-    with receipt(out / "receipt.json", stages=stages, network=network.config.to_diff_dict(), **settings) as entries:
+    facts = {"stages": stages, "network": network.config.to_diff_dict()} | settings
+    with alone_in(out), receipt(out / "receipt.json", **facts) as entries:
         fit(
             network, Numbered(examples, items), examples.collate, out,
-            batch=batch, rate=rate, seed=seed, resume=resume, save_steps=save_every,
+            batch=batch, rate=rate, seed=seed, resume=resume, save_every=save_every,
         )  # fmt: skip
         entries["parameters"] = network.num_parameters()
-    with atomic_folder(out / "model") as folder:
-        network.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        with atomic_folder(out / "model") as folder:
+            network.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     print(f"the language model is in {out / 'model'}")

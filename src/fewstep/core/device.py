@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -59,3 +61,14 @@ def default_accelerator(precision: str | None = None, accumulate: int = 1) -> Ac
 def wide(x: Tensor) -> Tensor:
     """`x` in float64, or in float32 where the device has nothing wider, as Apple's GPU."""
     return x.float() if x.device.type in WITHOUT_FLOAT64 else x.double()
+
+
+def finite(module: nn.Module) -> bool:
+    """Whether all weights are finite; the host waits for the device."""
+    return math.isfinite(norm_of(module))
+
+
+def norm_of(module: nn.Module) -> Tensor:
+    """The norm of all weights."""
+    norm: Tensor = get_total_norm([p.detach() for p in module.parameters()])
+    return norm

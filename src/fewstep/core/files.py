@@ -31,7 +31,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         OSError: it could not be written (no space, no permission); an older file at `path` is untouched.
     """
     with _workshop(path) as workshop:
-        with open(workshop / "new", "wb") as file, _safetensors_errors(path):
+        with open(workshop / "new", "wb") as file, disk_errors(path):
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -50,7 +50,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with _workshop(path) as workshop:
         new = workshop / "new"
         new.mkdir()
-        with _safetensors_errors(path):
+        with disk_errors(path):
             yield new
         for item in (new, *new.rglob("*")):
             _sync(item)
@@ -186,8 +186,8 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _safetensors_errors(path: Path) -> Iterator[None]:
-    """What safetensors says of a full disk, as the OSError that it is."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """What safetensors and torch say when `path` cannot be written, as the OSError that it is."""
     from safetensors import SafetensorError
 
     try:
@@ -197,6 +197,11 @@ def _safetensors_errors(path: Path) -> Iterator[None]:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error):  # where torch.save writes
+            raise
+        cause = error.__context__ if isinstance(error.__context__, OSError) else OSError(errno.EIO, os.strerror(errno.EIO))
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
@@ -206,13 +211,7 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
         OSError: it could not be written; an older state is untouched.
     """
     with atomic_file(Path(path)) as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:  # torch's word for what the file said
-            cause = error.__context__
-            if not isinstance(cause, OSError):
-                raise
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
+        torch.save(state, file)
 
 
 def load_state(path: str | Path) -> dict[str, Any]:

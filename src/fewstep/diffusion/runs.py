@@ -91,7 +91,7 @@ def run(
     walk = _walk(recipe, data)
     accelerator = default_accelerator(precision, accumulate)
     main, folders = accelerator.is_main_process, [out / name for name in _names(recipe.get("average"))]
-    with alone_in(out) if main else nullcontext(), interrupts() as interrupt:
+    with interrupts() as interrupt, alone_in(out) if main else nullcontext():
         state, changes = _begun(out, recipe, facts, resume=resume, changing=changing)
         if state and _complete(out, folders, state["step"] * recipe["batch"], recipe["images"]):
             logger.info("the run in %s has seen all its images; ask for more with --images to go on", out)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch import nn
 
+from ..core.device import finite
 from .average import Exponential, MovingAverage
 from .denoiser import Denoiser
 
@@ -105,14 +104,3 @@ def changing(module: nn.Module) -> dict[str, Any]:
     """What training may change, by name: the weights that are not frozen, and the buffers."""
     frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {name: value for name, value in module.state_dict().items() if name not in frozen}
-
-
-def finite(module: nn.Module) -> bool:
-    """Whether all weights are finite; the host waits for the device."""
-    return math.isfinite(norm_of(module))
-
-
-def norm_of(module: nn.Module) -> Tensor:
-    """The norm of all weights."""
-    norm: Tensor = get_total_norm([p.detach() for p in module.parameters()])
-    return norm

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ..core.device import default_accelerator, wide
+from ..core.device import default_accelerator, finite, norm_of, wide
 from ..core.seeds import derive, drawn_from
 from .average import Average, Exponential, MovingAverage, trained
 from .cond import NOTHING, labelled
@@ -23,7 +23,7 @@ from .loss import Distance, Hop, InverseGap, PseudoHuber, Weight, consistency_lo
 from .noise import ECTGap, FullGap, Gap, LogNormal, Noise
 from .optim import Constant, Dropout, LearningRate, OptimizerFactory, RAdam, label_dropout, training_mode
 from .prediction import clean
-from .step import Step, finite, norm_of, take_up
+from .step import Step, take_up
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

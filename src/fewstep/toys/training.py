@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from ..core.device import finite
+from ..core.files import alone_in, disk_errors
+from ..core.interrupts import Interrupt, Interrupted, interrupts
 from ..core.receipt import check_same, plain, write_json
 from ..core.source import read_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, TrainerControl, TrainerState
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -43,7 +57,7 @@ def fit(
     seed: int = 0,
     resume: bool = False,
     bf16: bool = False,
-    save_steps: int = 1000,
+    save_every: float = 120.0,
     loss: Callable[..., Tensor] | None = None,
 ) -> None:
     """Trains `model` in place, once through `items` in order, the rate falling to 0 along a cosine.
@@ -59,48 +73,104 @@ def fit(
         seed: of dropout.
         resume: go on from the last checkpoint in `out`.
         bf16: mixed precision.
-        save_steps: steps between checkpoints.
+        save_every: seconds between checkpoints.
         loss: (outputs, labels, num_items_in_batch=…) -> scalar.
 
     Raises:
-        ValueError: there is a run in `out` and `resume` is not asked for, or the other way round, or it began otherwise,
-            or its checkpoint is damaged.
+        ValueError: there is a run in `out` and `resume` is not asked for, or it began otherwise, or its checkpoint is
+            damaged.
+        FloatingPointError: the weights are no longer finite; what was saved before is good.
+        Interrupted: the run was told to stop; its last checkpoint is of that step.
+        OSError: it was told to stop and could not write that checkpoint.
     """
-    from json import JSONDecodeError
-    from pickle import UnpicklingError
+    with interrupts() as interrupt, alone_in(out):
+        last = _last_checkpoint(out)
+        if last and not resume:
+            raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
+        settings = {"items": len(items), "batch": batch, "rate": rate, "warmup": warmup, "seed": seed, "bf16": bf16,
+                    "network": model.config.to_diff_dict()}  # fmt: skip
+        if last:
+            check_same(read_json(out / "settings.json", "it says how the run began; start it anew"), plain(settings))
+        else:
+            write_json(out / "settings.json", settings)
+        arguments: dict[str, Any] = {
+            "per_device_train_batch_size": batch, "num_train_epochs": 1, "learning_rate": rate, "warmup_steps": warmup,
+            "lr_scheduler_type": "cosine", "seed": seed, "train_sampling_strategy": "sequential", "save_strategy": "no",
+            "save_total_limit": 1, "logging_steps": 100, "report_to": "none", "bf16": bf16,
+            "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
+            "remove_unused_columns": False, "max_grad_norm": 1.0, "adam_beta2": 0.98,
+        }  # fmt: skip
+        trainer = _Trainer(
+            model=model, args=TrainingArguments(output_dir=str(out), **arguments), train_dataset=items,
+            data_collator=collate, compute_loss_func=loss, callbacks=[_Saves(interrupt, save_every)],
+        )  # fmt: skip
+        with _read(last):
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        done = f"stopped after {min(trainer.state.global_step * batch, len(items))} of {len(items)} items"
+        if interrupt.by and trainer.failed:
+            raise OSError(f"{done}; {trainer.failed}: make room, and --resume goes on from what was saved before")
+    if interrupt.by:
+        raise Interrupted(f"{done}; they are saved, go on with --resume", interrupt.by)
 
-    import torch
-    from safetensors import SafetensorError
-    from transformers import Trainer, TrainingArguments
 
-    # a run killed while it saved leaves a folder without its state, which is written last
-    states = out.glob("checkpoint-*/trainer_state.json")
-    whole = {int(state.parent.name.removeprefix("checkpoint-")): state.parent for state in states}
-    last = str(whole[max(whole)]) if whole else None
-    if last and not resume:
-        raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
-    if resume and not last:
-        raise ValueError(f"there is no run in {out} to go on with; leave --resume out")
-    settings = {"items": len(items), "batch": batch, "rate": rate, "warmup": warmup, "seed": seed, "bf16": bf16,
-                "network": model.config.to_diff_dict()}  # fmt: skip
-    if resume:
-        check_same(read_json(out / "settings.json", "it says how the run began; start it anew"), plain(settings))
-    else:
-        write_json(out / "settings.json", settings)
-    arguments: dict[str, Any] = {
-        "per_device_train_batch_size": batch, "num_train_epochs": 1, "learning_rate": rate, "warmup_steps": warmup,
-        "lr_scheduler_type": "cosine", "seed": seed, "train_sampling_strategy": "sequential", "save_steps": save_steps,
-        "save_total_limit": 1, "logging_steps": 100, "report_to": "none", "bf16": bf16,
-        "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
-        "remove_unused_columns": False, "max_grad_norm": 1.0, "adam_beta2": 0.98,
-    }  # fmt: skip
-    trainer = Trainer(
-        model=model, args=TrainingArguments(output_dir=str(out), **arguments), train_dataset=items,
-        data_collator=collate, compute_loss_func=loss,
-    )  # fmt: skip
-    try:  # it reads plain tensors only; of others it says how to run their code
-        trainer.train(resume_from_checkpoint=last)
+def _last_checkpoint(out: Path) -> Path | None:
+    """Where the run in `out` goes on; what a killed one left without its state, which comes last, is removed."""
+    folders = {int(folder.name.removeprefix("checkpoint-")): folder for folder in out.glob("checkpoint-*")}
+    for step, folder in [*folders.items()]:
+        if not (folder / "trainer_state.json").exists():
+            shutil.rmtree(folders.pop(step))
+    return folders[max(folders)] if folders else None
+
+
+@contextmanager
+def _read(checkpoint: Path | None) -> Iterator[None]:
+    """Says so where a checkpoint cannot be read; the Trainer takes plain tensors, and of others it says how to run them."""
+    try:
+        yield
     except (UnpicklingError, SafetensorError, JSONDecodeError, UnicodeDecodeError, EOFError, RuntimeError) as error:
-        if last is None or (isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error)):
+        if checkpoint is None or (isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error)):
             raise
-        raise ValueError(f"{last} is damaged, or not of our making; start the run anew in another folder") from error
+        raise ValueError(f"{checkpoint} is damaged, or not of our making; start the run anew in another folder") from error
+
+
+class _Saves(TrainerCallback):  # type: ignore[misc]
+    """Decides after each step whether the state is to be saved, and whether to stop."""
+
+    def __init__(self, interrupt: Interrupt, every: float) -> None:
+        self.interrupt, self.every, self.saved = interrupt, every, time.monotonic()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> TrainerControl:
+        if not finite(parts["model"]):
+            raise FloatingPointError(
+                f"step {state.global_step}: the weights after it are not finite; start anew, in another folder and with a "
+                "lower --rate"
+            )
+        stop, due = self.interrupt.by > 0, time.monotonic() - self.saved >= self.every
+        control.should_save = stop or due or state.global_step >= state.max_steps
+        control.should_training_stop |= stop
+        if control.should_save:
+            self.saved = time.monotonic()
+        return control
+
+
+class _Trainer(Trainer):  # type: ignore[misc]
+    """A full disk costs a checkpoint, not the weights in memory.
+
+    Attributes:
+        failed: why the last checkpoint is missing, if it is.
+    """
+
+    failed = ""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        try:
+            with disk_errors(folder):
+                super()._save_checkpoint(model, trial)
+            self.failed = ""
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            self.failed = f"{folder} could not be written ({error.strerror or error})"
+            logger.warning("%s: make room", self.failed)
