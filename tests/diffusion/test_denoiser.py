@@ -9,7 +9,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from oracle import GaussianOracle, OracleNetwork
 
 from fewstep.diffusion.denoiser import Denoiser, edm, flow, vp
-from fewstep.diffusion.schedule import DiscreteVP
+from fewstep.diffusion.prediction import Trigonometric
+from fewstep.diffusion.schedule import DiscreteVP, TrigFlow
 
 
 def vp_oracle(prediction: str) -> Denoiser:
@@ -44,6 +45,17 @@ def flow_oracle() -> Denoiser:
     return flow(OracleNetwork(to_sigma, lambda z, s: z * (1 + s), lambda x, x0, s: (x - x0) / s - x0))
 
 
+def trigflow_oracle() -> Denoiser:
+    """F = z·cos t − x0/sd·sin t in units of sd, where x_t/sd = cos t·x0/sd + sin t·z."""
+
+    def output(x, x0, s):
+        t = (s / 0.5).atan()
+        return t.cos() * (x - x0) / s - t.sin() * x0 / 0.5
+
+    network = OracleNetwork(lambda time: 0.5 * time.tan(), lambda z, s: z * (s**2 + 0.25).sqrt(), output)
+    return Denoiser(network, TrigFlow(), Trigonometric())
+
+
 ORACLES = {
     "epsilon": lambda: vp_oracle("epsilon"),
     "v_prediction": lambda: vp_oracle("v_prediction"),
@@ -51,6 +63,7 @@ ORACLES = {
     "edm": edm_oracle,
     "edm, its own time": lambda: edm_oracle(0.25),
     "flow": flow_oracle,
+    "trigflow": trigflow_oracle,
 }
 
 

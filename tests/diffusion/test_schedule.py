@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, SCMScheduler
 
 from fewstep.core.seeds import generators, normal
-from fewstep.diffusion.denoiser import discrete_vp, vp
+from fewstep.diffusion.denoiser import Denoiser, discrete_vp, vp
 from fewstep.diffusion.formats import schedulers
-from fewstep.diffusion.schedule import PURE_NOISE, DiscreteVP, Karras, Rectified
+from fewstep.diffusion.prediction import Trigonometric
+from fewstep.diffusion.schedule import PURE_NOISE, DiscreteVP, Karras, Rectified, TrigFlow
 from fewstep.diffusion.walk import Segments, sample
 
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
@@ -116,8 +117,16 @@ def test_prior_and_scale_make_the_network_see_unit_variance_at_the_top(schedule)
     assert seen == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("parametrisation", ["vp", "edm"])
+def test_trigflow_walks_the_times_of_its_scheduler() -> None:
+    stock, schedule = SCMScheduler(), TrigFlow(sigma_max=40.0)
+    stock.set_timesteps(4, max_timesteps=math.atan(80.0), intermediate_timesteps=None)
+    torch.testing.assert_close(schedule.time(schedule.grid(4)).float(), stock.timesteps[:4])
+    torch.testing.assert_close(schedule.consistency_grid(2, 0.8, 0.0), torch.tensor([40.0, 0.8], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("parametrisation", ["vp", "edm", "trigflow"])
 def test_scheduler_configurations_both_ways(parametrisation: str) -> None:
-    denoiser = tiny(parametrisation)
+    trigflow = Denoiser(tiny("edm").network, TrigFlow(0.7, sigma_max=50.0), Trigonometric(0.7))
+    denoiser = trigflow if parametrisation == "trigflow" else tiny(parametrisation)
     config = json.loads(schedulers.write(denoiser).to_json_string())
     assert schedulers.read(config) == (denoiser.schedule, denoiser.prediction)

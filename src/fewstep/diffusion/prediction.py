@@ -57,3 +57,19 @@ class Preconditioned:
     def __call__(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
         above, sd2 = sigma - self.offset, self.sigma_data**2
         return sd2 / (above**2 + sd2) * x + above * self.sigma_data / (sigma**2 + sd2).sqrt() * output
+
+
+@dataclass(frozen=True)
+class Trigonometric:
+    """x0 = cos t·x_t − sin t·sd·F with x_t = cos t·x and t = atan(σ/sd).
+
+    Args:
+        sigma_data: sd.
+
+    Reference: Lu and Song 2024, Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models, eq. 4.
+    """
+
+    sigma_data: float = 0.5
+
+    def __call__(self, x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+        return Preconditioned(self.sigma_data)(x, -output, sigma)  # cos² t is its c_skip, sin t·sd its c_out

@@ -280,3 +280,43 @@ class Rectified:
         if middle is not None:
             raise ValueError("a flow student's steps are even in u = σ/(1 + σ); leave `middle` out")
         return self.grid(steps)
+
+
+@dataclass(frozen=True)
+class TrigFlow:
+    """The noise axis of TrigFlow, t = atan(σ/sd): the network sees x/√(σ² + sd²) and t itself.
+
+    Args:
+        sigma_data: sd.
+        sigma_min, sigma_max: where sampling ends and begins; t = π/2 itself is infinitely far away.
+
+    Reference: Lu and Song 2024, Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models, sec. 3.
+    """
+
+    sigma_data: float = 0.5
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    highest = math.inf
+
+    @property
+    def prior_std(self) -> float:
+        return math.hypot(self.sigma_data, self.sigma_max)
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return (sigma**2 + self.sigma_data**2).rsqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return (sigma / self.sigma_data).atan()
+
+    def grid(self, steps: int) -> Tensor:
+        """Even in t, as diffusers' SCMScheduler spaces them."""
+        top = math.atan(self.sigma_max / self.sigma_data)
+        return self.sigma_data * (top * (1 - torch.arange(steps, dtype=torch.float64) / steps)).tan()
+
+    def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
+        """The same levels, but the second of two where it is asked to be."""
+        grid = self.grid(steps)
+        if middle is not None:
+            grid[1:2] = middle
+        return grid

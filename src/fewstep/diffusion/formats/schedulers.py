@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..denoiser import Denoiser, discrete_vp
-from ..prediction import Preconditioned, Prediction, clean, epsilon, v_prediction, velocity
-from ..schedule import NO_OFFSET, DiscreteVP, Karras, Rectified, Schedule
+from ..prediction import Preconditioned, Prediction, Trigonometric, clean, epsilon, v_prediction, velocity
+from ..schedule import NO_OFFSET, DiscreteVP, Karras, Rectified, Schedule, TrigFlow
 
 PREDICTIONS = {"epsilon": epsilon, "v_prediction": v_prediction, "sample": clean}  # as diffusers calls them
 EVERYWHERE = ("linear", "scaled_linear", "squaredcos_cap_v2")  # beta schedules that all of its VP schedulers have
@@ -30,6 +30,9 @@ def read(config: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
             raise ValueError(f"an {kind} with prediction_type {predicts} is not known, only epsilon")
         data, high = _numbers(config, "sigma_data", "sigma_max")
         return Karras(data, sigma_max=high, time_scale=0.25), Preconditioned(data)
+    if kind == "SCMScheduler":
+        data, high = _numbers({"sigma_max": 80.0} | dict(config), "sigma_data", "sigma_max")
+        return TrigFlow(data, sigma_max=high), Trigonometric(data)
     if kind.startswith("FlowMatch"):
         # diffusers has no setting for where sampling starts, `write` leaves it there
         own = {"sigma_max": _numbers(config, "sigma_max")[0]} if "sigma_max" in config else {}
@@ -44,7 +47,13 @@ def read(config: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
 
 def write(denoiser: Denoiser) -> Any:
     """The diffusers scheduler from whose configuration `read` makes the denoiser's schedule and prediction again."""
-    from diffusers import CMStochasticIterativeScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+    from diffusers import (
+        CMStochasticIterativeScheduler,
+        DDPMScheduler,
+        EDMEulerScheduler,
+        FlowMatchEulerDiscreteScheduler,
+        SCMScheduler,
+    )  # fmt: skip
 
     schedule = denoiser.schedule
     if isinstance(schedule, DiscreteVP):
@@ -59,6 +68,10 @@ def write(denoiser: Denoiser) -> Any:
         flow = FlowMatchEulerDiscreteScheduler(num_train_timesteps=int(schedule.time_scale), shift=schedule.shift)
         flow.register_to_config(sigma_max=schedule.sigma_max)
         return flow
+    if isinstance(schedule, TrigFlow):
+        trigflow = SCMScheduler(sigma_data=schedule.sigma_data)
+        trigflow.register_to_config(sigma_max=schedule.sigma_max)  # it has no such setting of its own
+        return trigflow
     assert isinstance(schedule, Karras)
     if schedule.time_scale == 250:
         return CMStochasticIterativeScheduler(**schedule.consistency_settings(None, denoiser.identity))
