@@ -19,18 +19,24 @@ from .measure.settling import QUANTILES, Settling
 def table(points: Sequence[Point], real: Looks) -> Table:
     """One row a measured point; Fréchet distances with 95 % intervals in each view. It fits 80 columns."""
     looks = f"real images: grey {real.grey:.0f}, contrast {real.contrast:.0f}"
-    said = f"n = {points[0].n}, same seeds; {points[0].device}; {looks}"
-    rows = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption=said)
+    said = f"Fréchet distances ± 95 %; n = {points[0].n}, same seeds; {points[0].device}; {looks}"
+    rows = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, caption=said)
     for column in ("model", "sampler"):
         rows.add_column(column, no_wrap=True)
-    for column in ("calls", *(f"{name}, 95 %" for name in points[0].frechet), "grey", "contr.", "recall", "img/s"):
+    for column in ("calls", *(Path(name).name for name in points[0].frechet), "grey", "contr.", "recall", "img/s"):
         rows.add_column(column, justify="right", no_wrap=True)
     for p in points:
         rows.add_row(
-            p.name, p.sampler, f"{p.nfe:.0f}", *(f"{d.value:.2f} ± {d.high - d.value:.2f}" for d in p.frechet.values()),
+            p.name, p.sampler, f"{p.nfe:.0f}",
+            *(f"{_short(d.value)} ± {_short(d.high - d.value)}" for d in p.frechet.values()),
             f"{p.looks.grey:.0f}", f"{p.looks.contrast:.0f}", f"{p.coverage.recall:.2f}", f"{p.images_per_second:.0f}",
         )  # fmt: skip
     return rows
+
+
+def _short(value: float) -> str:
+    """At most four characters up to 9999, hundredths where there is room."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def plot(points: Sequence[Point], path: Path) -> None:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
+import io
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from rich.console import Console
 from scipy.ndimage import correlate
 from transformers import Dinov2Config, Dinov2Model
 
-from fewstep.core.intervals import jackknife
+from fewstep.core.intervals import Estimate, jackknife
 from fewstep.diffusion.data import load_images
 from fewstep.diffusion.measure.dial import Looks, Point, difference, ratio, recommend, score
 from fewstep.diffusion.measure.features import FashionFeatures, RandomFeatures, View, extract, extractor, reference, views
@@ -17,6 +20,7 @@ from fewstep.diffusion.measure.scores import Reference, coverage, frechet
 from fewstep.diffusion.measure.settings import diffusion_settings, student_settings
 from fewstep.diffusion.measure.settling import Settling, settle
 from fewstep.diffusion.model import Model
+from fewstep.diffusion.report import table
 from fewstep.diffusion.walk import Consistency
 
 
@@ -129,6 +133,20 @@ def test_a_point_counts_and_scores(fashion) -> None:
         zero = difference(first, first, view)
         assert zero.value == zero.low == zero.high == 0
     assert first.summary()["grey"] == pytest.approx(float(first.images.float().mean()))
+
+
+def test_a_table_fits_eighty_columns(fashion) -> None:
+    """Whole, with wide intervals and a folder as the view."""
+    denoiser, (view, other) = tiny(size=28), views("fashion", fashion.pixels[:40])
+    seen_by = [view._replace(name="/a/folder/far/away/dinov2-base"), other]
+    points = [score(setting, range(20), seen_by) for setting in student_settings(Model(denoiser, Consistency()), (1, 16))]
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(points, Looks.of(fashion.pixels[:40])))
+    shown = console.file.getvalue()
+    assert "…" not in shown and shown.count("Consistency") == 2 and "dinov2-base" in shown
+    worst = dataclasses.replace(points[0], frechet={name: Estimate(1234.0, 0, 2345.0) for name in points[0].frechet})
+    console.print(table([worst], Looks.of(fashion.pixels[:40])))
+    assert "…" not in console.file.getvalue() and "1234 ± 1111" in console.file.getvalue()
 
 
 def test_too_few_samples_for_an_interval(fashion) -> None:
