@@ -15,7 +15,6 @@ from .core.device import best_device, fast_precision
 from .core.files import alone_in
 from .core.interrupts import Interrupted
 from .core.intervals import Estimate
-from .core.progress import progress
 from .core.receipt import plain, write_json
 from .diffusion.average import Exponential
 from .diffusion.data import load_images
@@ -23,8 +22,7 @@ from .diffusion.formats.exporting import export
 from .diffusion.formats.folder import load
 from .diffusion.hop import Heun
 from .diffusion.loss import InverseGap
-from .diffusion.measure import dial
-from .diffusion.measure.dial import Looks, Point, Setting, ratio
+from .diffusion.measure.dial import Looks, Point, Setting, ratio, scores
 from .diffusion.measure.features import View, views
 from .diffusion.measure.settings import diffusion_settings, student_settings
 from .diffusion.model import Model
@@ -58,11 +56,7 @@ def _demo(out: Path, *, images: int, n: int, seed: int) -> None:
     seen_by = views("fashion", data.pixels[:4000], bundled=True)
 
     def score(settings: list[Setting]) -> list[Point]:
-        points = []
-        with progress("scoring", sum(setting.walk.steps for setting in settings)) as done:
-            for setting in settings:
-                points.append(dial.score(setting, range(seed, seed + n), seen_by, precision=precision))
-                done(setting.walk.steps)
+        points = scores(settings, range(seed, seed + n), seen_by, precision=precision)
         console.print(table(points, Looks.of(data.pixels)))
         return points
 

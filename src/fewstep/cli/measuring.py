@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,10 +12,6 @@ from .after import after_measuring, say_next
 from .checks import at_least, positive
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from ..diffusion.cond import Cond
-    from ..diffusion.data import Images
     from ..diffusion.denoiser import Denoiser
     from ..diffusion.measure.dial import Point, Setting
 
@@ -166,6 +161,8 @@ def settle(
     from ..core.receipt import receipt
     from ..diffusion.cond import labelled
     from ..diffusion.measure import settling
+    from ..diffusion.measure.comparing import image_shape
+    from ..diffusion.measure.features import fitting
     from ..diffusion.report import plot_settling
 
     at_least(2, n=n, steps=steps)
@@ -174,14 +171,13 @@ def settle(
     positive(within=within)
     writable(out)
     denoiser = _diffusion(checkpoint)
-    _scorable(denoiser)
+    shape = image_shape(denoiser)
     if bool(denoiser.takes) != (label is not None):
         raise ValueError("this checkpoint " + ("needs a --label" if denoiser.takes else "takes no --label"))
     cond = labelled(None if label is None else torch.full((n,), label))
-    unnamed, shape = features is None, denoiser.space.shape
-    features = features or ("fashion" if shape == (1, 28, 28) else "random")
-    network = _fitting(features, shape)[features]
-    with receipt(out / "settle.json", checkpoint=checkpoint, features=features, seed=seed, n=n) as entries:
+    taken = features or ("fashion" if shape == (1, 28, 28) else "random")
+    network = fitting(taken, shape)[taken]
+    with receipt(out / "settle.json", checkpoint=checkpoint, features=taken, seed=seed, n=n) as entries:
         with count_nfe(denoiser.network) as nfe:
             result = settling.settle(
                 denoiser, range(seed, seed + n), network, steps=steps, within=within, batch=batch, precision=precision,
@@ -190,9 +186,9 @@ def settle(
         entries |= {"within": within, "sigmas": result.sigmas.tolist(), "nfe_per_sample": nfe.rows / n,
                     "quantiles": {str(q): result.curve(q).tolist() for q in settling.QUANTILES},
                     "settled_after_calls": result.settled_at().tolist(), "sentence": result.sentence()}  # fmt: skip
-        plot_settling(result, out / "settle.png", features=features)
+        plot_settling(result, out / "settle.png", features=taken)
     print(result.sentence())
-    _say_features(features, unnamed)
+    _say_features(taken, features is None)
     print(f"curve and figures: {out / 'settle.png'}, {out / 'settle.json'}")
     say_next("tune", checkpoint, "--data", "teacher", "--out", "few-step")
 
@@ -232,99 +228,36 @@ def _names(runs: tuple[str, ...]) -> list[str]:
     raise ValueError(f"the same run is named twice among {', '.join(runs)}")
 
 
-def _scorable(denoiser: Denoiser) -> None:
-    from ..diffusion.space import Pixels
-
-    if not isinstance(denoiser.space, Pixels):
-        raise ValueError(f"this model makes {denoiser.space}; only images can be scored")
-
-
 def _score(
     settings: list[Setting], data: str, out: Path, *, n: int, features: str | None, seed: int, batch: int, precision: str,
     within: float | None = None, **facts: object,
 ) -> list[Point]:  # fmt: skip
-    """Scores `settings` against `data`; leaves the table, the plot and the pictures in `out`, `facts` in the receipt."""
-    import torch
+    """Scores `settings` against `data` and prints what was found."""
     from rich.console import Console
 
-    from ..core.nfe import count_nfe
-    from ..core.progress import progress
-    from ..core.receipt import receipt
     from ..diffusion.data import load_images
-    from ..diffusion.measure import dial
-    from ..diffusion.measure.features import View
-    from ..diffusion.report import plot, sheet, table
+    from ..diffusion.measure.comparing import common_shape, compare
+    from ..diffusion.measure.features import fitting
+    from ..diffusion.report import table
 
-    for setting in settings:
-        _scorable(setting.denoiser)
-        if setting.denoiser.space != settings[0].denoiser.space:
-            raise ValueError(f"{setting.name} makes images of another shape than {settings[0].name}")
-    channels, size, _ = shape = settings[0].denoiser.space.shape
-    unnamed, bundled = features is None, data == "bundled"
-    features = features or ("fashion" if bundled else "random")
-    networks = _fitting(features, shape)
+    channels, size, _ = shape = common_shape(settings)
+    bundled = data == "bundled"
+    taken = features or ("fashion" if bundled else "random")
+    networks = fitting(taken, shape)
     conditional = any(setting.denoiser.takes for setting in settings)
     images = load_images(data, channels=channels, size=size, labels=conditional).shuffled()
-    if images.pixels.dtype != torch.uint8:
-        raise ValueError(f"{data} holds latents; only images can be compared with")
-    seen_by = [View.of(name, network, images.pixels, bundled=bundled) for name, network in networks.items()]
-    real, points = dial.Looks.of(images.pixels[:10_000]), []
-    calls = n * sum(setting.walk.calls for setting in settings)
-    with receipt(out / "measure.json", features=features, seed=seed, precision=precision, **facts) as entries:
-        with progress("scoring", calls) as done:
-            for setting in settings:
-                cond = _labels(setting.denoiser, images, data, n)
-                with count_nfe(setting.denoiser.network, done):
-                    points.append(
-                        dial.score(setting, range(seed, seed + n), seen_by, batch=batch, precision=precision, cond=cond)
-                    )
-                logging.getLogger(__name__).info("%s: Fréchet distance %s", setting.name, points[-1].frechet[features])
-        entries |= {"points": [point.summary() for point in points], "real": real._asdict()}
-        teachers = [point for point in points if point.name == "teacher"]
-        if teachers:
-            best = min(teachers, key=lambda point: point.frechet[features].value)
-            entries["minus_best_teacher"] = [
-                {"name": p.name, "nfe": p.nfe} | {v.name: dial.difference(p, best, v)._asdict() for v in seen_by}
-                for p in points
-                if p.name != "teacher"
-            ]
-        if within is not None:
-            entries |= {"within": within, "recommendation": dial.recommend(points, seen_by, within=within)}
-        plot(points, out / "quality.png")
-        sheet(points, out / "samples.png")
-    Console().print(table(points, real))
-    if within is not None:
-        print(entries["recommendation"])
-    _say_features(features, unnamed)
+    found = compare(
+        settings, images, out, n=n, networks=networks, bundled=bundled, seed=seed, batch=batch, precision=precision,
+        within=within, data=data, **facts,
+    )  # fmt: skip
+    Console().print(table(found.points, found.real))
+    if found.recommendation:
+        print(found.recommendation)
+    _say_features(taken, features is None)
     print(f"table, plot and pictures: {out / 'measure.json'}, {out / 'quality.png'}, {out / 'samples.png'}")
-    return points
-
-
-def _fitting(features: str, shape: tuple[int, ...]) -> dict[str, nn.Module]:
-    """The extractors to score with, which take images of this shape, (C, H, W)."""
-    import torch
-
-    from ..core.device import best_device
-    from ..diffusion.measure.features import extractors
-
-    networks = extractors(features)
-    with torch.no_grad():
-        networks[features](torch.zeros(1, *shape, dtype=torch.uint8, device=best_device()))
-    return networks
+    return found.points
 
 
 def _say_features(features: str, unnamed: bool) -> None:
     if unnamed and features == "random":
         print("--features was left out, so untrained (random) ones were taken; inception and DINOv2 are better known")
-
-
-def _labels(denoiser: Denoiser, images: Images, data: str, n: int) -> Cond:
-    import torch
-
-    from ..diffusion.cond import NOTHING, labelled
-
-    if not denoiser.takes:
-        return NOTHING
-    if images.labels is None:
-        raise ValueError(f"this model is conditional on classes, but {data} has no labels to draw them from")
-    return labelled(images.labels[torch.arange(n) % len(images)])

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
 from .after import after_tuning, say_next
 from .checks import at_least, positive
+from .tune_options import (
+    GapName,
+    HopName,
+    Recipe,
+    WeightName,
+    averages_of,
+    check_batch,
+    check_guidance,
+    check_start,
+    check_teacher,
+    dropout_of,
+    gap_of,
+    given,
+    guided,
+    hop_of,
+    margin_of,
+    midtraining,
+    rate_of,
+    renewed,
+    weight_of,
+)  # fmt: skip
 
 if TYPE_CHECKING:
-    from ..diffusion.average import Average
     from ..diffusion.data import Images, Paths
-    from ..diffusion.denoiser import Denoiser
-    from ..diffusion.loss import Hop, Weight
-    from ..diffusion.model import Model
-    from ..diffusion.noise import Gap
-    from ..diffusion.optim import Constant, Cosine, Dropout, InverseSqrt, LearningRate
     from ..diffusion.stages import Stage
-Recipe = Literal["ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"]
-HopName = Literal["data", "euler", "heun", "addim", "addim-analytic"]
-GapName = Literal["ect", "cosine", "karras", "full"]
-WeightName = Literal["gap", "output"]
 
 
 def train(
@@ -85,9 +95,9 @@ def train(
     torch.manual_seed(seed)
     denoiser = new_denoiser(channels, size, widths=widths, parametrisation=parametrisation, classes=classes)
     recipe = diffusion(images, batch=batch) | {"seed": seed, "mirror": mirror, "workers": workers}
-    recipe |= _given(rate=None if rate is None else _rate(recipe["rate"], rate, None), max_grad_norm=clip)
+    recipe |= given(rate=None if rate is None else rate_of(recipe["rate"], rate, None), max_grad_norm=clip)
     run(
-        denoiser, samples, out, recipe, resume=resume, changing=_given(rate=rate, max_grad_norm=clip),
+        denoiser, samples, out, recipe, resume=resume, changing=given(rate=rate, max_grad_norm=clip),
         save_every=save_every, title="train", source=data, classes=samples.classes,
     )  # fmt: skip
     print(f"the diffusion model is in {out / 'model'}")
@@ -195,25 +205,25 @@ def tune(
     at_least(0, seed=seed, workers=workers, midtrain=midtrain, save_every=save_every)
     positive(clip=clip)
     taught = hop != "data" or data in ("teacher", "paths") or midtrain > 0
-    _check_guidance(guidance, null_label, taught)
+    check_guidance(guidance, null_label, taught)
     shaped = any(flag is not None for flag in (gap, q, stages, grid, weight, power))
     if data == "paths" and (shaped or hop != "data" or midtrain or mirror):
         raise ValueError("--data paths says what the loss is: leave --hop, --midtrain, --mirror, gap and weight out")
     settings = RECIPES[recipe]() if images is None else RECIPES[recipe](images)
     changed: dict[str, object | None] = {
         "batch": batch,
-        "gap": _gap(settings["gap"], gap, q, stages, grid),
-        "weight": _weight(weight, power),
+        "gap": gap_of(settings["gap"], gap, q, stages, grid),
+        "weight": weight_of(weight, power),
         "distance": None if huber is None else PseudoHuber(huber),
-        "margin": _margin(margin, segments),
-        "rate": _rate(settings["rate"], rate, warmup),
-        "average": _averages(settings["average"], average, warmup=scratch and not midtrain),
-        "dropout": _dropout(dropout),
+        "margin": margin_of(margin, segments),
+        "rate": rate_of(settings["rate"], rate, warmup),
+        "average": averages_of(settings["average"], average, warmup=scratch and not midtrain),
+        "dropout": dropout_of(dropout),
         "max_grad_norm": clip,
     }
-    settings |= _given(**changed)
+    settings |= given(**changed)
     settings |= {"segments": segments, "seed": seed, "mirror": mirror, "workers": workers, "compile": compile}
-    _check_batch(settings["batch"], accumulate)
+    check_batch(settings["batch"], accumulate)
     _check_place(out, resume)
     start, taught_by = load(checkpoint), load(teacher or checkpoint)
     if taught and taught_by.is_student:
@@ -221,12 +231,12 @@ def tune(
             f"{teacher or checkpoint} is a student, no diffusion model any more; "
             "name its diffusion checkpoint with --teacher"
         )
-    _no_margin_to_unlearn(start, checkpoint, segments)
+    check_start(start, checkpoint, segments)
     denoiser, diffusion = start.denoiser, taught_by.denoiser
     if taught:
-        _same_kind(denoiser, diffusion, segments, along_paths=data == "paths" or midtrain > 0)
-    diffusion = _teacher(diffusion, guidance, null_label)
-    settings["hop"] = _hop(hop, diffusion)
+        check_teacher(denoiser, diffusion, segments, along_paths=data == "paths" or midtrain > 0)
+    diffusion = guided(diffusion, guidance, null_label)
+    settings["hop"] = hop_of(hop, diffusion)
     if weight == "output":
         settings["weight"] = OutputScale(denoiser.schedule.sigma_data)
     samples: Images | Paths
@@ -241,15 +251,15 @@ def tune(
     limits = denoiser.space.limits is not None and segments > 1 and gap != "full"
     settings.setdefault("margin", 0.1 if limits else 0.0)
     if scratch:
-        denoiser = _renewed(denoiser, seed)
+        denoiser = renewed(denoiser, seed)
     plan: list[Stage] = []
     if midtrain:
         taken = paths_of(diffusion, out, paths, segments=segments, seed=seed, precision=precision, whole=True)
-        plan.append(_midtraining(midtrain, taken, settings, clip, warmup=scratch))
+        plan.append(midtraining(midtrain, taken, settings, clip, warmup=scratch))
     plan.append(Stage("", settings, samples, {
         "checkpoint": checkpoint, "source": data, "recipe_name": recipe, "midtrain": midtrain, "scratch": scratch,
         "guidance": guidance, "null_label": null_label, "made": made_for(out),
-        "changing": _given(rate=rate if warmup is None else warmup, max_grad_norm=clip),
+        "changing": given(rate=rate if warmup is None else warmup, max_grad_norm=clip),
     }))  # fmt: skip
     run_stages(
         denoiser, plan, out, resume=resume, precision=precision, accumulate=accumulate, save_every=save_every,
@@ -267,156 +277,3 @@ def _check_place(out: Path, resume: bool) -> None:
     writable(out)
     for folder in (out, out / "midtrain"):
         check_new(folder, resume=resume)
-
-
-def _check_guidance(guidance: float | None, null_label: int | None, taught: bool) -> None:
-    """Raises ValueError unless both are given or none, with a teacher to guide."""
-    at_least(0, guidance=guidance, null_label=null_label)
-    if guidance is not None and not taught:
-        raise ValueError("guidance is the teacher's: use it with --hop euler, heun or addim, or --data teacher or paths")
-    if guidance is not None and null_label is None:
-        raise ValueError('guidance needs --null-label, the class that means "no class" to this network')
-    if null_label is not None and guidance is None:
-        raise ValueError("--null-label belongs to --guidance; give both or none")
-
-
-def _check_batch(batch: int, accumulate: int) -> None:
-    if batch % accumulate:
-        raise ValueError(
-            f"a batch of {batch} does not split into --accumulate {accumulate}; use a multiple of {accumulate}"
-        )
-
-
-def _no_margin_to_unlearn(start: Model, checkpoint: str, segments: int) -> None:
-    if segments == 1 and start.receipt.get("recipe", {}).get("margin"):
-        raise ValueError(
-            f"{checkpoint} was tuned with a margin, which a student of one segment does not unlearn; start from one that "
-            "was tuned with --margin 0"
-        )
-
-
-def _teacher(diffusion: Denoiser, guidance: float | None, null_label: int | None) -> Denoiser:
-    """The diffusion model, guided if the flags say so."""
-    import torch
-
-    from ..diffusion.cond import labelled
-    from ..diffusion.denoiser import Guided
-
-    if guidance is None or null_label is None:
-        return diffusion
-    return Guided(diffusion, guidance, labelled(torch.tensor([null_label])))
-
-
-def _margin(margin: float | None, segments: int) -> float | None:
-    at_least(0, margin=margin)
-    if margin and segments == 1:
-        raise ValueError("--margin must be 0 for one segment, whose calls see what the last one drew")
-    return margin
-
-
-def _dropout(share: float | None) -> Dropout | None:
-    from ..diffusion.optim import Dropout
-
-    at_least(0, dropout=share)
-    if share is not None and share >= 1:
-        raise ValueError(f"--dropout must be below 1, got {share:g}")
-    return None if share is None else Dropout(share)
-
-
-def _given(**settings: Any) -> dict[str, Any]:
-    """Those that were given on the command line; a run that is resumed may go on with others of them."""
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def _rate(ours: Constant | Cosine | InverseSqrt, peak: float | None, warmup: int | None) -> LearningRate:
-    """The recipe's learning rate, changed as the flags say."""
-    from ..diffusion.optim import Cosine
-
-    changed = ours if peak is None else dataclasses.replace(ours, rate=peak)
-    if warmup is not None and isinstance(changed, Cosine):
-        return dataclasses.replace(changed, warmup=warmup)
-    if warmup is not None:
-        raise ValueError(f"--warmup belongs to the cosine rate of ect_demo; this recipe's is {changed}")
-    return changed
-
-
-def _averages(ours: Average, decays: tuple[float, ...], *, warmup: bool) -> tuple[Average, ...]:
-    """The averages of these decays, or the recipe's own; from new weights they need a warm-up."""
-    from ..diffusion.average import Exponential
-
-    averages = tuple(map(Exponential, decays)) or (ours,)
-    return tuple(dataclasses.replace(a, warmup=warmup) if isinstance(a, Exponential) else a for a in averages)
-
-
-def _gap(ours: Gap, kind: GapName | None, q: float | None, stages: int | None, grid: tuple[int, int] | None) -> Gap:
-    """The recipe's gap, changed as the flags say."""
-    from ..diffusion.noise import CosineGap, ECTGap, FullGap, KarrasGap
-
-    kind = kind or "ect"  # the gap of every published recipe here
-    if kind != "ect" and (q is not None or stages is not None):
-        raise ValueError(f"--q and --stages belong to the ect gap; the {kind} gap does not take them")
-    if kind in ("ect", "full") and grid is not None:
-        raise ValueError(f"--grid belongs to the cosine and karras gaps; the {kind} gap does not take it")
-    if kind == "full":
-        return FullGap()
-    if kind != "ect":
-        made = CosineGap if kind == "cosine" else KarrasGap
-        return made(*grid) if grid else made()
-    base = ours if isinstance(ours, ECTGap) else ECTGap()
-    return dataclasses.replace(base, q=base.q if q is None else q, stages=base.stages if stages is None else stages)
-
-
-def _weight(kind: WeightName | None, power: float | None) -> Weight | None:
-    """The gap's weight if the flags ask for one; that of the output's scale is known with the checkpoint."""
-    from ..diffusion.loss import InverseGap
-
-    if kind == "output":
-        if power is not None:
-            raise ValueError("--power belongs to the gap's weight; --weight output does not take it")
-        return None
-    return None if kind is None and power is None else InverseGap(1.0 if power is None else power)
-
-
-def _hop(name: HopName, diffusion: Denoiser) -> Hop:
-    """The hop called `name`, with the frozen diffusion model as its teacher."""
-    from ..diffusion.hop import ADDIM, Euler, Heun
-    from ..diffusion.loss import from_data
-
-    if name == "data":
-        return from_data
-    teacher = diffusion.requires_grad_(False).eval()
-    hops: dict[str, Hop] = {
-        "euler": Euler(teacher), "heun": Heun(teacher), "addim": ADDIM(teacher),
-        "addim-analytic": ADDIM(teacher, analytic=True),
-    }  # fmt: skip
-    return hops[name]
-
-
-def _renewed(denoiser: Denoiser, seed: int) -> Denoiser:
-    """The same parametrisation around a network with new random weights."""
-    import torch
-
-    torch.manual_seed(seed)
-    denoiser.network = type(denoiser.network).from_config(denoiser.network.config)  # type: ignore[attr-defined]
-    return denoiser
-
-
-def _same_kind(student: Denoiser, teacher: Denoiser, segments: int, *, along_paths: bool) -> None:
-    """Raises ValueError where `teacher` cannot teach `student`."""
-    if student.space != teacher.space:
-        ours, theirs = ("x".join(map(str, model.space.shape)) for model in (student, teacher))
-        raise ValueError(f"the teacher makes samples of {theirs}, the checkpoint of {ours}; name the teacher it came from")
-    if along_paths and not student.schedule.grid(segments).equal(teacher.schedule.grid(segments)):
-        raise ValueError("the teacher's noise levels are not those of the checkpoint, so its paths lead nowhere here")
-
-
-def _midtraining(images: int, paths: Paths, settings: dict[str, Any], clip: float | None, *, warmup: bool) -> Stage:
-    """Path regression, before what `settings` say."""
-    from ..diffusion.recipes import ect_demo, path_regression
-    from ..diffusion.stages import Stage
-
-    recipe = ect_demo(images) | path_regression()
-    recipe |= {name: settings[name] for name in ("batch", "segments", "seed", "workers", "compile")}
-    recipe |= {"average": _averages(recipe["average"], (), warmup=warmup), "max_grad_norm": clip}
-    named = {"title": "midtrain", "remedy": "a --clip", "source": "teacher", "changing": _given(max_grad_norm=clip)}
-    return Stage("midtrain", recipe, paths, named)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from ...core.intervals import Estimate, jackknife
 from ...core.nfe import count_nfe
+from ...core.progress import progress
 from ..cond import NOTHING, Cond
 from ..denoiser import Denoiser
 from ..walk import Walk, sample
 from .features import View, extract
 from .scores import Array, Coverage, coverage, frechet, kid
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,27 @@ def score(
         images=images,
         features=features,
     )
+
+
+def scores(
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    views: Sequence[View],
+    *,
+    batch: int = 250,
+    precision: str = "no",
+    cond: Callable[[Denoiser], Cond] = lambda denoiser: NOTHING,
+) -> list[Point]:
+    """A point of each setting on the same seeds; see `score`. `cond` says what a denoiser is given."""
+    points = []
+    with progress("scoring", len(seeds) * sum(setting.walk.calls for setting in settings)) as done:
+        for setting in settings:
+            with count_nfe(setting.denoiser.network, done):
+                given = cond(setting.denoiser)
+                points.append(score(setting, seeds, views, batch=batch, precision=precision, cond=given))
+            found = ", ".join(f"{distance} ({name})" for name, distance in points[-1].frechet.items())
+            logger.info("%s, %.0f calls: Fréchet distance %s", setting.name, points[-1].nfe, found)
+    return points
 
 
 def _distance(features: Array, view: View) -> Estimate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +54,13 @@ def extractors(features: str) -> dict[str, nn.Module]:
     """
     beside = "pixels" if features == "random" else "random"
     return {name: on_device(extractor(name)) for name in (features, beside)}
+
+
+def fitting(features: str, shape: Sequence[int]) -> dict[str, nn.Module]:
+    """The same, tried on an image of this shape, (C, H, W), before the work begins."""
+    networks = extractors(features)
+    extract(networks[features], torch.zeros(1, *shape, dtype=torch.uint8))
+    return networks
 
 
 def extractor(name: str) -> nn.Module:
