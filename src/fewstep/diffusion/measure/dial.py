@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...core.intervals import Estimate, jackknife
 from ...core.nfe import count_nfe
-from ...core.progress import progress
+from ...core.progress import SHORT, progress
 from ..cond import NOTHING, Cond
 from ..denoiser import Denoiser
 from ..walk import Walk, sample
@@ -163,8 +163,9 @@ def scores(
             with count_nfe(setting.denoiser.network, done):
                 given = cond(setting.denoiser)
                 points.append(score(setting, seeds, views, batch=batch, precision=precision, cond=given))
-            found = ", ".join(f"{distance} ({name})" for name, distance in points[-1].frechet.items())
-            logger.info("%s, %.0f calls: Fréchet distance %s", setting.name, points[-1].nfe, found)
+            if points[-1].seconds > SHORT:  # else the table comes soon enough
+                found = ", ".join(f"{distance} ({name})" for name, distance in points[-1].frechet.items())
+                logger.info("%s, %.0f calls: Fréchet distance %s", setting.name, points[-1].nfe, found)
     return points
 
 
