@@ -258,7 +258,7 @@ def tune(
         plan.append(midtraining(midtrain, taken, settings, clip, warmup=scratch))
     plan.append(Stage("", settings, samples, {
         "checkpoint": checkpoint, "source": data, "recipe_name": recipe, "midtrain": midtrain, "scratch": scratch,
-        "guidance": guidance, "null_label": null_label, "made": made_for(out),
+        "guidance": guidance, "null_label": null_label, "made": made_for(out), "classes": getattr(samples, "classes", None),
         "changing": given(rate=rate if warmup is None else warmup, max_grad_norm=clip),
     }))  # fmt: skip
     run_stages(
