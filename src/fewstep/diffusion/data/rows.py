@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...core.seeds import derive, generators, normal
 from .images import Images, Paths
+from .order import Order
 
 
 class Batch(NamedTuple):
@@ -50,14 +51,10 @@ class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         self.seed = seed
         self.mirror = mirror
         self.unlabelled = unlabelled
-        self._epoch: tuple[int, Tensor] | None = None
+        self.order = Order(len(data), seed)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        epoch, place = divmod(row, len(self.data))
-        if self._epoch is None or self._epoch[0] != epoch:
-            (rng,) = generators([derive(self.seed, 0, epoch)])
-            self._epoch = epoch, torch.randperm(len(self.data), generator=rng)
-        index = int(self._epoch[1][place])
+        index = self.order(row)
         rngs = generators([derive(self.seed, 1, row)])
         t = self.noise(normal(rngs, ()))[0]
         x0, eps, t = self.data.point(index, t, normal(rngs, self.data.shape)[0])
