@@ -12,6 +12,11 @@ from .core.lazy import lazily
 
 if TYPE_CHECKING:
     from .core.nfe import count_nfe as count_nfe
+    from .diffusion.checkpoints import tune_checkpoint as tune_checkpoint
+    from .diffusion.choices import Lessons as Lessons
+    from .diffusion.choices import Loss as Loss
+    from .diffusion.choices import Run as Run
+    from .diffusion.choices import Training as Training
     from .diffusion.cond import Cond as Cond
     from .diffusion.cond import labelled as labelled
     from .diffusion.data import Images as Images
@@ -53,6 +58,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "core.nfe": ["count_nfe"],
+    "diffusion.checkpoints": ["tune_checkpoint"],
+    "diffusion.choices": ["Lessons", "Loss", "Run", "Training"],
     "diffusion.cond": ["Cond", "labelled"],
     "diffusion.data": ["Images", "load_images"],
     "diffusion.denoiser": ["Denoiser", "edm", "flow", "vp"],

@@ -145,7 +145,7 @@ def test_a_finished_run_is_left_as_it_is(whole, caplog) -> None:
     with caplog.at_level(logging.INFO):
         again = run(whole, resume=True)
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
-    assert "has seen all its images; ask for more with --images" in caplog.text
+    assert "is complete: it has seen all its" in caplog.text
     assert torch.equal(torch.cat([p.detach().flatten() for p in again.denoiser.parameters()]), weights(whole / "model"))
 
 

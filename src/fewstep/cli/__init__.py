@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
-from functools import wraps
+from contextlib import redirect_stderr
+from functools import partial, wraps
+from traceback import walk_tb
 from typing import NoReturn
 
 import tyro
@@ -22,6 +25,7 @@ from .training import train, tune
 
 IMAGES = (demo, train, tune, sample, measure, dial, settle, export)
 TEXT = (train_text, decode, calibrate, settle_text, evaluate, proxy)
+Work = Callable[[], None]
 COMMANDS = {command.__name__.replace("_", "-"): command for command in (*IMAGES, *TEXT)}
 DESCRIPTION = "Turn the diffusion model you already have into a few-step generator, and see exactly what that cost."
 LIBRARIES = ("DATASETS", "DIFFUSERS", "HF_HUB", "TRANSFORMERS")
@@ -38,7 +42,7 @@ def main() -> None:
         return
     commands = {name: _alone_on_the_screen(command) for name, command in COMMANDS.items()}
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="fewstep", description=DESCRIPTION)
+        _parsed(commands)()
     except (ValueError, FloatingPointError) as error:
         _stop(str(error))
     except BrokenPipeError:  # the reader left, as `head` does; nothing more can be said on that pipe
@@ -53,13 +57,42 @@ def main() -> None:
         _stop(str(stop) or "interrupted; nothing half-written was left", 128 + getattr(stop, "signal", signal.SIGINT))
 
 
-def _alone_on_the_screen(command: Callable[..., None]) -> Callable[..., None]:
-    """The command without what other libraries report while they load: what goes wrong our errors say in one sentence.
+def _parsed(commands: dict[str, Callable[..., Work]]) -> Work:
+    """What the command line asks for, not yet done.
+
+    Raises:
+        ValueError: what a group of flags says of itself. tyro would put that in a box, under a name of its own making.
+        SystemExit: tyro has said what is wrong, or the help.
+    """
+    boxes = io.StringIO()
+    try:
+        with redirect_stderr(boxes):
+            work: Work = tyro.extras.subcommand_cli_from_dict(commands, prog="fewstep", description=DESCRIPTION)
+    except SystemExit as stop:
+        if refusal := _refusal(stop):
+            raise refusal from None
+        sys.stderr.write(boxes.getvalue())
+        raise
+    return work
+
+
+def _refusal(stop: BaseException) -> ValueError | None:
+    """What a module of fewstep itself said when tyro stopped; not what came of a word that is no number."""
+    error = stop.__context__
+    while error:
+        module = str(list(walk_tb(error.__traceback__))[-1][0].f_globals["__name__"])
+        if isinstance(error, ValueError) and module.startswith("fewstep."):
+            return error
+        error = error.__context__
+    return None
+
+
+def _alone_on_the_screen(command: Callable[..., None]) -> Callable[..., Work]:
+    """The command, yet to be done, without what other libraries report: what goes wrong our errors say in one sentence.
 
     Who wants to hear a library sets its variable, as in TRANSFORMERS_VERBOSITY=info. Downloads keep their bars.
     """
 
-    @wraps(command)
     def run(*args: object, **options: object) -> None:
         for library in LIBRARIES:
             os.environ.setdefault(f"{library}_VERBOSITY", "critical")
@@ -73,7 +106,11 @@ def _alone_on_the_screen(command: Callable[..., None]) -> Callable[..., None]:
             enable_progress_bars()
         command(*args, **options)
 
-    return run
+    @wraps(command)
+    def prepare(*args: object, **options: object) -> Work:
+        return partial(run, *args, **options)
+
+    return prepare
 
 
 def _stop(sentence: str, code: int = 2) -> NoReturn:

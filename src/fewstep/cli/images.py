@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
+from ..core.checks import at_least
 from .after import after_exporting, after_sampling
-from .checks import at_least
 
 if TYPE_CHECKING:
     from ..diffusion.cond import Cond

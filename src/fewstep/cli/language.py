@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .checks import at_least, positive
+from ..core.checks import at_least, positive
 
 
 def train_text(

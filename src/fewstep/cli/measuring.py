@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
+from ..core.checks import at_least, positive
 from .after import after_measuring, say_next
-from .checks import at_least, positive
 
 if TYPE_CHECKING:
     from ..diffusion.denoiser import Denoiser

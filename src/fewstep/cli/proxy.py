@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checks import at_least
+from ..core.checks import at_least
 
 if TYPE_CHECKING:
     from torch import Tensor

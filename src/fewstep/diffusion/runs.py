@@ -94,7 +94,7 @@ def run(
     with interrupts() as interrupt, alone_in(out) if main else nullcontext():
         state, changes = _begun(out, recipe, facts, resume=resume, changing=changing)
         if state and _complete(out, folders, state["step"] * recipe["batch"], recipe["images"]):
-            logger.info("the run in %s has seen all its images; ask for more with --images to go on", out)
+            logger.info("the run in %s is complete: it has seen all its %d images", out, recipe["images"])
             return Model(averages_in(state, denoiser)[0], walk)
         kept = {"recipe": json.dumps(plain(recipe)), "facts": json.dumps(plain(facts)), "changes": json.dumps(changes)}
         facts |= {
@@ -134,6 +134,11 @@ def check_new(out: Path, *, resume: bool) -> None:
         raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
     if not saved and (out / "model").exists():
         raise ValueError(f"there is a model in {out} but no state.pt to go on from; choose another folder")
+
+
+def few_step(segments: int) -> Walk:
+    """How a student of so many segments is sampled."""
+    return Segments(segments) if segments > 1 else Consistency()
 
 
 def _begun(
@@ -243,8 +248,7 @@ def _walk(recipe: dict[str, Any], data: Images | Paths) -> Walk:
     """How the result is sampled."""
     if isinstance(recipe["gap"], FullGap) and isinstance(data, Images):
         return Heun()
-    segments = recipe.get("segments", 1)
-    return Segments(segments) if segments > 1 else Consistency()
+    return few_step(recipe.get("segments", 1))
 
 
 def _said(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,20 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ..diffusion.data import Images, Paths
-    from ..diffusion.denoiser import Denoiser
-    from ..diffusion.teaching import Made
+from accelerate import PartialState
+
+from ..core.device import best_device, on_device
+from ..core.files import alone_in
+from ..core.nfe import count_nfe
+from ..core.seeds import derive
+from .data import Images, Paths, load_images
+from .denoiser import Denoiser, Guided
+from .runs import few_step
+from .teaching import Made, calls_of, load_made, save_made, teacher_images, teacher_paths
+
+logger = logging.getLogger(__name__)
 
 
 def training_data(
@@ -25,8 +33,6 @@ def training_data(
     precision: str | None,
 ) -> Images:
     """The data set called `data` at the size of the model, or `count` images of the `teacher`, kept in the run's folder."""
-    from ..diffusion.data import Images, load_images
-    from ..diffusion.teaching import teacher_images
 
     if data != "teacher":
         channels, height, width = student.space.shape
@@ -44,8 +50,6 @@ def paths_of(
     teacher: Denoiser, out: Path, count: int, *, segments: int, seed: int, precision: str | None, whole: bool
 ) -> Paths:
     """The teacher's paths, or their states at the student's levels, made once and kept in the run's folder."""
-    from ..diffusion.data import Paths
-    from ..diffusion.teaching import teacher_paths
 
     levels = visited(teacher, segments)
     make = partial(
@@ -57,16 +61,13 @@ def paths_of(
 
 def visited(denoiser: Denoiser, segments: int) -> list[float]:
     """The noise levels where a student is sampled: one of one segment in one call or two, one of several in as many."""
-    from ..diffusion.walk import Consistency, Segments
 
-    walk = Consistency() if segments == 1 else Segments(segments)
-    levels: list[float] = walk.levels(denoiser).tolist()
+    levels: list[float] = few_step(segments).levels(denoiser).tolist()
     return levels
 
 
 def made_for(out: Path) -> dict[str, list[int]]:
     """What the images and paths in a run's folder cost the teacher: calls and rows of its network for each."""
-    from ..diffusion.teaching import calls_of
 
     files = (out / "images.safetensors", out / "paths.safetensors")
     return {file.stem: calls_of(file) for file in files if file.exists()}
@@ -76,19 +77,12 @@ def _made_once(
     kind: type[Made], file: Path, teacher: Denoiser, make: Callable[[Denoiser], Made], facts: dict[str, Any]
 ) -> Made:  # fmt: skip
     """What the teacher makes: read from the run's folder, or made and kept there by the first process."""
-    from accelerate import PartialState
-
-    from ..core.device import best_device, on_device
-    from ..core.files import alone_in
-    from ..core.nfe import count_nfe
-    from ..diffusion.denoiser import Guided
-    from ..diffusion.teaching import load_made, save_made
 
     if isinstance(teacher, Guided):
         facts = facts | {"guidance": teacher.scale, "null_label": int(teacher.null.rows["class_labels"])}
     with PartialState(cpu=best_device().type == "cpu").main_process_first():
         if not file.exists():
-            logging.getLogger(__name__).info("the teacher makes %d %s", facts["count"], kind.__name__.lower())
+            logger.info("the teacher makes %d %s", facts["count"], kind.__name__.lower())
             with alone_in(file.parent), count_nfe(teacher.network) as nfe:
                 made = make(on_device(teacher))
                 save_made(made, file, calls=[nfe.calls, nfe.rows], **facts)
@@ -97,6 +91,5 @@ def _made_once(
 
 def _first(seed: int) -> int:
     """The first seed of what the teacher makes: far from 0, 1, 2, …, with which students are sampled and scored."""
-    from ..core.seeds import derive
 
     return derive(seed, 3)

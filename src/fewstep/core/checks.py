@@ -1,4 +1,4 @@
-"""What can be wrong with flags alone is said before anything is loaded."""
+"""What can be wrong with a number alone is said before anything is loaded, by the name of its flag."""
 
 from __future__ import annotations
 

@@ -1,0 +1,313 @@
+"""What one chooses for a tuning, by names and numbers: frozen dataclasses, each of which refuses what it cannot be.
+
+They are the flags of `fewstep tune`, and say so where something is wrong. Nothing heavy is imported until one is resolved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..core.checks import at_least, positive
+
+if TYPE_CHECKING:
+    from .average import Average
+    from .denoiser import Denoiser
+    from .loss import Hop, Weight
+    from .noise import Gap
+    from .optim import Constant, Cosine, InverseSqrt, LearningRate
+
+RecipeName = Literal["ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"]
+HopName = Literal["data", "euler", "heun", "addim", "addim-analytic"]
+GapName = Literal["ect", "cosine", "karras", "full"]
+WeightName = Literal["gap", "output"]
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What the student learns from."""
+
+    data: str
+    """an .npz, a folder or zip of images, a .parquet, a hub data set, `bundled` for Fashion-MNIST, or `teacher` for images
+    that the teacher makes. Or `paths`: the student learns its teacher's whole sampling paths by heart, at the noise levels
+    where it is sampled and nowhere else."""
+    teacher: str | None = None
+    """the diffusion checkpoint for hops, images and paths; by default the checkpoint itself, but a run that goes on from a
+    student needs one."""
+    guidance: float | None = None
+    """scale of the classifier-free guidance of a conditional teacher, in its hops, images and paths."""
+    null_label: int | None = None
+    """the class that means "no class" to the network, for guidance."""
+    teacher_images: int = 4000
+    """how many images `--data teacher` makes."""
+    paths: int = 4000
+    """how many paths the teacher makes, for `--midtrain` and for `--data paths`."""
+    mirror: bool = False
+    """flip half of the images left to right."""
+
+    def __post_init__(self) -> None:
+        at_least(1, teacher_images=self.teacher_images, paths=self.paths)
+        at_least(0, guidance=self.guidance, null_label=self.null_label)
+
+    @property
+    def are_paths(self) -> bool:
+        """Whether the teacher's paths are all that is learned."""
+        return self.data == "paths"
+
+    def guided(self, teacher: Denoiser) -> Denoiser:
+        """The teacher, guided if that was asked for."""
+        import torch
+
+        from .cond import labelled
+        from .denoiser import Guided
+
+        if self.guidance is None or self.null_label is None:
+            return teacher
+        return Guided(teacher, self.guidance, labelled(torch.tensor([self.null_label])))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the student is asked for; what is left out is the recipe's."""
+
+    segments: int = 1
+    """network calls that the result is made for: 1 is a consistency model, more a multistep one."""
+    hop: HopName = "data"
+    """how the target is reached: along the data (consistency training) or by the teacher's ODE (distillation); addim puts
+    back the spread that long hops lose, measured on the data or, analytic, estimated without them."""
+    gap: GapName | None = None
+    """ect shrinks in stages, cosine and karras are grids whose steps grow, full is plain denoising."""
+    q: float | None = None
+    """the ect gap shrinks by 1/q a stage."""
+    stages: int | None = None
+    """number of stages of the ect gap."""
+    grid: tuple[int, int] | None = None
+    """first and last number of steps of the cosine or karras grid."""
+    weight: WeightName | None = None
+    """gap is (t − r)^−power, output is SNR + 1."""
+    power: float | None = None
+    """of the gap's weight: 1 is Easy Consistency Tuning's, 0 weighs all noise levels alike."""
+    huber: float | None = None
+    """constant of the pseudo-Huber distance; 0 is the norm itself."""
+    margin: float | None = None
+    """how far beyond a picture's limits a student of several segments is asked to draw what lies at them: a haze that
+    remains there is cut off as well. By default .1 for pictures, 0 for latents and for one segment, which cannot have it
+    nor start from a student that has."""
+
+    def __post_init__(self) -> None:
+        at_least(1, segments=self.segments)
+        at_least(0, margin=self.margin)
+        kind = self.gap or "ect"  # the gap of every published recipe here
+        if kind != "ect" and (self.q is not None or self.stages is not None):
+            raise ValueError(f"--q and --stages belong to the ect gap; the {kind} gap does not take them")
+        if kind in ("ect", "full") and self.grid is not None:
+            raise ValueError(f"--grid belongs to the cosine and karras gaps; the {kind} gap does not take it")
+        if self.weight == "output" and self.power is not None:
+            raise ValueError("--power belongs to the gap's weight; --weight output does not take it")
+        if self.margin and self.segments == 1:
+            raise ValueError("--margin must be 0 for one segment, whose calls see what the last one drew")
+
+    @property
+    def is_shaped(self) -> bool:
+        """Whether the gap or the weight is another than the recipe's."""
+        return any(given is not None for given in (self.gap, self.q, self.stages, self.grid, self.weight, self.power))
+
+    def settings(self, recipe: dict[str, Any]) -> dict[str, Any]:
+        """What this changes in a recipe; the hop, the output's weight and the margin's default wait for the checkpoint."""
+        from .loss import PseudoHuber
+
+        distance = None if self.huber is None else PseudoHuber(self.huber)
+        changed = given(gap=self._gap(recipe["gap"]), weight=self._weight(), distance=distance, margin=self.margin)
+        return changed | {"segments": self.segments}
+
+    def fitted(self, student: Denoiser, teacher: Denoiser) -> dict[str, Any]:
+        """What waited for the checkpoint; a teacher that hops is frozen."""
+        from .loss import OutputScale
+
+        weight = OutputScale(student.schedule.sigma_data) if self.weight == "output" else None
+        margin = 0.0
+        if student.space.limits is not None and self.segments > 1 and self.gap != "full":
+            margin = 0.1  # not for latents, which have no limits, nor where a call sees what an earlier one drew
+        fitted = given(weight=weight, margin=margin if self.margin is None else None)
+        return fitted | {"hop": self._hop(teacher)}
+
+    def _gap(self, ours: Gap) -> Gap:
+        from .noise import CosineGap, ECTGap, FullGap, KarrasGap
+
+        if self.gap == "full":
+            return FullGap()
+        if self.gap in ("cosine", "karras"):
+            made = CosineGap if self.gap == "cosine" else KarrasGap
+            return made(*self.grid) if self.grid else made()
+        base = ours if isinstance(ours, ECTGap) else ECTGap()
+        return dataclasses.replace(base, **given(q=self.q, stages=self.stages))
+
+    def _weight(self) -> Weight | None:
+        from .loss import InverseGap
+
+        if self.weight == "output" or (self.weight is None and self.power is None):
+            return None
+        return InverseGap(1.0 if self.power is None else self.power)
+
+    def _hop(self, teacher: Denoiser) -> Hop:
+        from .hop import ADDIM, Euler, Heun
+        from .loss import from_data
+
+        if self.hop == "data":
+            return from_data
+        teacher = teacher.requires_grad_(False).eval()
+        hops: dict[str, Hop] = {
+            "euler": Euler(teacher), "heun": Heun(teacher), "addim": ADDIM(teacher),
+            "addim-analytic": ADDIM(teacher, analytic=True),
+        }  # fmt: skip
+        return hops[self.hop]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how fast; what is left out is the recipe's."""
+
+    recipe: RecipeName = "ect_demo"
+    """where the settings of the loss and of the training come from unless given."""
+    images: int | None = None
+    """training images to see."""
+    batch: int | None = None
+    """images a step, over all processes."""
+    rate: float | None = None
+    """peak of the recipe's learning rate."""
+    warmup: int | None = None
+    """steps over which the rate rises."""
+    average: tuple[float, ...] = ()
+    """decay of the averaged weights, or several: the first makes `model`, each other one `model-DECAY` beside it. An
+    average begins with the checkpoint, and decay^steps of it stays that: few images need a low decay."""
+    dropout: float | None = None
+    """probability in every dropout layer."""
+    clip: float | None = None
+    """norm at which the gradient is clipped."""
+    seed: int = 0
+    """of everything random."""
+    midtrain: int = 0
+    """images of path regression before tuning: points of whole teacher paths, regressed to their ends."""
+    scratch: bool = False
+    """start from new weights in the checkpoint's architecture, as consistency training without tuning does."""
+
+    def __post_init__(self) -> None:
+        at_least(1, images=self.images, batch=self.batch)
+        at_least(0, seed=self.seed, midtrain=self.midtrain, dropout=self.dropout)
+        positive(clip=self.clip)
+        if self.dropout is not None and self.dropout >= 1:
+            raise ValueError(f"--dropout must be below 1, got {self.dropout:g}")
+
+    def settings(self) -> dict[str, Any]:
+        """The recipe, changed as was asked: keyword arguments of `tune`."""
+        from .optim import Dropout
+        from .recipes import RECIPES
+
+        recipe = RECIPES[self.recipe](**given(images=self.images))
+        changed = given(
+            batch=self.batch,
+            rate=rate_of(recipe["rate"], self.rate, self.warmup),
+            average=averages(self.average, recipe["average"], afresh=self.scratch and not self.midtrain),
+            dropout=None if self.dropout is None else Dropout(self.dropout),
+            max_grad_norm=self.clip,
+        )
+        return recipe | changed | {"seed": self.seed}
+
+    @property
+    def changing(self) -> dict[str, Any]:
+        """What a run that is resumed may go on with that it did not begin with."""
+        return given(rate=self.rate if self.warmup is None else self.warmup, max_grad_norm=self.clip)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how it is computed."""
+
+    out: Path
+    """folder of the run."""
+    precision: Literal["no", "bf16"] | None = None
+    """no (float32) or bf16; by default bf16 where the hardware computes it."""
+    accumulate: int = 1
+    """micro-batches a step."""
+    workers: int = 0
+    """loader processes."""
+    compile: bool = False
+    """compile the network."""
+    save_every: float = 120.0
+    """seconds between saved states; Ctrl-C and SIGTERM save, too."""
+    resume: bool = False
+    """go on from the state saved in out, if one is: to more --images, or with another --rate, --warmup or --clip, if they
+    are given."""
+
+    def __post_init__(self) -> None:
+        at_least(1, accumulate=self.accumulate)
+        at_least(0, workers=self.workers, save_every=self.save_every)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """All of them together."""
+
+    lessons: Lessons
+    run: Run
+    loss: Loss = Loss()
+    training: Training = Training()
+
+    def __post_init__(self) -> None:
+        guidance, null_label = self.lessons.guidance, self.lessons.null_label
+        if guidance is not None and not self.are_taught:
+            raise ValueError(
+                "guidance is the teacher's: use it with --hop euler, heun or addim, or --data teacher or paths"
+            )
+        if guidance is not None and null_label is None:
+            raise ValueError('guidance needs --null-label, the class that means "no class" to this network')
+        if null_label is not None and guidance is None:
+            raise ValueError("--null-label belongs to --guidance; give both or none")
+        said = self.loss.is_shaped or self.loss.hop != "data" or self.training.midtrain or self.lessons.mirror
+        if self.lessons.are_paths and said:
+            raise ValueError("--data paths says what the loss is: leave --hop, --midtrain, --mirror, gap and weight out")
+
+    @property
+    def are_taught(self) -> bool:
+        """Whether a teacher makes anything."""
+        return self.loss.hop != "data" or self.lessons.data in ("teacher", "paths") or self.training.midtrain > 0
+
+    def recipe(self) -> dict[str, Any]:
+        """Keyword arguments of `tune`, as far as they are known without the checkpoint.
+
+        Raises:
+            ValueError: a number that cannot be.
+        """
+        recipe = self.training.settings()
+        recipe |= self.loss.settings(recipe)
+        batch, parts = recipe["batch"], self.run.accumulate
+        if batch % parts:
+            raise ValueError(f"a batch of {batch} does not split into --accumulate {parts}; use a multiple of {parts}")
+        return recipe | {"mirror": self.lessons.mirror, "workers": self.run.workers, "compile": self.run.compile}
+
+
+def given(**settings: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def rate_of(ours: Constant | Cosine | InverseSqrt, peak: float | None, warmup: int | None) -> LearningRate:
+    """The recipe's learning rate, with another peak and another warm-up if they are given."""
+    from .optim import Cosine
+
+    changed = ours if peak is None else dataclasses.replace(ours, rate=peak)
+    if warmup is not None and isinstance(changed, Cosine):
+        return dataclasses.replace(changed, warmup=warmup)
+    if warmup is not None:
+        raise ValueError(f"--warmup belongs to the cosine rate of ect_demo; this recipe's is {changed}")
+    return changed
+
+
+def averages(decays: tuple[float, ...], ours: Average, *, afresh: bool) -> tuple[Average, ...]:
+    """The averages of these decays, or the recipe's own; from new weights they need a warm-up."""
+    from .average import Exponential
+
+    chosen = tuple(map(Exponential, decays)) or (ours,)
+    return tuple(dataclasses.replace(a, warmup=afresh) if isinstance(a, Exponential) else a for a in chosen)

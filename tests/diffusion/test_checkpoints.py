@@ -1,0 +1,75 @@
+"""All that `fewstep tune` does, as a function: against the command, and what it says before anything is computed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import fewstep, tiny
+from safetensors.torch import load_file
+
+from fewstep import Lessons, Loss, Run, Training, tune_checkpoint
+from fewstep.diffusion.formats.folder import load, save
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.walk import Heun
+
+
+def test_the_function_does_what_the_command_does(place, monkeypatch) -> None:
+    flags = "--images 8 --batch 8 --segments 2 --hop euler --huber .1 --midtrain 8 --paths 2 --seed 3"
+    fewstep(monkeypatch, f"tune teacher --data data.npz --out a {flags}")
+    model = tune_checkpoint(
+        "teacher", Lessons("data.npz", paths=2), Run(Path("b")), loss=Loss(segments=2, hop="euler", huber=0.1),
+        training=Training(images=8, batch=8, midtrain=8, seed=3),
+    )  # fmt: skip
+    ours, theirs = (load_file(place / name / "model/unet/diffusion_pytorch_model.safetensors") for name in "ba")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    weights = torch.cat([p.detach().flatten() for p in model.denoiser.parameters()])
+    assert torch.equal(weights, torch.cat([p.detach().flatten() for p in load("a").denoiser.parameters()]))
+    receipts = [json.loads((place / name / "receipt.json").read_text()) for name in "ab"]
+    assert receipts[0]["recipe"] == receipts[1]["recipe"] and receipts[0].keys() == receipts[1].keys()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        (lambda: Lessons("x", paths=0), "--paths starts at 1"),
+        (lambda: Lessons("x", null_label=-1), "--null-label starts at 0"),
+        (lambda: Loss(segments=0), "--segments starts at 1"),
+        (lambda: Loss(gap="full", q=4.0), "ect gap"),
+        (lambda: Loss(grid=(8, 16)), "cosine and karras"),
+        (lambda: Loss(weight="output", power=1.0), "--power belongs"),
+        (lambda: Loss(margin=0.1), "0 for one segment"),
+        (lambda: Training(images=0), "--images starts at 1"),
+        (lambda: Training(dropout=1.0), "below 1"),
+        (lambda: Training(clip=0.0), "--clip must be above 0"),
+        (lambda: Run(Path("run"), accumulate=0), "--accumulate starts at 1"),
+        (lambda: Run(Path("run"), save_every=float("nan")), "--save-every starts at 0"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused_when_it_is_made(chosen, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        chosen()
+
+
+@pytest.mark.parametrize(
+    ("parametrisation", "classes", "loss", "sentence"),
+    [
+        ("edm", 0, Loss(segments=2), "only VP checkpoints of a UNet2DModel have a stock pipeline for several segments"),
+        ("vp", 3, Loss(), "this conditional student has no stock pipeline"),
+        ("vp", 0, Loss(segments=2), None),
+        ("edm", 0, Loss(), None),
+        ("edm", 0, Loss(segments=2, gap="full"), None),  # stays a diffusion model
+    ],
+)
+def test_what_cannot_be_exported_is_said_before_it_is_tuned(
+    tmp_path, caplog, parametrisation: str, classes: int, loss: Loss, sentence: str | None
+) -> None:
+    """It is no refusal: the data are looked for next."""
+    save(Model(tiny(parametrisation, classes=classes), Heun()), tmp_path / "teacher")
+    with caplog.at_level(logging.WARNING, "fewstep"), pytest.raises(ValueError, match=r"missing\.npz"):
+        tune_checkpoint(str(tmp_path / "teacher"), Lessons("missing.npz"), Run(tmp_path / "run"), loss=loss)
+    said = [message for message in caplog.messages if "cannot be exported" in message]
+    assert [sentence in message for message in said] == ([] if sentence is None else [True])
