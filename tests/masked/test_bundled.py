@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 
 from fewstep.cli.text import decode as decode_command
-from fewstep.cli.text_options import Text
 from fewstep.core.source import ASSETS
+from fewstep.masked.choices import Text
 from fewstep.masked.decoding import decode
 from fewstep.masked.load import load_text, load_tokenizer
 from fewstep.masked.rules import Threshold

@@ -18,8 +18,8 @@ from masked.tiny_bert import WORDS, call, save_bert, word_tokenizer, write_promp
 from fewstep.cli.text import _told, calibrate
 from fewstep.cli.text import decode as decode_command
 from fewstep.cli.text_measuring import evaluate, settle_text
-from fewstep.cli.text_options import Early, Prophet, Rule
 from fewstep.masked.calibration import Calibration, read_rule
+from fewstep.masked.choices import Early, Prophet, Rule
 from fewstep.masked.decoding import decode
 from fewstep.masked.early import EarlyCommit, StableAndConfident
 from fewstep.masked.load import load_text

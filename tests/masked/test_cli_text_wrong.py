@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from masked.tiny_bert import call, save_bert, write_prompts
 
+from fewstep.cli import main
 from fewstep.cli.language import train_text
 from fewstep.cli.text import calibrate
 from fewstep.cli.text import decode as decode_command
 from fewstep.cli.text_measuring import evaluate, settle_text
-from fewstep.cli.text_options import Early, Prophet
+from fewstep.masked.choices import Early, Prophet
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,14 @@ def test_flags_that_several_commands_share(
     with pytest.raises(SystemExit) as stopped:
         call(decode_command, model, prompt="w1", **options)
     assert stopped.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_what_flags_refuse_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, sentence in (("--steps 0", "--steps starts at 1, got 0"), ("--batch 0", "--batch starts at 1, got 0")):
+        monkeypatch.setattr(sys, "argv", ["fewstep", "decode", "missing", "--prompt", "w1", *flags.split()])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert (stopped.value.code, capsys.readouterr().err) == (2, f"fewstep: {sentence}\n")
 
 
 @pytest.mark.parametrize("command", [calibrate, settle_text, evaluate])

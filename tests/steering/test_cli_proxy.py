@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny_lm import byte_tokenizer, merged, tiny_lm, with_adapter
 from tokenizers import processors
 
-from fewstep.cli.proxy import _encode, proxy
+from fewstep.cli.proxy import proxy
 from fewstep.steering.tuning import ProxyTuning, generate
+from fewstep.steering.writing import encoded
 
 TEMPLATE = "{% for m in messages %}<s>[{{ m['content'] }}]{% endfor %}"
 
@@ -92,11 +93,11 @@ def test_texts_go_on_behind_their_prompts() -> None:
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
     tokenizer.chat_template = TEMPLATE
-    made = _encode(tokenizer, ["ab", "a"])
+    made = encoded(tokenizer, ["ab", "a"])
     letters = tokenizer("ab")["input_ids"][1:-1]
     assert made["input_ids"].tolist() == [[1, *letters], [0, 1, letters[0]]]
     assert made["attention_mask"].tolist() == [[1, 1, 1], [0, 1, 1]]
-    assert tokenizer.decode(_encode(tokenizer, ["ab"], chat=True)["input_ids"][0]) == "<s>[ab]"
+    assert tokenizer.decode(encoded(tokenizer, ["ab"], chat=True)["input_ids"][0]) == "<s>[ab]"
 
 
 def test_sampling_is_a_function_of_its_seed(place, tmp_path) -> None:

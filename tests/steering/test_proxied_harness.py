@@ -19,7 +19,8 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 
 from fewstep.cli.text_measuring import evaluate
-from fewstep.cli.text_options import Asked, Compute, Masked, Steered
+from fewstep.masked.choices import Asked, Compute, Exam, Masked
+from fewstep.steering.choices import Steered
 from fewstep.steering.harness import ProxiedLM
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
@@ -97,7 +98,7 @@ def test_the_command_scores_a_task_of_our_own(tmp_path: Path, monkeypatch: pytes
         "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
     )
     steered = Steered(expert=str(tmp_path / "expert"), antiexpert=str(tmp_path / "small"))
-    options = {"tasks": ("ours",), "include": tmp_path, "out": tmp_path / "e.json"}
+    options = {"exam": Exam(("ours",), tmp_path), "out": tmp_path / "e.json"}
     for alpha in (0.0, 3.0):
         evaluate(str(tmp_path / "base"), steered=replace(steered, alpha=alpha), **options)
         tuned = ProxyTuning(*networks[1:], alpha=alpha)

@@ -6,33 +6,16 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
-from .text_options import (
-    Compute,
-    ComputeFlags,
-    Early,
-    EarlyFlags,
-    Prophet,
-    ProphetFlags,
-    Rule,
-    RuleFlags,
-    Text,
-    TextFlags,
-)
+from ..masked.choices import Compute, Early, Prophet, Rule, Text
 
 if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
-
+    from ..masked.answering import Decoder
     from ..masked.calibration import Calibration
-    from ..masked.decoding import Decoded
-    from ..masked.predictor import MaskPredictor
-    from ..masked.step import CommitRule
 
 
 def decode(
@@ -44,10 +27,10 @@ def decode(
     out: Path | None = None,
     calibration: Path | None = None,
     stop: tuple[str, ...] = (),
-    text: TextFlags = Text(),
-    rule: RuleFlags = Rule(),
-    early: EarlyFlags = Early(),
-    compute: ComputeFlags = Compute(),
+    text: Annotated[Text, OmitArgPrefixes] = Text(),
+    rule: Annotated[Rule, OmitArgPrefixes] = Rule(),
+    early: Annotated[Early, OmitArgPrefixes] = Early(),
+    compute: Annotated[Compute, OmitArgPrefixes] = Compute(),
 ) -> None:
     """Decode prompts with a masked diffusion language model, and stop each as soon as it knows.
 
@@ -66,38 +49,24 @@ def decode(
         early: whether decoding may stop early.
         compute: how; a prompt gets the same text at any batch size.
     """
-    from ..core.files import atomic_file, writable_file
-    from ..core.nfe import count_nfe
-    from ..core.receipt import receipt
+    from ..core.files import writable_file
+    from ..masked.answering import open_decoder
+    from ..masked.prompts import read_prompts
 
     if (prompt is None) == (file is None):
         raise ValueError("give a --prompt or a --file of prompts, one of the two")
     items = [{"prompt": str(prompt)}] if file is None else read_prompts(file)
-    if calibration and (rule, early) != (Rule(), Early()):
-        raise ValueError("a --calibration brings its own rule; leave --rule, --early and their options out")
     if out:
         writable_file(out)
-    settings = text.settings(model, compute)
-    found = calibrated(calibration, settings) if calibration else None
-    tokenizer = compute.tokenizer(model)
-    made = found or early.around(rule.made(tokenizer), answer_follows=bool(text.suffix))
-    predictor, network = compute.open(model, text, tokenizer)
-    rows = text.rows(items, network, tokenizer)
-    options: dict[str, Any] = {"stop": stop, "steps": text.steps, "temperature": text.temperature}
-    if file is None and out is None:
-        _stream(predictor, tokenizer, rows[0], made, compute.seed, **options)
-        return
-    results = _results(predictor, tokenizer, items, rows, made, compute, **options)
-    if out is None:
-        for result in results:
-            print(json.dumps(result, ensure_ascii=False), flush=True)
-    else:
-        facts = {**settings, "rule": made, "stop": stop, "file": file, "seed": compute.seed}
-        with receipt(_receipt_of(out), **facts) as entries, atomic_file(out) as handle, count_nfe(network.network) as cost:
-            for result in results:
-                handle.write((json.dumps(result, ensure_ascii=False) + "\n").encode())
-                entries |= {"calls": cost.calls, "nfe": cost.rows, "positions": cost.positions}
+    decoder = open_decoder(model, text, rule, early, compute, calibration=calibration)
+    if out:
+        decoder.save(items, out, stop=stop, file=file)
         print(f"{len(items)} texts in {out}")
+    elif file:
+        for answer in decoder.answers(items, stop=stop):
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
+    else:
+        _show(decoder, str(prompt), stop)
 
 
 def calibrate(
@@ -108,10 +77,10 @@ def calibrate(
     out: Path,
     epsilon: float = 0.05,
     delta: float = 0.05,
-    text: TextFlags = Text(),
-    rule: RuleFlags = Rule(),
-    prophet: ProphetFlags = Prophet(),
-    compute: ComputeFlags = Compute(),
+    text: Annotated[Text, OmitArgPrefixes] = Text(),
+    rule: Annotated[Rule, OmitArgPrefixes] = Rule(),
+    prophet: Annotated[Prophet, OmitArgPrefixes] = Prophet(),
+    compute: Annotated[Compute, OmitArgPrefixes] = Compute(),
 ) -> None:
     """Find the boldest early commit that keeps its answers, from prompts like those that will be decoded.
 
@@ -131,26 +100,24 @@ def calibrate(
         prophet: when decoding stops early; the common factor of --levels is found.
         compute: how.
     """
-    from ..core.files import writable_file
-    from ..core.receipt import receipt
-    from ..masked import calibration
-    from ..masked.rules import DEFAULT
+    from ..masked.answering import calibrate_prompts
 
-    writable_file(out)
-    items = read_prompts(file)
-    tokenizer = compute.tokenizer(model)
-    early = prophet.around(rule.made(tokenizer), answer_follows=bool(text.suffix))
-    predictor, network = compute.open(model, text, tokenizer)
-    settings = text.settings(model, compute)
-    with receipt(_receipt_of(out), **settings, file=file, seed=compute.seed):
-        found = calibration.calibrate(
-            predictor, text.rows(items, network, tokenizer), early, epsilon=epsilon, delta=delta, steps=text.steps,
-            temperature=text.temperature, seeds=compute.seeds(len(items)), batch=compute.batch,
-            beside=None if early.rule == DEFAULT else DEFAULT,
-        )  # fmt: skip
-        replace(found, settings=settings).save(out)
+    found = calibrate_prompts(
+        model, file, out, epsilon=epsilon, delta=delta, text=text, rule=rule, prophet=prophet, compute=compute
+    )
     for line in _told(found, out):
         print(line)
+
+
+def _show(decoder: Decoder, prompt: str, stop: tuple[str, ...]) -> None:
+    """Prints one answer as it becomes final, and what it cost."""
+    start = time.perf_counter()
+    for piece, whole in decoder.stream({"prompt": prompt}, stop=stop):
+        print(piece, end="", flush=True)
+        if whole:
+            print()
+            told = "%d tokens in %g network calls, %.2f seconds"
+            logging.getLogger(__name__).info(told, len(whole.tokens), whole.nfe, time.perf_counter() - start)
 
 
 def _told(found: Calibration, out: Path) -> Iterator[str]:
@@ -171,116 +138,3 @@ def _told(found: Calibration, out: Path) -> Iterator[str]:
         advice = "is the cheaper one: decode without --calibration" if cheaper else "is no cheaper way to keep the answers"
         told = f"{found.beside.steps:.1f} steps, {changed(found.beside.changed, found.beside.bound)}"
         yield f"fewstep decode's default rule on the same prompts: {told}; it {advice}"
-
-
-def read_prompts(file: Path) -> list[dict[str, Any]]:
-    """The prompts in a .jsonl, as objects."""
-    if not file.is_file():
-        raise ValueError(f"there is no file {file}")
-    try:
-        content = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not text in UTF-8: {error}") from error
-    items = []
-    for number, line in enumerate(content.split("\n"), 1):  # splitlines would cut at characters that JSON allows
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number} of {file} is not JSON: {error}") from error
-        item = {"prompt": item} if isinstance(item, str) else item
-        if not isinstance(item, dict) or not _is_prompt(item.get("prompt")):
-            raise ValueError(
-                f'line {number} of {file} is neither a string nor an object with a "prompt", which is a text or a list of '
-                '{"role": …, "content": …}'
-            )
-        items.append(item)
-    if not items:
-        raise ValueError(f"there is no prompt in {file}")
-    return items
-
-
-def _is_prompt(found: Any) -> bool:
-    """A text, or a conversation of at least one turn."""
-    turns = found if isinstance(found, list) and found else [None]
-    return isinstance(found, str) or all(
-        isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content")) for turn in turns
-    )
-
-
-def calibrated(path: Path, settings: dict[str, Any]) -> CommitRule:
-    """The rule that was calibrated for these settings; a model of another name is told, as it may have moved."""
-    from ..core.receipt import plain
-    from ..masked.calibration import Calibration
-
-    found = Calibration.load(path)
-    for name, value in plain(settings).items():
-        made = found.settings.get(name, value)
-        if made != value and name == "model":
-            logging.getLogger(__name__).warning("%s was made with %s; its guarantee holds for that model", path, made)
-        elif made != value:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{path} was made with {flag} {made!r} and its guarantee holds for that, got {value!r}")
-    return found.rule
-
-
-def _receipt_of(out: Path) -> Path:
-    return out.with_name(out.name + ".receipt.json")
-
-
-def _stream(
-    predictor: MaskPredictor, tokenizer: PreTrainedTokenizerBase, row: Tensor, rule: CommitRule, seed: int, *,
-    stop: tuple[str, ...], **options: Any,
-) -> None:  # fmt: skip
-    """Prints one row as it becomes final; holds back what may turn out to belong to a stop string or half a letter."""
-    from ..masked.decoding import stream, walk
-    from ..masked.prompts import StopStrings, text_of
-
-    start, tokens, printed = time.perf_counter(), [], 0
-    found = StopStrings(tokenizer, stop) if stop else None
-    held = max((len(string) - 1 for string in stop), default=0)
-    for _, new, end in stream(walk(predictor, [row], rule, seeds=[seed], stop=found, **options)):
-        tokens += new
-        text = text_of(tokenizer, tokens, end.given, stop) if end else text_of(tokenizer, tokens)
-        until = len(text) if end else len(text.rstrip("\ufffd")) - held
-        if until > printed:
-            print(text[printed:until], end="", flush=True)
-            printed = until
-        if end:
-            seconds = time.perf_counter() - start
-            print()
-            logging.getLogger(__name__).info("%d tokens in %g network calls, %.2f seconds", len(tokens), end.nfe, seconds)
-
-
-def _results(
-    predictor: MaskPredictor, tokenizer: PreTrainedTokenizerBase, items: list[dict[str, Any]], rows: list[Tensor],
-    rule: CommitRule, compute: Compute, *, stop: tuple[str, ...], **options: Any,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """One entry a prompt, in order; `seconds` runs from when it entered the batch to the step that finished it."""
-    from ..masked.decoding import tell, walk
-    from ..masked.prompts import StopStrings, text_of
-
-    found = StopStrings(tokenizer, stop) if stop else None
-    begin = now = time.perf_counter()
-    batch, generated, told = min(compute.batch, len(rows)), 0, 0
-    entered: dict[int, float] = {}
-    done: dict[int, tuple[Decoded, float]] = {}
-    walks = walk(predictor, rows, rule, seeds=compute.seeds(len(rows)), stop=found, batch=batch, **options)
-    for walked in tell(walks, rows, predictor.mask_id):
-        for progress in walked.progress:
-            entered.setdefault(progress.number, now)
-        now = time.perf_counter()
-        done |= {number: (row, now - entered[number]) for number, row in walked.finished.items()}
-        while told in done:
-            row, seconds = done.pop(told)
-            generated += len(row.tokens)
-            yield items[told] | {
-                "text": text_of(tokenizer, row.tokens, row.given, stop), "tokens": len(row.tokens), "nfe": row.nfe,
-                "positions": round(row.positions, 2), "seconds": round(seconds, 4), "batch": batch,
-            }  # fmt: skip
-            told += 1
-    seconds = time.perf_counter() - begin
-    logging.getLogger(__name__).info(
-        "%.2f texts and %.1f generated tokens a second", len(rows) / seconds, generated / seconds
-    )

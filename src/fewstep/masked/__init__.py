@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING
 from ..core.lazy import lazily
 
 if TYPE_CHECKING:
+    from .answering import Decoder as Decoder
+    from .answering import calibrate_prompts as calibrate_prompts
+    from .answering import open_decoder as open_decoder
+    from .answering import settle_prompts as settle_prompts
     from .calibration import Calibration as Calibration
     from .calibration import calibrate as calibrate
+    from .choices import Compute as Compute
+    from .choices import Early as Early
+    from .choices import Exam as Exam
+    from .choices import Masked as Masked
+    from .choices import Prophet as Prophet
+    from .choices import Rule as Rule
+    from .choices import Text as Text
     from .decoding import Decoded as Decoded
     from .decoding import decode as decode
     from .decoding import stream as stream
@@ -16,6 +27,7 @@ if TYPE_CHECKING:
     from .early import EarlyCommit as EarlyCommit
     from .early import StableAndConfident as StableAndConfident
     from .early import sched as sched
+    from .evaluation import evaluate_masked as evaluate_masked
     from .likelihood import log_likelihood as log_likelihood
     from .load import load_text as load_text
     from .load import load_tokenizer as load_tokenizer
@@ -27,6 +39,7 @@ if TYPE_CHECKING:
     from .prompts import canvas as canvas
     from .prompts import canvas_row as canvas_row
     from .prompts import encode as encode
+    from .prompts import read_prompts as read_prompts
     from .prompts import text_of as text_of
     from .rules import DEFAULT as DEFAULT
     from .rules import KLASS as KLASS
@@ -50,13 +63,16 @@ if TYPE_CHECKING:
     from .step import Step as Step
 
 _NAMES = {
+    "answering": ["Decoder", "calibrate_prompts", "open_decoder", "settle_prompts"],
     "calibration": ["Calibration", "calibrate"],
+    "choices": ["Compute", "Early", "Exam", "Masked", "Prophet", "Rule", "Text"],
     "decoding": ["Decoded", "decode", "stream", "walk"],
     "early": ["EarlyCommit", "StableAndConfident", "sched"],
+    "evaluation": ["evaluate_masked"],
     "likelihood": ["log_likelihood"],
     "load": ["load_text", "load_tokenizer"],
     "predictor": ["Canvas", "Guided", "MaskPredictor", "Suppressed"],
-    "prompts": ["StopStrings", "canvas", "canvas_row", "encode", "text_of"],
+    "prompts": ["StopStrings", "canvas", "canvas_row", "encode", "read_prompts", "text_of"],
     "rules": [
         "Blockwise", "DEFAULT", "EntropyBound", "Factor", "KLASS", "Last", "Threshold", "TopK",
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.intervals import upper_bound
-from ..core.receipt import write_json
+from ..core.receipt import plain, write_json
 from ..core.source import read_json
 from .early import EarlyCommit, StableAndConfident
 from .predictor import MaskPredictor
@@ -20,6 +21,8 @@ from .rules import KLASS, Blockwise, EntropyBound, Factor, Last, Threshold, TopK
 from .schedule import Cosine, Exponential, Linear, Scaled, Span, Stairs, Suffix
 from .settling import Same, Trace, record
 from .step import CommitRule
+
+logger = logging.getLogger(__name__)
 
 FACTORS = tuple(2.0 ** (k / 4) for k in range(20, -21, -1))  # 32 … 1/32
 
@@ -102,6 +105,23 @@ class Calibration:
             return made
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a calibration: {error}") from error
+
+
+def calibrated(path: Path, settings: dict[str, Any]) -> CommitRule:
+    """The rule that was calibrated for these settings; a model of another name is told, as it may have moved.
+
+    Raises:
+        ValueError: it was calibrated for others, or `path` holds no calibration.
+    """
+    found = Calibration.load(path)
+    for name, value in plain(settings).items():
+        made = found.settings.get(name, value)
+        if made != value and name == "model":
+            logger.warning("%s was made with %s; its guarantee holds for that model", path, made)
+        elif made != value:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{path} was made with {flag} {made!r} and its guarantee holds for that, got {value!r}")
+    return found.rule
 
 
 def calibrate(

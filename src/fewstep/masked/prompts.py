@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,46 @@ if TYPE_CHECKING:
 Turns = Sequence[Mapping[str, str]]  # a conversation: each turn with its "role" and its "content"
 GEN_LENGTH = 128  # tokens to generate where nobody says how many, if the model has room for them
 PROBE = "1"  # every vocabulary has it
+
+
+def read_prompts(file: Path) -> list[dict[str, Any]]:
+    """The prompts in a .jsonl, as objects: {"prompt": a text or a conversation} and whatever else a line says.
+
+    Raises:
+        ValueError: there is no such file, no prompt in it, or a line that is none.
+    """
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}")
+    try:
+        content = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text in UTF-8: {error}") from error
+    items = []
+    for number, line in enumerate(content.split("\n"), 1):  # splitlines would cut at characters that JSON allows
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} of {file} is not JSON: {error}") from error
+        item = {"prompt": item} if isinstance(item, str) else item
+        if not isinstance(item, dict) or not _is_prompt(item.get("prompt")):
+            raise ValueError(
+                f'line {number} of {file} is neither a string nor an object with a "prompt", which is a text or a list of '
+                '{"role": …, "content": …}'
+            )
+        items.append(item)
+    if not items:
+        raise ValueError(f"there is no prompt in {file}")
+    return items
+
+
+def _is_prompt(found: Any) -> bool:
+    """A text, or a conversation of at least one turn."""
+    turns = found if isinstance(found, list) and found else [None]
+    return isinstance(found, str) or all(
+        isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content")) for turn in turns
+    )
 
 
 def canvas(

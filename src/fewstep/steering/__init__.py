@@ -10,18 +10,28 @@ if TYPE_CHECKING:
     from .acted import Acted as Acted
     from .acted import page as page
     from .acted import where_acted as where_acted
+    from .choices import Steered as Steered
+    from .choices import Writing as Writing
+    from .evaluation import evaluate_steered as evaluate_steered
     from .likelihood import loglikelihood as loglikelihood
+    from .load import load_trio as load_trio
     from .masked import Proxied as Proxied
     from .tuning import ProxyTuning as ProxyTuning
     from .tuning import generate as generate
     from .vocabulary import same_tokens as same_tokens
+    from .writing import Written as Written
+    from .writing import write as write
 
 _NAMES = {
     "acted": ["Acted", "page", "where_acted"],
+    "choices": ["Steered", "Writing"],
+    "evaluation": ["evaluate_steered"],
     "likelihood": ["loglikelihood"],
+    "load": ["load_trio"],
     "masked": ["Proxied"],
     "tuning": ["ProxyTuning", "generate"],
     "vocabulary": ["same_tokens"],
+    "writing": ["Written", "write"],
 }
 __all__ = [name for names in _NAMES.values() for name in names]
 

@@ -1,21 +1,23 @@
-"""Flags that several text commands share, and what they stand for."""
+"""What one chooses for text, by names and numbers: frozen dataclasses, each of which refuses what it cannot be.
+
+They are the flags that text commands share, and say so where something is wrong.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from tyro.conf import OmitArgPrefixes
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from ..masked.early import EarlyCommit
-    from ..masked.predictor import MaskPredictor, NetworkPredictor
-    from ..masked.step import CommitRule
+    from .early import EarlyCommit
+    from .predictor import MaskPredictor, NetworkPredictor
+    from .step import CommitRule
 
 Base = Literal["low-confidence", "margin", "entropy", "random", "threshold", "factor", "entropy-bound", "klass"]
 EarlyName = Literal["prophet", "sched", "stable"]
@@ -65,7 +67,7 @@ class Text(Asked):
         self, items: Sequence[dict[str, Any]], network: NetworkPredictor, tokenizer: PreTrainedTokenizerBase
     ) -> list[Tensor]:
         """The canvas of each item's prompt."""
-        from ..masked.prompts import canvas
+        from .prompts import canvas
 
         rows = []
         for number, item in enumerate(items, 1):
@@ -107,8 +109,8 @@ class Rule:
 
     def made(self, tokenizer: PreTrainedTokenizerBase) -> CommitRule:
         """The rule itself."""
-        from ..masked.prompts import token_ids
-        from ..masked.rules import DEFAULT, KLASS, SURE, Blockwise, EntropyBound, Factor, Last, TopK
+        from .prompts import token_ids
+        from .rules import DEFAULT, KLASS, SURE, Blockwise, EntropyBound, Factor, Last, TopK
 
         rules: dict[str, Any] = {
             "low-confidence": TopK("confidence"), "margin": TopK("margin"), "entropy": TopK("entropy"),
@@ -142,8 +144,8 @@ class Prophet:
 
     def around(self, rule: CommitRule, *, answer_follows: bool) -> EarlyCommit:
         """Early commit over `rule`; it watches what follows the suffix where an answer does."""
-        from ..masked.early import EarlyCommit
-        from ..masked.schedule import Stairs, Suffix
+        from .early import EarlyCommit
+        from .schedule import Stairs, Suffix
 
         statistic: Any = self.statistic
         if statistic not in ("mean", "minimum"):
@@ -161,7 +163,7 @@ class Early:
 
     early: EarlyName | None = None
     """Commit all that is left once the text is known, by --rule until then; prophet and sched want calibration."""
-    prophet: Annotated[Prophet, OmitArgPrefixes] = Prophet()
+    prophet: Prophet = Prophet()
 
     def __post_init__(self) -> None:
         own = [f"--{option.name}" for option in fields(Prophet) if getattr(self.prophet, option.name) != option.default]
@@ -170,7 +172,7 @@ class Early:
 
     def around(self, rule: CommitRule, *, answer_follows: bool) -> CommitRule:
         """`rule`, or early commit over it."""
-        from ..masked.early import StableAndConfident, sched
+        from .early import StableAndConfident, sched
 
         if self.early == "prophet":
             return self.prophet.around(rule, answer_follows=answer_follows)
@@ -185,23 +187,31 @@ class Masked:
 
     draws: int = 128
     """Network calls for a log-likelihood."""
-    asked: Annotated[Asked, OmitArgPrefixes] = Asked()
-    rule: Annotated[Rule, OmitArgPrefixes] = Rule()
-    early: Annotated[Early, OmitArgPrefixes] = Early()
+    asked: Asked = Asked()
+    rule: Rule = Rule()
+    early: Early = Early()
 
 
 @dataclass(frozen=True)
-class Steered:
-    """What steers a causal model."""
+class Exam:
+    """What a model is asked by the LM Evaluation Harness."""
 
-    expert: str | None = None
-    """The small tuned model of proxy-tuning; with --adapter the small model that the adapter was trained on."""
-    antiexpert: str | None = None
-    """The small model before tuning."""
-    adapter: str | None = None
-    """A LoRA adapter, folder or hub id, instead of an antiexpert."""
-    alpha: float = 1.0
-    """How far to steer; 0 scores the causal model alone."""
+    tasks: tuple[str, ...]
+    """names of tasks."""
+    include: Path | None = None
+    """a folder of tasks of your own; the harness's own are then left out."""
+    fewshot: int | None = None
+    """examples before each question, where the task does not fix it."""
+    limit: int | None = None
+    """only so many questions a task."""
+    gen_length: int = 128
+    """tokens to generate where the task does not say; fewer where the model has less room."""
+    chat: bool = False
+    """put questions into the model's chat template."""
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("name at least one task with --tasks")
 
 
 @dataclass(frozen=True)
@@ -227,7 +237,7 @@ class Compute:
 
     def tokenizer(self, model: str) -> PreTrainedTokenizerBase:
         """The model's tokenizer."""
-        from ..masked.load import load_tokenizer
+        from .load import load_tokenizer
 
         return load_tokenizer(model)
 
@@ -237,9 +247,9 @@ class Compute:
 
         from ..core.device import best_device
         from ..core.pretrained import check_vocabulary
-        from ..masked.load import load_text
-        from ..masked.predictor import Guided, Suppressed
-        from ..masked.prompts import token_ids
+        from .load import load_text
+        from .predictor import Guided, Suppressed
+        from .prompts import token_ids
 
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         never = token_ids(tokenizer, asked.suppress)
@@ -247,12 +257,3 @@ class Compute:
         check_vocabulary(tokenizer, network.network)
         predictor = network if asked.guidance == 1 else Guided(network, asked.guidance)
         return Suppressed(predictor, never) if never else predictor, network
-
-
-TextFlags = Annotated[Text, OmitArgPrefixes]
-RuleFlags = Annotated[Rule, OmitArgPrefixes]
-EarlyFlags = Annotated[Early, OmitArgPrefixes]
-ProphetFlags = Annotated[Prophet, OmitArgPrefixes]
-SteeredFlags = Annotated[Steered, OmitArgPrefixes]
-MaskedFlags = Annotated[Masked, OmitArgPrefixes]
-ComputeFlags = Annotated[Compute, OmitArgPrefixes]

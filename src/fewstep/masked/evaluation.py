@@ -1,0 +1,99 @@
+"""Scores on tasks of the LM Evaluation Harness (`pip install lm_eval`): all that `fewstep evaluate` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..core.files import writable_file
+from ..core.receipt import receipt
+from .choices import Compute, Exam, Masked
+from .prompts import demand_template, token_ids
+
+Scores = dict[str, dict[str, Any]]  # task -> name of a score -> what the harness says of it
+
+
+def evaluate_masked(
+    model: str, exam: Exam, out: Path, *, masked: Masked = Masked(), compute: Compute = Compute()
+) -> Scores:
+    """Scores a masked diffusion language model; writes the scores as a receipt.
+
+    Args:
+        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
+        exam: what it is asked.
+        out: the .json to write.
+        masked, compute: how it answers.
+
+    Raises:
+        ValueError: there is no harness or no such task, or the model cannot be loaded or has no chat template.
+    """
+    manager = open_tasks(exam, out)
+    from .harness import HarnessLM
+
+    tokenizer, asked = compute.tokenizer(model), masked.asked
+    rule = masked.early.around(masked.rule.made(tokenizer), answer_follows=False)
+    never = token_ids(tokenizer, asked.suppress)  # in generation only
+    predictor, network = compute.open(model, replace(asked, suppress=()), tokenizer)
+    lm = HarnessLM(
+        predictor, tokenizer, rule=rule, gen_length=exam.gen_length, steps=asked.steps, draws=masked.draws, suppress=never,
+        max_length=network.max_length or 1024, batch=compute.batch, seed=compute.seed, chat=exam.chat,
+    )  # fmt: skip
+    return scored(lm, exam, manager, out, compute.seed, model=model, rule=rule, draws=masked.draws, **asdict(asked))
+
+
+def open_tasks(exam: Exam, out: Path) -> Any:
+    """The harness's manager of tasks, once `out` can be written.
+
+    Raises:
+        ValueError: there is no harness, no such task, or no such file can be.
+    """
+    try:
+        from lm_eval import tasks  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise ValueError(f"evaluation needs the LM Evaluation Harness: pip install lm_eval ({error})") from error
+    writable_file(out)
+    include = exam.include
+    manager = tasks.TaskManager(include_path=str(include) if include else None, include_defaults=include is None)
+    unknown = set(exam.tasks) - set(manager.all_tasks)
+    if unknown:
+        raise ValueError(
+            f"the harness has no task {', '.join(sorted(unknown))}; name --tasks that it has, or --include yours"
+        )
+    return manager
+
+
+def scored(lm: Any, exam: Exam, manager: Any, out: Path, seed: int, **facts: Any) -> Scores:
+    """The harness's scores of one of its models; a receipt with them and these facts is written to `out`."""
+    from lm_eval import simple_evaluate  # type: ignore[import-not-found, unused-ignore]
+
+    if exam.chat:
+        demand_template(lm.tokenizer)
+    facts |= {"gen_length": exam.gen_length, "chat": exam.chat, "seed": seed}
+    with receipt(out, **facts) as entries, _without_git():
+        found = simple_evaluate(
+            model=lm, tasks=list(exam.tasks), task_manager=manager, num_fewshot=exam.fewshot, limit=exam.limit,
+            apply_chat_template=exam.chat, log_samples=False, random_seed=seed, numpy_random_seed=seed,
+            torch_random_seed=seed, fewshot_random_seed=seed,
+        )  # fmt: skip
+        scores: Scores = found["results"]
+        entries["results"] = scores
+        for cost in ("nfe", "positions"):
+            if each := getattr(lm, cost, None):
+                entries[f"{cost}_per_text"] = sum(each) / len(each)
+    return scores
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """The harness asks git for a commit, which is told on the terminal where there is none; our receipt has its own."""
+    from lm_eval import evaluator  # type: ignore[import-not-found, unused-ignore]
+
+    asks = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asks

@@ -1,0 +1,35 @@
+"""Scores of a steered model on tasks of the LM Evaluation Harness: all that `fewstep evaluate --expert` does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from ..masked.choices import Exam
+from ..masked.evaluation import Scores, open_tasks, scored
+from .choices import Steered
+from .load import load_trio
+
+
+def evaluate_steered(model: str, exam: Exam, out: Path, steered: Steered, *, seed: int = 0, batch: int = 16) -> Scores:
+    """Scores a causal language model that small ones steer; writes the scores as a receipt.
+
+    Args:
+        model: folder or hub id of the large model, with safetensors weights, or `bundled`.
+        exam: what it is asked.
+        out: the .json to write.
+        steered: the small models, with an expert among them.
+        seed: of the examples before a question.
+        batch: questions at once.
+
+    Raises:
+        ValueError: there is no harness or no such task, or a model cannot be loaded or has no chat template.
+    """
+    manager = open_tasks(exam, out)
+    from .harness import ProxiedLM
+
+    models = load_trio(
+        model, str(steered.expert), antiexpert=steered.antiexpert, adapter=steered.adapter, alpha=steered.alpha
+    )
+    lm = ProxiedLM(models.base, models.proxy, models.tokenizer, gen_length=exam.gen_length, batch=batch)
+    return scored(lm, exam, manager, out, seed, model=model, **asdict(steered))
