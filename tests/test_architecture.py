@@ -31,7 +31,7 @@ MAY_IMPORT = {  # beside itself
 # within diffusion/: what the training and the samplers are made of knows nothing of folders, runs, scores and reports
 GROUND = {
     "average", "cond", "data", "denoiser", "hop", "loss", "model", "noise", "optim", "prediction", "samplers", "schedule",
-    "space", "step", "tuning", "walk",
+    "space", "step", "tuning", "two_times", "walk",
 }  # fmt: skip
 
 LOADERS = {  # what could run the code in a file, or of a folder, and who may call it

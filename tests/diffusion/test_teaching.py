@@ -150,5 +150,5 @@ def test_a_guided_teacher_never_makes_its_null_class(monkeypatch) -> None:
 def test_rows_of_images_keep_their_noise() -> None:
     """Beside paths nothing changed: a row of an image has the noise level drawn for it."""
     rows = Rows(noise_images(), lambda z: z.exp(), seed=0)
-    x0, eps, t, _ = rows[5]
+    x0, eps, t, *_ = rows[5]
     assert x0.shape == eps.shape and t > 0 and t.shape == ()

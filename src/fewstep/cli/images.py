@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -79,21 +80,13 @@ def sample(
 
 def _walk(model: Model, sampler: SamplerName | None, steps: int | None, middle: float | None) -> Walk:
     """The model's own walk, changed as the flags say."""
-    from ..diffusion.walk import DDIM, Consistency, Heun, Segments
+    from ..diffusion.walk import DDIM, Consistency, Heun
 
     kinds: dict[str, Callable[..., Walk]] = {"consistency": Consistency, "heun": Heun, "ddim": DDIM}
     walk = model.walk
     if sampler is not None and kinds[sampler] is not type(walk):
         walk = DDIM(walk.steps) if sampler == "ddim" else kinds[sampler]()
-    if isinstance(walk, Consistency):
-        return Consistency(walk.steps if steps is None else steps, walk.middle if middle is None else middle)
-    if middle is not None:
-        raise ValueError(f"--middle is the second of two consistency steps; {walk} has its own levels")
-    if isinstance(walk, Segments):
-        if steps in (None, walk.steps):
-            return walk
-        raise ValueError(f"this student was tuned for {walk.steps} steps; leave --steps out, or take another --sampler")
-    return walk if steps is None else kinds[type(walk).__name__.lower()](steps)
+    return dataclasses.replace(model, walk=walk).walk_in(steps, middle)
 
 
 def export(
@@ -101,7 +94,7 @@ def export(
     /,
     *,
     out: Path,
-    steps: int = 2,
+    steps: tuple[int, ...] = (),
     middle: float | None = None,
     measured: Path | None = None,
 ) -> None:
@@ -109,8 +102,9 @@ def export(
 
     Args:
         checkpoint: a run or the model in it; the run's receipt says its segments and goes into the model card.
-        out: the folder to write.
-        steps: network calls of the verification and of the card's example; several segments have their own number.
+        out: the folder to write; with several numbers of steps, a folder each in it.
+        steps: network calls of the verification and of the card's example. A student of any number of calls becomes a
+            pipeline for each number; one of several segments has its own. By default what the model was tuned for.
         middle: noise level of the second of two steps, EDM students only.
         measured: a measure.json whose scores go into the model card.
     """
@@ -119,12 +113,14 @@ def export(
     from ..diffusion.formats.exporting import check_free
     from ..diffusion.formats.exporting import export as write
     from ..diffusion.formats.folder import load
-    from ..diffusion.walk import Consistency
 
-    at_least(1, steps=steps)
-    if middle is not None and steps == 1:
+    for each in steps:
+        at_least(1, steps=each)
+    if middle is not None and 1 in steps:
         raise ValueError("--middle is the second of two consistency steps; leave it out with --steps 1")
-    check_free(out)
+    folders = {out / f"{each}-step": each for each in steps} if len(steps) > 1 else {out: steps[0] if steps else None}
+    for folder in folders:
+        check_free(folder)
     card: dict[str, object] = {"checkpoint": checkpoint}
     if measured:
         if not measured.exists():
@@ -143,14 +139,13 @@ def export(
     model = load(checkpoint)
     if not model.is_student:
         raise ValueError(f"{checkpoint} is a diffusion model; tune it first, then export the few-step generator")
-    walk = Consistency(steps, middle) if isinstance(model.walk, Consistency) else None
-    if middle is not None and walk is None:
-        raise ValueError("--middle is the second of two consistency steps; this student has levels of its own")
+    walks = {folder: model.walk_in(each, middle) for folder, each in folders.items()}
     shown = ("teacher", "source", "classes", "recipe_name", "recipe", "versions")
     card |= {name: model.receipt[name] for name in shown if model.receipt.get(name) is not None}
-    agreement = write(model, out, walk=walk, card=card)
-    print(f"{out} is verified: its images differ from ours {agreement}")
-    after_exporting(out, (walk or model.walk).steps)
+    for folder, walk in walks.items():
+        agreement = write(model, folder, walk=walk, card=card)
+        print(f"{folder} is verified: its images differ from ours {agreement}")
+    after_exporting(folder, walk.steps)
 
 
 def _one_class(label: int, n: int) -> Cond:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,12 @@ class Cond:
         rows: tensors of B rows each, a row a sample, by the network's own argument names. An argument inside another has a
             dotted name: `added_cond_kwargs.time_ids`.
         shared: what has no rows and is the same for all samples: position ids, shapes, None.
+        lo: noise levels (B,) where the segment ends that is asked for, of which a `TwoTimes` is told; others do not listen.
     """
 
     rows: Mapping[str, Tensor] = field(default_factory=dict)
     shared: Mapping[str, object] = field(default_factory=dict)
+    lo: Tensor | None = None
 
     def __post_init__(self) -> None:
         counts = {name: len(value) for name, value in self.rows.items()}
@@ -30,11 +32,17 @@ class Cond:
 
     def part(self, rows: slice | Tensor) -> Cond:
         """The conditions of these rows."""
-        return Cond({name: value[rows] for name, value in self.rows.items()}, self.shared)
+        lo = None if self.lo is None else self.lo[rows]
+        return Cond({name: value[rows] for name, value in self.rows.items()}, self.shared, lo)
+
+    def until(self, lo: Tensor) -> Cond:
+        """The same, for segments that end at the noise levels `lo` (B,)."""
+        return replace(self, lo=lo)
 
     def to(self, device: torch.device | str) -> Cond:
         """The same on `device`."""
-        return Cond({name: value.to(device, non_blocking=True) for name, value in self.rows.items()}, self.shared)
+        lo = None if self.lo is None else self.lo.to(device, non_blocking=True)
+        return Cond({name: value.to(device, non_blocking=True) for name, value in self.rows.items()}, self.shared, lo)
 
     def expand(self, count: int) -> Cond:
         """One row's conditions for `count` samples."""
@@ -43,10 +51,11 @@ class Cond:
 
     @staticmethod
     def stack(*parts: Cond) -> Cond:
-        """One batch of several, as guidance asks with and without a condition in one call."""
+        """One batch of several, as guidance asks with and without a condition in one call; `lo` is the first's."""
         first, *others = parts
         assert all(other.rows.keys() == first.rows.keys() for other in others)
-        return Cond({name: torch.cat([part.rows[name] for part in parts]) for name in first.rows}, first.shared)
+        lo = None if first.lo is None else first.lo.repeat(len(parts))
+        return Cond({name: torch.cat([part.rows[name] for part in parts]) for name in first.rows}, first.shared, lo)
 
     def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
         """Keyword arguments for the network, nested where names are dotted; floating-point rows in `dtype`."""

@@ -148,7 +148,7 @@ def consistency_loss(
         distance: ρ, of the difference, (B, *) -> (B,).
         weight: w.
         margin: moves targets at the limits of a picture's values this far `beyond_limits`, in the lowest segment.
-        cond: passed to the student and the hop, B rows.
+        cond: passed to the student, which is told `lo` with it, and the hop, B rows.
 
     Returns:
         The loss per sample, shape (B,).
@@ -159,7 +159,8 @@ def consistency_loss(
     t, r, lo = (level.to(x0.device, non_blocking=True) for level in (t, r, lo))
     x_t = x0 + like(t, x0) * eps
     start = generator_state(x0.device)
-    prediction = student(x_t, t, cond)
+    told = cond.until(lo)
+    prediction = student(x_t, t, told)
     with torch.no_grad():
         reached, x_t = torch.maximum(r, lo), wide(x_t)  # just above an edge float32 would lose the target
         x_r = hop(x_t, wide(x0), wide(t), wide(reached), cond)
@@ -169,7 +170,7 @@ def consistency_loss(
             inside = inside.to(x0.device, non_blocking=True)
             level, x_r = torch.where(inside, reached, t)[rows], x_r[rows]  # t keeps rows at an edge finite
             with drawn_from(start, x0.device):  # one dropout mask for both passes
-                f_r = wide(student(x_r.to(x0.dtype), level, cond.part(rows)))
+                f_r = wide(student(x_r.to(x0.dtype), level, told.part(rows)))
             x_lo[rows] = torch.where(like(inside[rows], x_r), ddim(x_r, f_r, level, lo[rows]), x_r)
         target = inv_ddim(x_lo, x_t, t, lo).to(x0.dtype)
         if margin:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .cond import NOTHING, Cond
 from .denoiser import Denoiser
+from .two_times import TwoTimes
 from .walk import Consistency, Segments, Walk, sample
 
 
@@ -32,6 +33,26 @@ class Model:
     def is_student(self) -> bool:
         """Whether it was tuned for few steps: then it is no diffusion model any more."""
         return isinstance(self.walk, (Consistency, Segments))
+
+    @property
+    def takes_any_steps(self) -> bool:
+        """Whether it can be sampled in another number of steps than its walk's."""
+        return not isinstance(self.walk, Segments) or isinstance(self.denoiser, TwoTimes)
+
+    def walk_in(self, steps: int | None = None, middle: float | None = None) -> Walk:
+        """The model's own walk in so many steps, with the second of two consistency steps at the noise level `middle`.
+
+        Raises:
+            ValueError: it was tuned for another number, or `middle` for a walk with levels of its own.
+        """
+        if isinstance(self.walk, Consistency):
+            return Consistency(steps or self.walk.steps, self.walk.middle if middle is None else middle)
+        if middle is not None:
+            raise ValueError(f"`middle` is the second of two consistency steps; {self.walk} has levels of its own")
+        if not self.takes_any_steps and steps not in (None, self.walk.steps):
+            raise ValueError(f"this student was tuned for {self.walk.steps} steps and takes no other number")
+        kind: Callable[[int], Walk] = type(self.walk)
+        return self.walk if steps is None else kind(steps)
 
     def to(self, device: torch.device | str) -> Model:
         """The same with its network on `device`."""

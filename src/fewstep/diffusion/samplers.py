@@ -35,6 +35,7 @@ def consistency(
 
     Reference: Song et al. 2023, Consistency Models, alg. 1, with sigma_min = 0.
     """
+    cond = cond.until(_level(grid.new_zeros(()), x))
     x0 = denoiser(x, _level(grid[0], x), cond)
     for sigma in grid[1:]:
         x = x0 + sigma.to(x) * normal(rngs, x.shape[1:], x.device).to(x.dtype)
@@ -46,7 +47,7 @@ def consistency(
 def ddim_path(denoiser: Denoise, x: Tensor, grid: Tensor, cond: Cond = NOTHING) -> Iterator[tuple[Tensor, Tensor]]:
     """Deterministic first-order sampling (DDIM, Euler) along `grid` (n,), then to 0. NFE = n.
 
-    On the grid of its segments this samples a multistep consistency model.
+    On the grid of its segments this samples a multistep consistency model, which is told where each ends.
 
     Yields:
         After each step the state (B, *) it reached and the estimate of x0 it went by.
@@ -54,7 +55,7 @@ def ddim_path(denoiser: Denoise, x: Tensor, grid: Tensor, cond: Cond = NOTHING) 
     Reference: Song et al. 2021, Denoising Diffusion Implicit Models, eq. 12 with eta = 0.
     """
     for sigma, lower in _steps(grid):
-        x0 = denoiser(x, _level(sigma, x), cond)
+        x0 = denoiser(x, _level(sigma, x), cond.until(_level(lower, x)))
         x = ddim_step(x, x0, _level(sigma, x), _level(lower, x))
         yield x, x0
 

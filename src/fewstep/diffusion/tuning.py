@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from .noise import ECTGap, FullGap, Gap, LogNormal, Noise
 from .optim import Constant, Dropout, LearningRate, OptimizerFactory, RAdam, label_dropout, training_mode
 from .prediction import clean
 from .step import Step, take_up
+from .two_times import TwoTimes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -35,7 +36,7 @@ def tune(
     *,
     images: int,
     batch: int = 128,
-    segments: int = 1,
+    segments: int | Sequence[int] = 1,
     noise: Noise = LogNormal(),
     gap: Gap = ECTGap(),
     hop: Hop = from_data,
@@ -64,7 +65,8 @@ def tune(
         images: how many samples to see in all, rounded up to whole batches.
         batch: samples a step over all processes and accumulated micro-batches.
         segments: network calls that the result is to be sampled with, at the levels of the schedule's grid: 1 is a
-            consistency function; several are walked with DDIM.
+            consistency function; several are walked with DDIM. A `TwoTimes` takes a sequence of them, of which each row
+            draws one; a number that stands there twice is drawn twice as often.
         noise: distribution of t.
         gap: chooses r below t; gets the progress as an argument.
         hop, distance, weight, margin: knobs of `consistency_loss`; a hop's teacher should be frozen.
@@ -96,31 +98,21 @@ def tune(
     """
     accelerator = accelerator or default_accelerator()
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    micro = _micro_batch(batch, world, accelerator.gradient_accumulation_steps)
+    parts = accelerator.gradient_accumulation_steps
+    micro = _micro_batch(batch, world, parts)
     steps, first = math.ceil(images / batch), state["step"] if state else 0
     _check(denoiser, data, images, steps - first, accelerator.mixed_precision)
     _check_settings(data, gap, mirror, margin, segments, max_grad_norm, seed)
-
+    end_of = segment_ends(denoiser, segments)
     if dropout is not None:
         dropout(denoiser.network)
-    for model in (denoiser, getattr(hop, "teacher", None)):
-        if isinstance(model, nn.Module):
-            model.to(device).eval()
-    if state:
-        take_up(denoiser, state)
+    if isinstance(teacher := getattr(hop, "teacher", None), nn.Module):
+        teacher.to(device).eval()
     averages = average if isinstance(average, Sequence) else (average,)
-    averaged = tuple(MovingAverage(denoiser, each) for each in averages)  # a copy made later would keep this precision
-    student = accelerator.prepare_model(denoiser)
+    averaged, student, update = _begin(denoiser.to(device).eval(), averages, optimizer, state, accelerator)
     parameters = list(trained(denoiser).values())
-    update = optimizer(parameters)
-    if state:
-        for each, kept in zip(averaged, state["emas"], strict=True):
-            each.load(kept)
-        update.load_state_dict(state["optimizer"])
-    _check_start(denoiser, *(each.model for each in averaged))
     forward = torch.compile(student) if compile else student
 
-    edges = lower_edges(denoiser, segments)
     levels = partial(noise, sigma_max=denoiser.schedule.highest)
     batches = Rows(data, levels, seed=seed, mirror=mirror, unlabelled=label_dropout(denoiser.network)).batches(
         first * batch, steps * batch, micro, rank=rank, world=world, workers=workers
@@ -131,9 +123,9 @@ def tune(
         for group in update.param_groups:
             group["lr"] = rate(step, progress)
         losses = []
-        for part in range(accelerator.gradient_accumulation_steps):
+        for part in range(parts):
             row = next(batches)
-            t, lo, r = row.t, edges[torch.searchsorted(edges, row.t) - 1], gap(row.t, progress)  # on the CPU
+            t, lo, r = row.t, end_of(row.t, row.u), gap(row.t, progress)  # on the CPU
             row = row.to(device)
             cond = labelled(row.labels) if denoiser.takes else NOTHING
             drawn = drawn_from(derive(seed, 2, step, part, rank), device)  # for dropout; all else is in the row
@@ -157,16 +149,53 @@ def tune(
     accelerator.unwrap_model(student, keep_fp32_wrapper=False)
 
 
+def _begin(
+    denoiser: Denoiser,
+    averages: Sequence[Average],
+    optimizer: OptimizerFactory,
+    state: dict[str, Any] | None,
+    accelerator: Accelerator,
+) -> tuple[tuple[MovingAverage[Denoiser], ...], nn.Module, torch.optim.Optimizer]:
+    """The averages, the student as it is called, and the optimizer: new ones, or as a saved state has them."""
+    if state:
+        take_up(denoiser, state)
+    averaged = tuple(MovingAverage(denoiser, each) for each in averages)  # a copy made later would keep this precision
+    student: nn.Module = accelerator.prepare_model(denoiser)
+    update = optimizer(list(trained(denoiser).values()))
+    if state:
+        for each, kept in zip(averaged, state["emas"], strict=True):
+            each.load(kept)
+        update.load_state_dict(state["optimizer"])
+    if not all(map(finite, (denoiser, *(each.model for each in averaged)))):
+        raise ValueError("the weights to start from are not finite, so whatever made them had failed; start from others")
+    return averaged, student, update
+
+
+def segment_ends(denoiser: Denoiser, segments: int | Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function (t, u) -> lo: where t's segment ends, on one of the grids; chance u (B,) in [0, 1) chooses which.
+
+    Raises:
+        ValueError: several grids for a denoiser that would not know which is meant, or one without segments.
+    """
+    if not isinstance(segments, int) and not isinstance(denoiser, TwoTimes):
+        raise ValueError("only a TwoTimes knows where a segment of several grids ends; give it, or one number of segments")
+    counts = (segments,) if isinstance(segments, int) else tuple(segments)
+    if not counts:
+        raise ValueError("a student learns at least one number of segments, got none")
+    grids = [lower_edges(denoiser, count) for count in counts]
+
+    def lo(t: Tensor, u: Tensor) -> Tensor:
+        each = torch.stack([edges[torch.searchsorted(edges, t) - 1] for edges in grids])
+        return each[(u * len(grids)).long(), torch.arange(len(t))]
+
+    return lo
+
+
 def lower_edges(denoiser: Denoiser, segments: int) -> Tensor:
     """Where each segment ends, rising from 0, (segments,) float32: the levels of the schedule's grid but the first."""
     if segments < 1:
         raise ValueError(f"a sample takes at least one network call, got segments = {segments}")
     return torch.cat([torch.zeros(1), denoiser.schedule.grid(segments)[1:].flip(0).float()])
-
-
-def _check_start(*modules: nn.Module) -> None:
-    if not all(map(finite, modules)):
-        raise ValueError("the weights to start from are not finite, so whatever made them had failed; start from others")
 
 
 def _finite_loss(step: int, mean: Tensor, gradient: Tensor, weights: Tensor) -> float:
@@ -202,8 +231,16 @@ def _micro_batch(batch: int, processes: int, accumulate: int) -> int:
 
 
 def _check_settings(
-    data: Images | Paths, gap: Gap, mirror: bool, margin: float, segments: int, max_grad_norm: float | None, seed: int
+    data: Images | Paths,
+    gap: Gap,
+    mirror: bool,
+    margin: float,
+    segments: int | Sequence[int],
+    max_grad_norm: float | None,
+    seed: int,
 ) -> None:
+    if isinstance(data, Paths) and not isinstance(segments, int):
+        raise ValueError("a teacher's paths are cut for one number of segments; with several, let the teacher hop instead")
     if isinstance(data, Paths) and (mirror or not isinstance(gap, FullGap)):
         raise ValueError("the points of a path are regressed to its end: with paths use gap=FullGap() and mirror=False")
     if max_grad_norm is not None and not max_grad_norm > 0:

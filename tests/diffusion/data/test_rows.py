@@ -55,7 +55,7 @@ def test_every_epoch_sees_every_image_once() -> None:
 def test_each_sight_of_an_image_has_noise_of_its_own() -> None:
     """The noise belongs to the row: the same image comes back in every epoch with other noise at another level."""
     rows = Rows(Images(torch.zeros(1, 1, 4, 4, dtype=torch.uint8)), LEVELS, seed=0)
-    _, eps, t, _ = (torch.stack(part) for part in zip(*(rows[k] for k in range(50)), strict=True))
+    _, eps, t, *_ = (torch.stack(part) for part in zip(*(rows[k] for k in range(50)), strict=True))
     assert len(t.unique()) == 50 and len(eps.flatten(1).unique(dim=0)) == 50
 
 

@@ -15,20 +15,21 @@ from .order import Order
 
 
 class Batch(NamedTuple):
-    """What one training step sees: x0 and eps (B, C, H, W), noise levels t (B,), labels (B,)."""
+    """What one training step sees: x0 and eps (B, C, H, W), noise levels t, labels and chance u in [0, 1), (B,) each."""
 
     x0: Tensor
     eps: Tensor
     t: Tensor
     labels: Tensor | None
+    u: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        x0, eps, t = (part.to(device, non_blocking=True) for part in (self.x0, self.eps, self.t))
-        return Batch(x0, eps, t, None if self.labels is None else self.labels.to(device, non_blocking=True))
+        x0, eps, t, u = (part.to(device, non_blocking=True) for part in (self.x0, self.eps, self.t, self.u))
+        return Batch(x0, eps, t, None if self.labels is None else self.labels.to(device, non_blocking=True), u)
 
 
-class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
+class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
     """Row k of training: sample k of an endless shuffled run over `data`, with its own noise.
 
     A row is a function of (seed, k) alone. So the order of the data, the noise and the mirroring are the same for any
@@ -53,7 +54,7 @@ class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         self.unlabelled = unlabelled
         self.order = Order(len(data), seed)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         index = self.order(row)
         rngs = generators([derive(self.seed, 1, row)])
         t = self.noise(normal(rngs, ()))[0]
@@ -64,7 +65,7 @@ class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         share, no_class = self.unlabelled
         if share and torch.rand((), generator=rngs[0]) < share:
             label = torch.tensor(no_class)
-        return x0, eps, t, label
+        return x0, eps, t, label, torch.rand((), generator=rngs[0])
 
     def batches(
         self, start: int, stop: int, batch: int, *, rank: int = 0, world: int = 1, workers: int = 0
@@ -73,5 +74,5 @@ class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         firsts = range(start + rank * batch, stop, world * batch)
         slices = (list(range(row, min(row + batch, stop))) for row in firsts)  # lazy: a run has millions of rows
         loader = DataLoader(self, batch_sampler=slices, num_workers=workers, pin_memory=torch.cuda.is_available())
-        for x0, eps, t, labels in loader:
-            yield Batch(x0, eps, t, labels if self.data.labels is not None else None)
+        for x0, eps, t, labels, u in loader:
+            yield Batch(x0, eps, t, labels if self.data.labels is not None else None, u)

@@ -22,7 +22,7 @@ from ...core.progress import progress
 from ..cond import labelled
 from ..denoiser import Denoiser
 from ..model import Model
-from ..walk import Consistency, Segments, sample
+from ..walk import Consistency, Segments, Walk, sample
 from . import stock
 from .folder import NOTE, write_note
 from .pipelines import stock_pipeline
@@ -54,7 +54,7 @@ def export(
     model: Model,
     folder: str | Path,
     *,
-    walk: Consistency | None = None,
+    walk: Walk | None = None,
     card: Mapping[str, Any] | None = None,
     seeds: Sequence[int] = range(4),
 ) -> Agreement:
@@ -66,8 +66,8 @@ def export(
     Args:
         model: a student that `stock_pipeline` can carry.
         folder: where to; only an earlier export there is replaced.
-        walk: other steps than the model's own, for a consistency function: those of the verification and of the card's
-            example.
+        walk: another than the model's own, as `Model.walk_in` gives it. A consistency function takes any number of steps
+            afterwards, and these are verified; the folder of a student of any number of calls takes these alone.
         card: facts for the model card, a line each.
         seeds: of the samples compared; a class-conditional student's classes take turns.
 

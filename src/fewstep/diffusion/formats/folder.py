@@ -9,9 +9,11 @@ from typing import Any
 from ...core.files import atomic_folder
 from ...core.receipt import plain
 from ...core.source import folder_of, inside, read_json
+from ...core.weights import check_finite, read_weights
 from ..denoiser import Denoiser
 from ..model import Model
 from ..schedule import DiscreteVP, Karras
+from ..two_times import TwoTimes
 from ..walk import Consistency, Heun, Segments, Walk
 from . import schedulers
 from .network import read_network
@@ -20,6 +22,7 @@ from .pipelines import stock_pipeline
 from .trained import scheduler_config
 
 NOTE = "fewstep.json"
+ENDS = "second_time.safetensors"  # what a student of any number of calls has beside its network
 FORMAT = 1  # of the note
 WALKS = {"Consistency": Consistency, "Segments": Segments}  # what a student can be
 
@@ -44,6 +47,8 @@ def load(source: str | Path) -> Model:
     folder = _folder(source)
     network = read_network(part_folder(folder, network_part(folder)))
     denoiser = Denoiser(network, *schedulers.read(scheduler_config(part_folder(folder, "scheduler")))).eval()
+    if inside(folder, ENDS).exists():
+        denoiser = _told(folder, denoiser)
     return Model(denoiser, _walk(folder, denoiser), _receipt(folder))
 
 
@@ -52,9 +57,10 @@ def save(model: Model, folder: str | Path) -> None:
 
     Stock diffusers samples it if it is a VP or EDM model of a UNet2DModel. Where no stock pipeline samples a network (EDM's
     own time, flow matching in pixels, VP with classes, DiTs without their decoder), the folder holds its parts, and stock
-    diffusers refuses it.
+    diffusers refuses it. So it does for a student of any number of calls, which `export` makes a pipeline for each of.
     """
     from diffusers import DDPMPipeline
+    from safetensors.torch import save_file
 
     denoiser = model.denoiser
     with atomic_folder(Path(folder)) as temporary:
@@ -64,6 +70,8 @@ def save(model: Model, folder: str | Path) -> None:
             DDPMPipeline(unet=denoiser.network, scheduler=schedulers.write(denoiser)).save_pretrained(temporary)
         if not _has_pipeline(denoiser):
             _name_no_pipeline(temporary)
+        if isinstance(denoiser, TwoTimes):
+            save_file(denoiser.ends.state_dict(), temporary / ENDS)
         write_note(temporary, model.walk)
 
 
@@ -75,7 +83,7 @@ def write_note(folder: Path, walk: Walk) -> None:
 
 def _has_pipeline(denoiser: Denoiser) -> bool:
     """Whether stock diffusers samples it in many steps or in few."""
-    if type(denoiser.network).__name__ != "UNet2DModel":
+    if type(denoiser.network).__name__ != "UNet2DModel" or isinstance(denoiser, TwoTimes):
         return False
     if isinstance(denoiser.schedule, Karras):
         return denoiser.schedule.time_scale == 250
@@ -87,6 +95,17 @@ def _name_no_pipeline(folder: Path) -> None:
     file = folder / "model_index.json"
     index = read_json(file, "a pipeline writes it") | {"_class_name": "DiffusionPipeline"}
     file.write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _told(folder: Path, denoiser: Denoiser) -> TwoTimes:
+    """The student of any number of calls whose second time lies beside its network."""
+    student, weights = TwoTimes(denoiser), read_weights(folder, (ENDS,))
+    check_finite(weights.items(), folder)
+    shapes = {name: weight.shape for name, weight in student.ends.state_dict().items()}
+    if shapes != {name: weight.shape for name, weight in weights.items()}:
+        raise ValueError(f"{ENDS} in {folder} is not the second time of the network beside it; save the student again")
+    student.ends.load_state_dict(weights)
+    return student.eval()
 
 
 def _walk(folder: Path, denoiser: Denoiser) -> Walk:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..denoiser import Denoiser
 from ..schedule import DiscreteVP, Karras
+from ..two_times import TwoTimes, baked
 from ..walk import Consistency, Segments, Walk
 from . import schedulers
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 def stock_pipeline(denoiser: Denoiser, walk: Walk) -> DiffusionPipeline:
     """The stock pipeline that takes `denoiser` along `walk`: the same levels, the same noise from the same seeds.
 
+    A student that is told where its segments end becomes a plain one for this walk.
+
     Raises:
         ValueError: there is none, and why; a sentence for before the tuning.
     """
@@ -23,7 +26,7 @@ def stock_pipeline(denoiser: Denoiser, walk: Walk) -> DiffusionPipeline:
     if kind != "UNet2DModel":
         raise ValueError(f"no stock pipeline samples a {kind} in few steps with reproducible noise; sample it with fewstep")
     if isinstance(walk, Segments):
-        return _multistep(denoiser, walk)
+        return _multistep(baked(denoiser, walk.levels(denoiser)) if isinstance(denoiser, TwoTimes) else denoiser, walk)
     if not isinstance(walk, Consistency):
         raise ValueError(f"only few-step generators are exported, and {walk} samples a diffusion model")
     if isinstance(denoiser.schedule, DiscreteVP):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..denoiser import Denoiser
 from ..model import Model
-from ..walk import DDIM, Consistency, Heun
+from ..walk import DDIM, Heun
 from .dial import Setting
 
 HEUN_FROM = 20  # network calls from which the teacher is sampled with Heun's method; at 11 DDIM still leads, docs/log.md
@@ -20,14 +20,11 @@ def diffusion_settings(teacher: Denoiser, nfe: Sequence[int], name: str = "teach
 def student_settings(
     student: Model, steps: Sequence[int], *, name: str = "student", middle: float | None = None
 ) -> list[Setting]:
-    """A student as it was tuned: a consistency function in any number of steps, segments in their own.
+    """A student as it was tuned: in its own number of segments, or in any number of steps if it takes that.
 
     A diffusion model is sampled as one.
     """
     if not student.is_student:
         return diffusion_settings(student.denoiser, steps, name)
-    if isinstance(student.walk, Consistency):
-        return [Setting(name, student.denoiser, Consistency(n, middle)) for n in steps]
-    if middle is not None:
-        raise ValueError("`middle` is the second of two consistency steps; this student has levels of its own")
-    return [Setting(name, student.denoiser, student.walk)]
+    each: Sequence[int | None] = steps if student.takes_any_steps else [None]
+    return [Setting(name, student.denoiser, student.walk_in(n, middle)) for n in each]
