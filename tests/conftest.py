@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
-import socket
+import shutil
+import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -18,12 +21,18 @@ from fewstep.diffusion.model import Model
 from fewstep.diffusion.recipes import new_denoiser
 from fewstep.diffusion.walk import Heun
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores Ctrl-C
+
+
+def fresh() -> None:
+    """The same seed, and no memory of another test's precision: accelerate keeps it for the whole process."""
+    torch.manual_seed(0)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
-    """The same seed for each test, and no memory of another's precision: accelerate keeps it for the whole process."""
-    torch.manual_seed(0)
-    AcceleratorState._reset_state(reset_partial_state=True)
+    fresh()
 
 
 def tiny(parametrisation: str = "vp", channels: int = 1, size: int = 8, classes: int = 0) -> Denoiser:
@@ -53,17 +62,10 @@ def images() -> Images:
     return noise_images()
 
 
-def launch(worker: Path, folder: Path, processes: int) -> None:
-    """Runs `worker folder` in several processes that find each other, as `torchrun` and `accelerate launch` start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    found = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-    started = [
-        subprocess.Popen([sys.executable, worker, folder], env=os.environ | found | {"RANK": rank, "LOCAL_RANK": rank})
-        for rank in map(str, range(processes))
-    ]
-    assert [process.wait() for process in started] == [0] * processes
+def launch(worker: str, folder: Path, processes: int) -> None:
+    """Runs `main(folder)` of a worker beside this file in several processes that find each other."""
+    command = [sys.executable, Path(__file__).with_name("ranks.py"), worker, str(processes), folder]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=100)
 
 
 def fewstep(monkeypatch, command: str) -> None:
@@ -72,9 +74,32 @@ def fewstep(monkeypatch, command: str) -> None:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
+def stock_here(monkeypatch, tmp_path) -> None:
+    """Stock diffusers samples what was exported in this process: a fresh one takes seconds to import the libraries."""
+    from fewstep.diffusion.formats import exporting
+
+    def sample_stock(folder, steps, seeds, labels, seconds):
+        with warnings.catch_warnings():  # of the libraries alone, and nobody hears the fresh process's either
+            warnings.simplefilter("ignore")
+            exporting.stock.main(str(folder), str(tmp_path / "stock.npy"), steps, list(seeds), labels)
+        images = np.load(tmp_path / "stock.npy")
+        (tmp_path / "stock.npy").unlink()
+        return images
+
+    monkeypatch.setattr(exporting, "_sample_stock", sample_stock)
+
+
+@pytest.fixture(scope="session")
+def _teacher_and_data(tmp_path_factory) -> Path:
+    made = tmp_path_factory.mktemp("made")
+    save(Model(tiny(size=28), Heun()), made / "teacher")
+    save_images(noise_images(40, size=28), made / "data.npz")
+    return made
+
+
+@pytest.fixture
+def place(_teacher_and_data, tmp_path, monkeypatch) -> Path:
     """A folder with a tiny teacher and data that fits it."""
-    save(Model(tiny(size=28), Heun()), tmp_path / "teacher")
-    save_images(noise_images(40, size=28), tmp_path / "data.npz")
+    shutil.copytree(_teacher_and_data, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -1,6 +1,6 @@
 """A run that is killed three times, also while it writes, beside one that is not: python killed_worker.py FOLDER.
 
-Children are forked, as importing takes longer than running.
+Children are forked after a network was made, as importing takes longer than running.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from conftest import tiny
 from tune_worker import main
 
 
@@ -37,6 +38,7 @@ def kill(folder: Path, later: float) -> None:
 
 if __name__ == "__main__":
     whole, killed = Path(sys.argv[1]) / "whole", Path(sys.argv[1]) / "killed"
+    tiny()
     for folder in (whole, killed):
         folder.mkdir()
     for later in (0.0, 0.002, 0.004):

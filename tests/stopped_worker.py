@@ -1,10 +1,9 @@
-"""A run of two processes, of which one is told to stop in its second step: torchrun stopped_worker.py FOLDER."""
+"""A run of two processes, of which one is told to stop in its second step."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 from accelerate import PartialState
@@ -31,7 +30,3 @@ def main(folder: Path) -> None:
     except Interrupted as stopped:
         images = str(stopped).split()[2]
         (folder / f"stopped-{rank}").write_text(f"{images} {stopped.signal}")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -40,13 +40,13 @@ def pictures(tmp_path) -> str:
 
 
 def test_cifar10(pictures, tmp_path, capsys) -> None:
-    """Twenty steps of the teacher, students of one and four segments, scores at their own numbers of calls."""
+    """A few steps of the teacher, students of one and four segments, scores at their own numbers of calls."""
     cifar10, out = benchmark("cifar10"), tmp_path / "bench"
     config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=224, patch_size=56)
     Dinov2Model(config).save_pretrained(tmp_path / "features")
-    cifar10.train(data=pictures, out=out, images=160, batch=8, widths=(8, 16))
-    cifar10.tune(data=pictures, out=out, images=256, segments=(1, 4))
-    cifar10.tune(data=pictures, out=out, images=256, segments=(1, 4), resume=True)  # all there: nothing to do
+    cifar10.train(data=pictures, out=out, images=32, batch=8, widths=(8, 16))
+    cifar10.tune(data=pictures, out=out, images=128, segments=(1, 4))
+    cifar10.tune(data=pictures, out=out, images=128, segments=(1, 4), resume=True)  # all there: nothing to do
     cifar10.score(data=pictures, out=out, n=20, calls=(2,), features=str(tmp_path / "features"))
     scores = json.loads((out / "scores.json").read_text())
     assert [(point["name"], point["nfe"]) for point in scores] == [

@@ -21,7 +21,8 @@ from PIL import Image
 
 from fewstep.core.nfe import count_nfe
 from fewstep.core.seeds import generators
-from fewstep.diffusion.data import Images, Paths, Rows, save_images
+from fewstep.diffusion import runs
+from fewstep.diffusion.data import Images, Paths, Rows, load_images, save_images
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise import LogNormal
@@ -93,6 +94,7 @@ def test_sample_k_is_the_same_in_any_batch(place, monkeypatch) -> None:
     assert all(abs(picture - pictures[0]).max() <= 1 for picture in pictures)  # float rounding may cross one grey level
 
 
+@pytest.mark.usefixtures("stock_here")
 def test_paths_learned_by_heart(place, monkeypatch, capsys) -> None:
     paths = "tune teacher --data paths --paths 6 --batch 8 --images "
     fewstep(monkeypatch, paths + "16 --out two --segments 2")
@@ -131,6 +133,7 @@ def test_pictures_of_several_segments_have_a_margin(place, monkeypatch) -> None:
         assert json.loads((place / out / "receipt.json").read_text())["recipe"]["margin"] == margin
 
 
+@pytest.mark.usefixtures("stock_here")
 def test_multistep_distillation_from_paths_to_the_dial(place, monkeypatch, capsys) -> None:
     """Path regression, then distillation in two segments, interrupted between the stages; no data anywhere."""
     tune = "tune teacher --data teacher --teacher-images 8 --out run --batch 8 --segments 2 --hop heun --margin .2"
@@ -215,23 +218,30 @@ def test_two_commands_do_not_share_a_folder(place, monkeypatch, capsys) -> None:
     assert set(os.listdir(place / "run")) == {".lock"}
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_command_that_is_told_to_stop_saves_before_it_leaves(place, number: int, code: int) -> None:
+STOPPED = re.compile(r"^fewstep: stopped after \d+ images; they are saved, go on with --resume$", re.MULTILINE)
+
+
+def test_a_command_that_is_told_to_stop_saves_before_it_leaves(place) -> None:
     """In a process of its own, which says how to go on."""
-    program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from fewstep.cli import main; main()"
-    )
     arguments = ["tune", "teacher", "--data", "data.npz", "--out", "run", "--images", "800000", "--batch", "8"]
-    with subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as tune:
+    command = [sys.executable, "-m", "fewstep.cli", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tune:
         while not (place / "run" / ".lock").exists():
             assert tune.poll() is None, tune.stderr.read()
             time.sleep(0.01)
-        tune.send_signal(number)
+        tune.send_signal(signal.SIGTERM)
         said = tune.stderr.read()
-    assert tune.returncode == code
-    assert re.search(r"^fewstep: stopped after \d+ images; they are saved, go on with --resume$", said, re.MULTILINE), said
+    assert tune.returncode == 143
+    assert STOPPED.search(said), said
+    assert os.listdir(place / "run") == ["state.pt"]
+
+
+def test_ctrl_c_saves_as_well(place, monkeypatch, capsys) -> None:
+    begin = runs.tune
+    monkeypatch.setattr(runs, "tune", lambda *a, **o: (os.kill(os.getpid(), signal.SIGINT), begin(*a, **o))[1])
+    with pytest.raises(SystemExit) as stop:
+        fewstep(monkeypatch, "tune teacher --data data.npz --out run --images 80 --batch 8")
+    assert stop.value.code == 130 and STOPPED.search(capsys.readouterr().err)
     assert os.listdir(place / "run") == ["state.pt"]
 
 
@@ -320,7 +330,11 @@ def test_own_pictures_are_scored_without_naming_features(place, monkeypatch, cap
 
 
 def test_only_bundled_images_are_compared_with_the_bundled_reference(place, monkeypatch, capsys) -> None:
-    """Noise against noise is nearer than noise against clothes."""
+    """Noise against noise is nearer than noise against clothes, of which a few stand for all."""
+    some = load_images("bundled", channels=1, size=28)
+    some = Images(some.pixels[:100], some.labels[:100])
+    taken = lambda data, **options: some if data == "bundled" else load_images(data, **options)  # noqa: E731
+    monkeypatch.setattr("fewstep.diffusion.data.load_images", taken)
     far = []
     for data in ("data.npz", "bundled"):
         fewstep(monkeypatch, f"measure teacher --data {data} --out scores --n 20 --steps 1 --features fashion")

@@ -14,6 +14,7 @@ from fewstep.diffusion.formats.folder import load
 PETS = {f"{name}/{k}.png": png(k, (28, 28)) for name in ("dog", "ant") for k in range(4)}
 
 
+@pytest.mark.usefixtures("stock_here")
 def test_the_names_of_classes_are_told_and_go_into_receipt_and_card(place, monkeypatch, capsys, caplog) -> None:
     put(place / "pets", PETS)
     with caplog.at_level(logging.INFO):

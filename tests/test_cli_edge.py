@@ -13,6 +13,7 @@ from functools import wraps
 from importlib import import_module, metadata
 from pathlib import Path
 
+import pytest
 import torch
 import tyro
 from conftest import fewstep, noise_images
@@ -61,6 +62,7 @@ def next_of(capsys) -> str:
     return out[-1].removeprefix("next: ")
 
 
+@pytest.mark.usefixtures("stock_here")
 def test_every_command_leads_to_the_next_and_that_works(place, monkeypatch, capsys) -> None:
     """From data to stock diffusers by following the last line, only with less to do."""
     less = {

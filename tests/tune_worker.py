@@ -1,8 +1,7 @@
-"""A short run in a process of its own, for tests that kill or distribute it: python tune_worker.py FOLDER."""
+"""A short run in processes of its own, for tests that kill or distribute it."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -29,7 +28,3 @@ def main(folder: Path) -> None:
     if accelerator.is_main_process:
         torch.save((losses, accelerator.num_processes), folder / "losses.pt")
         save_state(folder / "weights.pt", [p.detach() for p in denoiser.parameters()])
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import launch, noise_images, tiny
+from conftest import fresh, launch, noise_images, tiny
 
 from fewstep.core.files import load_state, save_state
 from fewstep.core.interrupts import Interrupted
@@ -26,7 +27,6 @@ from fewstep.diffusion.optim import Adam, Constant
 
 RECIPE = {"images": 48, "batch": 8, "gap": ECTGap(q=256, stages=1), "rate": Constant(1e-3), "optimizer": Adam(),
           "average": (Exponential(0.5), Exponential(0.9))}  # fmt: skip
-WORKER = Path(__file__).parent.parent / "stopped_worker.py"
 
 
 def run(out: Path, recipe: dict | None = None, **options):
@@ -41,11 +41,13 @@ def receipt(out: Path) -> dict:
     return json.loads((out / "receipt.json").read_text())
 
 
-@pytest.fixture
-def whole(tmp_path) -> Path:
-    """A run that nothing happened to."""
-    run(tmp_path / "whole")
-    return tmp_path / "whole"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nothing happened to; whoever changes it takes a copy."""
+    fresh()
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    run(out)
+    return out
 
 
 def same(out: Path, whole: Path) -> bool:
@@ -109,7 +111,7 @@ def test_told_to_stop_after_its_last_step_a_run_is_complete_and_what_follows_is_
 
 def test_all_processes_stop_at_the_same_step(tmp_path) -> None:
     """One of two is told to, and it is not the one that writes."""
-    launch(WORKER, tmp_path, 2)
+    launch("stopped_worker", tmp_path, 2)
     assert [(tmp_path / f"stopped-{rank}").read_text() for rank in range(2)] == ["16 15"] * 2
     state = load_state(tmp_path / "run" / "state.pt")
     assert state["step"] == 2 and state["calls"] == {"student": [2 * 2 * 2, 2 * 16]}  # two calls a step, on each of two
@@ -132,7 +134,8 @@ def test_resuming_what_never_saved_starts_it(tmp_path, whole, caplog) -> None:
     assert "nothing is saved" in caplog.text
 
 
-def test_a_model_without_its_state_is_not_overwritten(whole) -> None:
+def test_a_model_without_its_state_is_not_overwritten(tmp_path, whole) -> None:
+    whole = shutil.copytree(whole, tmp_path / "run")
     (whole / "state.pt").unlink()
     for resume in (True, False):
         with pytest.raises(ValueError, match=r"no state.pt.*another folder"):
@@ -216,7 +219,8 @@ def test_a_run_whose_last_update_is_infinite_fails(tmp_path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_a_state_that_holds_infinities_is_not_gone_on_from(whole) -> None:
+def test_a_state_that_holds_infinities_is_not_gone_on_from(tmp_path, whole) -> None:
+    whole = shutil.copytree(whole, tmp_path / "run")
     state = load_state(whole / "state.pt")
     next(iter(state["student"].values()))[0] = float("inf")
     save_state(whole / "state.pt", state)
