@@ -133,7 +133,7 @@ def score(
         features: efficientnet, or any extractor of fewstep.
     """
     trained = on_device(EfficientNetFeatures() if features == "efficientnet" else extractor(features))
-    real = load_images(data, channels=3, size=32).shuffled().pixels
+    real = load_images(data, channels=3, size=32).shuffled()
     seen_by = View.of(features, trained, real), View.of("random", on_device(extractor("random")), real)
     settings = diffusion_settings(on_device(load(out / "teacher").denoiser), calls)
     for folder in sorted(out.glob("s[0-9]*"), key=lambda path: int(path.name[1:])):

@@ -1,6 +1,7 @@
 """A run that is killed three times, also while it writes, beside one that is not: python killed_worker.py FOLDER.
 
-Children are forked after a network was made, as importing takes longer than running.
+The one that is killed reads its data from a table, the other has them in memory. Children are forked after a network was
+made, as importing takes longer than running.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import sys
 import time
 from pathlib import Path
 
-from conftest import tiny
+from conftest import noise_images, tiny
 from tune_worker import main
+
+from fewstep.diffusion.data import Table, make_table, save_images
 
 
 def start(folder: Path) -> int:
     child = os.fork()
     if child == 0:
-        main(folder)
+        main(folder, Table(folder.parent / "table") if folder.name == "killed" else None)
         os._exit(0)
     return child
 
@@ -41,6 +44,8 @@ if __name__ == "__main__":
     tiny()
     for folder in (whole, killed):
         folder.mkdir()
+    save_images(noise_images(), whole.parent / "data.npz")
+    make_table(whole.parent / "data.npz", whole.parent / "table", channels=1, size=8)
     for later in (0.0, 0.002, 0.004):
         kill(killed, later)
     for folder in (whole, killed):

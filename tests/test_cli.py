@@ -343,3 +343,37 @@ def test_only_bundled_images_are_compared_with_the_bundled_reference(place, monk
     assert "was left out" not in capsys.readouterr().out
     fewstep(monkeypatch, "measure teacher --data bundled --out scores --n 20 --steps 1")
     assert json.loads((place / "scores" / "measure.json").read_text())["features"] == "fashion"
+
+
+def test_a_table_is_used_like_the_data_it_was_made_of(place, monkeypatch, capsys) -> None:
+    """It is tuned on, and scores are the same: the same pictures in the same order of chance."""
+    fewstep(monkeypatch, "table data.npz --like teacher --out table")
+    said = capsys.readouterr().out
+    assert "40 rows of 1x28x28 in table" in said and "next: fewstep tune teacher --data table --out few-step" in said
+    points = []
+    for data in ("data.npz", "table"):
+        fewstep(monkeypatch, f"tune teacher --data {data} --out by-{data} --images 16 --batch 8 --precision no")
+        fewstep(monkeypatch, f"measure by-{data} --data {data} --out scores-{data} --n 20 --steps 1 --features random")
+        points.append(json.loads((place / f"scores-{data}" / "measure.json").read_text())["points"])
+        for point in points[-1]:
+            del point["seconds"], point["images_per_second"]
+    assert points[0] == points[1]
+    fewstep(monkeypatch, "table data.npz --channels 1 --size 28 --out other")
+    assert "next: fewstep train other --channels 1 --size 28 --out teacher" in capsys.readouterr().out
+
+
+def test_what_makes_no_table_is_one_sentence(place, monkeypatch, capsys) -> None:
+    fewstep(monkeypatch, "table data.npz --like teacher --out table")
+    for command, sentence in {
+        "table data.npz --out new": "Name a checkpoint that takes them with --like",
+        "table data.npz --out new --like teacher --size 28": "Name a checkpoint that takes them with --like",
+        "table data.npz --out new --size 0": "--size starts at 1",
+        "table data.npz --out new --channels 3 --size 28": "holds samples of 1x28x28, the model takes 3x28x28",
+        "table data.npz --out table --like teacher": "table is already there; choose another folder",
+        "table table --out new --like teacher": "table is a table already; give it as data",
+        "table nowhere --out new --like teacher": "there is no image folder, .zip, .npz, .parquet or table at nowhere",
+    }.items():
+        with pytest.raises(SystemExit) as stopped:
+            fewstep(monkeypatch, command)
+        assert stopped.value.code == 2 and sentence in capsys.readouterr().err, command
+    assert not (place / "new").exists()

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from .diffusion.cond import Cond as Cond
     from .diffusion.cond import labelled as labelled
     from .diffusion.data import Images as Images
+    from .diffusion.data import Table as Table
     from .diffusion.data import load_images as load_images
+    from .diffusion.data import make_table as make_table
     from .diffusion.denoiser import Denoiser as Denoiser
     from .diffusion.denoiser import edm as edm
     from .diffusion.denoiser import flow as flow
@@ -61,7 +63,7 @@ _NAMES = {
     "diffusion.checkpoints": ["tune_checkpoint"],
     "diffusion.choices": ["Lessons", "Loss", "Run", "Training"],
     "diffusion.cond": ["Cond", "labelled"],
-    "diffusion.data": ["Images", "load_images"],
+    "diffusion.data": ["Images", "Table", "load_images", "make_table"],
     "diffusion.denoiser": ["Denoiser", "edm", "flow", "vp"],
     "diffusion.formats.exporting": ["export"],
     "diffusion.formats.folder": ["load", "save"],

@@ -17,7 +17,7 @@ from .core.interrupts import Interrupted
 from .core.intervals import Estimate
 from .core.receipt import plain, write_json
 from .diffusion.average import Exponential
-from .diffusion.data import load_images
+from .diffusion.data import Images, load_images
 from .diffusion.formats.exporting import export
 from .diffusion.formats.folder import load
 from .diffusion.hop import Heun
@@ -53,11 +53,12 @@ def _demo(out: Path, *, images: int, n: int, seed: int) -> None:
     teacher = load("bundled").denoiser.to(best_device())
     precision = fast_precision()
     data = load_images("bundled", channels=1, size=28)
-    seen_by = views("fashion", data.pixels[:4000], bundled=True)
+    seen_by = views("fashion", Images(data.raw(range(4000))), bundled=True)
+    looks = Looks.of(data.raw(range(len(data))))
 
     def score(settings: list[Setting]) -> list[Point]:
         points = scores(settings, range(seed, seed + n), seen_by, precision=precision)
-        console.print(table(points, Looks.of(data.pixels)))
+        console.print(table(points, looks))
         return points
 
     student = Model(teacher, Consistency())  # a bad one, until it is tuned
@@ -88,7 +89,7 @@ def _demo(out: Path, *, images: int, n: int, seed: int) -> None:
     plot(points, out / "quality.png")
     sheet(points, out / "samples.png")
     said = {name: {view: found._asdict() for view, found in pair.items()} for name, pair in ratios.items()}
-    measured = {"points": [p.summary() for p in points], "real": Looks.of(data.pixels)._asdict(), "ratios": said}
+    measured = {"points": [p.summary() for p in points], "real": looks._asdict(), "ratios": said}
     write_json(out / "measure.json", measured | {"precision": precision, "seed": seed})
     console.print(f"[b]Done in {time.monotonic() - start:.0f} s.[/b] Look at:")
     for what, file in {

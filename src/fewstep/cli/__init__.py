@@ -19,11 +19,12 @@ from .images import demo, export, sample
 from .language import train_text
 from .measuring import dial, measure, settle
 from .proxy import proxy
+from .tables import table
 from .text import calibrate, decode
 from .text_measuring import evaluate, settle_text
 from .training import train, tune
 
-IMAGES = (demo, train, tune, sample, measure, dial, settle, export)
+IMAGES = (demo, train, tune, sample, measure, dial, settle, export, table)
 TEXT = (train_text, decode, calibrate, settle_text, evaluate, proxy)
 Work = Callable[[], None]
 COMMANDS = {command.__name__.replace("_", "-"): command for command in (*IMAGES, *TEXT)}

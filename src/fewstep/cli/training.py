@@ -66,9 +66,9 @@ def train(
     check_place(out, resume=resume)
     samples, classes = load_images(data, channels=channels, size=size, labels=conditional), 0
     if conditional:
-        if samples.labels is None:
+        if samples.label_range is None:
             raise ValueError(f"{data} has no labels to train a conditional model on; leave --conditional out")
-        classes = len(samples.classes) if samples.classes else int(samples.labels.max()) + 1
+        classes = len(samples.classes) if samples.classes else samples.label_range[1] + 1
     torch.manual_seed(seed)
     denoiser = new_denoiser(channels, size, widths=widths, parametrisation=parametrisation, classes=classes)
     recipe = diffusion(images, batch=batch) | {"seed": seed, "mirror": mirror, "workers": workers}

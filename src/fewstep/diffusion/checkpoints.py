@@ -11,7 +11,7 @@ import torch
 
 from ..core.files import writable
 from .choices import Choices, Lessons, Loss, Run, Training, averages, given
-from .data import Images, Paths
+from .data import Paths, Source
 from .denoiser import Denoiser
 from .formats.folder import load
 from .formats.pipelines import stock_pipeline
@@ -113,7 +113,7 @@ def _stages(checkpoint: str, student: Denoiser, teacher: Denoiser, recipe: dict[
     lessons, training, run = chosen.lessons, chosen.training, chosen.run
     made: dict[str, Any] = {"seed": training.seed, "precision": run.precision}
     paths = partial(paths_of, teacher, run.out, lessons.paths, segments=recipe["segments"], **made)
-    data: Images | Paths
+    data: Source
     if lessons.are_paths:
         data = paths(whole=False)
         recipe = recipe | path_regression(visited(teacher, recipe["segments"]))
@@ -128,7 +128,7 @@ def _stages(checkpoint: str, student: Denoiser, teacher: Denoiser, recipe: dict[
         "scratch": training.scratch,
         "guidance": lessons.guidance,
         "null_label": lessons.null_label,
-        "classes": getattr(data, "classes", None),
+        "classes": data.classes,
     }
     return [*first, Stage("", recipe, data, facts | {"made": made_for(run.out), "changing": training.changing})]
 

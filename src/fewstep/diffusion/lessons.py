@@ -14,7 +14,7 @@ from ..core.device import best_device, on_device
 from ..core.files import alone_in
 from ..core.nfe import count_nfe
 from ..core.seeds import derive
-from .data import Images, Paths, load_images
+from .data import Images, Paths, Samples, load_images
 from .denoiser import Denoiser, Guided
 from .runs import few_step
 from .teaching import Made, calls_of, load_made, save_made, teacher_images, teacher_paths
@@ -31,19 +31,25 @@ def training_data(
     count: int,
     seed: int,
     precision: str | None,
-) -> Images:
+) -> Samples:
     """The data set called `data` at the size of the model, or `count` images of the `teacher`, kept in the run's folder."""
 
     if data != "teacher":
-        channels, height, width = student.space.shape
-        if height != width:
-            raise ValueError(
-                f"this model takes {height}x{width} pixels, and data sets are read as squares; use --data teacher"
-            )
-        return load_images(data, channels=channels, size=height, labels=bool(student.takes))
+        channels, size = square_of(student)
+        return load_images(data, channels=channels, size=size, labels=bool(student.takes))
     make = partial(teacher_images, count=count, seed=_first(seed), precision=precision)
     facts: dict[str, Any] = {"count": count, "seed": seed, "precision": precision}
     return _made_once(Images, out / "images.safetensors", teacher, make, facts)
+
+
+def square_of(denoiser: Denoiser) -> tuple[int, int]:
+    """Channels and side of the samples that it takes; ValueError unless they are squares, as data sets are read."""
+    shape = denoiser.space.shape
+    if len(shape) != 3 or shape[1] != shape[2]:
+        raise ValueError(
+            f"this model takes {'x'.join(map(str, shape))}, and data sets are read as squares of pixels; use --data teacher"
+        )
+    return shape[0], shape[1]
 
 
 def paths_of(

@@ -20,7 +20,7 @@ from ..core.interrupts import Interrupted, interrupts
 from ..core.nfe import count_nfe
 from ..core.receipt import check_same, plain, receipt
 from ..core.source import read_json
-from .data import Images, Paths
+from .data import Paths, Source
 from .denoiser import Denoiser, config_of
 from .model import Model
 from .noise import FullGap
@@ -39,7 +39,7 @@ Calls = Mapping[str, Sequence[int]]  # of each network: its calls, and the rows 
 
 def run(
     denoiser: Denoiser,
-    data: Images | Paths,
+    data: Source,
     out: Path,
     recipe: dict[str, Any],
     *,
@@ -244,9 +244,9 @@ def _result(state: dict[str, Any], batch: int, made: Calls) -> dict[str, Any]:
     }
 
 
-def _walk(recipe: dict[str, Any], data: Images | Paths) -> Walk:
+def _walk(recipe: dict[str, Any], data: Source) -> Walk:
     """How the result is sampled."""
-    if isinstance(recipe["gap"], FullGap) and isinstance(data, Images):
+    if isinstance(recipe["gap"], FullGap) and not isinstance(data, Paths):
         return Heun()
     return few_step(recipe.get("segments", 1))
 

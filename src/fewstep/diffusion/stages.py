@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import load_state
-from .data import Images, Paths
+from .data import Source
 from .denoiser import Denoiser
 from .model import Model
 from .runs import run
@@ -28,7 +28,7 @@ class Stage:
 
     folder: str
     recipe: dict[str, Any]
-    data: Images | Paths
+    data: Source
     settings: dict[str, Any] = field(default_factory=dict)
 
 

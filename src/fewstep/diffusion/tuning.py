@@ -17,7 +17,7 @@ from ..core.device import default_accelerator, finite, norm_of, wide
 from ..core.seeds import derive, drawn_from
 from .average import Average, Exponential, MovingAverage, trained
 from .cond import NOTHING, labelled
-from .data import Images, Paths, Rows
+from .data import Paths, Rows, Source
 from .denoiser import Denoiser
 from .loss import Distance, Hop, InverseGap, PseudoHuber, Weight, consistency_loss, from_data
 from .noise import ECTGap, FullGap, Gap, LogNormal, Noise
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def tune(
     denoiser: Denoiser,
-    data: Images | Paths,
+    data: Source,
     *,
     images: int,
     batch: int = 128,
@@ -231,7 +231,7 @@ def _micro_batch(batch: int, processes: int, accumulate: int) -> int:
 
 
 def _check_settings(
-    data: Images | Paths,
+    data: Source,
     gap: Gap,
     mirror: bool,
     margin: float,
@@ -253,7 +253,7 @@ def _check_settings(
         )
 
 
-def _check(denoiser: Denoiser, data: Images | Paths, images: int, steps_left: int, precision: str) -> None:
+def _check(denoiser: Denoiser, data: Source, images: int, steps_left: int, precision: str) -> None:
     if images < 1:
         raise ValueError(f"`images` is how many training images to see, at least 1, got {images}")
     if steps_left < 0:
@@ -263,6 +263,6 @@ def _check(denoiser: Denoiser, data: Images | Paths, images: int, steps_left: in
     if denoiser.prediction is clean:
         raise ValueError("this checkpoint predicts the clean sample, so f(x, 0) is not x; convert it to v-prediction first")
     if denoiser.takes:
-        if data.labels is None:
+        if data.label_range is None:
             raise ValueError("this checkpoint is conditional on classes, but the data has no labels; give labelled data")
-        denoiser.check(labelled(data.labels))
+        denoiser.check(labelled(torch.tensor(data.label_range)))

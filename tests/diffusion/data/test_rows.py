@@ -17,10 +17,12 @@ LEVELS = partial(LogNormal(), sigma_max=80.0)
 def test_a_shuffled_set_is_the_same_set() -> None:
     """Whose beginning is like the whole, although classes were in order."""
     labels = torch.arange(1000) // 100
-    images = Images(labels.to(torch.uint8).view(-1, 1, 1, 1), labels).shuffled()
-    assert torch.equal(images.labels.bincount(), torch.full((10,), 100))
-    assert torch.equal(images.pixels.flatten().long(), images.labels)
-    assert set(images.labels[:100].tolist()) == set(range(10))
+    images = Images(labels.to(torch.uint8).view(-1, 1, 1, 1), labels, tuple("abcdefghij")).shuffled()
+    found = torch.tensor([images.label(k) for k in range(len(images))])
+    assert torch.equal(found.bincount(), torch.full((10,), 100))
+    assert torch.equal(images.raw(range(1000)).flatten().long(), found)
+    assert set(found[:100].tolist()) == set(range(10))
+    assert (images.shape, images.label_range, images.classes) == ((1, 1, 1), (0, 9), tuple("abcdefghij"))
 
 
 @given(start=st.integers(0, 100), batch=st.integers(1, 9), world=st.integers(1, 3))

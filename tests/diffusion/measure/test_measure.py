@@ -13,7 +13,7 @@ from scipy.ndimage import correlate
 from transformers import Dinov2Config, Dinov2Model
 
 from fewstep.core.intervals import Estimate, jackknife
-from fewstep.diffusion.data import load_images
+from fewstep.diffusion.data import Images, load_images
 from fewstep.diffusion.measure.dial import Looks, Point, difference, ratio, recommend, score
 from fewstep.diffusion.measure.features import FashionFeatures, RandomFeatures, View, extract, extractor, reference, views
 from fewstep.diffusion.measure.scores import Reference, coverage, frechet
@@ -39,9 +39,9 @@ def test_bundled_features_classify(fashion) -> None:
 def test_bundled_reference_is_that_of_the_training_images(fashion) -> None:
     """Real images are far nearer to it than the same images upside down."""
     network = FashionFeatures.bundled()
-    real = reference(network, fashion.pixels[:100], bundled=True)
+    real = reference(network, Images(fashion.pixels[:100]), bundled=True)
     assert (real.n, real.features.shape) == (60_000, (100, 128))
-    own = reference(network, fashion.pixels[:100])  # of anybody else's images it knows what it is shown
+    own = reference(network, Images(fashion.pixels[:100]))  # of anybody else's images it knows what it is shown
     assert own.n == 100 and np.allclose(own.mean, extract(network, fashion.pixels[:100]).mean(0))
     upright, turned = (extract(network, pixels) for pixels in (fashion.pixels[:1000], fashion.pixels[:1000].flip(-2)))
     assert 10 * frechet(upright, real) < frechet(turned, real)
@@ -102,13 +102,15 @@ def test_untrained_features_see_what_trained_ones_overlook(fashion) -> None:
     """Eight grey levels darker: as good as real on the bundled features, far from it on random ones."""
     pixels = fashion.pixels[5000:6000]
     dark = (pixels.int() - 8).clamp(min=0).to(torch.uint8)
-    for view, seen in zip(views("fashion", fashion.pixels[:2000]), (False, True), strict=True):
+    for view, seen in zip(views("fashion", Images(fashion.pixels[:2000])), (False, True), strict=True):
         held, darker = (frechet(extract(view.network, images), view.real) for images in (pixels, dark))
         assert (darker > 2 * held) == seen, view.name
 
 
 def test_every_figure_stands_in_two_representations(fashion) -> None:
-    seen_by = {name: [view.name for view in views(name, fashion.pixels[:20])] for name in ("fashion", "random", "pixels")}
+    seen_by = {
+        name: [view.name for view in views(name, Images(fashion.pixels[:20]))] for name in ("fashion", "random", "pixels")
+    }
     assert seen_by == {"fashion": ["fashion", "random"], "random": ["random", "pixels"], "pixels": ["pixels", "random"]}
 
 
@@ -120,7 +122,7 @@ def test_looks_are_numpys() -> None:
 
 def test_a_point_counts_and_scores(fashion) -> None:
     denoiser = tiny(size=28)
-    seen_by = views("fashion", fashion.pixels[:40])
+    seen_by = views("fashion", Images(fashion.pixels[:40]))
     settings = diffusion_settings(denoiser, (1, 21)) + student_settings(Model(denoiser, Consistency()), (2,))
     points = [score(setting, range(40), seen_by) for setting in settings]
     assert [(p.name, p.sampler, p.nfe) for p in points] == [
@@ -137,7 +139,7 @@ def test_a_point_counts_and_scores(fashion) -> None:
 
 def test_a_table_fits_eighty_columns(fashion) -> None:
     """Whole, with wide intervals and a folder as the view."""
-    denoiser, (view, other) = tiny(size=28), views("fashion", fashion.pixels[:40])
+    denoiser, (view, other) = tiny(size=28), views("fashion", Images(fashion.pixels[:40]))
     seen_by = [view._replace(name="/a/folder/far/away/dinov2-base"), other]
     points = [score(setting, range(20), seen_by) for setting in student_settings(Model(denoiser, Consistency()), (1, 16))]
     console = Console(width=80, file=io.StringIO())
@@ -150,7 +152,7 @@ def test_a_table_fits_eighty_columns(fashion) -> None:
 
 
 def test_too_few_samples_for_an_interval(fashion) -> None:
-    denoiser, seen_by = tiny(size=28), views("fashion", fashion.pixels[:40])
+    denoiser, seen_by = tiny(size=28), views("fashion", Images(fashion.pixels[:40]))
     with pytest.raises(ValueError, match="at least 20"):
         score(diffusion_settings(denoiser, (1,))[0], range(5), seen_by)
 

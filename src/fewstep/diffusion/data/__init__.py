@@ -1,8 +1,10 @@
 """What a model learns from: images, latents and paths, wherever they are kept, and the rows of a training."""
 
+from .examples import Samples, Source
 from .images import Images, Paths
-from .load import load_images
+from .load import load_images, make_table
 from .npz import save_images
 from .rows import Batch, Rows
+from .table import Table
 
-__all__ = ["Batch", "Images", "Paths", "Rows", "load_images", "save_images"]
+__all__ = ["Batch", "Images", "Paths", "Rows", "Samples", "Source", "Table", "load_images", "make_table", "save_images"]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from .examples import Samples, Source
 
 
 @dataclass(frozen=True)
-class Images:
-    """A data set in memory.
+class Images(Samples):
+    """Samples in memory.
 
     Attributes:
         pixels: uint8 images or float32 latents, shape (N, C, H, W).
@@ -29,23 +31,19 @@ class Images:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.pixels.shape[1:])
 
-    def shuffled(self) -> Images:
-        """The same samples in an order of chance, always the same: data sets are often sorted by class."""
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
-        return Images(self.pixels[order], None if self.labels is None else self.labels[order], self.classes)
+    @property
+    def label_range(self) -> tuple[int, int] | None:
+        return _range(self.labels)
 
-    def x0(self, index: int) -> Tensor:
-        """Sample `index` as float32, images in [−1, 1], latents as they are."""
-        pixels = self.pixels[index]
-        return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels
+    def label(self, k: int) -> int:
+        return -1 if self.labels is None else int(self.labels[k])
 
-    def point(self, index: int, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(x0, eps, t) of a training row: sample `index` with the noise that was drawn for it."""
-        return self.x0(index), eps, t
+    def raw(self, rows: Sequence[int]) -> Tensor:
+        return self.pixels[list(rows)]
 
 
 @dataclass(frozen=True)
-class Paths:
+class Paths(Source):
     """Whole sampling paths of a teacher, to regress each point of a path to its end.
 
     A row is (x0, eps, t) with x0 + t·eps on the path; x0 is the path's end. With several segments x0 is where the path's
@@ -73,15 +71,38 @@ class Paths:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.states.shape[2:])
 
+    @property
+    def classes(self) -> None:
+        """A teacher's classes have numbers only."""
+
+    @property
+    def label_range(self) -> tuple[int, int] | None:
+        return _range(self.labels)
+
+    def label(self, k: int) -> int:
+        return -1 if self.labels is None else int(self.labels[k])
+
     def state(self, index: int, level: int) -> Tensor:
         """x at a level of path `index`, float32."""
         return self.states[index, level].float() * (1 + self.levels[level] ** 2).sqrt()
 
-    def point(self, index: int, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(x0, eps, t) at the level of path `index` nearest to t in its logarithm; the noise is the path's own."""
+    def point(self, k: int, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(x0, eps, t) at the level of path `k` nearest to t in its logarithm; the noise is the path's own."""
         level = int((self.levels[:-1].log() - t.log()).abs().argmin())
         sigma = self.levels[level]
         lo = self.edges[self.edges < sigma].max()
-        x_t, x_lo = self.state(index, level), self.state(index, int((self.levels == lo).nonzero()))
+        x_t, x_lo = self.state(k, level), self.state(k, int((self.levels == lo).nonzero()))
         x0 = (x_lo - lo / sigma * x_t) / (1 - lo / sigma)
         return x0, (x_t - x0) / sigma, sigma
+
+
+def _range(labels: Tensor | None) -> tuple[int, int] | None:
+    return None if labels is None else (int(labels.min()), int(labels.max()))
+
+
+def channels_first(pixels: Tensor) -> Tensor:
+    """Pictures (N, H, W), (N, H, W, C) or (N, C, H, W) as (N, C, H, W)."""
+    if pixels.ndim == 3:
+        return pixels[:, None]
+    last = pixels.shape[-1] in (1, 3) and pixels.shape[1] not in (1, 3)
+    return pixels.permute(0, 3, 1, 2) if last else pixels

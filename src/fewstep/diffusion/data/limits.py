@@ -9,6 +9,7 @@ MAX_GIB = "FEWSTEP_MAX_GIB"
 PIXELS = 89_478_485  # of one picture: Pillow's own bound
 EXPANSION = 200  # real data sets stay below: dSprites, nearly all black, grows 115 times
 ALWAYS = 2**28  # bytes that any data set may take
+IN_MEMORY = 2**30  # bytes of decoded pictures that are kept there
 
 
 def max_pixels() -> int:
@@ -22,8 +23,8 @@ def check_file(size: int) -> None:
         raise ValueError(f"{size:,} bytes are more than four for each of {max_pixels():,} pixels; set {MAX_PIXELS} higher")
 
 
-def check_memory(what: str, needed: int, on_disk: int) -> None:
-    """Compares the bytes that `what` is going to take in memory with those that it takes on the disk.
+def check_growth(what: str, needed: int, on_disk: int) -> None:
+    """Compares the bytes that `what` is going to take with those that it takes on the disk.
 
     Raises:
         ValueError: it grows beyond what pictures do, or beyond what the user allows.
@@ -35,6 +36,12 @@ def check_memory(what: str, needed: int, on_disk: int) -> None:
             f"{what} takes {on_disk / 2**20:,.1f} MiB on the disk and would take {needed / 2**30:,.1f} GiB in memory; "
             f"if that is meant, set {MAX_GIB} to the GiB that it may take"
         )
+
+
+def check_memory(what: str, needed: int, otherwise: str) -> None:
+    """Raises ValueError where pictures would take more memory than a data set should; it says what to do `otherwise`."""
+    if needed > (_setting(MAX_GIB) or IN_MEMORY / 2**30) * 2**30:
+        raise ValueError(f"{what} would take {needed / 2**30:,.1f} GiB in memory; {otherwise}")
 
 
 def _setting(name: str) -> float | None:

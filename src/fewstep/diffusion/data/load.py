@@ -1,91 +1,226 @@
-"""load_images(): whatever holds images becomes `Images`."""
+"""load_images(): whatever holds images becomes `Samples`; make_table(): the same on the disk, once and for all."""
 
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from ...core.files import atomic_folder
 from ...core.progress import track
+from ...core.receipt import receipt
 from ...core.source import ASSETS
+from .encoded import EncodedPictures, hub_pictures, parquet_pictures
+from .examples import Samples
 from .files import Archive, FilePictures, Folder
 from .images import Images
 from .labels import read_labels
-from .limits import check_memory
+from .limits import check_growth, check_memory
 from .npz import read_npz
-from .pictures import Pictures
+from .pictures import Pictures, shown
 from .pixels import decode
-from .tables import hub_table, parquet_table
+from .table import IMAGE, LABEL, LATENTS, Table, arrays_of, holds_arrays, is_table, open_folder, write_table
 
 logger = logging.getLogger(__name__)
 
+BATCH = 2**26  # bytes of samples that are written at once
 
-def load_images(source: str | Path, *, channels: int, size: int, labels: bool = True) -> Images:
+
+def load_images(source: str | Path, *, channels: int, size: int, labels: bool = True) -> Samples:
     """Reads images of `channels` (1 or 3) at `size`×`size` pixels; larger and oblong ones are cropped and resized.
 
     Pictures are turned as their EXIF orientation says and laid on white where they are transparent. What cannot be read is
-    skipped and said.
+    skipped and said. Up to 1 GiB of them is kept in memory. Of more, `make_table` writes a table once, whose rows are read
+    from the disk.
 
     Classes are what a metadata file beside the pictures says (`metadata.jsonl`, `.csv` or `.parquet` with `file_name` and
     `label`, or a `dataset.json`), else the folders that pictures stand in, or the column `label` of a table. Numbers are
-    the classes themselves. Names are counted in sorted order and kept in `Images.classes`.
+    the classes themselves. Names are counted in sorted order and kept in `classes`.
 
     Args:
         source: an .npz with `images` uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), or `latents` float (N, C, H, W),
-            and optionally `labels` and the names of their `classes`; a folder or zip of images; a .parquet file; or the
-            name of a hub data set; "bundled" for the 10,000 images of Fashion-MNIST that come with the package.
+            and optionally `labels` and the names of their `classes`; a folder or zip of images; a .parquet file; a table,
+            as `make_table` or `save_to_disk` of `datasets` writes it; the name of a hub data set; "bundled" for the 10,000
+            images of Fashion-MNIST that come with the package.
         channels, size: what the model takes.
         labels: whether classes are needed. If not, data whose classes are not clear are taken without, with a warning.
 
     Raises:
-        ValueError: nothing there, nothing readable, a shape that the model does not take, or classes that are not clear.
+        ValueError: nothing there, nothing readable, a shape that the model does not take, classes that are not clear, or
+            more than is kept in memory.
     """
+    ready = _ready(source, (channels, size, size), labels=labels)
+    if ready is not None:
+        return ready
+    pictures = _pictures(source, channels)
+    needed = _bytes(pictures, channels, size)
+    table = f"fewstep table {shown(source)} --channels {channels} --size {size} --out TABLE"
+    check_memory(pictures.source, needed, f"write it as a table once, `{table}`, and give TABLE as data")
+    values, names = read_labels(lambda: pictures.labels, pictures.source, needed=labels)
+    pixels = torch.empty(len(pictures), channels, size, size, dtype=torch.uint8)
+    kept: list[int] = []
+    for k, picture in _decoded(pictures, channels, size):
+        pixels[len(kept)] = picture
+        kept.append(k)
+    return Images(pixels[: len(kept)], None if values is None else values[kept], names)
+
+
+def make_table(source: str | Path, out: str | Path, *, channels: int, size: int, labels: bool = True) -> Table:
+    """Writes as a table what `load_images` reads, in the same order; memory does not grow with it.
+
+    A training or a score takes from the table what it takes from the same data in memory, row by row the same.
+
+    Args:
+        source, channels, size, labels: as for `load_images`.
+        out: folder of the table, where nothing stands yet. It appears once all of it is on the disk.
+
+    Raises:
+        ValueError: what `load_images` raises, there is something at `out`, or it has no room for the table.
+        OSError: it could not be written.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"{out} is already there; choose another folder for the table with --out")
+    plan = _plan(source, channels, size, labels=labels)
+    room = shutil.disk_usage(next(place for place in out.absolute().parents if place.exists())).free
+    if plan.bytes > room:
+        raise ValueError(
+            f"the table takes {plan.bytes / 2**30:,.1f} GiB, and there is room for {room / 2**30:,.1f} at {out}; choose "
+            "another place with --out"
+        )
+    facts = {"source": str(source), "shape": plan.shape, "classes": plan.names}
+    with atomic_folder(out) as folder, receipt(folder / "receipt.json", **facts) as entries:
+        write_table(folder, plan.features, plan.batches(entries))
+    return Table(out)
+
+
+class _Plan(NamedTuple):
+    """A table to write: its rows, and what is known of them before they are read."""
+
+    rows: Iterator[tuple[Tensor, int]]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    bytes: int
+    labelled: bool
+    names: tuple[str, ...] | None
+
+    @property
+    def column(self) -> str:
+        return IMAGE if self.dtype == torch.uint8 else LATENTS
+
+    @property
+    def features(self) -> dict[str, Any]:
+        import datasets
+
+        label = datasets.ClassLabel(names=list(self.names)) if self.names else datasets.Value("int64")
+        known = {self.column: arrays_of(self.shape, str(self.dtype).removeprefix("torch."))}
+        return known | ({LABEL: label} if self.labelled else {})
+
+    def batches(self, entries: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The rows, some at a time; their number goes into the receipt."""
+        entries["rows"], rows = 0, iter(self.rows)
+        one = torch.empty(self.shape, dtype=self.dtype, device="meta").nbytes
+        while some := list(islice(rows, max(1, BATCH // one))):
+            samples, labels = zip(*some, strict=True)
+            entries["rows"] += len(some)
+            batch: dict[str, Any] = {self.column: torch.stack(samples).numpy()}
+            yield batch | ({LABEL: np.array(labels, np.int64)} if self.labelled else {})
+
+
+def _plan(source: str | Path, channels: int, size: int, *, labels: bool) -> _Plan:
+    shape = (channels, size, size)
+    ready = _ready(source, shape, labels=labels)
+    if isinstance(ready, Table):
+        raise ValueError(f"{source} is a table already; give it as data")
+    if ready is not None:
+        one, labelled = ready.raw([0]), ready.label_range is not None
+        rows = ((ready.raw([k])[0], ready.label(k)) for k in range(len(ready)))
+        return _Plan(rows, shape, one.dtype, len(ready) * one.nbytes, labelled, ready.classes)
+    pictures = _pictures(source, channels)
+    needed = _bytes(pictures, channels, size)
+    values, names = read_labels(lambda: pictures.labels, pictures.source, needed=labels)
+    decoded = _decoded(pictures, channels, size)
+    rows = ((picture, -1 if values is None else int(values[k])) for k, picture in decoded)
+    return _Plan(rows, shape, torch.uint8, needed, values is not None, names)
+
+
+def _ready(source: str | Path, shape: tuple[int, ...], *, labels: bool) -> Samples | None:
+    """What needs no decoding, an .npz or a table of arrays, if the source is that; ValueError if it has another shape."""
     path = ASSETS / "fashion_mnist" / "images.npz" if source == "bundled" else Path(source)
+    samples: Samples
     if path.suffix.lower() == ".npz":
-        images = read_npz(path, labels=labels)
-        if images.shape != (channels, size, size):
-            have, want = "x".join(map(str, images.shape)), f"{channels}x{size}x{size}"
-            raise ValueError(f"{path} holds samples of {have}, the model takes {want}; resize the data or use another")
-        return images
+        samples = read_npz(path, labels=labels)
+    elif is_table(path) and holds_arrays(open_folder(path).features):
+        table = Table(path)
+        said = read_labels(lambda: table.kinds, str(source), needed=labels)
+        samples = Table(path, labelled=said.values is not None)
+    else:
+        return None
+    if samples.shape != shape:
+        have, want = "x".join(map(str, samples.shape)), "x".join(map(str, shape))
+        raise ValueError(f"{path} holds samples of {have}, the model takes {want}; resize the data or use another")
+    return samples
+
+
+def _pictures(source: str | Path, channels: int) -> Pictures:
+    """The encoded pictures of a source."""
     if channels not in (1, 3):
-        raise ValueError(f"pictures have 1 or 3 channels, the model takes {channels}; give it latents in an .npz")
-    return _decoded(_found(source), channels, size, labels=labels)
-
-
-def _found(source: str | Path) -> Pictures:
+        raise ValueError(
+            f"pictures have 1 or 3 channels, the model takes {channels}; give it latents in an .npz or a table"
+        )
     path = Path(source)
     kind = path.suffix.lower()
+    if is_table(path):
+        return EncodedPictures(open_folder(path), str(source), sum(file.stat().st_size for file in path.iterdir()))
+    if (path / "dataset_dict.json").is_file():
+        raise ValueError(f"{path} holds several tables; give one of them, such as {path / 'train'}")
     if path.is_dir():
         return FilePictures(Folder(path), str(source))
     if kind == ".zip" and path.is_file():
         return FilePictures(Archive(path), str(source))
     if kind == ".parquet" and path.is_file():
-        return parquet_table(path)
+        return parquet_pictures(path)
     named = str(source).count("/") == 1 and (not kind or kind[1:].isdigit())  # a version may end a data set's name
     if not named or path.exists() or path.is_absolute() or str(source).startswith("."):
         raise ValueError(
-            f"there is no image folder, .zip, .npz or .parquet at {path}; check the path given as data, or name a data set "
-            "on the hub as owner/name"
+            f"there is no image folder, .zip, .npz, .parquet or table at {path}; check the path given as data, or name a "
+            "data set on the hub as owner/name"
         )
-    return hub_table(str(source))
+    return hub_pictures(str(source))
 
 
-def _decoded(pictures: Pictures, channels: int, size: int, *, labels: bool) -> Images:
-    found = len(pictures)
-    check_memory(pictures.source, found * channels * size**2, pictures.on_disk)
-    values, names = read_labels(lambda: pictures.labels, pictures.source, needed=labels)
-    pixels = torch.empty(found, channels, size, size, dtype=torch.uint8)
-    kept: list[int] = []
-    corrupt: list[str] = []
+def _bytes(pictures: Pictures, channels: int, size: int) -> int:
+    """What the decoded pictures take; ValueError where that is beyond reason."""
+    needed = len(pictures) * channels * size**2
+    check_growth(pictures.source, needed, pictures.on_disk)
+    return needed
+
+
+def _decoded(pictures: Pictures, channels: int, size: int) -> Iterator[tuple[int, Tensor]]:
+    """Each picture that can be read, with its number, one after another; what cannot is told at the end.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    found, corrupt = len(pictures), 0
+    named: list[str] = []
     for k in track(range(found), f"reading {pictures.source}"):
         try:
-            pixels[len(kept)] = decode(pictures.read(k), channels, size)
-            kept.append(k)
+            picture = decode(pictures.read(k), channels, size)
         except ValueError as error:
-            corrupt.append(f"{pictures.name(k)} ({error})")
-    if not kept:
-        raise ValueError(f"there are no readable images in {pictures.source}" + (f": {corrupt[0]}" if corrupt else ""))
+            corrupt += 1
+            if len(named) < 10:
+                named.append(f"{pictures.name(k)} ({error})")
+            continue
+        yield k, picture
+    if corrupt == found:
+        raise ValueError(f"there are no readable images in {pictures.source}" + (f": {named[0]}" if named else ""))
     if corrupt:
-        logger.warning("skipped %d unreadable of %d images: %s", len(corrupt), found, "; ".join(corrupt[:10]))
-    return Images(pixels[: len(kept)], None if values is None else values[kept], names)
+        logger.warning("skipped %d unreadable of %d images: %s", corrupt, found, "; ".join(named))

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.files import atomic_file
-from .images import Images
+from .images import Images, channels_first
 from .labels import Labels, labels_of, read_labels
-from .limits import check_memory
+from .limits import check_growth
 
 ARRAYS = ("images", "latents", "labels", "classes")
 
@@ -56,7 +56,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         known = {name: entries[name] for name in ARRAYS if name in entries}
         needed = sum(_size(archive, entry) for entry in known.values())
-    check_memory(str(path), needed, path.stat().st_size)
+    check_growth(str(path), needed, path.stat().st_size)
     arrays = {}
     with _readable(path), zipfile.ZipFile(path) as archive:
         for name, entry in known.items():
@@ -111,11 +111,7 @@ def _images(arrays: dict[str, NDArray[Any]], path: Path) -> Tensor:
         raise ValueError(f"`images` in {path} must be uint8, not {array.dtype}; name float samples `latents`")
     if array.ndim not in (3, 4):
         raise ValueError(f"`images` in {path} must be (N, H, W), (N, H, W, C) or (N, C, H, W), not {array.shape}")
-    pixels = torch.from_numpy(array)
-    if pixels.ndim == 3:
-        return pixels[:, None]
-    last = pixels.shape[-1] in (1, 3) and pixels.shape[1] not in (1, 3)
-    return pixels.permute(0, 3, 1, 2) if last else pixels
+    return channels_first(torch.from_numpy(array))
 
 
 def _labels(arrays: dict[str, NDArray[Any]], count: int, source: str) -> Labels:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...core.seeds import derive, generators, normal
-from .images import Images, Paths
+from .examples import Source
 from .order import Order
 
 
@@ -38,7 +38,7 @@ class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
 
     def __init__(
         self,
-        data: Images | Paths,
+        data: Source,
         noise: Callable[[Tensor], Tensor],
         *,
         seed: int,
@@ -61,7 +61,7 @@ class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
         x0, eps, t = self.data.point(index, t, normal(rngs, self.data.shape)[0])
         if self.mirror and torch.rand((), generator=rngs[0]) < 0.5:
             x0 = x0.flip(-1)
-        label = self.data.labels[index] if self.data.labels is not None else torch.tensor(-1)
+        label = torch.tensor(self.data.label(index))
         share, no_class = self.unlabelled
         if share and torch.rand((), generator=rngs[0]) < share:
             label = torch.tensor(no_class)
@@ -74,5 +74,6 @@ class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
         firsts = range(start + rank * batch, stop, world * batch)
         slices = (list(range(row, min(row + batch, stop))) for row in firsts)  # lazy: a run has millions of rows
         loader = DataLoader(self, batch_sampler=slices, num_workers=workers, pin_memory=torch.cuda.is_available())
+        labelled = self.data.label_range is not None
         for x0, eps, t, labels, u in loader:
-            yield Batch(x0, eps, t, labels if self.data.labels is not None else None, u)
+            yield Batch(x0, eps, t, labels if labelled else None, u)

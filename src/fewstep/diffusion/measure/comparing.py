@@ -13,7 +13,7 @@ from torch import nn
 
 from ...core.receipt import receipt
 from ..cond import NOTHING, Cond, labelled
-from ..data import Images
+from ..data import Samples
 from ..denoiser import Denoiser
 from ..report import plot, sheet
 from ..space import Pixels
@@ -54,7 +54,7 @@ def common_shape(settings: Sequence[Setting]) -> tuple[int, int, int]:
 
 def compare(
     settings: Sequence[Setting],
-    images: Images,
+    images: Samples,
     out: Path,
     *,
     n: int,
@@ -84,10 +84,10 @@ def compare(
     Raises:
         ValueError: latents in place of images, or no classes where a model wants some.
     """
-    if images.pixels.dtype != torch.uint8:
+    if images.raw([0]).dtype != torch.uint8:
         raise ValueError("these data are latents; only images can be compared with")
-    views = [View.of(name, network, images.pixels, bundled=bundled) for name, network in networks.items()]
-    real, first = Looks.of(images.pixels[:10_000]), views[0].name
+    views = [View.of(name, network, images, bundled=bundled) for name, network in networks.items()]
+    real, first = Looks.of(images.raw(range(min(10_000, len(images))))), views[0].name
     with receipt(out / "measure.json", features=first, seed=seed, precision=precision, **facts) as entries:
         cond = partial(_labels, images=images, n=n)
         points = scores(settings, range(seed, seed + n), views, batch=batch, precision=precision, cond=cond)
@@ -108,10 +108,10 @@ def compare(
     return Comparison(points, real, said)
 
 
-def _labels(denoiser: Denoiser, images: Images, n: int) -> Cond:
+def _labels(denoiser: Denoiser, images: Samples, n: int) -> Cond:
     """Classes as often as the real images have them, in their order."""
     if not denoiser.takes:
         return NOTHING
-    if images.labels is None:
+    if images.label_range is None:
         raise ValueError("this model is conditional on classes, but the data have no labels to draw them from")
-    return labelled(images.labels[torch.arange(n) % len(images)])
+    return labelled(torch.tensor([images.label(k % len(images)) for k in range(n)]))

@@ -16,6 +16,7 @@ from ...core.pretrained import load_config, load_network
 from ...core.progress import track
 from ...core.source import ASSETS, folder_of
 from ...core.weights import in_short
+from ..data import Samples
 from .scores import Array, Reference
 
 VISION = "folder of a vision model"
@@ -30,17 +31,17 @@ class View(NamedTuple):
     real: Reference
 
     @classmethod
-    def of(cls, name: str, network: nn.Module, images: Tensor, *, bundled: bool = False) -> View:
-        """That of real uint8 images (N, C, H, W); see `reference`."""
+    def of(cls, name: str, network: nn.Module, images: Samples, *, bundled: bool = False) -> View:
+        """That of real images; see `reference`."""
         return cls(name, network, reference(network, images, bundled=bundled))
 
 
-def views(features: str, images: Tensor, *, bundled: bool = False) -> list[View]:
+def views(features: str, images: Samples, *, bundled: bool = False) -> list[View]:
     """The two representations that every score stands in.
 
     Args:
         features: name of the first; see `extractors`.
-        images: real ones, uint8 (N, C, H, W).
+        images: real ones.
         bundled: see `reference`.
     """
     return [View.of(name, network, images, bundled=bundled) for name, network in extractors(features).items()]
@@ -84,17 +85,24 @@ def extractor(name: str) -> nn.Module:
 @torch.no_grad()
 def extract(network: Extractor, images: Tensor, batch: int = 250) -> Array:
     """Features (N, D) in float64 of uint8 images (N, C, H, W), on the extractor's device if it is a module."""
+    return np.concatenate([_seen(network, part) for part in track(torch.split(images, batch), "looking at images")])
+
+
+def _seen(network: Extractor, images: Tensor) -> Array:
     device = next(network.parameters(), images).device if isinstance(network, nn.Module) else images.device
-    parts = track(torch.split(images, batch), "looking at images")
-    return np.concatenate([network(part.to(device)).cpu().double().numpy() for part in parts])
+    features: Array = network(images.to(device)).cpu().double().numpy()
+    return features
 
 
-def reference(network: nn.Module, images: Tensor, *, bundled: bool = False) -> Reference:
-    """The reference that real uint8 images (N, C, H, W) make.
+@torch.no_grad()
+def reference(network: nn.Module, images: Samples, *, bundled: bool = False, batch: int = 250) -> Reference:
+    """The reference that real uint8 images make, looked at some at a time.
 
     If they are some of those that come `bundled`, the features that come along have it of all 60,000 images.
     """
-    made = Reference.of(extract(network, images))
+    starts = range(0, len(images), batch)
+    parts = (images.raw(range(start, min(start + batch, len(images)))) for start in track(starts, "looking at images"))
+    made = Reference.over(_seen(network, part) for part in parts)
     if bundled and isinstance(network, FashionFeatures):
         with np.load(ASSETS / "features" / "reference.npz") as kept:
             return Reference(kept["mean"], kept["cov"], int(kept["n"]), made.features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +11,11 @@ from scipy import linalg
 from scipy.spatial.distance import cdist
 
 Array = NDArray[np.float64]
+KEPT = 50_000  # features of real samples, for scores that hold single ones against each other
 
 
 class Reference(NamedTuple):
-    """What real data looks like: mean (D,) and covariance (D, D) over `n` samples, and some real features (M, D)."""
+    """What real data looks like: mean (D,) and covariance (D, D) over `n` samples, and the first real features (M, D)."""
 
     mean: Array
     cov: Array
@@ -23,8 +25,24 @@ class Reference(NamedTuple):
     @classmethod
     def of(cls, features: Array) -> Reference:
         """The reference that these features are."""
-        features = np.asarray(features, np.float64)
-        return cls(features.mean(0), np.cov(features, rowvar=False), len(features), features)
+        return cls.over([features])
+
+    @classmethod
+    def over(cls, parts: Iterable[Array]) -> Reference:
+        """The reference that parts of features (m, D) are, one after another; no more than the first `KEPT` stay in memory.
+
+        Reference: Chan, Golub and LeVeque 1983, Algorithms for Computing the Sample Variance, eq. 2.1.
+        """
+        count, mean, scatter, kept = 0, np.zeros(1), np.zeros((1, 1)), list[Array]()
+        for part in parts:
+            own = part.mean(0, dtype=np.float64)
+            apart, centred = own - mean, part - own
+            share = len(part) / (count + len(part))
+            scatter = scatter + centred.T @ centred + np.outer(apart, apart) * count * share
+            mean = mean + apart * share
+            count += len(part)
+            kept.append(part[: max(0, KEPT - count + len(part))])
+        return cls(mean, scatter / max(count - 1, 1), count, np.concatenate(kept))
 
 
 def frechet(features: Array, reference: Reference) -> float:

@@ -1,4 +1,4 @@
-"""Pictures in a table: a .parquet file, or a data set on the hub."""
+"""Encoded pictures in the rows of a data set: a .parquet file, a folder of `datasets`, or a data set on the hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .pictures import shown
 LABEL = "label"
 
 
-class TablePictures:
+class EncodedPictures:
     """The pictures of a `datasets.Dataset`; see `Pictures`."""
 
     def __init__(self, table: Any, source: str, on_disk: int) -> None:
@@ -82,13 +82,7 @@ def _image_column(features: Any, source: str) -> str:
     return "image" if "image" in images else images[0]
 
 
-def _holds_bytes(feature: Any) -> bool:
-    if isinstance(feature, dict):
-        return "bytes" in feature
-    return getattr(feature, "dtype", None) in ("binary", "large_binary")
-
-
-def parquet_table(path: Path) -> TablePictures:
+def parquet_pictures(path: Path) -> EncodedPictures:
     """The pictures of a .parquet file.
 
     Raises:
@@ -100,10 +94,10 @@ def parquet_table(path: Path) -> TablePictures:
         table = datasets.load_dataset("parquet", data_files=glob.escape(str(path)), split="train")
     except Exception as error:  # the errors of datasets and of pyarrow have no common base
         raise ValueError(f"{path} is not a readable .parquet: {_reason(error)}") from error
-    return TablePictures(table, str(path), path.stat().st_size)
+    return EncodedPictures(table, str(path), path.stat().st_size)
 
 
-def hub_table(name: str) -> TablePictures:
+def hub_pictures(name: str) -> EncodedPictures:
     """The pictures of the training split of a hub data set, as it was fetched before if the hub does not answer.
 
     Raises:
@@ -119,7 +113,7 @@ def hub_table(name: str) -> TablePictures:
         raise ValueError(f"{name} is neither a path nor a data set that can be loaded: {_reason(error)}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-    return TablePictures(table, name, max(table.download_size or 0, table.data.nbytes))
+    return EncodedPictures(table, name, max(table.download_size or 0, table.data.nbytes))
 
 
 def _hub_answers(name: str) -> bool:

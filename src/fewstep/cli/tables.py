@@ -1,0 +1,53 @@
+"""The command that writes data as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from ..core.checks import at_least
+from .after import say_next
+
+
+def table(
+    data: Positional[str],
+    /,
+    *,
+    out: Path,
+    like: str | None = None,
+    channels: int = 3,
+    size: int | None = None,
+) -> None:
+    """Write a data set as a table once: it is read from the disk as it is needed, however large it is.
+
+    What a command takes as --data it takes as a table, and does the same with it. The table is a folder of the `datasets`
+    library, a row of numbers a picture.
+
+    Args:
+        data: a folder or zip of images, a .parquet, a hub data set, an .npz, or `bundled` for Fashion-MNIST.
+        out: folder of the table.
+        like: a checkpoint: the pictures become as many channels and pixels as it takes.
+        channels: 1 for grey, 3 for colour, without --like.
+        size: side of the square pictures in pixels, without --like.
+    """
+    from ..core.files import writable
+    from ..diffusion.data import make_table
+    from ..diffusion.formats.folder import load
+    from ..diffusion.lessons import square_of
+
+    at_least(1, channels=channels, size=size)
+    if (like is None) == (size is None):
+        raise ValueError("how large are the pictures to be? Name a checkpoint that takes them with --like, or give --size")
+    writable(out.parent)
+    conditional = False
+    if like is not None:
+        denoiser = load(like).denoiser
+        (channels, size), conditional = square_of(denoiser), bool(denoiser.takes)
+    assert size is not None
+    written = make_table(data, out, channels=channels, size=size, labels=conditional)
+    print(f"{len(written)} rows of {'x'.join(map(str, written.shape))} in {out}")
+    if like is not None:
+        say_next("tune", like, "--data", out, "--out", "few-step")
+    else:
+        say_next("train", out, "--channels", channels, "--size", size, "--out", "teacher")

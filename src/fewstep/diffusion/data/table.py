@@ -1,0 +1,242 @@
+"""Tables: samples on disk, mapped into memory, in the folders that `datasets` reads and writes.
+
+A row is a number of bytes that is the same for all, at a place that is known, so that one is read without the others and
+needs no decoding; the system keeps what was read as long as there is room, once for all processes.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .examples import Samples
+from .images import channels_first
+from .labels import Labels, labels_of
+
+IMAGE, LATENTS, LABEL = "image", "latents", "label"
+STATE, INFO, ROWS = "state.json", "dataset_info.json", "data-00000-of-00001.arrow"  # of a folder of `datasets`
+
+
+def is_table(path: Path) -> bool:
+    """Whether a folder is one that `datasets` wrote with `save_to_disk`."""
+    return (path / STATE).is_file() and (path / INFO).is_file()
+
+
+def open_folder(path: Path) -> Any:
+    """The `datasets.Dataset` in a folder, mapped into memory; ValueError if it is damaged."""
+    import datasets  # seconds to import
+
+    try:
+        rows = datasets.load_from_disk(str(path), keep_in_memory=False)
+        rows.data.validate()  # that no row lies beyond the end of its file
+    except Exception as error:  # the errors of datasets and of pyarrow have no common base
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is not a readable table: {said}") from error
+    return rows
+
+
+def holds_arrays(features: Mapping[str, Any]) -> bool:
+    """Whether the rows hold samples as they are, and not as encoded pictures."""
+    return any(_shape(features[name]) for name in (LATENTS, IMAGE) if name in features)
+
+
+class Table(Samples):
+    """Samples in a folder that `datasets.load_from_disk` reads: what `make_table` writes, or anybody else.
+
+    The column `latents` holds floats of any shape, or else `image` uint8 of (C, H, W), (H, W, C) or (H, W); `label` holds
+    whole numbers, with names where it is a `ClassLabel`. Other columns are left alone. A pickled table is its path.
+    """
+
+    def __init__(self, path: str | Path, *, labelled: bool = True) -> None:
+        """`labelled` says whether to take the classes.
+
+        Raises:
+            ValueError: it is damaged, empty, or holds no such columns.
+        """
+        self.path, self.labelled = Path(path).resolve(), labelled
+        rows = open_folder(self.path)
+        name = LATENTS if LATENTS in rows.features else IMAGE
+        feature = rows.features.get(name)
+        kept = _shape(feature)
+        if kept is None or not len(rows):
+            raise ValueError(
+                f"{path} holds {len(rows)} rows of {sorted(rows.features)}; a table has a column `{IMAGE}` of uint8 arrays "
+                f"or `{LATENTS}` of floats, each of one shape"
+            )
+        self._features = rows.features
+        self._samples = _Column(rows.data.column(name), kept, f"{name} in {path}")
+        wanted = "u" if name == IMAGE else "f"
+        if self._samples.dtype.kind != wanted or (wanted == "u" and self._samples.dtype != np.uint8):
+            raise ValueError(
+                f"`{name}` in {path} holds {self._samples.dtype}; make it {'uint8' if wanted == 'u' else 'float32'}"
+            )
+        self._label_column = rows.data.column(LABEL) if labelled and LABEL in rows.features else None
+
+    def __reduce__(self) -> tuple[Callable[..., Table], tuple[Path]]:
+        return partial(Table, labelled=self.labelled), (self.path,)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.raw([0]).shape[1:])
+
+    def raw(self, rows: Sequence[int]) -> Tensor:
+        raw = torch.from_numpy(np.stack([self._samples[k] for k in rows]))
+        return channels_first(raw) if raw.dtype == torch.uint8 else raw.float()
+
+    def label(self, k: int) -> int:
+        return -1 if self.label_range is None else int(self._labels[k])
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return self.kinds.names
+
+    @cached_property
+    def label_range(self) -> tuple[int, int] | None:
+        values = self.kinds.values
+        return None if values is None else (int(values.min()), int(values.max()))
+
+    @cached_property
+    def kinds(self) -> Labels:
+        """The classes that there are, each once.
+
+        Raises:
+            ValueError: they are not whole numbers, not all rows have one, or there are fewer names.
+        """
+        import pyarrow.compute
+
+        if self._label_column is None:
+            return Labels()
+        if not pyarrow.types.is_integer(self._label_column.type):
+            raise ValueError(
+                f"`{LABEL}` in {self.path} holds {self._label_column.type}; a table has whole numbers there, with names "
+                f"by `class_encode_column({LABEL!r})` of datasets"
+            )
+        names = getattr(self._features[LABEL], "names", None)
+        counted = pyarrow.compute.value_counts(self._label_column).to_pylist()
+        missing = sum(each["counts"] for each in counted if each["values"] in (None, -1))
+        if 0 < missing < len(self):
+            raise ValueError(f"{missing} of {len(self)} rows of {self.path} have no class; give all of them one, or none")
+        return labels_of([each["values"] for each in counted], str(self.path), names)
+
+    @cached_property
+    def _labels(self) -> _Column:
+        return _Column(self._label_column, (), f"{LABEL} in {self.path}")
+
+
+class _Column:
+    """The values of a column where they lie in the file, an array (*shape) a row."""
+
+    def __init__(self, column: Any, shape: tuple[int, ...], what: str) -> None:
+        import pyarrow
+
+        try:
+            chunks = [
+                _flat(chunk).to_numpy(zero_copy_only=True).reshape(-1, *shape) for chunk in column.chunks if len(chunk)
+            ]
+            if [len(chunk) for chunk in chunks] != [len(chunk) for chunk in column.chunks if len(chunk)]:
+                raise ValueError("its rows are of several shapes")
+        except (pyarrow.ArrowException, ValueError) as error:
+            raise ValueError(f"{what} cannot be read where it lies: {error}") from error
+        self._chunks: list[NDArray[Any]] = chunks
+        self._ends = list(accumulate(map(len, chunks)))
+        self.dtype = chunks[0].dtype
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, k: int) -> NDArray[Any]:
+        if not 0 <= k < len(self):
+            raise IndexError(k)
+        number = bisect_right(self._ends, k)
+        row: NDArray[Any] = self._chunks[number][k - self._ends[number]]  # from the chunk's end
+        return row
+
+
+def write_table(folder: Path, features: dict[str, Any], batches: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a table into an empty folder, a batch at a time.
+
+    Arrays are lists of fixed lengths inside each other: no offsets stand between the numbers, and the shape stands in the
+    type. `datasets`' own `Array3D` is lists of any lengths, and its arrays are read as well.
+
+    Args:
+        folder: where nothing stands yet; see `atomic_folder`.
+        features: what `datasets` calls the columns; see `arrays_of`.
+        batches: some rows of all columns each, arrays (B, *) or lists of B values.
+    """
+    import datasets
+    import pyarrow
+
+    known = datasets.Features(features)
+    schema = known.arrow_schema
+    with open(folder / ROWS, "wb") as file, pyarrow.ipc.new_stream(file, schema) as stream:
+        for batch in batches:
+            columns = [_nested(batch[field.name], field.type) for field in schema]
+            stream.write_batch(pyarrow.record_batch(columns, schema=schema))
+    datasets.DatasetInfo(features=known).write_to_directory(str(folder))
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": ROWS}],
+        "_fingerprint": secrets.token_hex(8),
+        "_format_type": None,
+    }
+    state |= {"_format_columns": None, "_format_kwargs": {}, "_output_all_columns": False, "_split": "train"}
+    (folder / STATE).write_text(json.dumps(state, indent=2))
+
+
+def arrays_of(shape: Sequence[int], dtype: str) -> Any:
+    """The feature of arrays of one shape."""
+    import datasets
+
+    feature: Any = datasets.Value(dtype)
+    for length in reversed(shape):
+        feature = datasets.List(feature, length=length)
+    return feature
+
+
+def _nested(values: Any, kind: Any) -> Any:
+    """Arrays (B, *) as lists of fixed lengths inside each other, over the same memory."""
+    import pyarrow
+
+    if not isinstance(values, np.ndarray):
+        return pyarrow.array(values, kind)
+    nested = pyarrow.array(np.ascontiguousarray(values).reshape(-1))
+    for length in reversed(values.shape[1:]):
+        nested = pyarrow.FixedSizeListArray.from_arrays(nested, length)
+    return nested
+
+
+def _flat(array: Any) -> Any:
+    """The numbers of nested lists, where they lie."""
+    import pyarrow
+
+    if isinstance(array, pyarrow.ExtensionArray):
+        array = array.storage
+    while pyarrow.types.is_list(array.type) or pyarrow.types.is_fixed_size_list(array.type):
+        array = array.flatten()
+    return array
+
+
+def _shape(feature: Any) -> tuple[int, ...] | None:
+    """Of the arrays of a column; None if it holds anything else, or arrays of several shapes."""
+    import datasets
+
+    if isinstance(feature, (datasets.Array2D, datasets.Array3D, datasets.Array4D, datasets.Array5D)):
+        return tuple(feature.shape) if all(feature.shape) else None
+    shape = []
+    while isinstance(feature, datasets.List) and feature.length > 0:
+        shape.append(feature.length)
+        feature = feature.feature
+    return tuple(shape) if shape and isinstance(feature, datasets.Value) else None
