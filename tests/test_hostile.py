@@ -25,7 +25,19 @@ from fewstep.diffusion.measure.features import extractor
 from fewstep.masked.load import load_text, load_tokenizer
 from fewstep.steering.load import load_trio
 
-CAUSAL, MASKED = EVERYWHERE | MODELS | LANGUAGE, EVERYWHERE | MODELS | LANGUAGE
+LANGUAGE_MODELS = EVERYWHERE | MODELS | LANGUAGE
+# One case of each reader, for what else goes through the same ones: that an entry leads to them, and whole.
+READERS = {
+    name: EVERYWHERE[name]
+    for name in (
+        "code alone", "pickle alone", "JSON: nested", "safetensors: cut off", "weights: of other shapes",
+        "weights: not numbers", "link: configuration", "link: weights", "pipe: configuration", "pipe: weights",
+    )
+}  # fmt: skip
+TOKENIZER_READERS = {name: TOKENIZERS[name] for name in ("tokenizer: code alone", "tokenizer: nested", "tokenizer: a pipe")}
+OF_MODELS = {
+    name: MODELS[name] for name in ("kernel: attention", "quantised", "giant: width", "giant: layers", "index: above")
+}
 
 
 class Place:
@@ -64,13 +76,13 @@ def trio(sound: Path, **changes: Path) -> object:
 
 
 ENTRIES: dict[str, tuple[str, Callable[[Path, Path], object], dict[str, Spoil]]] = {
-    "image": ("image", lambda folder, sound: fewstep.load(folder), EVERYWHERE | IMAGES),
-    "text": ("masked", lambda folder, sound: load_text(folder), MASKED),
+    "image": ("image", lambda folder, sound: fewstep.load(folder), READERS | IMAGES),
+    "text": ("masked", lambda folder, sound: load_text(folder), LANGUAGE_MODELS),
     "tokenizer": ("masked", lambda folder, sound: load_tokenizer(folder), TOKENIZERS),
-    "features": ("vision", lambda folder, sound: extractor(str(folder)), EVERYWHERE | MODELS),
-    "base": ("causal", lambda folder, sound: trio(sound, base=folder), CAUSAL | TOKENIZERS),
-    "expert": ("causal", lambda folder, sound: trio(sound, expert=folder), CAUSAL),
-    "antiexpert": ("causal", lambda folder, sound: trio(sound, antiexpert=folder), CAUSAL),
+    "features": ("vision", lambda folder, sound: extractor(str(folder)), READERS | OF_MODELS),
+    "base": ("causal", lambda folder, sound: trio(sound, base=folder), READERS | MODELS | LANGUAGE | TOKENIZER_READERS),
+    "expert": ("causal", lambda folder, sound: trio(sound, expert=folder), READERS | OF_MODELS),
+    "antiexpert": ("causal", lambda folder, sound: trio(sound, antiexpert=folder), READERS | OF_MODELS),
     "adapter": ("adapter", lambda folder, sound: trio(sound, adapter=folder), EVERYWHERE | ADAPTERS),
 }
 

@@ -93,9 +93,17 @@ def wrapped(kind: str, toys: list[Toy]) -> MaskPredictor:
     return made[kind]
 
 
-@pytest.mark.parametrize("kind", ["alone", "guided", "unguided", "suppressed", "steered"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("rule", RULES, ids=repr)
+# Predictors around predictors see what a rule asks of a row: once with each way of asking.
+ASKING = [TopK(), Blockwise(KLASS(0.2, 2.0, 1), 4), EarlyCommit(Blockwise(TopK(), 3), Stairs((2.0,), ())), RULES[-1]]
+KINDS = ("guided", "unguided", "suppressed", "steered")
+
+
+@pytest.mark.parametrize(
+    ("rule", "temperature", "kind"),
+    [(rule, temperature, "alone") for rule in RULES for temperature in (0.0, 1.0)]
+    + [(rule, 1.0, kind) for rule in ASKING for kind in KINDS],
+    ids=repr,
+)
 def test_a_memory_that_follows_its_rows_changes_nothing(rule: CommitRule, temperature: float, kind: str) -> None:
     """Rows of many lengths leave and enter, so that the canvas gets narrower and wider."""
     plain = wrapped(kind, [Toy(seed, eos_bias=2.0) for seed in range(3)])

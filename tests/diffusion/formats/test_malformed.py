@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import struct
 import time
 import zipfile
@@ -99,8 +100,7 @@ def bomb(model: Path) -> None:
 
 CASES: list[tuple[Break, str]] = [
     *(
-        (text(file, content), sentence)
-        for file in (INDEX, CONFIG, SCHEDULER)
+        (text(INDEX, content), sentence)
         for content, sentence in (
             ("", "not valid JSON"), ("[]", "holds a list"), ("null", "holds a NoneType"), ('"text"', "holds a str"),
             ("[" * 200_000, "nested without end"), ('{"a":' * 200_000, "nested without end"),
@@ -108,8 +108,9 @@ CASES: list[tuple[Break, str]] = [
             (b"\xff\xfe\x00", "not valid JSON"), (" " * (17 << 20), "larger than 16 MiB"),
         )
     ),
-    *((instead(file, make), "there is no") for file in (INDEX, CONFIG, SCHEDULER)
-      for make in (Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nowhere"))),
+    *((text(file, '{"a":' * 200_000), "nested without end") for file in (CONFIG, SCHEDULER)),  # the same reader
+    *((instead(INDEX, make), "there is no") for make in (Path.mkdir, lambda path: path.symlink_to("nowhere"))),
+    *((instead(file, os.mkfifo), "there is no") for file in (INDEX, CONFIG, SCHEDULER)),
     (says(INDEX, unet=["diffusers", 3]), "not a library and a class"),
     (says(INDEX, unet=[None, "UNet2DModel"]), "not a library and a class"),
     (says(INDEX, unet="UNet2DModel"), "fewstep tunes pipelines"),
@@ -155,7 +156,7 @@ CASES: list[tuple[Break, str]] = [
     (says(CONFIG, num_class_embeds=3), r"missing, such as class_embedding\.weight"),
     (says(CONFIG, time_embedding_type="learned", num_train_timesteps=1000), "cannot be called|missing"),
     *((says(CONFIG, sample_size=size), "sample_size = ")
-      for size in (0, -8, 10**9, 16_385, "8", [8], [8, 8, 8], 7.5, True)),
+      for size in (0, -8, 16_385, "8", [8], 7.5, True)),
     (says(CONFIG, sample_size=7), "cannot be called"),
     (text(CONFIG, '{"_class_name": "UNet2DModel"}'), "describes more layers|missing"),
     (says(SCHEDULER, _class_name="ScoreSdeVeScheduler"), "variance exploding"),
@@ -163,7 +164,7 @@ CASES: list[tuple[Break, str]] = [
     (says(SCHEDULER, _class_name=5), "_class_name = 5"),
     (says(SCHEDULER, _class_name="IPNDMScheduler", beta_schedule=None), "does not say how the network was trained"),
     *((says(SCHEDULER, num_train_timesteps=steps), "num_train_timesteps = ")
-      for steps in ("1000", 0, 1, 10**12, 1000.5, float("nan"), [1000])),
+      for steps in ("1000", 1, 10**12, 1000.5, float("nan"))),
     (says(SCHEDULER, beta_start="a"), "beta_start = 'a'"),
     (says(SCHEDULER, beta_end=float("nan")), "beta_end = nan"),
     (says(SCHEDULER, beta_end=5), "beta_end = 5"),
@@ -215,10 +216,16 @@ CASES: list[tuple[Break, str]] = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sound") / "model"
+    save(Model(tiny(), Heun()), folder)
+    return folder
+
+
 @pytest.fixture
-def model(tmp_path) -> Path:
-    save(Model(tiny(), Heun()), tmp_path / "model")
-    return tmp_path / "model"
+def model(sound, tmp_path) -> Path:
+    return shutil.copytree(sound, tmp_path / "model")
 
 
 @pytest.mark.parametrize(("breakage", "sentence"), CASES)
@@ -237,7 +244,7 @@ def test_one_sentence_and_little_memory(model, breakage: Break, sentence: str) -
     "walk",
     [
         None, 3, "Segments", [], {}, {"name": "Segments"}, {"name": ["Segments"], "steps": 2}, {"name": "Heun", "steps": 2},
-        *({"name": "Segments", "steps": steps} for steps in (None, 0, -3, True, 2.5, float("inf"), "4", [4], 10**9)),
+        *({"name": "Segments", "steps": steps} for steps in (None, 0, True, 2.5, float("inf"), "4", 10**9)),
         {"name": "Consistency", "steps": 2, "middle": "0.8"}, {"name": "Segments", "steps": 2, "more": 1},
     ],
 )  # fmt: skip
@@ -251,9 +258,7 @@ def test_a_note_says_how_a_student_is_sampled(model, walk: object) -> None:
     ("command", "breakage"),
     [
         ("sample model --out out", text(INDEX, "[" * 200_000)),
-        ("sample model --out out", says(CONFIG, layers_per_block="two")),
         ("tune model --data data.npz --out out", text(WEIGHTS, b"")),
-        ("tune model --data data.npz --out out", says(SCHEDULER, num_train_timesteps="many")),
         ("export model --out out", weights(lambda tensors: tensors["conv_in.bias"].fill_(float("inf")))),
         ("settle model --out out", bomb),
         ("measure model --data data.npz --out out", text("fewstep.json", "[]")),
