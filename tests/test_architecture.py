@@ -25,7 +25,7 @@ MAY_IMPORT = {  # beside itself
     "steering": {"core", "masked"},
     "toys": {"core"},
     "demo": {"core", "diffusion", "diffusion.formats", "diffusion.measure"},
-    "cli": {"core", "diffusion", "diffusion.formats", "diffusion.measure", "masked", "steering", "toys", "demo"},
+    "cli": {"core", "diffusion", "diffusion.formats", "masked", "steering", "toys", "demo"},
     "__init__": {"core", "diffusion", "diffusion.formats", "diffusion.measure", "masked", "steering"},
 }
 # within diffusion/: what the training and the samplers are made of knows nothing of folders, runs, scores and reports
@@ -33,6 +33,9 @@ GROUND = {
     "average", "cond", "data", "denoiser", "hop", "loss", "model", "noise", "optim", "prediction", "samplers", "schedule",
     "space", "step", "tuning", "two_times", "walk",
 }  # fmt: skip
+
+LONGEST = 60  # lines of a function with its signature, its docstring not counted
+STILL_LONGER = {"diffusion/tuning.py tune"}
 
 LOADERS = {  # what could run the code in a file, or of a folder, and who may call it
     "from_pretrained": {"core/pretrained.py", "diffusion/formats/stock.py"},  # the latter samples our own export
@@ -92,6 +95,19 @@ def test_the_ground_of_the_diffusion_wing_carries_the_rest() -> None:
                 assert not module.startswith("diffusion.") or inside in GROUND, (
                     f"{file.relative_to(SOURCE)} imports {module}"
                 )
+
+
+def test_no_function_is_long() -> None:
+    """What takes more lines has phases, and they have names."""
+    long = set()
+    for file in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno:
+                first = node.body[0]
+                docstring = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) else 0
+                if node.end_lineno - node.lineno + 1 - docstring > LONGEST:
+                    long.add(f"{file.relative_to(SOURCE)} {node.name}")
+    assert long == STILL_LONGER
 
 
 def test_what_comes_from_a_checkpoint_is_loaded_in_few_places() -> None:

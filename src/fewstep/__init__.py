@@ -12,10 +12,12 @@ from .core.lazy import lazily
 
 if TYPE_CHECKING:
     from .core.nfe import count_nfe as count_nfe
+    from .diffusion.checkpoints import train_checkpoint as train_checkpoint
     from .diffusion.checkpoints import tune_checkpoint as tune_checkpoint
     from .diffusion.choices import Lessons as Lessons
     from .diffusion.choices import Loss as Loss
     from .diffusion.choices import Run as Run
+    from .diffusion.choices import Scoring as Scoring
     from .diffusion.choices import Training as Training
     from .diffusion.cond import Cond as Cond
     from .diffusion.cond import labelled as labelled
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from .diffusion.formats.folder import save as save
     from .diffusion.loss import consistency_loss as consistency_loss
     from .diffusion.measure.dial import score as score
+    from .diffusion.measuring import dial_checkpoints as dial_checkpoints
+    from .diffusion.measuring import measure_checkpoint as measure_checkpoint
+    from .diffusion.measuring import settle_checkpoint as settle_checkpoint
     from .diffusion.model import Model as Model
     from .diffusion.tuning import tune as tune
     from .diffusion.walk import DDIM as DDIM
@@ -60,8 +65,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "core.nfe": ["count_nfe"],
-    "diffusion.checkpoints": ["tune_checkpoint"],
-    "diffusion.choices": ["Lessons", "Loss", "Run", "Training"],
+    "diffusion.checkpoints": ["train_checkpoint", "tune_checkpoint"],
+    "diffusion.choices": ["Lessons", "Loss", "Run", "Scoring", "Training"],
     "diffusion.cond": ["Cond", "labelled"],
     "diffusion.data": ["Images", "Table", "load_images", "make_table"],
     "diffusion.denoiser": ["Denoiser", "edm", "flow", "vp"],
@@ -69,6 +74,7 @@ _NAMES = {
     "diffusion.formats.folder": ["load", "save"],
     "diffusion.loss": ["consistency_loss"],
     "diffusion.measure.dial": ["score"],
+    "diffusion.measuring": ["dial_checkpoints", "measure_checkpoint", "settle_checkpoint"],
     "diffusion.model": ["Model"],
     "diffusion.tuning": ["tune"],
     "diffusion.walk": ["Consistency", "DDIM", "Heun", "Segments"],

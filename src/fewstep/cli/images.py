@@ -108,11 +108,10 @@ def export(
         middle: noise level of the second of two steps, EDM students only.
         measured: a measure.json whose scores go into the model card.
     """
-    import json
-
     from ..diffusion.formats.exporting import check_free
     from ..diffusion.formats.exporting import export as write
     from ..diffusion.formats.folder import load
+    from ..diffusion.measuring import scores_in
 
     for each in steps:
         at_least(1, steps=each)
@@ -121,21 +120,7 @@ def export(
     folders = {out / f"{each}-step": each for each in steps} if len(steps) > 1 else {out: steps[0] if steps else None}
     for folder in folders:
         check_free(folder)
-    card: dict[str, object] = {"checkpoint": checkpoint}
-    if measured:
-        if not measured.exists():
-            raise ValueError(f"there is no {measured}; make one with fewstep measure")
-        try:
-            points = json.loads(measured.read_text())["points"]
-            scores = {
-                f"Fréchet distance, {view} features": {
-                    f"{p['name']}, {p['nfe']:.0f} calls": round(p["frechet"][view]["value"], 2) for p in points
-                }
-                for view in points[0]["frechet"]
-            }
-        except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
-            raise ValueError(f"{measured} is not what fewstep measure or dial wrote: {error!r}") from error
-        card |= scores
+    card: dict[str, object] = {"checkpoint": checkpoint, **(scores_in(measured) if measured else {})}
     model = load(checkpoint)
     if not model.is_student:
         raise ValueError(f"{checkpoint} is a diffusion model; tune it first, then export the few-step generator")

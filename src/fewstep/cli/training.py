@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from ..core.checks import at_least, positive
-from ..diffusion.choices import Lessons, Loss, Run, Training, given, rate_of
+from ..diffusion.choices import Lessons, Loss, Run, Training
 from .after import after_tuning, say_next
 
 
@@ -52,30 +51,12 @@ def train(
         save_every: seconds between saved states; Ctrl-C and SIGTERM save, too.
         resume: go on from the state saved in out, if one is; with another --rate or --clip if they are given.
     """
-    import torch
+    from ..diffusion.checkpoints import train_checkpoint
 
-    from ..diffusion.checkpoints import check_place
-    from ..diffusion.data import load_images
-    from ..diffusion.recipes import diffusion, new_denoiser
-    from ..diffusion.runs import run
-
-    at_least(1, images=images, batch=batch, channels=channels, size=size, widths=widths)
-    at_least(0, seed=seed, workers=workers, save_every=save_every)
-    positive(rate=rate, clip=clip)
-    new_denoiser(channels, size, widths=widths)  # proves the sizes before a data set is read
-    check_place(out, resume=resume)
-    samples, classes = load_images(data, channels=channels, size=size, labels=conditional), 0
-    if conditional:
-        if samples.label_range is None:
-            raise ValueError(f"{data} has no labels to train a conditional model on; leave --conditional out")
-        classes = len(samples.classes) if samples.classes else samples.label_range[1] + 1
-    torch.manual_seed(seed)
-    denoiser = new_denoiser(channels, size, widths=widths, parametrisation=parametrisation, classes=classes)
-    recipe = diffusion(images, batch=batch) | {"seed": seed, "mirror": mirror, "workers": workers}
-    recipe |= given(rate=None if rate is None else rate_of(recipe["rate"], rate, None), max_grad_norm=clip)
-    run(
-        denoiser, samples, out, recipe, resume=resume, changing=given(rate=rate, max_grad_norm=clip),
-        save_every=save_every, title="train", source=data, classes=samples.classes,
+    train_checkpoint(
+        data, out, images=images, batch=batch, channels=channels, size=size, widths=widths, parametrisation=parametrisation,
+        conditional=conditional, rate=rate, clip=clip, seed=seed, mirror=mirror, workers=workers, save_every=save_every,
+        resume=resume,
     )  # fmt: skip
     print(f"the diffusion model is in {out / 'model'}")
     say_next("tune", out, "--data", data, "--out", "few-step")

@@ -1,27 +1,85 @@
-"""From a checkpoint to a few-step generator in a folder: all that `fewstep tune` does."""
+"""Checkpoints in folders: all that `fewstep train` and `fewstep tune` do."""
 
 from __future__ import annotations
 
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from ..core.checks import at_least, positive
 from ..core.files import writable
-from .choices import Choices, Lessons, Loss, Run, Training, averages, given
-from .data import Paths, Source
+from .choices import Choices, Lessons, Loss, Run, Training, averages, given, rate_of
+from .data import Paths, Source, load_images
 from .denoiser import Denoiser
 from .formats.folder import load
 from .formats.pipelines import stock_pipeline
 from .lessons import made_for, paths_of, training_data, visited
 from .model import Model
-from .recipes import ect_demo, path_regression
+from .recipes import diffusion, ect_demo, new_denoiser, path_regression
 from .runs import check_new, few_step
+from .runs import run as run_in_folder
 from .stages import Stage, run_stages
 
 logger = logging.getLogger(__name__)
+
+
+def train_checkpoint(
+    data: str,
+    out: Path,
+    *,
+    images: int = 500_000,
+    batch: int = 64,
+    channels: int = 1,
+    size: int = 28,
+    widths: tuple[int, ...] = (32, 48, 96),
+    parametrisation: Literal["vp", "edm"] = "vp",
+    conditional: bool = False,
+    rate: float | None = None,
+    clip: float | None = None,
+    seed: int = 0,
+    mirror: bool = False,
+    workers: int = 0,
+    save_every: float = 120.0,
+    resume: bool = False,
+) -> Model:
+    """Trains a small diffusion model from scratch and leaves it in `out`, with its state and receipt.
+
+    Args:
+        data: what `load_images` reads.
+        out: folder of the run.
+        images: how many to see.
+        batch: images a step.
+        channels, size, widths, parametrisation: of the network, as in `new_denoiser`.
+        conditional: give it the classes of the data.
+        rate: peak learning rate, .001 unless given; falls to 0 along a cosine.
+        clip: norm at which the gradient is clipped, 1 unless given.
+        seed: of everything random.
+        mirror: flip half of the images left to right.
+        workers: loader processes.
+        save_every: seconds between saved states.
+        resume: go on from the state saved in `out`, if one is; with another rate or clip if they are given.
+
+    Raises:
+        ValueError: numbers that cannot be, no such data, or no classes in them; and what `run` raises.
+    """
+    at_least(1, images=images, batch=batch, channels=channels, size=size, widths=widths)
+    at_least(0, seed=seed, workers=workers, save_every=save_every)
+    positive(rate=rate, clip=clip)
+    new_denoiser(channels, size, widths=widths)  # proves the sizes before a data set is read
+    check_place(out, resume=resume)
+    samples = load_images(data, channels=channels, size=size, labels=conditional)
+    classes = _classes(samples, data) if conditional else 0
+    torch.manual_seed(seed)
+    denoiser = new_denoiser(channels, size, widths=widths, parametrisation=parametrisation, classes=classes)
+    recipe = diffusion(images, batch=batch) | {"seed": seed, "mirror": mirror, "workers": workers}
+    recipe |= given(rate=None if rate is None else rate_of(recipe["rate"], rate, None), max_grad_norm=clip)
+    return run_in_folder(
+        denoiser, samples, out, recipe, resume=resume, changing=given(rate=rate, max_grad_norm=clip),
+        save_every=save_every, title="train", source=data, classes=samples.classes,
+    )  # fmt: skip
 
 
 def tune_checkpoint(
@@ -59,6 +117,13 @@ def tune_checkpoint(
         student, stages, run.out, resume=run.resume, precision=run.precision, accumulate=run.accumulate,
         save_every=run.save_every, teacher=lessons.teacher or checkpoint,
     )  # fmt: skip
+
+
+def _classes(samples: Source, data: str) -> int:
+    """How many there are; ValueError if there are none."""
+    if samples.label_range is None:
+        raise ValueError(f"{data} has no labels to train a conditional model on; leave --conditional out")
+    return len(samples.classes) if samples.classes else samples.label_range[1] + 1
 
 
 def check_place(out: Path, *, resume: bool) -> None:

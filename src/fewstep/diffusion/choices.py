@@ -1,6 +1,7 @@
-"""What one chooses for a tuning, by names and numbers: frozen dataclasses, each of which refuses what it cannot be.
+"""What one chooses for a tuning or for scores, by names and numbers: frozen dataclasses that refuse what cannot be.
 
-They are the flags of `fewstep tune`, and say so where something is wrong. Nothing heavy is imported until one is resolved.
+They are the flags of `fewstep tune`, `measure` and `dial`, and say so where something is wrong. Nothing heavy is imported
+until one is resolved.
 """
 
 from __future__ import annotations
@@ -286,6 +287,32 @@ class Choices:
         if batch % parts:
             raise ValueError(f"a batch of {batch} does not split into --accumulate {parts}; use a multiple of {parts}")
         return recipe | {"mirror": self.lessons.mirror, "workers": self.run.workers, "compile": self.run.compile}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What samples are scored against, and how."""
+
+    data: str
+    """real images to compare with: an .npz, a folder or zip, a .parquet, a hub data set, or `bundled`."""
+    out: Path
+    """folder for measure.json, quality.png and samples.png."""
+    n: int = 1000
+    """samples for each score; scores compare only at the same n."""
+    features: str | None = None
+    """inception, the folder or hub id of a DINOv2 model, random (untrained) or fashion (bundled); by default fashion for
+    `bundled` data and random for all other."""
+    seed: int = 0
+    """of the first sample."""
+    batch: int = 250
+    """samples at once."""
+    precision: Literal["no", "bf16"] = "no"
+    """no (float32) or bf16."""
+
+    def __post_init__(self) -> None:
+        at_least(20, n=self.n)  # for an interval
+        at_least(1, batch=self.batch)
+        at_least(0, seed=self.seed)
 
 
 def given(**settings: Any) -> dict[str, Any]:

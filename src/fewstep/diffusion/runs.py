@@ -83,13 +83,8 @@ def run(
     """
     if not save_every >= 0:
         raise ValueError(f"states are saved every so many seconds, 0 or more, got {save_every}")
-    if recipe["batch"] < 1:
-        raise ValueError(f"a step takes at least one sample, got batch = {recipe['batch']}")
-    recipe = recipe | {"images": -(-recipe["images"] // recipe["batch"]) * recipe["batch"]}
-    facts |= {"schedule": denoiser.schedule, "prediction": denoiser.prediction}
-    facts |= {"network": _said(config_of(denoiser.network))}
-    walk = _walk(recipe, data)
-    accelerator = default_accelerator(precision, accumulate)
+    recipe, facts = _in_whole_batches(recipe), facts | _facts(denoiser)
+    walk, accelerator = _walk(recipe, data), default_accelerator(precision, accumulate)
     main, folders = accelerator.is_main_process, [out / name for name in _names(recipe.get("average"))]
     with interrupts() as interrupt, alone_in(out) if main else nullcontext():
         state, changes = _begun(out, recipe, facts, resume=resume, changing=changing)
@@ -97,26 +92,16 @@ def run(
             logger.info("the run in %s is complete: it has seen all its %d images", out, recipe["images"])
             return Model(averages_in(state, denoiser)[0], walk)
         kept = {"recipe": json.dumps(plain(recipe)), "facts": json.dumps(plain(facts)), "changes": json.dumps(changes)}
-        facts |= {
-            "recipe": recipe,
-            "changes": changes,
-            "resumed": state is not None,
-            "precision": accelerator.mixed_precision,
-        }
-        facts |= {"processes": accelerator.num_processes, "device": str(accelerator.device)}
+        facts |= {"recipe": recipe, "changes": changes, "resumed": state is not None} | _computed(accelerator)
         with (
             receipt(out / "receipt.json" if main else None, **facts) as entries,
             _counted(denoiser, recipe.get("hop"), accelerator, state) as spent,
             _progress(title, recipe, state, hidden=not main) as show,
             _with_remedy(remedy),
         ):
-            last, save_if_due = None, Saver(out / "state.pt", kept, spent, accelerator, interrupt, save_every)
-            for last in tune(denoiser, data, state=state, accelerator=accelerator, **recipe):
-                show(last)
-                if last.images < recipe["images"]:
-                    save_if_due(last)
-            if last:
-                state = save_if_due.whole(last)
+            saver = Saver(out / "state.pt", kept, spent, accelerator, interrupt, save_every)
+            last = _driven(tune(denoiser, data, state=state, accelerator=accelerator, **recipe), recipe, show, saver)
+            state = saver.whole(last) if last else state
             assert state is not None  # from this run, or from the one before
             models = [Model(average, walk) for average in (last.emas if last else averages_in(state, denoiser))]
             if main:
@@ -139,6 +124,37 @@ def check_new(out: Path, *, resume: bool) -> None:
 def few_step(segments: int) -> Walk:
     """How a student of so many segments is sampled."""
     return Segments(segments) if segments > 1 else Consistency()
+
+
+def _in_whole_batches(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with its images rounded up to whole batches."""
+    if recipe["batch"] < 1:
+        raise ValueError(f"a step takes at least one sample, got batch = {recipe['batch']}")
+    return recipe | {"images": -(-recipe["images"] // recipe["batch"]) * recipe["batch"]}
+
+
+def _facts(denoiser: Denoiser) -> dict[str, Any]:
+    """What a run has to go on with: the network, but for what the library that wrote it said, and what it means."""
+    config = {name: value for name, value in config_of(denoiser.network).items() if not name.startswith("_")}
+    return {"schedule": denoiser.schedule, "prediction": denoiser.prediction, "network": config}
+
+
+def _computed(accelerator: Accelerator) -> dict[str, Any]:
+    """Where and how it is computed."""
+    precision, processes = accelerator.mixed_precision, accelerator.num_processes
+    return {"precision": precision, "processes": processes, "device": str(accelerator.device)}
+
+
+def _driven(
+    steps: Iterator[Step], recipe: dict[str, Any], show: Callable[[Step], None], save_if_due: Callable[[Step], None]
+) -> Step | None:
+    """The last of the steps, each shown and those before it saved where that is due; None if there is none left."""
+    last = None
+    for last in steps:
+        show(last)
+        if last.images < recipe["images"]:
+            save_if_due(last)
+    return last
 
 
 def _begun(
@@ -249,11 +265,6 @@ def _walk(recipe: dict[str, Any], data: Source) -> Walk:
     if isinstance(recipe["gap"], FullGap) and not isinstance(data, Paths):
         return Heun()
     return few_step(recipe.get("segments", 1))
-
-
-def _said(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a network's config says of the network itself, not of the library that wrote it."""
-    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def _names(average: Any) -> list[str]:

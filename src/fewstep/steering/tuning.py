@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -225,8 +226,24 @@ def generate(
     Raises:
         ValueError: for assisted (speculative) decoding, guidance, and modes that need code from the hub.
     """
-    from transformers import LogitsProcessorList, StopStringCriteria
+    from transformers import StopStringCriteria
 
+    _refuse(base, options)
+    own = _expert_prompts(expert_inputs, len(input_ids)) if expert_inputs is not None else None
+    criteria = list(stopping_criteria)
+    if stop_strings is not None:
+        if tokenizer is None:
+            raise ValueError("stop_strings need the tokenizer; pass tokenizer=…")
+        criteria.append(StopStringCriteria(tokenizer, stop_strings))
+    if attention_mask is not None:
+        options["attention_mask"] = attention_mask
+    # a custom loop is the one place where the expanded prompts, the final mask and the order of processors are known
+    loop = partial(_decoded, proxy, own, streamer)
+    return base.generate(input_ids, streamer=streamer, stopping_criteria=criteria, custom_generate=loop, **options)
+
+
+def _refuse(base: PreTrainedModel, options: dict[str, Any]) -> None:
+    """Raises ValueError for what cannot be steered, as far as that is known before generation begins."""
     if base.config.is_encoder_decoder:
         raise ValueError(f"{type(base).__name__} has an encoder; only decoder-only language models can be proxy-tuned")
     if options.get("cache_implementation") == "paged":
@@ -235,37 +252,41 @@ def generate(
         raise ValueError("assisted (speculative) decoding cannot be proxy-tuned; leave assistant_model out")
     if "custom_generate" in options:
         raise ValueError("a custom_generate cannot be proxy-tuned; leave it out, or give it proxy as a logits processor")
-    own = _expert_prompts(expert_inputs, len(input_ids)) if expert_inputs is not None else None
-    criteria = list(stopping_criteria)
-    if stop_strings is not None:
-        if tokenizer is None:
-            raise ValueError("stop_strings need the tokenizer; pass tokenizer=…")
-        criteria.append(StopStringCriteria(tokenizer, stop_strings))
 
-    def decode(
-        model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **inputs: Any
-    ) -> Any:
-        mode = generation_config.get_generation_mode().value
-        if mode not in MODES:
-            raise ValueError(f"{mode.replace('_', ' ')} cannot be proxy-tuned; decode greedily, sample or use beams")
-        if generation_config.guidance_scale not in (None, 1):
-            raise ValueError("guidance and proxy-tuning both rewrite the logits; leave guidance_scale out")
-        beams = generation_config.num_beams > 1
-        if beams and streamer is not None:
-            raise ValueError("beams are only known at the end and cannot be streamed; leave the streamer out")
-        each = max(generation_config.num_beams, generation_config.num_return_sequences)
-        prompts = None if own is None else (own[0].repeat_interleave(each, 0), own[1].repeat_interleave(each, 0))
-        # beam search adds up log-probabilities; the other modes hand out logits, as the base alone would
-        run = Run(proxy, mask=inputs.get("attention_mask"), own=prompts, each=each, normalise=beams)
-        processors = LogitsProcessorList([run, *logits_processor])
-        loop = model._beam_search if beams else model._sample
-        given = {} if streamer is None else {"streamer": streamer}
-        return loop(input_ids, processors, stopping_criteria, generation_config, **given, **inputs)
 
-    if attention_mask is not None:
-        options["attention_mask"] = attention_mask
-    # a custom loop is the one place where the expanded prompts, the final mask and the order of processors are known
-    return base.generate(input_ids, streamer=streamer, stopping_criteria=criteria, custom_generate=decode, **options)
+def _decoded(
+    proxy: ProxyTuning,
+    own: tuple[Tensor, Tensor] | None,
+    streamer: BaseStreamer | None,
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: Any,
+    **inputs: Any,
+) -> Any:
+    """The loop of transformers that `generation_config` asks for, steered before all other processors.
+
+    `own` are ids and mask of the expert's own prompts; what comes behind the streamer is what transformers hands its loops.
+    """
+    from transformers import LogitsProcessorList
+
+    mode = generation_config.get_generation_mode().value
+    if mode not in MODES:
+        raise ValueError(f"{mode.replace('_', ' ')} cannot be proxy-tuned; decode greedily, sample or use beams")
+    if generation_config.guidance_scale not in (None, 1):
+        raise ValueError("guidance and proxy-tuning both rewrite the logits; leave guidance_scale out")
+    beams = generation_config.num_beams > 1
+    if beams and streamer is not None:
+        raise ValueError("beams are only known at the end and cannot be streamed; leave the streamer out")
+    each = max(generation_config.num_beams, generation_config.num_return_sequences)
+    prompts = None if own is None else (own[0].repeat_interleave(each, 0), own[1].repeat_interleave(each, 0))
+    # beam search adds up log-probabilities; the other modes hand out logits, as the base alone would
+    run = Run(proxy, mask=inputs.get("attention_mask"), own=prompts, each=each, normalise=beams)
+    processors = LogitsProcessorList([run, *logits_processor])
+    loop = model._beam_search if beams else model._sample
+    given = {} if streamer is None else {"streamer": streamer}
+    return loop(input_ids, processors, stopping_criteria, generation_config, **given, **inputs)
 
 
 def _expert_prompts(inputs: Mapping[str, Tensor], rows: int) -> tuple[Tensor, Tensor]:

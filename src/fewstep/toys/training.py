@@ -84,22 +84,9 @@ def fit(
         OSError: it was told to stop and could not write that checkpoint.
     """
     with interrupts() as interrupt, alone_in(out):
-        last = _last_checkpoint(out)
-        if last and not resume:
-            raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
-        settings = {"items": len(items), "batch": batch, "rate": rate, "warmup": warmup, "seed": seed, "bf16": bf16,
-                    "network": model.config.to_diff_dict()}  # fmt: skip
-        if last:
-            check_same(read_json(out / "settings.json", "it says how the run began; start it anew"), plain(settings))
-        else:
-            write_json(out / "settings.json", settings)
-        arguments: dict[str, Any] = {
-            "per_device_train_batch_size": batch, "num_train_epochs": 1, "learning_rate": rate, "warmup_steps": warmup,
-            "lr_scheduler_type": "cosine", "seed": seed, "train_sampling_strategy": "sequential", "save_strategy": "no",
-            "save_total_limit": 1, "logging_steps": 100, "report_to": "none", "bf16": bf16,
-            "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
-            "remove_unused_columns": False, "max_grad_norm": 1.0, "adam_beta2": 0.98,
-        }  # fmt: skip
+        settings = {"items": len(items), "batch": batch, "rate": rate, "warmup": warmup, "seed": seed, "bf16": bf16}
+        last = _begun(out, settings | {"network": model.config.to_diff_dict()}, resume=resume)
+        arguments = _arguments(batch=batch, rate=rate, warmup=warmup, seed=seed, bf16=bf16)
         trainer = _Trainer(
             model=model, args=TrainingArguments(output_dir=str(out), **arguments), train_dataset=items,
             data_collator=collate, compute_loss_func=loss, callbacks=[_Saves(interrupt, save_every)],
@@ -111,6 +98,33 @@ def fit(
             raise OSError(f"{done}; {trainer.failed}: make room, and --resume goes on from what was saved before")
     if interrupt.by:
         raise Interrupted(f"{done}; they are saved, go on with --resume", interrupt.by)
+
+
+def _begun(out: Path, settings: dict[str, Any], *, resume: bool) -> Path | None:
+    """The checkpoint to go on from, None for a new run, whose settings are kept.
+
+    Raises:
+        ValueError: there is a run and `resume` is not asked for, or it began with other settings.
+    """
+    last = _last_checkpoint(out)
+    if last and not resume:
+        raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
+    if last:
+        check_same(read_json(out / "settings.json", "it says how the run began; start it anew"), plain(settings))
+    else:
+        write_json(out / "settings.json", settings)
+    return last
+
+
+def _arguments(*, batch: int, rate: float, warmup: int, seed: int, bf16: bool) -> dict[str, Any]:
+    """The Trainer's, by which it goes once through the items in order and leaves saving to us."""
+    return {
+        "per_device_train_batch_size": batch, "num_train_epochs": 1, "learning_rate": rate, "warmup_steps": warmup,
+        "lr_scheduler_type": "cosine", "seed": seed, "train_sampling_strategy": "sequential", "save_strategy": "no",
+        "save_total_limit": 1, "logging_steps": 100, "report_to": "none", "bf16": bf16,
+        "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
+        "remove_unused_columns": False, "max_grad_norm": 1.0, "adam_beta2": 0.98,
+    }  # fmt: skip
 
 
 def _last_checkpoint(out: Path) -> Path | None:

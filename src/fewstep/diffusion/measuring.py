@@ -1,0 +1,242 @@
+"""Scores of checkpoints in a folder: all that `fewstep measure`, `dial` and `settle` do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.checks import at_least, positive
+from ..core.device import best_device, on_device
+from ..core.files import writable
+from ..core.nfe import count_nfe
+from ..core.receipt import receipt
+from .choices import Scoring
+from .cond import labelled
+from .data import load_images
+from .denoiser import Denoiser
+from .formats.folder import load
+from .measure.comparing import Comparison, common_shape, compare, image_shape
+from .measure.dial import Setting
+from .measure.features import fitting
+from .measure.settings import diffusion_settings, student_settings
+from .measure.settling import QUANTILES, Settling, settle
+from .model import Model
+from .report import plot_settling
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found.
+
+    Attributes:
+        found: the scores.
+        features: the name of the extractor that was taken.
+        models: of the students, by the names that the scores have for them.
+    """
+
+    found: Comparison
+    features: str
+    models: Mapping[str, Model]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How early a checkpoint's trajectories know their ends, by the features of this name."""
+
+    settling: Settling
+    features: str
+
+
+def measure_checkpoint(
+    checkpoint: str,
+    scoring: Scoring,
+    *,
+    teacher: str | None = None,
+    steps: Sequence[int] = (1, 2, 4, 8),
+    teacher_calls: Sequence[int] = (1, 2, 4, 8, 35),
+    middle: float | None = None,
+) -> Measured:
+    """Scores a tuned model, and its teacher beside it, at several numbers of network calls, on the same seeds.
+
+    Args:
+        checkpoint: a run, or the tuned model.
+        scoring: against what, how, and the folder for the results.
+        teacher: the diffusion checkpoint it came from.
+        steps: step counts of the tuned model; one of several segments has its own number.
+        teacher_calls: network calls of the teacher: DDIM for few, Heun's method from 20 on.
+        middle: noise level of the second of two steps, EDM students only.
+
+    Raises:
+        ValueError: numbers that cannot be, something that cannot be loaded, or models and data that do not go together.
+    """
+    _check(scoring, steps, teacher_calls)
+    student = load(checkpoint).to(best_device())
+    settings = student_settings(student, steps, middle=middle)
+    if teacher:
+        settings = diffusion_settings(diffusion_model(teacher), teacher_calls) + settings
+    return _measured(settings, scoring, {"student": student}, checkpoint=checkpoint, teacher=teacher)
+
+
+def dial_checkpoints(
+    runs: Sequence[str],
+    teacher: str,
+    scoring: Scoring,
+    *,
+    within: float = 0.05,
+    steps: Sequence[int] = (1, 2, 4, 8),
+    teacher_calls: Sequence[int] = (1, 2, 4, 8, 16, 35),
+) -> Measured:
+    """Scores students beside their teacher, and recommends where on the dial between one call and many to stand.
+
+    Args:
+        runs: folders of tuned models; each is sampled as it was tuned, and named by the end of its path.
+        teacher: the diffusion checkpoint that they came from.
+        scoring, steps, teacher_calls: as for `measure_checkpoint`.
+        within: how much worse than the teacher's best is good enough, as a share.
+
+    Raises:
+        ValueError: no run, or one named twice; and what `measure_checkpoint` raises.
+    """
+    if not runs:
+        raise ValueError("name at least one run to compare with the teacher")
+    names = _names(runs)
+    _check(scoring, steps, teacher_calls)
+    settings, students = diffusion_settings(diffusion_model(teacher), teacher_calls), {}
+    for run, name in zip(runs, names, strict=True):
+        students[name] = load(run).to(best_device())
+        settings += student_settings(students[name], steps, name=name)
+    return _measured(settings, scoring, students, within=within, runs=runs, teacher=teacher)
+
+
+def settle_checkpoint(
+    checkpoint: str,
+    out: Path,
+    *,
+    steps: int = 50,
+    within: float = 0.1,
+    n: int = 500,
+    features: str | None = None,
+    label: int | None = None,
+    seed: int = 0,
+    batch: int = 250,
+    precision: str = "no",
+) -> Settled:
+    """Measures how early a diffusion checkpoint's trajectories know their ends; leaves settle.json and settle.png in `out`.
+
+    Args:
+        checkpoint: a diffusers folder or hub id.
+        out: the folder.
+        steps, within, batch, precision: as for `settle`.
+        n: trajectories.
+        features: name of an extractor; by default fashion for grey images of 28 pixels and random for all other.
+        label: class of the images, for conditional models.
+        seed: of the first trajectory.
+
+    Raises:
+        ValueError: numbers that cannot be, no such checkpoint, a student, or features that do not fit its images.
+    """
+    at_least(2, n=n, steps=steps)
+    at_least(1, batch=batch)
+    at_least(0, seed=seed, label=label)
+    positive(within=within)
+    writable(out)
+    denoiser = diffusion_model(checkpoint)
+    shape = image_shape(denoiser)
+    if bool(denoiser.takes) != (label is not None):
+        raise ValueError("this checkpoint " + ("needs a --label" if denoiser.takes else "takes no --label"))
+    cond = labelled(None if label is None else torch.full((n,), label))
+    taken = features or ("fashion" if shape == (1, 28, 28) else "random")
+    network = fitting(taken, shape)[taken]
+    with receipt(out / "settle.json", checkpoint=checkpoint, features=taken, seed=seed, n=n) as entries:
+        with count_nfe(denoiser.network) as nfe:
+            result = settle(
+                denoiser, range(seed, seed + n), network, steps=steps, within=within, batch=batch, precision=precision,
+                cond=cond,
+            )  # fmt: skip
+        entries.update(_said(result), nfe_per_sample=nfe.rows / n)
+        plot_settling(result, out / "settle.png", features=taken)
+    return Settled(result, taken)
+
+
+def scores_in(file: Path) -> dict[str, dict[str, float]]:
+    """The Fréchet distances in a measure.json, as a model card says them: representation -> model and calls -> distance.
+
+    Raises:
+        ValueError: there is no such file, or it is something else.
+    """
+    if not file.exists():
+        raise ValueError(f"there is no {file}; make one with fewstep measure")
+    try:
+        points = json.loads(file.read_text())["points"]
+        return {
+            f"Fréchet distance, {view} features": {
+                f"{p['name']}, {p['nfe']:.0f} calls": round(p["frechet"][view]["value"], 2) for p in points
+            }
+            for view in points[0]["frechet"]
+        }
+    except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+        raise ValueError(f"{file} is not what fewstep measure or dial wrote: {error!r}") from error
+
+
+def diffusion_model(checkpoint: str) -> Denoiser:
+    """The diffusion model of a run or any other checkpoint, on the best device; ValueError if it is a student."""
+    model = load(checkpoint)
+    if model.is_student:
+        raise ValueError(f"{checkpoint} is a student, no diffusion model any more; name the one that it was tuned from")
+    return on_device(model.denoiser)
+
+
+def _check(scoring: Scoring, steps: Sequence[int], teacher_calls: Sequence[int]) -> None:
+    """Raises ValueError where scores cannot be made or not be written."""
+    if not steps or not teacher_calls:
+        raise ValueError("--steps and --teacher-calls each need at least one number")
+    at_least(1, steps=steps, teacher_calls=teacher_calls)
+    writable(scoring.out)
+
+
+def _measured(
+    settings: list[Setting],
+    scoring: Scoring,
+    models: Mapping[str, Model],
+    *,
+    within: float | None = None,
+    **facts: Any,
+) -> Measured:
+    """Scores `settings` against the data; the results are in the folder."""
+    channels, size, _ = shape = common_shape(settings)
+    bundled = scoring.data == "bundled"
+    taken = scoring.features or ("fashion" if bundled else "random")
+    networks = fitting(taken, shape)
+    conditional = any(setting.denoiser.takes for setting in settings)
+    images = load_images(scoring.data, channels=channels, size=size, labels=conditional).shuffled()
+    found = compare(
+        settings, images, scoring.out, n=scoring.n, networks=networks, bundled=bundled, seed=scoring.seed,
+        batch=scoring.batch, precision=scoring.precision, within=within, data=scoring.data, **facts,
+    )  # fmt: skip
+    return Measured(found, taken, models)
+
+
+def _names(runs: Sequence[str]) -> list[str]:
+    """The shortest ends of the paths that tell the runs apart."""
+    parts = [[part for part in Path(run).parts if part != "model"] or [run] for run in runs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(path[-depth:]) for path in parts]
+        if len({*names, "teacher"}) == len(names) + 1:
+            return names
+    raise ValueError(f"the same run is named twice among {', '.join(runs)}")
+
+
+def _said(result: Settling) -> dict[str, Any]:
+    """What a receipt says of it."""
+    return {
+        "within": result.within,
+        "sigmas": result.sigmas.tolist(),
+        "quantiles": {str(q): result.curve(q).tolist() for q in QUANTILES},
+        "settled_after_calls": result.settled_at().tolist(),
+        "sentence": result.sentence(),
+    }
