@@ -65,7 +65,7 @@ def images() -> Images:
 def launch(worker: str, folder: Path, processes: int) -> None:
     """Runs `main(folder)` of a worker beside this file in several processes that find each other."""
     command = [sys.executable, Path(__file__).with_name("ranks.py"), worker, str(processes), folder]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=100)
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def fewstep(monkeypatch, command: str) -> None:

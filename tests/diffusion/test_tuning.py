@@ -295,6 +295,14 @@ def test_two_processes_are_one(tmp_path) -> None:
     assert losses == pytest.approx([step.loss for step in run(tiny(), noise_images())], rel=1e-5)
 
 
+def test_processes_may_differ_in_how_often_they_ask_a_network_with_buffers(tmp_path) -> None:
+    """DDP copies the first process's buffers to all others in each call with gradient, and waits for all to make it."""
+    launch("buffered_worker", tmp_path, 2)
+    (losses, twice), (same, once) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert losses == same and len(losses) == 6
+    assert (twice, once) == (12, 11)  # its own last call; what the other counted before came with the buffers
+
+
 def test_accumulated_micro_batches_are_one_batch(images) -> None:
     whole = run(tiny(), images, optimizer=sgd)
     split = run(tiny(), images, optimizer=sgd, accelerator=Accelerator(cpu=True, gradient_accumulation_steps=4))

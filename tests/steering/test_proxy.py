@@ -27,6 +27,11 @@ MASK = (PADDED != 0).long()
 FULL = torch.tensor([[5, 6, 7], [9, 8, 4]])
 
 
+def names(value: object) -> str:
+    """Of the options of a case, whose values may be written with an address, which no other process gives them."""
+    return " ".join(value) if isinstance(value, dict) else str(value)
+
+
 @pytest.fixture(scope="module")
 def trio():
     return tuple(tiny_lm(seed=seed) for seed in (1, 2, 3))
@@ -70,7 +75,7 @@ def test_every_family_equals_the_formula_in_the_model(family, beams) -> None:
         {"prefill_chunk_size": 2},
         {"stopping_criteria": [MaxTimeCriteria(0.0)]},
     ],
-    ids=str,
+    ids=names,
 )
 def test_every_mode_equals_the_formula_in_the_model(trio, options) -> None:
     asked = told(attention_mask=MASK, **options)
@@ -273,7 +278,7 @@ def test_tokens_stream_as_they_come(trio, plain) -> None:
         ({"expert_inputs": {"input_ids": FULL[:1]}}, "a prompt for each of the 2 rows"),
         ({"expert_inputs": {"input_ids": FULL, "attention_mask": FULL - FULL}}, "padded on the left"),
     ],
-    ids=str,
+    ids=names,
 )
 def test_what_generate_refuses(trio, options, sentence) -> None:
     base, expert, antiexpert = trio

@@ -111,7 +111,7 @@ def tune(
     averages = average if isinstance(average, Sequence) else (average,)
     averaged, student, update = _begin(denoiser.to(device).eval(), averages, optimizer, state, accelerator)
     parameters = list(trained(denoiser).values())
-    forward = torch.compile(student) if compile else student
+    forward = _asked(*(torch.compile(module) if compile else module for module in (student, denoiser)))
 
     levels = partial(noise, sigma_max=denoiser.schedule.highest)
     batches = Rows(data, levels, seed=seed, mirror=mirror, unlabelled=label_dropout(denoiser.network)).batches(
@@ -169,6 +169,15 @@ def _begin(
     if not all(map(finite, (denoiser, *(each.model for each in averaged)))):
         raise ValueError("the weights to start from are not finite, so whatever made them had failed; start from others")
     return averaged, student, update
+
+
+def _asked(student: nn.Module, denoiser: nn.Module) -> Callable[..., Tensor]:
+    """The student as the loss asks it: with gradient through what spreads it over processes, else as it is.
+
+    Before each call, also one without gradient, DDP copies buffers between all processes, and waits for those of them that
+    have no row to ask.
+    """
+    return lambda *args: (student if torch.is_grad_enabled() else denoiser)(*args)
 
 
 def segment_ends(denoiser: Denoiser, segments: int | Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
