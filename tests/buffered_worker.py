@@ -1,4 +1,4 @@
-"""A run of two processes on a network with buffers, of which one process asks the network twice a step and the other once."""
+"""A run of two processes on a network with buffers, which one of them asks twice a step and the other once."""
 
 from __future__ import annotations
 

@@ -123,7 +123,10 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
         if not value.is_floating_point() or value.is_meta or value.sum(dtype=torch.float32).isfinite():
             continue
         if not value.isfinite().all():  # a sum can overflow where nothing is infinite
-            raise ValueError(f"{name} in {folder} holds values that are not finite; its training went wrong")
+            raise ValueError(
+                f"{name} in {folder} holds values that are not finite; its training went wrong or the file is damaged, so "
+                "use an earlier checkpoint"
+            )
 
 
 def elements(tensors: Iterable[Tensor]) -> int:

@@ -171,13 +171,17 @@ def _begin(
     return averaged, student, update
 
 
-def _asked(student: nn.Module, denoiser: nn.Module) -> Callable[..., Tensor]:
+def _asked(student: Callable[..., Tensor], denoiser: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The student as the loss asks it: with gradient through what spreads it over processes, else as it is.
 
     Before each call, also one without gradient, DDP copies buffers between all processes, and waits for those of them that
     have no row to ask.
     """
-    return lambda *args: (student if torch.is_grad_enabled() else denoiser)(*args)
+
+    def asked(*args: object) -> Tensor:
+        return (student if torch.is_grad_enabled() else denoiser)(*args)
+
+    return asked
 
 
 def segment_ends(denoiser: Denoiser, segments: int | Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -108,7 +108,7 @@ def test_weights_are_finite(model, value: float) -> None:
     weights["conv_out.weight"] = weights["conv_out.weight"].double()
     weights["conv_out.weight"][0, 0, 0, 0] = value
     save_file(weights, file)
-    with pytest.raises(ValueError, match=r"not finite, such as conv_out\.weight"):
+    with pytest.raises(ValueError, match=r"conv_out\.weight in .* not finite"):
         load(model)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.source import inside, read_json
-from ...core.weights import read_weights
+from ...core.weights import check_finite, read_weights
 from .parts import NETWORKS, WERE_CALLED
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # diffusers' names
@@ -51,7 +51,7 @@ def read_network(folder: Path) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and all are replaced
         network: nn.Module = _build(folder, kind, settings)
     network.load_state_dict(weights)
-    _check_finite(folder, network)
+    check_finite(network.state_dict().items(), folder)
     return network.eval()
 
 
@@ -181,15 +181,6 @@ def _mean(weights: Mapping[str, Tensor], kind: str, channels: int) -> dict[str, 
     last = {"UNet2DModel": "conv_out", "DiTTransformer2DModel": "proj_out_2"}[kind]
     names = [f"{last}.weight", f"{last}.bias"]
     return {name: weights[name].unflatten(0, (-1, 2 * channels))[:, :channels].flatten(0, 1) for name in names}
-
-
-def _check_finite(folder: Path, network: nn.Module) -> None:
-    broken = [name for name, weight in network.state_dict().items() if not bool(weight.isfinite().all())]
-    if broken:
-        raise ValueError(
-            f"{len(broken)} weights in {folder} hold numbers that are not finite, such as {min(broken)}; its training went "
-            "wrong or the file is damaged, so use an earlier checkpoint"
-        )
 
 
 def _said(error: Exception) -> str:
