@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .diffusion.measuring import settle_checkpoint as settle_checkpoint
     from .diffusion.model import Model as Model
     from .diffusion.tuning import tune as tune
+    from .diffusion.using import export_checkpoint as export_checkpoint
+    from .diffusion.using import sample_checkpoint as sample_checkpoint
     from .diffusion.walk import DDIM as DDIM
     from .diffusion.walk import Consistency as Consistency
     from .diffusion.walk import Heun as Heun
@@ -77,6 +79,7 @@ _NAMES = {
     "diffusion.measuring": ["dial_checkpoints", "measure_checkpoint", "settle_checkpoint"],
     "diffusion.model": ["Model"],
     "diffusion.tuning": ["tune"],
+    "diffusion.using": ["export_checkpoint", "sample_checkpoint"],
     "diffusion.walk": ["Consistency", "DDIM", "Heun", "Segments"],
     "masked": [
         "Blockwise", "CommitRule", "EarlyCommit", "EntropyBound", "Factor", "KLASS", "MaskPredictor", "StableAndConfident",

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
 from ..core.checks import at_least
+from ..diffusion.choices import SamplerName
 from .after import after_exporting, after_sampling
-
-if TYPE_CHECKING:
-    from ..diffusion.cond import Cond
-    from ..diffusion.model import Model
-    from ..diffusion.walk import Walk
-
-SamplerName = Literal["consistency", "heun", "ddim"]
 
 
 def sample(
@@ -48,45 +39,13 @@ def sample(
         seed: of the first image; image k has seed + k and is the same at any batch size.
         batch: images at once.
     """
-    from ..core.device import best_device
-    from ..core.files import writable
-    from ..core.nfe import count_nfe
-    from ..core.progress import progress
-    from ..core.receipt import receipt
-    from ..diffusion import walk as walks
-    from ..diffusion.cond import NOTHING
-    from ..diffusion.formats.folder import load
+    from ..diffusion.using import sample_checkpoint
 
-    at_least(1, n=n, steps=steps, batch=batch)
-    at_least(0, seed=seed, label=label)
-    if middle is not None and (steps == 1 or sampler not in (None, "consistency")):
-        raise ValueError("--middle is the second of two consistency steps; leave it out with one step or another --sampler")
-    writable(out)
-    model = load(checkpoint).to(best_device())
-    walk, denoiser = _walk(model, sampler, steps, middle), model.denoiser
-    if bool(denoiser.takes) != (label is not None):
-        raise ValueError("this checkpoint " + ("needs a --label" if denoiser.takes else "takes no --label"))
-    cond = NOTHING if label is None else _one_class(label, n)
-    seeds = range(seed, seed + n)
-    levels = walk.levels(denoiser).tolist()
-    with receipt(out / "receipt.json", checkpoint=checkpoint, walk=walk, levels=levels, seed=seed) as entries:
-        with progress("sampling", n * walk.calls) as done, count_nfe(denoiser.network, done) as nfe:
-            x0 = walks.sample(denoiser, seeds, walk, cond, batch=batch)
-        denoiser.space.save(denoiser.space.decode(x0), out, [f"{k:06d}" for k in seeds])
-        entries |= {"nfe_per_sample": nfe.rows / n, "network_calls": nfe.calls}
-    print(f"{n} samples in {out}, {nfe.rows / n:.0f} network calls each")
-    after_sampling(checkpoint, model)
-
-
-def _walk(model: Model, sampler: SamplerName | None, steps: int | None, middle: float | None) -> Walk:
-    """The model's own walk, changed as the flags say."""
-    from ..diffusion.walk import DDIM, Consistency, Heun
-
-    kinds: dict[str, Callable[..., Walk]] = {"consistency": Consistency, "heun": Heun, "ddim": DDIM}
-    walk = model.walk
-    if sampler is not None and kinds[sampler] is not type(walk):
-        walk = DDIM(walk.steps) if sampler == "ddim" else kinds[sampler]()
-    return dataclasses.replace(model, walk=walk).walk_in(steps, middle)
+    sampled = sample_checkpoint(
+        checkpoint, out, n=n, steps=steps, sampler=sampler, middle=middle, label=label, seed=seed, batch=batch
+    )
+    print(f"{n} samples in {out}, {sampled.calls:.0f} network calls each")
+    after_sampling(checkpoint, sampled.model)
 
 
 def export(
@@ -108,37 +67,12 @@ def export(
         middle: noise level of the second of two steps, EDM students only.
         measured: a measure.json whose scores go into the model card.
     """
-    from ..diffusion.formats.exporting import check_free
-    from ..diffusion.formats.exporting import export as write
-    from ..diffusion.formats.folder import load
-    from ..diffusion.measuring import scores_in
+    from ..diffusion.using import export_checkpoint
 
-    for each in steps:
-        at_least(1, steps=each)
-    if middle is not None and 1 in steps:
-        raise ValueError("--middle is the second of two consistency steps; leave it out with --steps 1")
-    folders = {out / f"{each}-step": each for each in steps} if len(steps) > 1 else {out: steps[0] if steps else None}
-    for folder in folders:
-        check_free(folder)
-    card: dict[str, object] = {"checkpoint": checkpoint, **(scores_in(measured) if measured else {})}
-    model = load(checkpoint)
-    if not model.is_student:
-        raise ValueError(f"{checkpoint} is a diffusion model; tune it first, then export the few-step generator")
-    walks = {folder: model.walk_in(each, middle) for folder, each in folders.items()}
-    shown = ("teacher", "source", "classes", "recipe_name", "recipe", "versions")
-    card |= {name: model.receipt[name] for name in shown if model.receipt.get(name) is not None}
-    for folder, walk in walks.items():
-        agreement = write(model, folder, walk=walk, card=card)
-        print(f"{folder} is verified: its images differ from ours {agreement}")
-    after_exporting(folder, walk.steps)
-
-
-def _one_class(label: int, n: int) -> Cond:
-    import torch
-
-    from ..diffusion.cond import labelled
-
-    return labelled(torch.full((n,), label))
+    exported = export_checkpoint(checkpoint, out, steps=steps, middle=middle, measured=measured)
+    for folder, written in exported.items():
+        print(f"{folder} is verified: its images differ from ours {written.agreement}")
+    after_exporting(folder, written.steps)
 
 
 def demo(*, out: Path = Path("demo"), images: int = 15_000, n: int = 1000, seed: int = 0) -> None:

@@ -24,6 +24,7 @@ RecipeName = Literal["ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"
 HopName = Literal["data", "euler", "heun", "addim", "addim-analytic"]
 GapName = Literal["ect", "cosine", "karras", "full"]
 WeightName = Literal["gap", "output"]
+SamplerName = Literal["consistency", "heun", "ddim"]
 
 
 @dataclass(frozen=True)

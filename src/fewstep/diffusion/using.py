@@ -1,0 +1,138 @@
+"""A checkpoint in use: all that `fewstep sample` and `export` do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..core.checks import at_least
+from ..core.device import best_device
+from ..core.files import writable
+from ..core.nfe import count_nfe
+from ..core.progress import progress
+from ..core.receipt import receipt
+from .choices import SamplerName
+from .cond import labelled
+from .formats.exporting import Agreement, check_free, export
+from .formats.folder import load
+from .measuring import scores_in
+from .model import Model
+from .walk import DDIM, Consistency, Heun, Walk
+from .walk import sample as walked
+
+SAID = ("teacher", "source", "classes", "recipe_name", "recipe", "versions")  # of a receipt, in a model card
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What `sample_checkpoint` did: the model, and the calls of its network that a sample took."""
+
+    model: Model
+    calls: float
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder that `export_checkpoint` wrote: for how many steps, and how well its images agree with ours."""
+
+    steps: int
+    agreement: Agreement
+
+
+def sample_checkpoint(
+    checkpoint: str,
+    out: Path,
+    *,
+    n: int = 16,
+    steps: int | None = None,
+    sampler: SamplerName | None = None,
+    middle: float | None = None,
+    label: int | None = None,
+    seed: int = 0,
+    batch: int = 250,
+) -> Sampled:
+    """Saves samples as their space does, pictures as a PNG a seed and a sheet of them all, with a receipt beside them.
+
+    Args:
+        checkpoint: a run, a diffusers folder or a hub id, tuned or not.
+        out: folder for the samples.
+        n: how many.
+        steps, middle: as for `Model.walk_in`.
+        sampler: another than the model's own.
+        label: class of the samples, for conditional models.
+        seed: of the first sample; sample k has seed + k and is the same at any batch size.
+        batch: samples at once.
+
+    Raises:
+        ValueError: numbers that cannot be, no such checkpoint, or a walk or a label that is not for it.
+    """
+    at_least(1, n=n, steps=steps, batch=batch)
+    at_least(0, seed=seed, label=label)
+    if middle is not None and (steps == 1 or sampler not in (None, "consistency")):
+        raise ValueError("--middle is the second of two consistency steps; leave it out with one step or another --sampler")
+    writable(out)
+    model = load(checkpoint).to(best_device())
+    walk, denoiser = _walk(model, sampler, steps, middle), model.denoiser
+    if bool(denoiser.takes) != (label is not None):
+        raise ValueError("this checkpoint " + ("needs a --label" if denoiser.takes else "takes no --label"))
+    cond = labelled(None if label is None else torch.full((n,), label))
+    seeds = range(seed, seed + n)
+    levels = walk.levels(denoiser).tolist()
+    with receipt(out / "receipt.json", checkpoint=checkpoint, walk=walk, levels=levels, seed=seed) as entries:
+        with progress("sampling", n * walk.calls) as done, count_nfe(denoiser.network, done) as nfe:
+            x0 = walked(denoiser, seeds, walk, cond, batch=batch)
+        denoiser.space.save(denoiser.space.decode(x0), out, [f"{k:06d}" for k in seeds])
+        entries |= {"nfe_per_sample": nfe.rows / n, "network_calls": nfe.calls}
+    return Sampled(model, nfe.rows / n)
+
+
+def export_checkpoint(
+    checkpoint: str,
+    out: Path,
+    *,
+    steps: Sequence[int] = (),
+    middle: float | None = None,
+    measured: Path | None = None,
+) -> Mapping[Path, Exported]:
+    """Exports a tuned model, with what its receipt says in the model card; see `export`.
+
+    Args:
+        checkpoint: a run or the model in it.
+        out: the folder to write; with several numbers of steps, a folder each in it.
+        steps: by default what the model was tuned for; a student of any number of calls becomes a pipeline for each.
+        middle: noise level of the second of two steps, EDM students only.
+        measured: a measure.json whose scores go into the model card.
+
+    Returns:
+        The folders that were written.
+
+    Raises:
+        ValueError: a diffusion model, steps that are not for this student, or what `export` raises.
+    """
+    for each in steps:
+        at_least(1, steps=each)
+    if middle is not None and 1 in steps:
+        raise ValueError("--middle is the second of two consistency steps; leave it out with --steps 1")
+    folders = {out / f"{each}-step": each for each in steps} if len(steps) > 1 else {out: steps[0] if steps else None}
+    for folder in folders:
+        check_free(folder)
+    card: dict[str, object] = {"checkpoint": checkpoint, **(scores_in(measured) if measured else {})}
+    model = load(checkpoint)
+    if not model.is_student:
+        raise ValueError(f"{checkpoint} is a diffusion model; tune it first, then export the few-step generator")
+    walks = {folder: model.walk_in(each, middle) for folder, each in folders.items()}
+    card |= {name: model.receipt[name] for name in SAID if model.receipt.get(name) is not None}
+    return {folder: Exported(walk.steps, export(model, folder, walk=walk, card=card)) for folder, walk in walks.items()}
+
+
+def _walk(model: Model, sampler: SamplerName | None, steps: int | None, middle: float | None) -> Walk:
+    """The model's own walk, or that of the sampler, in so many steps."""
+    kinds: dict[str, Callable[..., Walk]] = {"consistency": Consistency, "heun": Heun, "ddim": DDIM}
+    walk = model.walk
+    if sampler is not None and kinds[sampler] is not type(walk):
+        walk = DDIM(walk.steps) if sampler == "ddim" else kinds[sampler]()
+    return dataclasses.replace(model, walk=walk).walk_in(steps, middle)
