@@ -116,6 +116,33 @@ def test_what_comes_from_a_checkpoint_is_loaded_in_few_places() -> None:
         assert found == files, f"{name} is called in {found}"
 
 
+def private_names(file: Path) -> set[str]:
+    """Names that begin with _ and are asked of objects, or imported from outside, in `file`."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute) and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {part for alias in node.names for part in (*str(node.module).split("."), *alias.name.split("."))}
+    return {name for name in found if name.startswith("_") and not name.endswith("__")}
+
+
+def own_names(file: Path) -> set[str]:
+    """What `file` itself defines: functions and classes, and attributes of its objects."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    stored = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    return defined | stored | {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def test_what_libraries_keep_to_themselves_is_used_in_one_place() -> None:
+    files = [file for file in SOURCE.rglob("*.py") if file != SOURCE / "core" / "private.py"]
+    ours = set().union(*map(own_names, files)) | {"_replace", "_asdict", "_fields"}  # the latter every named tuple has
+    theirs = {str(file.relative_to(SOURCE)): found for file in files if (found := private_names(file) - ours)}
+    assert not theirs, f"core/private.py is the place for these: {theirs}"
+    assert private_names(SOURCE / "core" / "private.py") >= {"_model_mapping", "_sample"}, "and it is what is looked for"
+
+
 @pytest.mark.parametrize("package", [fewstep, fewstep.masked, fewstep.steering], ids=lambda package: package.__name__)
 def test_public_names_are_there_and_are_what_type_checkers_see(package) -> None:
     for name in package.__all__:

@@ -336,6 +336,12 @@ def test_canvas_rows() -> None:
     assert canvas.open.tolist() == [[False, True, False, True], [False, True, False, False]]
 
 
+def test_what_the_libraries_report_is_up_to_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("set_verbosity", "disable_progress_bar", "enable_progress_bar"):
+        monkeypatch.setattr(f"transformers.utils.logging.{name}", lambda *_: pytest.fail("nobody asked for that"))
+    load_text(bert(tmp_path, mask_token_id=38))
+
+
 def test_how_a_network_is_called_is_not_up_to_its_configuration(tmp_path: Path) -> None:
     canvas = pad(ROWS, 38)
     expected = load_text(bert(tmp_path, mask_token_id=38))(canvas, canvas.open)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from .private import cpu_multiplies_bfloat16
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -32,7 +34,7 @@ def fast_precision() -> str:
     """bfloat16 where the best device computes it, else float32; float32 on Apple's GPU, where nobody has compared them."""
     kind = best_device().type
     fast = (kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)) or (
-        kind == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        kind == "cpu" and cpu_multiplies_bfloat16()
     )
     return "bf16" if fast else "no"
 

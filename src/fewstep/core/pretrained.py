@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .configuration import cleaned
+from .private import builds
 from .source import inside, read_json
 from .weights import check_finite, elements, in_short, read_weights
 
@@ -46,7 +47,7 @@ def load_config(folder: Path, content: Mapping[str, Any]) -> PreTrainedConfig:
         raise ValueError(
             f"transformers does not know this {kind}, or only with the code of the checkpoint, which fewstep does not run"
         )
-    with TemporaryDirectory() as place, _quiet():
+    with TemporaryDirectory() as place:
         Path(place, "config.json").write_text(json.dumps(dict(content)))
         try:
             config: PreTrainedConfig = AutoConfig.from_pretrained(place, local_files_only=True, trust_remote_code=False)
@@ -85,20 +86,19 @@ def load_network(
         ValueError: the files are broken, do not fit the configuration, or hold values that are not finite.
     """
     weights = read_weights(folder, ("model.safetensors", *(["pytorch_model.bin"] if pickled else [])))
-    if type(config) not in auto._model_mapping:
+    if not builds(auto, config):
         raise ValueError(f"{folder} holds a {config.model_type}, which is not a {what}")
     skeleton = _skeleton(folder, config, auto, weights)
     file = inside(folder, "generation_config.json")
     generation = _generation(file) if file.is_file() else None
-    with _quiet():
-        try:
-            network, info = type(skeleton).from_pretrained(
-                None, config=skeleton.config, state_dict=weights, dtype=dtype, device_map=device,
-                key_mapping=dict(names) if names else None, generation_config=generation, output_loading_info=True,
-                ignore_mismatched_sizes=True, local_files_only=True, trust_remote_code=False,
-            )  # fmt: skip
-        except Exception as error:  # whatever does not fit fails in its own way
-            raise ValueError(f"the weights in {folder} could not be loaded: {in_short(error)}") from error
+    try:
+        network, info = type(skeleton).from_pretrained(
+            None, config=skeleton.config, state_dict=weights, dtype=dtype, device_map=device,
+            key_mapping=dict(names) if names else None, generation_config=generation, output_loading_info=True,
+            ignore_mismatched_sizes=True, local_files_only=True, trust_remote_code=False,
+        )  # fmt: skip
+    except Exception as error:  # whatever does not fit fails in its own way
+        raise ValueError(f"the weights in {folder} could not be loaded: {in_short(error)}") from error
     lost = [*sorted(info["missing_keys"]), *(key for key, *_ in sorted(info["mismatched_keys"]))]
     lost += sorted(info["unexpected_keys"]) if exact else []
     lost += _of_more_layers(network, info["unexpected_keys"])
@@ -118,7 +118,7 @@ def _of_more_layers(network: PreTrainedModel, unused: Iterable[str]) -> list[str
 
 def _skeleton(folder: Path, config: PreTrainedConfig, auto: Any, weights: Mapping[str, Tensor]) -> PreTrainedModel:
     """The network without memory for its weights, if it is about as large as they are."""
-    with _quiet(), torch.device("meta"), _at_most(2 * elements(weights.values()) + (1 << 26), 4 * len(weights) + 1000):
+    with torch.device("meta"), _at_most(2 * elements(weights.values()) + (1 << 26), 4 * len(weights) + 1000):
         try:
             skeleton: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
         except TooLargeError:
@@ -190,7 +190,7 @@ def load_tokenizer(folder: Path, maker: Any = None, **options: Any) -> PreTraine
         raise ValueError(
             f"the tokenizer in {folder} is code of the checkpoint, which fewstep does not run; put a tokenizer.json there"
         )
-    with TemporaryDirectory() as place, _quiet():
+    with TemporaryDirectory() as place:
         _copy_tokenizer(folder, Path(place))
         try:
             tokenizer: PreTrainedTokenizerBase = (maker or AutoTokenizer).from_pretrained(
@@ -235,19 +235,3 @@ def _copy_tokenizer(folder: Path, place: Path) -> None:
             (place / file.name).write_text(json.dumps(cleaned(content, file)), encoding="utf-8")
         else:
             shutil.copyfile(file, place / file.name)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers without progress bars and reports, which our errors replace."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

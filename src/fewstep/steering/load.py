@@ -13,6 +13,7 @@ import torch
 from ..core import pretrained
 from ..core.configuration import read_config
 from ..core.device import on_device
+from ..core.private import builds
 from ..core.source import folder_of, inside, read_json
 from ..core.weights import check_finite, in_short, read_safetensors
 from .tuning import ProxyTuning
@@ -105,12 +106,12 @@ def _decoder(source: str | Path, role: str) -> tuple[Path, PreTrainedConfig]:
 
     folder = folder_of(source, MODEL, bundled=f"trio/{role}")
     config = pretrained.load_config(folder, read_config(folder, MODEL))
-    encoder = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+    encoder = builds(AutoModelForMaskedLM, config) and not getattr(config, "is_decoder", False)
     if encoder or config.is_encoder_decoder:
         raise ValueError(
             f"{source} holds a {config.model_type}, which is or has an encoder; give a {MODEL}, which has none"
         )
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    if not builds(AutoModelForCausalLM, config):
         raise ValueError(f"{source} holds a {config.model_type}, which is not a causal language model")
     return folder, config
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..core.private import decoding_loop
 from .combine import combined
 from .reader import Pair, adapter_of
 
@@ -284,7 +285,7 @@ def _decoded(
     # beam search adds up log-probabilities; the other modes hand out logits, as the base alone would
     run = Run(proxy, mask=inputs.get("attention_mask"), own=prompts, each=each, normalise=beams)
     processors = LogitsProcessorList([run, *logits_processor])
-    loop = model._beam_search if beams else model._sample
+    loop = decoding_loop(model, beams=beams)
     given = {} if streamer is None else {"streamer": streamer}
     return loop(input_ids, processors, stopping_criteria, generation_config, **given, **inputs)
 

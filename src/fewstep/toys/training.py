@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from ..core.device import finite
 from ..core.files import alone_in, disk_errors
 from ..core.interrupts import Interrupt, Interrupted, interrupts
+from ..core.private import around_checkpoints
 from ..core.receipt import check_same, plain, write_json
 from ..core.source import read_json
 
@@ -87,15 +88,16 @@ def fit(
         settings = {"items": len(items), "batch": batch, "rate": rate, "warmup": warmup, "seed": seed, "bf16": bf16}
         last = _begun(out, settings | {"network": model.config.to_diff_dict()}, resume=resume)
         arguments = _arguments(batch=batch, rate=rate, warmup=warmup, seed=seed, bf16=bf16)
-        trainer = _Trainer(
+        trainer = Trainer(
             model=model, args=TrainingArguments(output_dir=str(out), **arguments), train_dataset=items,
             data_collator=collate, compute_loss_func=loss, callbacks=[_Saves(interrupt, save_every)],
         )  # fmt: skip
+        checkpoints = _Checkpoints(trainer)
         with _read(last):
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
         done = f"stopped after {min(trainer.state.global_step * batch, len(items))} of {len(items)} items"
-        if interrupt.by and trainer.failed:
-            raise OSError(f"{done}; {trainer.failed}: make room, and --resume goes on from what was saved before")
+        if interrupt.by and checkpoints.missing:
+            raise OSError(f"{done}; {checkpoints.missing}: make room, and --resume goes on from what was saved before")
     if interrupt.by:
         raise Interrupted(f"{done}; they are saved, go on with --resume", interrupt.by)
 
@@ -169,22 +171,24 @@ class _Saves(TrainerCallback):  # type: ignore[misc]
         return control
 
 
-class _Trainer(Trainer):  # type: ignore[misc]
-    """A full disk costs a checkpoint, not the weights in memory.
+class _Checkpoints:
+    """Writes those of a trainer: a full disk costs one of them, not the weights in memory.
 
     Attributes:
-        failed: why the last checkpoint is missing, if it is.
+        missing: why the last one is not there, if it is not.
     """
 
-    failed = ""
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.missing = trainer, ""
+        around_checkpoints(trainer, self.save)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+    def save(self, write: Callable[[], None]) -> None:
+        folder = Path(str(self.trainer.args.output_dir)) / f"checkpoint-{self.trainer.state.global_step}"
         try:
             with disk_errors(folder):
-                super()._save_checkpoint(model, trial)
-            self.failed = ""
+                write()
+            self.missing = ""
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
-            self.failed = f"{folder} could not be written ({error.strerror or error})"
-            logger.warning("%s: make room", self.failed)
+            self.missing = f"{folder} could not be written ({error.strerror or error})"
+            logger.warning("%s: make room", self.missing)
