@@ -58,7 +58,7 @@ def test_cifar10(pictures, tmp_path, capsys) -> None:
 
 def test_trio(tmp_path, capsys) -> None:
     """Models of a few steps: the same system gives the same scores whichever way it is put together."""
-    script, trio = benchmark("train_trio", "scripts"), benchmark("trio")
+    script, trio = benchmark("train_trio", "scripts"), benchmark("bundled_trio")
     for name in ("base", "small"):
         sizes = {"people": 12, "n": 16, "batch": 8, "rate": 1e-2, "resume": False}
         script.pretrain("tiny", tmp_path / name, tmp_path, **sizes)

@@ -2,7 +2,7 @@
 
     python scripts/train_trio.py tune base --name tuned                # into runs/trio
     python scripts/train_trio.py tune base --name tuned_lora --lora
-    python benchmarks/trio.py --tuned runs/trio/tuned runs/trio/tuned_lora
+    python benchmarks/bundled_trio.py --tuned runs/trio/tuned runs/trio/tuned_lora
 
 Three tasks. The tuned skill: 10 more than the sum that is asked for, in written steps, on problems that no tuning saw, by
 greedy generation; to the letter if the text is also worded and ends as taught. Facts of the world, which tuning never
