@@ -34,9 +34,9 @@ def npz(source: Path, out: Path) -> None:
 
 def assets(data: Path, run: Path) -> None:
     images = load_images(data, channels=1, size=28)
-    assert images.labels is not None
-    labels = images.labels[:10_000].to(torch.uint8)
-    save_images(Images(images.pixels[:10_000], labels), ASSETS / "fashion_mnist" / "images.npz")
+    first = range(10_000)
+    labels = torch.tensor([images.label(k) for k in first], dtype=torch.uint8)
+    save_images(Images(images.raw(first), labels), ASSETS / "fashion_mnist" / "images.npz")
     pipeline = diffusion_pipeline(load(run / "model"))
     shutil.rmtree(ASSETS / "teacher", ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(ASSETS / "teacher")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import zipfile
 from io import BytesIO
@@ -16,6 +17,7 @@ from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
 from fewstep.cli.language import train_text
+from fewstep.diffusion.data import load_images
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,6 +79,18 @@ def test_trio(tmp_path, capsys) -> None:
     assert told["changed"]["base"] == told["changed"]["base, tuned_lora"] == 0
     assert (tmp_path / "measured" / "alpha.png").read_bytes()[:4] == b"\x89PNG"
     assert "| base, tuned_lora |" in capsys.readouterr().out
+
+
+def test_table(tmp_path, capsys) -> None:
+    """A training from forty rows; what is looked up in /proc is there."""
+    table = benchmark("table")
+    table.make(tmp_path, 40)
+    table.train(str(tmp_path), 1, 0)
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["written", "started", "images/s"]
+    rows = load_images(tmp_path, channels=3, size=64)
+    assert len(rows) == 40 and int(rows.raw(range(40)).sum()) > 0
+    whole, mapped = table.memory(os.getpid()), table.memory(os.getpid(), "smaps", str(tmp_path))
+    assert whole["Rss"] > whole["Anonymous"] > 0 and whole["Rss"] > mapped["Rss"] >= 40 * 12 and mapped["Anonymous"] == 0
 
 
 def test_text(tmp_path, capsys) -> None:

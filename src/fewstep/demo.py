@@ -54,7 +54,7 @@ def _demo(out: Path, *, images: int, n: int, seed: int) -> None:
     precision = fast_precision()
     data = load_images("bundled", channels=1, size=28)
     seen_by = views("fashion", Images(data.raw(range(4000))), bundled=True)
-    looks = Looks.of(data.raw(range(len(data))))
+    looks = Looks.over(data)
 
     def score(settings: list[Setting]) -> list[Point]:
         points = scores(settings, range(seed, seed + n), seen_by, precision=precision)

@@ -34,7 +34,7 @@ def train(
     """Train a small diffusion model from scratch.
 
     Args:
-        data: an .npz, a folder or zip of images, a .parquet, a hub data set, or `bundled` for Fashion-MNIST.
+        data: an .npz, a folder or zip of images, a .parquet, a table, a hub data set, or `bundled` for Fashion-MNIST.
         out: folder of the run.
         images: training images to see.
         batch: images a step.

@@ -32,9 +32,9 @@ class Lessons:
     """What the student learns from."""
 
     data: str
-    """an .npz, a folder or zip of images, a .parquet, a hub data set, `bundled` for Fashion-MNIST, or `teacher` for images
-    that the teacher makes. Or `paths`: the student learns its teacher's whole sampling paths by heart, at the noise levels
-    where it is sampled and nowhere else."""
+    """an .npz, a folder or zip of images, a .parquet, a table, a hub data set, `bundled` (Fashion-MNIST), or `teacher` for
+    images that the teacher makes. Or `paths`: the student learns its teacher's whole sampling paths by heart, at the noise
+    levels where it is sampled and nowhere else."""
     teacher: str | None = None
     """the diffusion checkpoint for hops, images and paths; by default the checkpoint itself, but a run that goes on from a
     student needs one."""
@@ -295,7 +295,7 @@ class Scoring:
     """What samples are scored against, and how."""
 
     data: str
-    """real images to compare with: an .npz, a folder or zip, a .parquet, a hub data set, or `bundled`."""
+    """real images to compare with: an .npz, a folder or zip, a .parquet, a table, a hub data set, or `bundled`."""
     out: Path
     """folder for measure.json, quality.png and samples.png."""
     n: int = 1000

@@ -47,6 +47,21 @@ def test_bundled_reference_is_that_of_the_training_images(fashion) -> None:
     assert 10 * frechet(upright, real) < frechet(turned, real)
 
 
+def test_a_data_set_is_looked_at_some_at_a_time(fashion) -> None:
+    asked = []
+
+    class Asked(Images):
+        def raw(self, rows):
+            asked.append(len(rows))
+            return super().raw(rows)
+
+    images = Asked(fashion.pixels[:601])
+    assert np.allclose(Looks.over(images), Looks.of(images.pixels), rtol=1e-5)
+    (view, _) = views("pixels", images)
+    assert view.real.n == 601 and np.allclose(view.real.features, extract(view.network, images.pixels))
+    assert sum(asked) == 3 * 601 and max(asked) == 250
+
+
 def test_features_do_not_depend_on_the_batch(fashion) -> None:
     network = FashionFeatures.bundled()
     np.testing.assert_allclose(

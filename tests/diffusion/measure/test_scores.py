@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
+from fewstep.diffusion.measure import scores
 from fewstep.diffusion.measure.scores import Reference, coverage, frechet, kid
 
 
@@ -39,6 +40,24 @@ def test_frechet_of_scaled_copies_is_known(m: float, s: float) -> None:
     shift = ((m + s * x).mean(0) - x.mean(0)) ** 2
     expected = shift.sum() + (1 - s) ** 2 * np.trace(np.cov(x, rowvar=False))
     assert frechet(m + s * x, Reference.of(x)) == pytest.approx(expected, abs=1e-6)
+
+
+@given(cuts=st.lists(st.integers(1, 39), unique=True, max_size=6).map(sorted))
+def test_a_reference_in_parts_is_that_of_the_whole(cuts: list[int]) -> None:
+    """Far from 0 as well, where sums of squares lose what they are for."""
+    x = gaussian(40, 3, mean=1e6)
+    made = Reference.over(iter(np.split(x, cuts)))
+    assert made.n == 40 and np.array_equal(made.features, x)
+    assert np.allclose(made.mean, x.mean(0), rtol=1e-14)
+    assert np.allclose(made.cov, np.cov(x, rowvar=False), rtol=1e-8)
+
+
+def test_a_reference_keeps_the_first_features_and_counts_all(monkeypatch) -> None:
+    x = gaussian(40, 3)
+    monkeypatch.setattr(scores, "KEPT", 15)
+    for size in (4, 15, 16, 40):
+        made = Reference.over(x[start : start + size] for start in range(0, 40, size))
+        assert np.array_equal(made.features, x[:15]) and np.allclose(made.cov, np.cov(x, rowvar=False))
 
 
 def test_frechet_with_fewer_samples_than_features() -> None:

@@ -87,7 +87,7 @@ def compare(
     if images.raw([0]).dtype != torch.uint8:
         raise ValueError("these data are latents; only images can be compared with")
     views = [View.of(name, network, images, bundled=bundled) for name, network in networks.items()]
-    real, first = Looks.of(images.raw(range(min(10_000, len(images))))), views[0].name
+    real, first = Looks.over(images), views[0].name
     with receipt(out / "measure.json", features=first, seed=seed, precision=precision, **facts) as entries:
         cond = partial(_labels, images=images, n=n)
         points = scores(settings, range(seed, seed + n), views, batch=batch, precision=precision, cond=cond)

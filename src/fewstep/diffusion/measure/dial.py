@@ -15,9 +15,10 @@ from ...core.intervals import Estimate, jackknife
 from ...core.nfe import count_nfe
 from ...core.progress import SHORT, progress
 from ..cond import NOTHING, Cond
+from ..data import Samples
 from ..denoiser import Denoiser
 from ..walk import Walk, sample
-from .features import View, extract
+from .features import View, extract, in_parts
 from .scores import Array, Coverage, coverage, frechet, kid
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,13 @@ class Looks(NamedTuple):
         """Those of uint8 images (N, C, H, W)."""
         pixels = images.flatten(1).float()
         return cls(float(pixels.mean()), float(pixels.std(1).mean()))
+
+    @classmethod
+    def over(cls, images: Samples) -> Looks:
+        """Those of the first 10,000 images of a data set."""
+        count = min(10_000, len(images))
+        parts = [(len(part) / count, cls.of(part)) for part in in_parts(images, count)]
+        return cls(sum(share * part.grey for share, part in parts), sum(share * part.contrast for share, part in parts))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -94,15 +94,19 @@ def _seen(network: Extractor, images: Tensor) -> Array:
     return features
 
 
+def in_parts(images: Samples, count: int, batch: int = 250) -> Iterator[Tensor]:
+    """The first `count` of them, uint8 (B, C, H, W) at once."""
+    for start in track(range(0, count, batch), "looking at images"):
+        yield images.raw(range(start, min(start + batch, count)))
+
+
 @torch.no_grad()
-def reference(network: nn.Module, images: Samples, *, bundled: bool = False, batch: int = 250) -> Reference:
+def reference(network: nn.Module, images: Samples, *, bundled: bool = False) -> Reference:
     """The reference that real uint8 images make, looked at some at a time.
 
     If they are some of those that come `bundled`, the features that come along have it of all 60,000 images.
     """
-    starts = range(0, len(images), batch)
-    parts = (images.raw(range(start, min(start + batch, len(images)))) for start in track(starts, "looking at images"))
-    made = Reference.over(_seen(network, part) for part in parts)
+    made = Reference.over(_seen(network, part) for part in in_parts(images, len(images)))
     if bundled and isinstance(network, FashionFeatures):
         with np.load(ASSETS / "features" / "reference.npz") as kept:
             return Reference(kept["mean"], kept["cov"], int(kept["n"]), made.features)
