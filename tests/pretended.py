@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -17,6 +18,20 @@ DEVICE = torch.device("xla:0")  # a name that torch knows and this build has no 
 METHODS = {Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.__index__, Tensor.numpy}
 READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default, torch.ops.aten.is_nonzero.default}
 COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
+
+
+def _nonzero(tensor: Tensor, *, as_tuple: bool = False) -> Any:
+    """The host waits: it makes room for as many places as there are."""
+    Pretended.reads += 1
+    found = torch.ops.aten.nonzero.default(tensor)
+    return found.unbind(1) if as_tuple else found
+
+
+INNER = {  # methods of tensors that look for a driver, and what they call
+    Tensor.contiguous: torch.ops.aten.contiguous.default,
+    Tensor.__invert__: torch.ops.aten.bitwise_not.default,
+    Tensor.nonzero: _nonzero,
+}
 
 
 class Held(Tensor):
@@ -46,11 +61,21 @@ class Held(Tensor):
             if func in (Tensor.__getitem__, Tensor.__setitem__):
                 out = func(*_contents(args))
                 return out if out is None else Held(out)
-            return (torch.ops.aten.contiguous.default if func is Tensor.contiguous else func)(*args, **(kwargs or {}))
+            return INNER.get(func, func)(*args, **(kwargs or {}))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise AssertionError("the pretended device exists inside `with Pretended()` only")
+
+
+class _Made(TorchFunctionMode):
+    """Tensors made of numbers of the host: torch asks a real device's driver for them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == DEVICE.type:
+            return Held(torch.tensor(*args, **kwargs | {"device": "cpu"}))
+        return func(*args, **kwargs)
 
 
 class Pretended(TorchDispatchMode):
@@ -65,7 +90,12 @@ class Pretended(TorchDispatchMode):
     def __enter__(self) -> Pretended:
         Pretended.reads = 0
         super().__enter__()
+        self.made = _Made().__enter__()
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.made.__exit__(*error)
+        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

@@ -20,9 +20,8 @@ class Toy(nn.Module):
     def __init__(self, seed: int = 0, *, scale: float = 3.0, length: int = 64, eos_bias: float = -100.0) -> None:
         super().__init__()
         rng = torch.Generator().manual_seed(seed)
-        self.embed = torch.randn(VOCABULARY, 8, generator=rng, dtype=torch.float64)
-        self.place = torch.randn(length, 8, generator=rng, dtype=torch.float64)
-        self.out = torch.randn(8, VOCABULARY, generator=rng, dtype=torch.float64)
+        for name, shape in (("embed", (VOCABULARY, 8)), ("place", (length, 8)), ("out", (8, VOCABULARY))):
+            self.register_buffer(name, torch.randn(shape, generator=rng, dtype=torch.float64))
         self.scale, self.eos_bias = scale, eos_bias
 
     @property

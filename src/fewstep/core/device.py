@@ -60,9 +60,19 @@ def default_accelerator(precision: str | None = None, accumulate: int = 1) -> Ac
     return Accelerator(cpu=best_device().type == "cpu", mixed_precision=precision, gradient_accumulation_steps=accumulate)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 where the device has nothing wider, as Apple's GPU."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def with_float64(device: torch.device) -> torch.device:
+    """`device`, or the CPU where it has no float64."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+
 def wide(x: Tensor) -> Tensor:
-    """`x` in float64, or in float32 where the device has nothing wider, as Apple's GPU."""
-    return x.float() if x.device.type in WITHOUT_FLOAT64 else x.double()
+    """`x` in the `widest` numbers of its device."""
+    return x.to(widest(x.device))
 
 
 def finite(module: nn.Module) -> bool:

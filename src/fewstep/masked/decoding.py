@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.device import at_least_float32
+from ..core.device import at_least_float32, wide, widest, with_float64
 from ..core.nfe import NFE, count_nfe
 from ..core.progress import progress
 from .noise import gumbel
@@ -131,7 +131,7 @@ def decode(
         rows: canvases of token ids, (L_i,) each, on the predictor's device; see `canvas_row`. Masks may stand anywhere.
         rule: says what is committed when.
         steps: steps in all, for rules that keep to a schedule; None is one a token.
-        temperature: 0 takes the most likely token; above, argmax of logits + temperature·Gumbel noise in float64.
+        temperature: 0 takes the most likely token; above, argmax of logits + temperature·Gumbel noise drawn in float64.
         seeds: one a row; row i has i by default.
         eos: whether a token of `predictor.eos_ids` ends a row.
         stop: ends a row by its decided tokens behind the last given text; see `StopStrings`.
@@ -165,7 +165,7 @@ def tell(walks: Iterator[Walked], rows: Sequence[Tensor], mask_id: int) -> Itera
             yield walked
             undecided = walked.rows.open & (walked.rows.committed_at < 0)
             ended = [row for row, p in enumerate(walked.progress) if p.end is not None]
-            more(int(walked.step.masked.sum()) - int(undecided.sum()) + int(undecided[ended].sum()))
+            more(int(walked.step.masked.sum() - undecided.sum() + undecided[ended].sum()))
 
 
 def stream(walks: Iterator[Walked]) -> Iterator[tuple[int, list[int], Decoded | None]]:
@@ -220,14 +220,18 @@ def _drift(before: Tensor | None, logits: Tensor, where: tuple[Tensor, Tensor], 
 
 
 def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Batch, temperature: float) -> Tensor:
-    """Proposals (b, L): argmax of logits + temperature·Gumbel noise; row by row, for the noise is large."""
+    """Proposals (b, L): argmax of logits + temperature·Gumbel noise; row by row, for the noise is large.
+
+    The noise is drawn where there is float64: in float32 one in thirty million would be infinite, and chosen.
+    """
+    home, drawn_at = logits.device, with_float64(logits.device)
     counts = where[0].bincount(minlength=len(state.ids)).tolist()
-    sampled = [
-        (part.double() + temperature * gumbel(seed, step, column, part.shape[1])).argmax(-1)
-        for part, seed, step, column in zip(
-            logits.split(counts), state.seed.tolist(), state.made.tolist(), where[1].split(counts), strict=True
-        )
-    ]
+    sampled = []
+    for part, seed, step, column in zip(
+        logits.split(counts), state.seed.tolist(), state.made.tolist(), where[1].to(drawn_at).split(counts), strict=True
+    ):
+        noise = gumbel(seed, step, column, part.shape[1]).to(widest(home)).to(home)
+        sampled.append((wide(part) + temperature * noise).argmax(-1))
     return torch.full_like(state.ids, -1).index_put(where, torch.cat(sampled))
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..core.device import wide
 from .rules import LLADA
 from .schedule import Cosine, Region, Schedule, Stairs
 from .step import Around, Change, CommitRule, Step, all_or
@@ -51,8 +52,8 @@ class EarlyCommit(Around):
         return open if self.region is None else self.region(open)
 
     def progress(self, step: Step) -> Tensor:
-        """p, (B,) float64 in [0, 1]."""
-        return ((step.index + self.first) / step.steps.double()).clamp(max=1)
+        """p, (B,) in [0, 1]."""
+        return (wide(step.index + self.first) / step.steps).clamp(max=1)
 
     def known(self, step: Step) -> Tensor:
         """g, (B,): +inf where no position is left to count, −inf where the region never had one."""

@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_block_refinement import BlockRefinementSche
 from torch import Tensor, nn
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import DiffusionGemmaAdaptiveStopping
 
+from ..core.device import widest
 from .early import PROPHET, statistic_of
 from .schedule import Schedule, Stairs
 
@@ -44,7 +45,7 @@ class GapStopping(DiffusionGemmaAdaptiveStopping):  # type: ignore[misc]
 
     def __call__(self, argmax_canvas: Tensor, logits: Tensor, **kwargs: Any) -> Tensor:
         gap = _gap(logits)
-        progress = torch.full((len(gap),), self.index / self.steps, dtype=torch.float64, device=gap.device)
+        progress = torch.full((len(gap),), self.index / self.steps, dtype=widest(gap.device), device=gap.device)
         self.index += 1
         return statistic_of(gap, torch.ones_like(gap, dtype=torch.bool), self.statistic) >= self.threshold(progress)
 
@@ -108,7 +109,7 @@ class EarlyCommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
         stock = super().step(model_output, timestep, sample, mask_token_id=mask_token_id, return_dict=True, **options)
         masked = sample == mask_token_id
         raw = model_output.float().index_fill(-1, torch.tensor([mask_token_id], device=sample.device), -torch.inf)
-        progress = torch.full((len(sample),), float(timestep) / self.num_inference_steps, dtype=torch.float64)
+        progress = torch.full((len(sample),), float(timestep) / self.num_inference_steps, dtype=widest(sample.device))
         known = statistic_of(_gap(raw), masked, self.config.statistic) >= self.early(progress.to(sample.device))
         commit = masked & known[:, None]
         previous = torch.where(commit, stock.sampled_tokens, stock.prev_sample)

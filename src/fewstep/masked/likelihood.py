@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.device import at_least_float32
+from ..core.device import at_least_float32, wide
 from ..core.progress import track
 from .decoding import decode
 from .noise import uniform
@@ -76,7 +76,7 @@ def log_likelihood(
         logits = at_least_float32(predictor(canvas._replace(open=answers), wanted))
         logits = logits.index_fill(1, torch.tensor([predictor.mask_id], device=logits.device), -torch.inf)
         target = torch.cat([truth[where] for _, truth, where, _ in part]).to(logits.device)
-        scores = logits.log_softmax(-1).gather(1, target[:, None]).squeeze(1).double()
+        scores = wide(logits.log_softmax(-1).gather(1, target[:, None]).squeeze(1))
         owner = wanted.nonzero(as_tuple=True)[0].to(scores.device)
         totals = scores.new_zeros(len(part)).index_add(0, owner, scores).tolist()
         for (number, *_, weight), total in zip(part, totals, strict=True):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.device import widest
 from .predictor import Canvas, pad
 from .step import Change
 
@@ -32,7 +33,7 @@ class Batch(NamedTuple):
     before: Tensor  # (b, L) which of the last step's predictions is the position's, −1 where nobody looked
     steps: Tensor  # (b,) in all
     made: Tensor  # (b,) steps done
-    nfe: Tensor  # (b,) network calls so far
+    nfe: Tensor  # (b,) network calls so far; on the CPU, as is
     positions: Tensor  # (b,) positions that were computed for it so far
 
     @property
@@ -93,7 +94,7 @@ def begin(
     device, blank = canvas.ids.device, torch.full_like(canvas.ids, -1)
     number = first + torch.arange(len(rows), device=device)
     column = torch.arange(canvas.ids.shape[1], device=device)
-    nothing = torch.zeros(len(rows), dtype=torch.float64, device=device)
+    nothing = torch.zeros(len(rows), dtype=torch.float64)
     return Batch(
         number=number,
         seed=torch.tensor([seed % 2**63 for seed in seeds], device=device),
@@ -106,7 +107,7 @@ def begin(
         committed_at=blank,
         likeliest=blank,
         unchanged=torch.zeros_like(blank),
-        drift=torch.full((*blank.shape, history), torch.inf, dtype=torch.float64, device=device),
+        drift=torch.full((*blank.shape, history), torch.inf, dtype=widest(device), device=device),
         before=blank,
         steps=canvas.open.sum(1) if steps is None else torch.full((len(rows),), steps, device=device),
         made=torch.zeros_like(number),

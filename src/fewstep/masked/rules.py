@@ -214,7 +214,7 @@ def _times(steps: int) -> Tensor:
 def _dream(step: Step) -> Tensor:
     """How many of a row's masked positions Dream's schedule decides, (B,) long; in float32, which its code rounds in."""
     counts = []
-    for masked, index, steps in zip(step.masked.sum(1).tolist(), step.index.tolist(), step.deadline.tolist(), strict=True):
+    for masked, index, steps in torch.stack([step.masked.sum(1), step.index, step.deadline], 1).tolist():
         t, s = _times(steps)[index : index + 2] if index < steps - 1 else torch.tensor([1.0, 0.0])
         counts.append(int(masked * (1 - s / t)))
     return torch.tensor(counts, device=step.masked.device)

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..core.device import widest, with_float64
 from .noise import uniform
 from .predictor import scatter
 
@@ -76,9 +77,11 @@ class Step:
 
     @cached_property
     def lottery(self) -> Tensor:
-        """Uniform numbers that a row keeps from its first step to its last, (B, L) float64."""
-        column = torch.arange(self.masked.shape[1], device=self.masked.device)
-        return uniform(self.seed[:, None], -1, column)  # step −1: no step's noise
+        """Uniform numbers that a row keeps from its first step to its last, (B, L)."""
+        home = self.masked.device
+        column = torch.arange(self.masked.shape[1], device=with_float64(home))
+        drawn = uniform(self.seed[:, None].to(column.device), -1, column)  # step −1: no step's noise
+        return drawn.to(widest(home)).to(home)
 
     def within(self, scope: Tensor, deadline: Tensor) -> Step:
         """The same step for a rule that may commit inside `scope` (B, L) only."""
