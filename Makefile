@@ -8,8 +8,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: .venv/ready  ## the bundled diffusion checkpoint becomes a few-step generator
 	$(BIN)/fewstep demo
 
-test: .venv/dev  ## all tests; CPU, no network
-	$(BIN)/python -m pytest
+test: .venv/dev  ## all tests, a process a CPU, at most four; no network
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 lint: .venv/dev  ## style and types
 	$(BIN)/ruff check .

@@ -334,7 +334,7 @@ def test_only_bundled_images_are_compared_with_the_bundled_reference(place, monk
     some = load_images("bundled", channels=1, size=28)
     some = Images(some.pixels[:100], some.labels[:100])
     taken = lambda data, **options: some if data == "bundled" else load_images(data, **options)  # noqa: E731
-    monkeypatch.setattr("fewstep.diffusion.data.load_images", taken)
+    monkeypatch.setattr("fewstep.diffusion.measuring.load_images", taken)
     far = []
     for data in ("data.npz", "bundled"):
         fewstep(monkeypatch, f"measure teacher --data {data} --out scores --n 20 --steps 1 --features fashion")

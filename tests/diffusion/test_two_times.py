@@ -264,6 +264,7 @@ def test_a_second_time_that_is_not_the_networks(tmp_path) -> None:
         load(tmp_path / "model")
 
 
+@pytest.mark.usefixtures("stock_here")
 def test_each_number_of_calls_is_a_stock_folder(tmp_path) -> None:
     student = Model(told(tiny()), Segments(4))
     for steps in (1, 3):
