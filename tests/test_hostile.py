@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from conftest import noise_images
 from hostile import ADAPTERS, CANARY, EVERYWHERE, IMAGES, KINDS, LANGUAGE, MODELS, TOKENIZERS, UNTOUCHED, Spoil
 
 import fewstep
-from fewstep.diffusion.data import save_images
+from fewstep.diffusion.data import make_table, save_images
 from fewstep.diffusion.measure.features import extractor
 from fewstep.masked.load import load_text, load_tokenizer
 from fewstep.steering.load import load_trio
@@ -177,6 +178,13 @@ def pickled_images(place: Place) -> None:
     np.savez(place.here / "images.npz", images=images, labels=images)
 
 
+def pickled_table(place: Place) -> None:
+    save_images(noise_images(8, size=28), place.here / "images.npz")
+    make_table(place.here / "images.npz", place.here / "table", channels=1, size=28)
+    for file in (place.here / "table").glob("*.arrow"):
+        file.write_bytes(pickle.dumps(hostile.Canary(place.outside / CANARY)))
+
+
 def pickled_state(place: Place) -> None:
     """A run of one step whose saved state is somebody else's."""
     save_images(noise_images(8, size=28), place.here / "images.npz")
@@ -225,6 +233,9 @@ COMMANDS: dict[str, tuple[Callable[[Place], object], str, str]] = {
     ),
     "tune: pickled images": (
         pickled_images, "tune sound/image --data images.npz --out run --images 8 --batch 8", "plain arrays"
+    ),
+    "tune: a pickled table": (
+        pickled_table, "tune sound/image --data table --out run --images 8 --batch 8", "is not a readable table"
     ),
     "tune: a pickled state": (
         pickled_state, "tune sound/image --data images.npz --out run --images 16 --batch 8 --resume", "not a saved state"

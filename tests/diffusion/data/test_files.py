@@ -374,7 +374,7 @@ def test_a_file_that_is_larger_than_a_picture_is_not_read(tmp_path) -> None:
 def test_many_pictures_of_nothing_are_refused_before_they_are_decoded(place, monkeypatch) -> None:
     put(place, {f"{k}.png": png(0) for k in range(300)})
     monkeypatch.setattr("fewstep.diffusion.data.load.decode", lambda *_: pytest.fail("a picture was decoded"))
-    with pytest.raises(ValueError, match=r"would take .* GiB in memory; if that is meant, set FEWSTEP_MAX_GIB"):
+    with pytest.raises(ValueError, match=r"would become .* GiB; if that is meant, set FEWSTEP_MAX_GIB"):
         load_images(place, channels=3, size=4096)
     monkeypatch.setenv("FEWSTEP_MAX_GIB", "0.0001")
     with pytest.raises(ValueError, match="set FEWSTEP_MAX_GIB"):

@@ -168,7 +168,7 @@ def test_an_npz_that_expands_without_measure_is_refused_unless_it_is_meant(tmp_p
         for _ in range(512):
             entry.write(zeros)
     monkeypatch.setattr("numpy.lib.format.read_array", lambda *_, **__: pytest.fail("the array was read"))
-    with pytest.raises(ValueError, match=r"takes 0\.5 MiB on the disk and would take 0\.5 GiB in memory.*FEWSTEP_MAX_GIB"):
+    with pytest.raises(ValueError, match=r"takes 0\.5 MiB on the disk and would become 0\.5 GiB; .*FEWSTEP_MAX_GIB"):
         load_images(tmp_path / "data.npz", channels=1, size=8)
     monkeypatch.setattr("numpy.lib.format.read_array", lambda *_, **__: PIXELS)
     monkeypatch.setenv("FEWSTEP_MAX_GIB", "1")

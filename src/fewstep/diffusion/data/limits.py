@@ -27,21 +27,22 @@ def check_growth(what: str, needed: int, on_disk: int) -> None:
     """Compares the bytes that `what` is going to take with those that it takes on the disk.
 
     Raises:
-        ValueError: it grows beyond what pictures do, or beyond what the user allows.
+        ValueError: it grows beyond what pictures do, and beyond what the user allows.
     """
-    allowed = _setting(MAX_GIB)
-    limit = max(ALWAYS, EXPANSION * on_disk) if allowed is None else allowed * 2**30
-    if needed > limit:
+    if needed > max(ALWAYS, EXPANSION * on_disk, (_setting(MAX_GIB) or 0) * 2**30):
         raise ValueError(
-            f"{what} takes {on_disk / 2**20:,.1f} MiB on the disk and would take {needed / 2**30:,.1f} GiB in memory; "
+            f"{what} takes {on_disk / 2**20:,.1f} MiB on the disk and would become {needed / 2**30:,.1f} GiB; "
             f"if that is meant, set {MAX_GIB} to the GiB that it may take"
         )
 
 
 def check_memory(what: str, needed: int, otherwise: str) -> None:
-    """Raises ValueError where pictures would take more memory than a data set should; it says what to do `otherwise`."""
-    if needed > (_setting(MAX_GIB) or IN_MEMORY / 2**30) * 2**30:
-        raise ValueError(f"{what} would take {needed / 2**30:,.1f} GiB in memory; {otherwise}")
+    """Raises ValueError where decoded pictures are too many to be kept in memory; it says what to do `otherwise`."""
+    allowed = _setting(MAX_GIB)
+    if needed > (IN_MEMORY if allowed is None else allowed * 2**30):
+        raise ValueError(
+            f"{what} would take {needed / 2**30:,.1f} GiB in memory; {otherwise}, or set {MAX_GIB} to what it may take"
+        )
 
 
 def _setting(name: str) -> float | None:
