@@ -190,6 +190,38 @@ def test_multistep_distillation_from_paths_to_the_dial(place, monkeypatch, capsy
         assert (place / "again" / name).read_bytes() == (place / "samples" / name).read_bytes()
 
 
+def test_one_student_for_any_number_of_calls(place, monkeypatch, capsys) -> None:
+    tune = "tune teacher --data data.npz --out run --batch 8 --segments any --images "
+    fewstep(monkeypatch, tune + "16")
+    fewstep(monkeypatch, tune + "24 --resume")
+    receipt = json.loads((place / "run" / "receipt.json").read_text())
+    assert (receipt["recipe_name"], receipt["recipe"]["segments"]) == ("any_step", [1, 1, 1, 2, 2, 3, 4, 6, 8, 16, 32])
+    assert receipt["recipe"]["hop"] == {"name": "Heun"} and receipt["images"] == 24
+    fewstep(monkeypatch, "measure run --data data.npz --n 20 --steps 1 3 --out scores")
+    scores = json.loads((place / "scores" / "measure.json").read_text())
+    assert [(p["sampler"], p["nfe"]) for p in scores["points"]] == [("Segments", 1), ("Segments", 3)]
+    fewstep(monkeypatch, "export run --out dial --steps 1 4")
+    assert capsys.readouterr().out.count("is verified") == 2
+    for steps in (1, 4):
+        index = json.loads((place / "dial" / f"{steps}-step" / "model_index.json").read_text())
+        assert index["_class_name"] == "DDIMPipeline"
+        fewstep(monkeypatch, f"sample run --steps {steps} --n 1 --out ours-{steps}")
+        fewstep(monkeypatch, f"sample dial/{steps}-step --n 1 --out theirs-{steps}")
+        ours, theirs = (np.asarray(Image.open(place / f"{who}-{steps}" / "000000.png"), int) for who in ("ours", "theirs"))
+        assert np.abs(ours - theirs).max() <= 1
+    fewstep(monkeypatch, "tune run --teacher teacher --data data.npz --out more --batch 8 --images 8 --segments any")
+    for wrong, sentence in {
+        "tune run --teacher teacher --data data.npz --out other --images 8": "go on from it with --segments any",
+        "sample dial/4-step --steps 2 --out s": "takes no other number",
+        "tune teacher --data paths --segments any --out other": "cut for one number of segments",
+        "tune teacher --data data.npz --midtrain 8 --segments any --out other": "cut for one number of segments",
+        "tune teacher --data data.npz --gap full --segments any --out other": "knows no segments",
+    }.items():
+        with pytest.raises(SystemExit):
+            fewstep(monkeypatch, wrong)
+        assert sentence in capsys.readouterr().err
+
+
 # Holds the lock of a folder as another process would.
 HOLDER = """
 import fcntl, sys, time

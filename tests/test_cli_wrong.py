@@ -192,11 +192,10 @@ def test_what_users_do_wrong(place, monkeypatch, capsys, arguments: str, sentenc
         (
             "demo --out demo",
             {
-                "--images -5": "starts at 2, got -5",
+                "--images -5": "starts at 1, got -5",
                 "--n 10": "starts at 20",
                 "--seed -1": "",
                 "--out data.npz": "cannot write",
-                "--images 1": "starts at 2",
             },
         ),
     ],

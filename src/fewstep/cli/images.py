@@ -84,7 +84,7 @@ def demo(*, out: Path = Path("demo"), images: int = 15_000, n: int = 1000, seed:
         n: samples for each score.
         seed: of everything random.
     """
-    at_least(2, images=images)  # it tunes in two stages
+    at_least(1, images=images)
     at_least(20, n=n)
     at_least(0, seed=seed)
     from ..demo import demo as run

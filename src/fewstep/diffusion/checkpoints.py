@@ -22,6 +22,7 @@ from .recipes import diffusion, ect_demo, new_denoiser, path_regression
 from .runs import check_new, few_step
 from .runs import run as run_in_folder
 from .stages import Stage, run_stages
+from .two_times import TwoTimes
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +142,8 @@ def _models(checkpoint: str, chosen: Choices) -> tuple[Denoiser, Denoiser]:
     """
     named, segments = chosen.lessons.teacher or checkpoint, chosen.loss.segments
     start, teacher = load(checkpoint), load(named)
+    if isinstance(start.denoiser, TwoTimes) and not chosen.loss.is_any:
+        raise ValueError(f"{checkpoint} takes any number of calls already; go on from it with --segments any")
     if chosen.are_taught and teacher.is_student:
         raise ValueError(f"{named} is a student, no diffusion model any more; name its diffusion checkpoint with --teacher")
     if segments == 1 and start.receipt.get("recipe", {}).get("margin"):
@@ -148,18 +151,21 @@ def _models(checkpoint: str, chosen: Choices) -> tuple[Denoiser, Denoiser]:
             f"{checkpoint} was tuned with a margin, which a student of one segment does not unlearn; start from one that "
             "was tuned with --margin 0"
         )
+    student = start.denoiser
+    if chosen.loss.is_any and not isinstance(student, TwoTimes):
+        student = TwoTimes(student)
     if chosen.are_taught:
-        along_paths = chosen.lessons.are_paths or chosen.training.midtrain > 0
-        _check_teacher(start.denoiser, teacher.denoiser, segments, along_paths=along_paths)
-    return start.denoiser, teacher.denoiser
+        on_paths = chosen.lessons.are_paths or chosen.training.midtrain > 0
+        _check_teacher(student, teacher.denoiser, along_paths=segments if on_paths and isinstance(segments, int) else None)
+    return student, teacher.denoiser
 
 
-def _check_teacher(student: Denoiser, teacher: Denoiser, segments: int, *, along_paths: bool) -> None:
+def _check_teacher(student: Denoiser, teacher: Denoiser, *, along_paths: int | None) -> None:
     """Raises ValueError where `teacher` cannot teach `student`."""
     if student.space != teacher.space:
         ours, theirs = ("x".join(map(str, model.space.shape)) for model in (student, teacher))
         raise ValueError(f"the teacher makes samples of {theirs}, the checkpoint of {ours}; name the teacher it came from")
-    if along_paths and not student.schedule.grid(segments).equal(teacher.schedule.grid(segments)):
+    if along_paths and not student.schedule.grid(along_paths).equal(teacher.schedule.grid(along_paths)):
         raise ValueError("the teacher's noise levels are not those of the checkpoint, so its paths lead nowhere here")
 
 
@@ -168,7 +174,7 @@ def _say_if_it_cannot_be_exported(student: Denoiser, chosen: Choices) -> None:
     if chosen.loss.gap == "full" and not chosen.lessons.are_paths:
         return
     try:
-        stock_pipeline(student, few_step(chosen.loss.segments))
+        stock_pipeline(student, few_step(chosen.recipe()["segments"]))
     except ValueError as why:
         logger.warning("this student cannot be exported: %s", why)
 
@@ -188,7 +194,7 @@ def _stages(checkpoint: str, student: Denoiser, teacher: Denoiser, recipe: dict[
     facts = {
         "checkpoint": checkpoint,
         "source": lessons.data,
-        "recipe_name": training.recipe,
+        "recipe_name": chosen.recipe_name,
         "midtrain": training.midtrain,
         "scratch": training.scratch,
         "guidance": lessons.guidance,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .noise import Gap
     from .optim import Constant, Cosine, InverseSqrt, LearningRate
 
-RecipeName = Literal["ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"]
+RecipeName = Literal["any_step", "ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"]
 HopName = Literal["data", "euler", "heun", "addim", "addim-analytic"]
 GapName = Literal["ect", "cosine", "karras", "full"]
 WeightName = Literal["gap", "output"]
@@ -74,11 +74,13 @@ class Lessons:
 class Loss:
     """What the student is asked for; what is left out is the recipe's."""
 
-    segments: int = 1
-    """network calls that the result is made for: 1 is a consistency model, more a multistep one."""
-    hop: HopName = "data"
+    segments: int | Literal["any"] = 1
+    """network calls that the result is made for: 1 is a consistency model, more a multistep one, `any` one student for all
+    numbers of calls."""
+    hop: HopName | None = None
     """how the target is reached: along the data (consistency training) or by the teacher's ODE (distillation); addim puts
-    back the spread that long hops lose, measured on the data or, analytic, estimated without them."""
+    back the spread that long hops lose, measured on the data or, analytic, estimated without them. By default data, and
+    heun for a student of any number of calls."""
     gap: GapName | None = None
     """ect shrinks in stages, cosine and karras are grids whose steps grow, full is plain denoising."""
     q: float | None = None
@@ -99,7 +101,7 @@ class Loss:
     nor start from a student that has."""
 
     def __post_init__(self) -> None:
-        at_least(1, segments=self.segments)
+        at_least(1, segments=self.segments if isinstance(self.segments, int) else None)
         at_least(0, margin=self.margin)
         kind = self.gap or "ect"  # the gap of every published recipe here
         if kind != "ect" and (self.q is not None or self.stages is not None):
@@ -110,6 +112,18 @@ class Loss:
             raise ValueError("--power belongs to the gap's weight; --weight output does not take it")
         if self.margin and self.segments == 1:
             raise ValueError("--margin must be 0 for one segment, whose calls see what the last one drew")
+        if self.is_any and self.gap == "full":
+            raise ValueError("--gap full is plain denoising and knows no segments; leave --segments any out")
+
+    @property
+    def is_any(self) -> bool:
+        """Whether one student takes any number of calls."""
+        return self.segments == "any"
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a teacher hops."""
+        return (self.hop or ("heun" if self.is_any else "data")) != "data"
 
     @property
     def is_shaped(self) -> bool:
@@ -119,10 +133,11 @@ class Loss:
     def settings(self, recipe: dict[str, Any]) -> dict[str, Any]:
         """What this changes in a recipe; the hop, the output's weight and the margin's default wait for the checkpoint."""
         from .loss import PseudoHuber
+        from .two_times import GRIDS
 
         distance = None if self.huber is None else PseudoHuber(self.huber)
         changed = given(gap=self._gap(recipe["gap"]), weight=self._weight(), distance=distance, margin=self.margin)
-        return changed | {"segments": self.segments}
+        return changed | {"segments": recipe.get("segments", GRIDS) if self.is_any else self.segments}
 
     def fitted(self, student: Denoiser, teacher: Denoiser) -> dict[str, Any]:
         """What waited for the checkpoint; a teacher that hops is frozen."""
@@ -130,7 +145,7 @@ class Loss:
 
         weight = OutputScale(student.schedule.sigma_data) if self.weight == "output" else None
         margin = 0.0
-        if student.space.limits is not None and self.segments > 1 and self.gap != "full":
+        if student.space.limits is not None and self.segments != 1 and self.gap != "full":
             margin = 0.1  # not for latents, which have no limits, nor where a call sees what an earlier one drew
         fitted = given(weight=weight, margin=margin if self.margin is None else None)
         return fitted | {"hop": self._hop(teacher)}
@@ -157,22 +172,23 @@ class Loss:
         from .hop import ADDIM, Euler, Heun
         from .loss import from_data
 
-        if self.hop == "data":
+        if not self.is_taught:
             return from_data
         teacher = teacher.requires_grad_(False).eval()
         hops: dict[str, Hop] = {
             "euler": Euler(teacher), "heun": Heun(teacher), "addim": ADDIM(teacher),
             "addim-analytic": ADDIM(teacher, analytic=True),
         }  # fmt: skip
-        return hops[self.hop]
+        return hops[self.hop or "heun"]
 
 
 @dataclass(frozen=True)
 class Training:
     """How long and how fast; what is left out is the recipe's."""
 
-    recipe: RecipeName = "ect_demo"
-    """where the settings of the loss and of the training come from unless given."""
+    recipe: RecipeName | None = None
+    """where the settings of the loss and of the training come from unless given: by default ect_demo, and any_step for a
+    student of any number of calls."""
     images: int | None = None
     """training images to see."""
     batch: int | None = None
@@ -202,12 +218,12 @@ class Training:
         if self.dropout is not None and self.dropout >= 1:
             raise ValueError(f"--dropout must be below 1, got {self.dropout:g}")
 
-    def settings(self) -> dict[str, Any]:
-        """The recipe, changed as was asked: keyword arguments of `tune`."""
+    def settings(self, name: RecipeName) -> dict[str, Any]:
+        """The recipe called `name`, changed as was asked: keyword arguments of `tune`."""
         from .optim import Dropout
         from .recipes import RECIPES
 
-        recipe = RECIPES[self.recipe](**given(images=self.images))
+        recipe = RECIPES[name](**given(images=self.images))
         changed = given(
             batch=self.batch,
             rate=rate_of(recipe["rate"], self.rate, self.warmup),
@@ -267,14 +283,24 @@ class Choices:
             raise ValueError('guidance needs --null-label, the class that means "no class" to this network')
         if null_label is not None and guidance is None:
             raise ValueError("--null-label belongs to --guidance; give both or none")
-        said = self.loss.is_shaped or self.loss.hop != "data" or self.training.midtrain or self.lessons.mirror
+        if self.loss.is_any and (self.lessons.are_paths or self.training.midtrain):
+            raise ValueError(
+                "a teacher's paths are cut for one number of segments: leave --midtrain and --data paths out of "
+                "--segments any"
+            )
+        said = self.loss.is_shaped or self.loss.is_taught or self.training.midtrain or self.lessons.mirror
         if self.lessons.are_paths and said:
             raise ValueError("--data paths says what the loss is: leave --hop, --midtrain, --mirror, gap and weight out")
 
     @property
     def are_taught(self) -> bool:
         """Whether a teacher makes anything."""
-        return self.loss.hop != "data" or self.lessons.data in ("teacher", "paths") or self.training.midtrain > 0
+        return self.loss.is_taught or self.lessons.data in ("teacher", "paths") or self.training.midtrain > 0
+
+    @property
+    def recipe_name(self) -> RecipeName:
+        """Of the recipe that is changed."""
+        return self.training.recipe or ("any_step" if self.loss.is_any else "ect_demo")
 
     def recipe(self) -> dict[str, Any]:
         """Keyword arguments of `tune`, as far as they are known without the checkpoint.
@@ -282,7 +308,7 @@ class Choices:
         Raises:
             ValueError: a number that cannot be.
         """
-        recipe = self.training.settings()
+        recipe = self.training.settings(self.recipe_name)
         recipe |= self.loss.settings(recipe)
         batch, parts = recipe["batch"], self.run.accumulate
         if batch % parts:

@@ -10,6 +10,7 @@ from .denoiser import Denoiser, edm, vp
 from .loss import InverseGap, MeanSquare, OutputScale, PseudoHuber
 from .noise import ECTGap, FullGap, Levels, LogNormal
 from .optim import Adam, Constant, Cosine, Dropout, InverseSqrt, RAdam
+from .two_times import GRIDS
 
 
 def ect_cifar10(images: int = 12_800_000) -> dict[str, Any]:
@@ -73,6 +74,19 @@ def ect_demo(images: int = 20_000) -> dict[str, Any]:
     }
 
 
+def any_step(images: int = 16_000) -> dict[str, Any]:
+    """One student for any number of calls, in a laptop's minutes; it wants a teacher's hops and a `TwoTimes`.
+
+    The weight lies between those that favour few calls and many; see docs/log.md.
+    """
+    return ect_demo(images) | {
+        "segments": GRIDS,
+        "weight": InverseGap(power=0.5),
+        "rate": Cosine(2e-3),
+        "average": Exponential(0.99),
+    }
+
+
 def path_regression(levels: Sequence[float] = ()) -> dict[str, Any]:
     """What to change in a recipe for a teacher's paths as data: their points are regressed to their ends.
 
@@ -86,7 +100,7 @@ def path_regression(levels: Sequence[float] = ()) -> dict[str, Any]:
     return {"gap": FullGap(), "weight": InverseGap(power=0.0), **only}
 
 
-RECIPES = {recipe.__name__: recipe for recipe in (ect_demo, ect_one_hour, ect_cifar10, ect_imagenet64)}
+RECIPES = {recipe.__name__: recipe for recipe in (any_step, ect_demo, ect_one_hour, ect_cifar10, ect_imagenet64)}
 
 
 def diffusion(images: int, *, batch: int = 64, rate: float = 1e-3) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from .noise import FullGap
 from .saving import Saver, write_all
 from .step import Step, averages_in
 from .tuning import tune
+from .two_times import USUAL
 from .walk import Consistency, Heun, Segments, Walk
 
 if TYPE_CHECKING:
@@ -121,8 +122,10 @@ def check_new(out: Path, *, resume: bool) -> None:
         raise ValueError(f"there is a model in {out} but no state.pt to go on from; choose another folder")
 
 
-def few_step(segments: int) -> Walk:
-    """How a student of so many segments is sampled."""
+def few_step(segments: int | Sequence[int]) -> Walk:
+    """How a student of so many segments is sampled; where several grids are learned, in the usual number of calls."""
+    if not isinstance(segments, int):
+        return Segments(USUAL)
     return Segments(segments) if segments > 1 else Consistency()
 
 

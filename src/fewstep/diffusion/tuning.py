@@ -98,60 +98,67 @@ def tune(
     """
     accelerator = accelerator or default_accelerator()
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    parts = accelerator.gradient_accumulation_steps
-    micro = _micro_batch(batch, world, parts)
-    steps, first = math.ceil(images / batch), state["step"] if state else 0
+    micro, steps, first = _micro_batch(batch, accelerator), math.ceil(images / batch), state["step"] if state else 0
     _check(denoiser, data, images, steps - first, accelerator.mixed_precision)
     _check_settings(data, gap, mirror, margin, segments, max_grad_norm, seed)
-    end_of = segment_ends(denoiser, segments)
-    if dropout is not None:
-        dropout(denoiser.network)
-    if isinstance(teacher := getattr(hop, "teacher", None), nn.Module):
-        teacher.to(device).eval()
-    averages = average if isinstance(average, Sequence) else (average,)
-    averaged, student, update = _begin(denoiser.to(device).eval(), averages, optimizer, state, accelerator)
-    parameters = list(trained(denoiser).values())
-    forward = _asked(*(torch.compile(module) if compile else module for module in (student, denoiser)))
-
-    levels = partial(noise, sigma_max=denoiser.schedule.highest)
+    end_of, levels = segment_ends(denoiser, segments), partial(noise, sigma_max=denoiser.schedule.highest)
+    _place(denoiser, hop, dropout, device)
+    averaged, student, update = _begin(denoiser, average, optimizer, state, accelerator)
+    forward = _asked(student, denoiser, compile=compile)
     batches = Rows(data, levels, seed=seed, mirror=mirror, unlabelled=label_dropout(denoiser.network)).batches(
         first * batch, steps * batch, micro, rank=rank, world=world, workers=workers
     )
     for step in range(first, steps):
         progress = step / steps
         training_mode(denoiser)  # again: the caller may have sampled it
-        for group in update.param_groups:
-            group["lr"] = rate(step, progress)
         losses = []
-        for part in range(parts):
+        for part in range(accelerator.gradient_accumulation_steps):
             row = next(batches)
             t, lo, r = row.t, end_of(row.t, row.u), gap(row.t, progress)  # on the CPU
             row = row.to(device)
             cond = labelled(row.labels) if denoiser.takes else NOTHING
             drawn = drawn_from(derive(seed, 2, step, part, rank), device)  # for dropout; all else is in the row
             with accelerator.accumulate(student), accelerator.autocast(), _attention(device), drawn:
-                loss = consistency_loss(
+                per_row = consistency_loss(
                     forward, row.x0, row.eps, t, r, lo, hop=hop, distance=distance, weight=weight, margin=margin, cond=cond
-                ).mean()
-                accelerator.backward(loss)
-            losses.append(loss.detach())
+                )
+                accelerator.backward(per_row.mean())
+            losses.append(per_row.detach().mean())
+        norm = _descend(update, list(trained(denoiser).values()), rate(step, progress), max_grad_norm)
         mean = accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
-        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if max_grad_norm is not None:
-            clip_grads_with_norm_(parameters, max_grad_norm, norm)
-        update.step()
-        update.zero_grad()
-        mean_loss = _finite_loss(step, mean, norm, norm_of(denoiser))
+        loss, openness = _finite_loss(step, mean, norm, norm_of(denoiser)), float(((t - r) / t).mean())
         for each in averaged:
             each.update(denoiser)
-        openness = float(((t - r) / t).mean())
-        yield Step(step + 1, (step + 1) * batch, mean_loss, openness, rate(step, progress), denoiser, averaged, update)
+        yield Step(step + 1, (step + 1) * batch, loss, openness, rate(step, progress), denoiser, averaged, update)
     accelerator.unwrap_model(student, keep_fp32_wrapper=False)
+
+
+def _place(denoiser: Denoiser, hop: Hop, dropout: Dropout | None, device: torch.device) -> None:
+    """Student and teacher go where they compute, the student with its dropout."""
+    if dropout is not None:
+        dropout(denoiser.network)
+    denoiser.to(device).eval()
+    if isinstance(teacher := getattr(hop, "teacher", None), nn.Module):
+        teacher.to(device).eval()
+
+
+def _descend(
+    update: torch.optim.Optimizer, parameters: list[nn.Parameter], rate: float, max_grad_norm: float | None
+) -> Tensor:
+    """The optimizer's step; the norm of the gradient as it was before it was clipped."""
+    for group in update.param_groups:
+        group["lr"] = rate
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if max_grad_norm is not None:
+        clip_grads_with_norm_(parameters, max_grad_norm, norm)
+    update.step()
+    update.zero_grad()
+    return norm
 
 
 def _begin(
     denoiser: Denoiser,
-    averages: Sequence[Average],
+    average: Average | Sequence[Average],
     optimizer: OptimizerFactory,
     state: dict[str, Any] | None,
     accelerator: Accelerator,
@@ -159,6 +166,7 @@ def _begin(
     """The averages, the student as it is called, and the optimizer: new ones, or as a saved state has them."""
     if state:
         take_up(denoiser, state)
+    averages = average if isinstance(average, Sequence) else (average,)
     averaged = tuple(MovingAverage(denoiser, each) for each in averages)  # a copy made later would keep this precision
     student: nn.Module = accelerator.prepare_model(denoiser)
     update = optimizer(list(trained(denoiser).values()))
@@ -171,15 +179,18 @@ def _begin(
     return averaged, student, update
 
 
-def _asked(student: Callable[..., Tensor], denoiser: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _asked(student: nn.Module, denoiser: nn.Module, *, compile: bool) -> Callable[..., Tensor]:
     """The student as the loss asks it: with gradient through what spreads it over processes, else as it is.
 
     Before each call, also one without gradient, DDP copies buffers between all processes, and waits for those of them that
     have no row to ask.
     """
 
+    learns, knows = (torch.compile(module) if compile else module for module in (student, denoiser))
+
     def asked(*args: object) -> Tensor:
-        return (student if torch.is_grad_enabled() else denoiser)(*args)
+        said: Tensor = (learns if torch.is_grad_enabled() else knows)(*args)
+        return said
 
     return asked
 
@@ -231,7 +242,8 @@ def _attention(device: torch.device) -> AbstractContextManager[None]:
     return context
 
 
-def _micro_batch(batch: int, processes: int, accumulate: int) -> int:
+def _micro_batch(batch: int, accelerator: Accelerator) -> int:
+    processes, accumulate = int(accelerator.num_processes), int(accelerator.gradient_accumulation_steps)
     if batch < 1 or accumulate < 1:
         raise ValueError(f"a step takes at least one sample and one micro-batch, got {batch} and {accumulate}")
     micro, rest = divmod(batch, processes * accumulate)
