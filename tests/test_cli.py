@@ -17,12 +17,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import fewstep, noise_images, tiny
+from diffusers import DDPMScheduler
+from pictures import png, put
 from PIL import Image
 
 from fewstep.core.nfe import count_nfe
 from fewstep.core.seeds import generators
 from fewstep.diffusion import runs
 from fewstep.diffusion.data import Images, Paths, Rows, load_images, save_images
+from fewstep.diffusion.denoiser import vp
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise import LogNormal
@@ -394,12 +397,28 @@ def test_a_table_is_used_like_the_data_it_was_made_of(place, monkeypatch, capsys
     assert "next: fewstep train other --channels 1 --size 28 --out teacher" in capsys.readouterr().out
 
 
+def test_pictures_take_the_form_of_an_oblong_model(place, monkeypatch, capsys) -> None:
+    network = tiny(channels=3).network
+    network.register_to_config(sample_size=(8, 16))
+    save(Model(vp(network, DDPMScheduler()), Heun()), place / "oblong")
+    put(place / "pictures", {f"{k}.png": png((k, 0, 0)) for k in range(20)})
+    fewstep(monkeypatch, "table pictures --like oblong --out table")
+    fewstep(monkeypatch, "table pictures --size 8 16 --out table2")
+    assert capsys.readouterr().out.count("20 rows of 3x8x16 in table") == 2
+    fewstep(monkeypatch, "tune oblong --data pictures --out run --images 8 --batch 8")
+    for data in ("table", "pictures"):
+        fewstep(monkeypatch, f"measure run --data {data} --out scores-{data} --n 20 --steps 1")
+        real = json.loads((place / f"scores-{data}" / "measure.json").read_text())["real"]
+        assert real == pytest.approx({"grey": 9.5 / 3, "contrast": 9.5 * (2 / 9 * 384 / 383) ** 0.5}, rel=1e-4)
+
+
 def test_what_makes_no_table_is_one_sentence(place, monkeypatch, capsys) -> None:
     fewstep(monkeypatch, "table data.npz --like teacher --out table")
     for command, sentence in {
         "table data.npz --out new": "Name a checkpoint that takes them with --like",
         "table data.npz --out new --like teacher --size 28": "Name a checkpoint that takes them with --like",
         "table data.npz --out new --size 0": "--size starts at 1",
+        "table data.npz --out new --size 8 8 8": "Name a checkpoint that takes them with --like",
         "table data.npz --out new --channels 3 --size 28": "holds samples of 1x28x28, the model takes 3x28x28",
         "table data.npz --out table --like teacher": "table is already there; choose another folder",
         "table table --out new --like teacher": "table is a table already; give it as data",

@@ -17,7 +17,7 @@ def table(
     out: Path,
     like: str | None = None,
     channels: int = 3,
-    size: int | None = None,
+    size: tuple[int, ...] = (),
 ) -> None:
     """Write a data set as a table once: it is read from the disk as it is needed, however large it is.
 
@@ -29,25 +29,25 @@ def table(
         out: folder of the table.
         like: a checkpoint: the pictures become as many channels and pixels as it takes.
         channels: 1 for grey, 3 for colour, without --like.
-        size: side of the square pictures in pixels, without --like.
+        size: side of the square pictures in pixels, or height and width, without --like.
     """
     from ..core.files import writable
     from ..diffusion.data import make_table
     from ..diffusion.formats.folder import load
-    from ..diffusion.lessons import square_of
+    from ..diffusion.lessons import picture_of
 
     at_least(1, channels=channels, size=size)
-    if (like is None) == (size is None):
+    if len(size) > 2 or (like is None) != bool(size):
         raise ValueError("how large are the pictures to be? Name a checkpoint that takes them with --like, or give --size")
     writable(out.parent)
-    conditional = False
-    if like is not None:
+    if like is None:
+        shape, conditional = (channels, (size[0], size[-1])), False
+    else:
         denoiser = load(like).denoiser
-        (channels, size), conditional = square_of(denoiser), bool(denoiser.takes)
-    assert size is not None
-    written = make_table(data, out, channels=channels, size=size, labels=conditional)
+        shape, conditional = picture_of(denoiser), bool(denoiser.takes)
+    written = make_table(data, out, channels=shape[0], size=shape[1], labels=conditional)
     print(f"{len(written)} rows of {'x'.join(map(str, written.shape))} in {out}")
     if like is not None:
         say_next("tune", like, "--data", out, "--out", "few-step")
-    else:
-        say_next("train", out, "--channels", channels, "--size", size, "--out", "teacher")
+    elif size[0] == size[-1]:
+        say_next("train", out, "--channels", channels, "--size", size[0], "--out", "teacher")

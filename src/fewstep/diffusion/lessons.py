@@ -35,21 +35,20 @@ def training_data(
     """The data set called `data` at the size of the model, or `count` images of the `teacher`, kept in the run's folder."""
 
     if data != "teacher":
-        channels, size = square_of(student)
+        channels, size = picture_of(student)
         return load_images(data, channels=channels, size=size, labels=bool(student.takes))
     make = partial(teacher_images, count=count, seed=_first(seed), precision=precision)
     facts: dict[str, Any] = {"count": count, "seed": seed, "precision": precision}
     return _made_once(Images, out / "images.safetensors", teacher, make, facts)
 
 
-def square_of(denoiser: Denoiser) -> tuple[int, int]:
-    """Channels and side of the samples that it takes; ValueError unless they are squares, as data sets are read."""
+def picture_of(denoiser: Denoiser) -> tuple[int, tuple[int, int]]:
+    """Channels and (height, width) of the pictures or latents that it takes; ValueError if it takes anything else."""
     shape = denoiser.space.shape
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise ValueError(
-            f"this model takes {'x'.join(map(str, shape))}, and data sets are read as squares of pixels; use --data teacher"
-        )
-    return shape[0], shape[1]
+    if len(shape) != 3:
+        have = "x".join(map(str, shape))
+        raise ValueError(f"this model takes {have}, and data sets are read as pictures or latents; use --data teacher")
+    return shape[0], (shape[1], shape[2])
 
 
 def paths_of(

@@ -208,12 +208,12 @@ def _measured(
     **facts: Any,
 ) -> Measured:
     """Scores `settings` against the data; the results are in the folder."""
-    channels, size, _ = shape = common_shape(settings)
+    channels, height, width = shape = common_shape(settings)
     bundled = scoring.data == "bundled"
     taken = scoring.features or ("fashion" if bundled else "random")
     networks = fitting(taken, shape)
     conditional = any(setting.denoiser.takes for setting in settings)
-    images = load_images(scoring.data, channels=channels, size=size, labels=conditional).shuffled()
+    images = load_images(scoring.data, channels=channels, size=(height, width), labels=conditional).shuffled()
     found = compare(
         settings, images, scoring.out, n=scoring.n, networks=networks, bundled=bundled, seed=scoring.seed,
         batch=scoring.batch, precision=scoring.precision, within=within, data=scoring.data, **facts,

@@ -26,7 +26,7 @@ def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes
 
 def seen(content: bytes, channels: int = 3, size: int = 8) -> NDArray[np.uint8]:
     """What `decode` makes of it, (size, size, channels) or (size, size)."""
-    return decode(content, channels, size).permute(1, 2, 0).squeeze(-1).numpy()
+    return decode(content, channels, size, size).permute(1, 2, 0).squeeze(-1).numpy()
 
 
 def png(
@@ -54,6 +54,19 @@ def tiff(values: NDArray[np.generic], bits: int, *, photometric: int = 1, sample
     tags = ((256, 8), (257, 8), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 8), (279, len(data)))
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in (*tags, (339, sample_format)))
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags) + 1) + entries + bytes(4)
+
+
+@given(pixels=arrays(np.uint8, (4, 8, 3)))
+def test_oblong_pixels_of_the_right_size_stay_as_they_are(pixels) -> None:
+    assert np.array_equal(decode(encoded(Image.fromarray(pixels)), 3, 4, 8).permute(1, 2, 0), pixels)
+
+
+@given(pixels=RGB)
+def test_of_another_form_the_middle_stays(pixels) -> None:
+    """Of a square picture the middle rows of an oblong one, and the middle columns of an upright one."""
+    content = encoded(Image.fromarray(pixels))
+    assert np.array_equal(decode(content, 3, 4, 8).permute(1, 2, 0), pixels[2:6])
+    assert np.array_equal(decode(content, 3, 8, 2).permute(1, 2, 0), pixels[:, 3:5])
 
 
 @given(pixels=RGB)
@@ -180,7 +193,7 @@ def test_other_kinds_of_pictures_are_what_pillow_makes_of_them(channels: int) ->
 )
 def test_numbers_without_a_stated_white_are_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match="which number is white"):
-        decode(content, 1, 8)
+        decode(content, 1, 8, 8)
 
 
 def test_what_runs_a_program_or_has_no_signature_is_not_opened(monkeypatch) -> None:
@@ -188,7 +201,7 @@ def test_what_runs_a_program_or_has_no_signature_is_not_opened(monkeypatch) -> N
     picture = Image.new("RGB", (8, 8))
     for kind in ("EPS", "TGA", "PDF", "PCX", "ICO"):
         with pytest.raises(ValueError, match="not one of PNG, JPEG"):
-            decode(encoded(picture, kind), 3, 8)
+            decode(encoded(picture, kind), 3, 8, 8)
     assert not {"EPS", "WMF", "PSD"} & set(formats())
     assert {
         ".jpg",
@@ -211,16 +224,16 @@ def test_a_picture_beyond_the_bound_is_refused_and_the_bound_can_be_raised(monke
     small = encoded(Image.new("L", (40, 40), 7))
     before = Image.MAX_IMAGE_PIXELS
     with pytest.raises(ValueError, match=r"more than 89,478,485 pixels; set FEWSTEP_MAX_PIXELS"):
-        decode(bomb, 1, 8)
+        decode(bomb, 1, 8, 8)
     monkeypatch.setenv("FEWSTEP_MAX_PIXELS", "1000")
     with pytest.raises(ValueError, match="more than 1,000 pixels"):
-        decode(small, 1, 8)
+        decode(small, 1, 8, 8)
     monkeypatch.setenv("FEWSTEP_MAX_PIXELS", "1600")
     assert (seen(small, channels=1) == 7).all()
     assert before == Image.MAX_IMAGE_PIXELS
     monkeypatch.setenv("FEWSTEP_MAX_PIXELS", "many")
     with pytest.raises(ValueError, match="FEWSTEP_MAX_PIXELS must be a positive number, not 'many'"):
-        decode(small, 1, 8)
+        decode(small, 1, 8, 8)
 
 
 WHOLE = {
@@ -239,7 +252,7 @@ def test_a_broken_file_is_a_picture_or_one_error_and_nothing_else(kind: str, dat
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSTEP_MAX_PIXELS", "10000")  # a broken header may ask for millions, which take their time
         try:
-            picture = decode(bytes(content[:cut]), 3, 8)
+            picture = decode(bytes(content[:cut]), 3, 8, 8)
         except ValueError:
             return
     assert picture.shape == (3, 8, 8) and picture.dtype == torch.uint8

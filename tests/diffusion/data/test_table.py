@@ -284,10 +284,10 @@ def test_a_table_is_there_once_it_is_whole(tmp_path, monkeypatch) -> None:
     place = put(tmp_path / "data", COLOURS)
     table = tmp_path / "table"
 
-    def stopped(content: bytes, channels: int, size: int) -> torch.Tensor:
+    def stopped(content: bytes, *shape: int) -> torch.Tensor:
         if content == COLOURS["dog/d.png"]:
             raise KeyboardInterrupt
-        return torch.zeros(channels, size, size, dtype=torch.uint8)
+        return torch.zeros(shape, dtype=torch.uint8)
 
     with monkeypatch.context() as patch:
         patch.setattr(reading, "decode", stopped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from itertools import islice
@@ -33,8 +34,8 @@ logger = logging.getLogger(__name__)
 BATCH = 2**26  # bytes of samples that are written at once
 
 
-def load_images(source: str | Path, *, channels: int, size: int, labels: bool = True) -> Samples:
-    """Reads images of `channels` (1 or 3) at `size`×`size` pixels; larger and oblong ones are cropped and resized.
+def load_images(source: str | Path, *, channels: int, size: int | tuple[int, int], labels: bool = True) -> Samples:
+    """Reads images of `channels` (1 or 3) at `size` pixels; larger ones and those of another form are cropped and resized.
 
     Pictures are turned as their EXIF orientation says and laid on white where they are transparent. What cannot be read is
     skipped and said. Up to 1 GiB of them is kept in memory. Of more, `make_table` writes a table once, whose rows are read
@@ -49,30 +50,33 @@ def load_images(source: str | Path, *, channels: int, size: int, labels: bool = 
             and optionally `labels` and the names of their `classes`; a folder or zip of images; a .parquet file; a table,
             as `make_table` or `save_to_disk` of `datasets` writes it; the name of a hub data set; "bundled" for the 10,000
             images of Fashion-MNIST that come with the package.
-        channels, size: what the model takes.
+        channels, size: what the model takes; the size is the side of a square, or height and width.
         labels: whether classes are needed. If not, data whose classes are not clear are taken without, with a warning.
 
     Raises:
         ValueError: nothing there, nothing readable, a shape that the model does not take, classes that are not clear, or
             more than is kept in memory.
     """
-    ready = _ready(source, (channels, size, size), labels=labels)
+    shape = _shape(channels, size)
+    ready = _ready(source, shape, labels=labels)
     if ready is not None:
         return ready
     pictures = _pictures(source, channels)
-    needed = _bytes(pictures, channels, size)
-    table = f"fewstep table {shown(source)} --channels {channels} --size {size} --out TABLE"
+    needed = _bytes(pictures, shape)
+    table = f"fewstep table {shown(source)} --channels {channels} --size {' '.join(map(str, shape[1:]))} --out TABLE"
     check_memory(pictures.source, needed, f"write it as a table once, `{table}`, and give TABLE as data")
     values, names = read_labels(lambda: pictures.labels, pictures.source, needed=labels)
-    pixels = torch.empty(len(pictures), channels, size, size, dtype=torch.uint8)
+    pixels = torch.empty(len(pictures), *shape, dtype=torch.uint8)
     kept: list[int] = []
-    for k, picture in _decoded(pictures, channels, size):
+    for k, picture in _decoded(pictures, shape):
         pixels[len(kept)] = picture
         kept.append(k)
     return Images(pixels[: len(kept)], None if values is None else values[kept], names)
 
 
-def make_table(source: str | Path, out: str | Path, *, channels: int, size: int, labels: bool = True) -> Table:
+def make_table(
+    source: str | Path, out: str | Path, *, channels: int, size: int | tuple[int, int], labels: bool = True
+) -> Table:
     """Writes as a table what `load_images` reads, in the same order; memory does not grow with it.
 
     A training or a score takes from the table what it takes from the same data in memory, row by row the same.
@@ -88,7 +92,7 @@ def make_table(source: str | Path, out: str | Path, *, channels: int, size: int,
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} is already there; choose another folder for the table with --out")
-    plan = _plan(source, channels, size, labels=labels)
+    plan = _plan(source, _shape(channels, size), labels=labels)
     room = shutil.disk_usage(next(place for place in out.absolute().parents if place.exists())).free
     if plan.bytes > room:
         raise ValueError(
@@ -134,8 +138,7 @@ class _Plan(NamedTuple):
             yield batch | ({LABEL: np.array(labels, np.int64)} if self.labelled else {})
 
 
-def _plan(source: str | Path, channels: int, size: int, *, labels: bool) -> _Plan:
-    shape = (channels, size, size)
+def _plan(source: str | Path, shape: tuple[int, int, int], *, labels: bool) -> _Plan:
     ready = _ready(source, shape, labels=labels)
     if isinstance(ready, Table):
         raise ValueError(f"{source} is a table already; give it as data")
@@ -143,10 +146,10 @@ def _plan(source: str | Path, channels: int, size: int, *, labels: bool) -> _Pla
         one, labelled = ready.raw([0]), ready.label_range is not None
         rows = ((ready.raw([k])[0], ready.label(k)) for k in range(len(ready)))
         return _Plan(rows, shape, one.dtype, len(ready) * one.nbytes, labelled, ready.classes)
-    pictures = _pictures(source, channels)
-    needed = _bytes(pictures, channels, size)
+    pictures = _pictures(source, shape[0])
+    needed = _bytes(pictures, shape)
     values, names = read_labels(lambda: pictures.labels, pictures.source, needed=labels)
-    decoded = _decoded(pictures, channels, size)
+    decoded = _decoded(pictures, shape)
     rows = ((picture, -1 if values is None else int(values[k])) for k, picture in decoded)
     return _Plan(rows, shape, torch.uint8, needed, values is not None, names)
 
@@ -196,14 +199,19 @@ def _pictures(source: str | Path, channels: int) -> Pictures:
     return hub_pictures(str(source))
 
 
-def _bytes(pictures: Pictures, channels: int, size: int) -> int:
+def _shape(channels: int, size: int | tuple[int, int]) -> tuple[int, int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return channels, height, width
+
+
+def _bytes(pictures: Pictures, shape: tuple[int, int, int]) -> int:
     """What the decoded pictures take; ValueError where that is beyond reason."""
-    needed = len(pictures) * channels * size**2
+    needed = len(pictures) * math.prod(shape)
     check_growth(pictures.source, needed, pictures.on_disk)
     return needed
 
 
-def _decoded(pictures: Pictures, channels: int, size: int) -> Iterator[tuple[int, Tensor]]:
+def _decoded(pictures: Pictures, shape: tuple[int, int, int]) -> Iterator[tuple[int, Tensor]]:
     """Each picture that can be read, with its number, one after another; what cannot is told at the end.
 
     Raises:
@@ -213,7 +221,7 @@ def _decoded(pictures: Pictures, channels: int, size: int) -> Iterator[tuple[int
     named: list[str] = []
     for k in track(range(found), f"reading {pictures.source}"):
         try:
-            picture = decode(pictures.read(k), channels, size)
+            picture = decode(pictures.read(k), *shape)
         except ValueError as error:
             corrupt += 1
             if len(named) < 10:

@@ -1,4 +1,4 @@
-"""One encoded picture becomes uint8 pixels: upright, opaque, of 8 bits, a square."""
+"""One encoded picture becomes uint8 pixels: upright, opaque, of 8 bits, of the size that is asked for."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in known.items() if name in (*formats(), "MPO"))  # MPO: JPEGs of cameras
 
 
-def decode(content: bytes, channels: int, size: int) -> Tensor:
-    """The first frame of a picture as uint8 (channels, size, size).
+def decode(content: bytes, channels: int, height: int, width: int) -> Tensor:
+    """The first frame of a picture as uint8 (channels, height, width).
 
-    It is turned as its EXIF orientation says, laid on white where it is transparent, and cut to its centre square, which is
-    resized by antialiased bicubic interpolation.
+    It is turned as its EXIF orientation says, laid on white where transparent, and cut to the largest rectangle of that
+    form in its middle, which is resized by antialiased bicubic interpolation.
 
     Args:
         content: of a file in one of `FORMATS`.
         channels: 1 for grey, 3 for colour.
-        size: side in pixels.
+        height, width: in pixels.
 
     Raises:
         ValueError: it is something else, broken, too large, or does not say which number is black and which is white.
@@ -66,16 +66,15 @@ def decode(content: bytes, channels: int, size: int) -> Tensor:
             with suppress(Exception):  # EXIF data may be broken in any way; the pixels are turned before the rest is read
                 ImageOps.exif_transpose(file, in_place=True)
             picture = _on_white(_eight_bits(file, content)).convert("RGB")
-            picture = ImageOps.fit(
-                picture.convert("L") if channels == 1 else picture, (size, size), Image.Resampling.BICUBIC
-            )
+            picture = picture.convert("L") if channels == 1 else picture
+            picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(f"more than {max_pixels():,} pixels; set {MAX_PIXELS} to allow more") from None
     except UnidentifiedImageError:
         raise ValueError(f"not one of {', '.join(formats())}") from None
     except Exception as error:  # Pillow raises anything on a broken file
         raise ValueError(str(error) or type(error).__name__) from error
-    return torch.from_numpy(np.array(picture)).view(size, size, channels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(picture)).view(height, width, channels).permute(2, 0, 1).contiguous()
 
 
 @contextmanager
