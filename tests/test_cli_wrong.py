@@ -42,6 +42,7 @@ from fewstep.diffusion.walk import Heun, Segments
         ("tune teacher --data data.npz --out run --q 0.5", "q > 1"),
         ("sample teacher --out s --label 3", "takes no --label"),
         ("sample teacher --out s --middle 0.8 --sampler consistency", "middle timestep"),
+        ("sample teacher --out s --middle 0.8", "second of two consistency steps"),
         ("measure teacher --data small28.npz --out m --n 20", "at least 20 real images"),
         ("settle student --out m", "student is a student"),
         ("measure teacher --teacher student --data data.npz --out m", "student is a student"),
