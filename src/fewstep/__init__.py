@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .diffusion.measuring import settle_checkpoint as settle_checkpoint
     from .diffusion.model import Model as Model
     from .diffusion.tuning import tune as tune
+    from .diffusion.two_times import TwoTimes as TwoTimes
     from .diffusion.using import export_checkpoint as export_checkpoint
     from .diffusion.using import sample_checkpoint as sample_checkpoint
     from .diffusion.walk import DDIM as DDIM
@@ -80,6 +81,7 @@ _NAMES = {
     "diffusion.model": ["Model"],
     "diffusion.tuning": ["tune"],
     "diffusion.using": ["export_checkpoint", "sample_checkpoint"],
+    "diffusion.two_times": ["TwoTimes"],
     "diffusion.walk": ["Consistency", "DDIM", "Heun", "Segments"],
     "masked": [
         "Blockwise", "CommitRule", "EarlyCommit", "EntropyBound", "Factor", "KLASS", "MaskPredictor", "StableAndConfident",
