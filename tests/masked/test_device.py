@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from masked.tiny_bert import save_bert
 from masked.toy import Toy, masks
 from pretended import DEVICE, Pretended
 
@@ -11,6 +14,7 @@ from fewstep.core import device
 from fewstep.masked.decoding import decode
 from fewstep.masked.early import EarlyCommit
 from fewstep.masked.likelihood import log_likelihood
+from fewstep.masked.load import load_text
 from fewstep.masked.predictor import Guided
 from fewstep.masked.rules import KLASS, Blockwise, EntropyBound, Factor, Threshold, TopK
 from fewstep.masked.step import CommitRule
@@ -51,3 +55,13 @@ def test_guidance_and_likelihoods_need_no_float64() -> None:
         assert [row.ids.tolist() for row in found] == [row.ids.tolist() for row in expected[0]]
         for ours, theirs in zip(log_likelihood(there, texts, draws=4, device=DEVICE), expected[1], strict=True):
             torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-5, atol=1e-5)
+
+
+def test_a_network_of_transformers_needs_no_float64(tmp_path: Path) -> None:
+    """It waits once more a step, to learn whether anything is padded, and transformers perhaps as often."""
+    predictor, rows = load_text(save_bert(tmp_path)), [torch.tensor([8, 9] + [1] * n) for n in (5, 3)]
+    expected = decode(predictor, rows, TopK())
+    with Pretended() as asked:
+        found = decode(predictor.requires_grad_(False).to(DEVICE), [row.to(DEVICE) for row in rows], TopK())
+        assert asked.reads <= 6 * expected[0].nfe + 12
+        assert [row.ids.tolist() for row in found] == [row.ids.tolist() for row in expected]

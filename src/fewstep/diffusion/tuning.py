@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..core.device import default_accelerator, finite, norm_of, wide
@@ -180,16 +181,16 @@ def _begin(
 
 
 def _asked(student: nn.Module, denoiser: nn.Module, *, compile: bool) -> Callable[..., Tensor]:
-    """The student as the loss asks it: with gradient through what spreads it over processes, else as it is.
+    """The student as the loss asks it: as it was prepared, but without gradient never through DDP.
 
     Before each call, also one without gradient, DDP copies buffers between all processes, and waits for those of them that
     have no row to ask.
     """
-
-    learns, knows = (torch.compile(module) if compile else module for module in (student, denoiser))
+    modules = (student, denoiser) if isinstance(student, DistributedDataParallel) else (student,)
+    learns, *knows = (torch.compile(module) if compile else module for module in modules)
 
     def asked(*args: object) -> Tensor:
-        said: Tensor = (learns if torch.is_grad_enabled() else knows)(*args)
+        said: Tensor = (knows[0] if knows and not torch.is_grad_enabled() else learns)(*args)
         return said
 
     return asked
