@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import tiny
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, ScoreSdeVeScheduler
 from oracle import GaussianOracle, OracleNetwork
 
 from fewstep.diffusion.denoiser import Denoiser, edm, flow, vp
-from fewstep.diffusion.prediction import Trigonometric
-from fewstep.diffusion.schedule import DiscreteVP, TrigFlow
+from fewstep.diffusion.prediction import Trigonometric, unit_score
+from fewstep.diffusion.schedule import DiscreteVP, Exploding, TrigFlow
 
 
 def vp_oracle(prediction: str) -> Denoiser:
@@ -56,6 +56,16 @@ def trigflow_oracle() -> Denoiser:
     return Denoiser(network, TrigFlow(), Trigonometric())
 
 
+def exploding_oracle() -> Denoiser:
+    """The score of the pictures from 0 to 1, whose mean is (.3 + 1)/2 and whose deviation is half of .5, in closed form."""
+
+    def output(x, x0, s):
+        return -((x + 1) / 2 - 0.65) / (0.25**2 + (s / 2) ** 2)
+
+    network = OracleNetwork(lambda time: 2 * time, lambda y, s: 2 * y - 1, output)
+    return Denoiser(network, Exploding(), unit_score)
+
+
 ORACLES = {
     "epsilon": lambda: vp_oracle("epsilon"),
     "v_prediction": lambda: vp_oracle("v_prediction"),
@@ -64,6 +74,7 @@ ORACLES = {
     "edm, its own time": lambda: edm_oracle(0.25),
     "flow": flow_oracle,
     "trigflow": trigflow_oracle,
+    "exploding": exploding_oracle,
 }
 
 
@@ -83,6 +94,20 @@ def test_identity_at_zero_noise(parametrisation: str) -> None:
 def test_identity_at_zero_noise_for_flow() -> None:
     x = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(flow(tiny().network)(x, torch.zeros(4)), x, rtol=0, atol=0)
+
+
+def test_exploding_is_the_step_of_its_scheduler_and_the_identity_at_zero_noise() -> None:
+    """With f, the predictor's mean y + (σ² − σ'²)·score is the posterior mean x + (1 − σ'²/σ²)·(f − x)."""
+    scheduler, denoiser = ScoreSdeVeScheduler(20, sigma_max=50.0), exploding_oracle()
+    x = torch.randn(4, 1, 8, 8, dtype=torch.float64)
+    for k in (19, 7):
+        sigma, below = scheduler.discrete_sigmas[[k, k - 1]].double() * 2
+        noisy = x + sigma * torch.randn_like(x)
+        output = denoiser.network((noisy + 1) / 2, (sigma / 2).expand(4))
+        mean = scheduler.step_pred(output, (k + 0.5) / 19 if k < 19 else 1.0, (noisy + 1) / 2).prev_sample_mean
+        ours = noisy + (1 - (below / sigma) ** 2) * (denoiser(noisy, sigma.expand(4)) - noisy)
+        torch.testing.assert_close(2 * mean - 1, ours, rtol=1e-6, atol=1e-6)
+    assert torch.equal(denoiser(x, torch.zeros(4, dtype=torch.float64)), x)
 
 
 def test_edm_offset_moves_the_identity() -> None:

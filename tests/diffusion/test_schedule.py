@@ -9,13 +9,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, SCMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SCMScheduler,
+    ScoreSdeVeScheduler,
+)
 
 from fewstep.core.seeds import generators, normal
 from fewstep.diffusion.denoiser import Denoiser, discrete_vp, vp
 from fewstep.diffusion.formats import schedulers
-from fewstep.diffusion.prediction import Trigonometric
-from fewstep.diffusion.schedule import PURE_NOISE, DiscreteVP, Karras, Rectified, TrigFlow
+from fewstep.diffusion.prediction import Trigonometric, unit_score
+from fewstep.diffusion.schedule import PURE_NOISE, DiscreteVP, Exploding, Karras, Rectified, TrigFlow
 from fewstep.diffusion.walk import Segments, sample
 
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
@@ -124,9 +130,18 @@ def test_trigflow_walks_the_times_of_its_scheduler() -> None:
     torch.testing.assert_close(schedule.consistency_grid(2, 0.8, 0.0), torch.tensor([40.0, 0.8], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("parametrisation", ["vp", "edm", "trigflow"])
+def test_exploding_levels_are_those_of_its_scheduler() -> None:
+    """What the pipeline tells the network at the first 8 of 9 steps, of which the last would be at sigma_min."""
+    stock = ScoreSdeVeScheduler(9, sigma_max=50.0, sampling_eps=0.0)
+    schedule = Exploding(0.02, 100.0)
+    torch.testing.assert_close(schedule.time(schedule.grid(8)).float(), stock.sigmas[:8], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("parametrisation", ["vp", "edm", "trigflow", "exploding"])
 def test_scheduler_configurations_both_ways(parametrisation: str) -> None:
     trigflow = Denoiser(tiny("edm").network, TrigFlow(0.7, sigma_max=50.0), Trigonometric(0.7))
-    denoiser = trigflow if parametrisation == "trigflow" else tiny(parametrisation)
+    exploding = Denoiser(tiny("edm").network, Exploding(0.04, 180.0), unit_score)
+    of = {"trigflow": trigflow, "exploding": exploding}
+    denoiser = of[parametrisation] if parametrisation in of else tiny(parametrisation)
     config = json.loads(schedulers.write(denoiser).to_json_string())
     assert schedulers.read(config) == (denoiser.schedule, denoiser.prediction)

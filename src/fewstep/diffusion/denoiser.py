@@ -105,7 +105,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> Tensor:
         s = like(sigma, x)
-        output = self.predict(self.schedule.scale(s) * x, self.schedule.time(sigma), cond)
+        output = self.predict(self.schedule.scale(s) * x + self.schedule.origin, self.schedule.time(sigma), cond)
         return self.prediction(x, output, s)
 
 

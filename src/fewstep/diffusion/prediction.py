@@ -35,6 +35,14 @@ def velocity(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
     return (x - sigma * output) / (1 + sigma)
 
 
+def unit_score(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+    """The score ∇ ln p of pictures from 0 to 1, y = (x + 1)/2 with noise σ/2: y0 = y + (σ/2)²·score, x0 = x + σ²/2·score.
+
+    Reference: Song et al. 2021, Score-Based Generative Modeling through SDEs, eq. 3.
+    """
+    return x + sigma**2 / 2 * output
+
+
 def clean(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
     """The clean sample itself. f(x, 0) is not x then: it can be sampled, not tuned."""
     return output

@@ -27,6 +27,7 @@ class Schedule(Protocol):
         sigma_min, sigma_max: the noise levels between which sampling goes.
         highest: the highest noise level that the network has a time for; infinite unless its schedule ends.
         sigma_data: the data's standard deviation as the parametrisation assumes it.
+        origin: what the network sees where x = 0; anything but 0 only where its data are not centred as ours are.
     """
 
     @property
@@ -38,11 +39,13 @@ class Schedule(Protocol):
     @property
     def sigma_data(self) -> float: ...
     @property
+    def origin(self) -> float: ...
+    @property
     def prior_std(self) -> float:
         """Standard deviation of the state at sigma_max."""
 
     def scale(self, sigma: Tensor) -> Tensor:
-        """What x is multiplied by before the network sees it, (B,) or broadcastable."""
+        """What x is multiplied by before `origin` is added and the network sees it, (B,) or broadcastable."""
 
     def time(self, sigma: Tensor) -> Tensor:
         """What the network is told, (B,)."""
@@ -81,6 +84,7 @@ class DiscreteVP:
     rescale_betas_zero_snr: bool = False
 
     sigma_data = 1.0
+    origin = 0.0
 
     def __post_init__(self) -> None:
         if self.num_train_timesteps < 2:
@@ -190,6 +194,7 @@ class Karras:
     time_scale: float = 250.0
 
     highest = math.inf
+    origin = 0.0
 
     @property
     def prior_std(self) -> float:
@@ -255,6 +260,7 @@ class Rectified:
     time_scale: float = 1000.0
 
     sigma_data = 1.0
+    origin = 0.0
     highest = math.inf
 
     @property
@@ -298,6 +304,7 @@ class TrigFlow:
     sigma_max: float = 80.0
 
     highest = math.inf
+    origin = 0.0
 
     @property
     def prior_std(self) -> float:
@@ -313,6 +320,56 @@ class TrigFlow:
         """Even in t, as diffusers' SCMScheduler spaces them."""
         top = math.atan(self.sigma_max / self.sigma_data)
         return self.sigma_data * (top * (1 - torch.arange(steps, dtype=torch.float64) / steps)).tan()
+
+    def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
+        """The same levels, but the second of two where it is asked to be."""
+        grid = self.grid(steps)
+        if middle is not None:
+            grid[1:2] = middle
+        return grid
+
+
+@dataclass(frozen=True)
+class Exploding:
+    """The noise axis of score SDEs that explode (NCSN++): the network sees the picture from 0 to 1, and its noise level.
+
+    Pictures lie between −1 and 1 here as everywhere, so with y = (x0 + 1)/2 the network sees y + σ/2·eps and is told σ/2.
+    It is told no level below sigma_min, as it knows none: there the score stays what it is.
+
+    Args:
+        sigma_min, sigma_max: where sampling ends and begins; diffusers' ScoreSdeVeScheduler has half of each.
+
+    Reference: Song et al. 2021, Score-Based Generative Modeling through SDEs, app. C.
+    """
+
+    sigma_min: float = 0.02
+    sigma_max: float = 2696.0
+
+    sigma_data = 0.5
+    origin = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"noise levels that explode need 0 < sigma_min < sigma_max, got {self}")
+
+    @property
+    def highest(self) -> float:
+        return self.sigma_max
+
+    @property
+    def prior_std(self) -> float:
+        return self.sigma_max
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return torch.full_like(sigma, 0.5)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return sigma.clamp(min=self.sigma_min) / 2
+
+    def grid(self, steps: int) -> Tensor:
+        """Even in ln σ, as diffusers' ScoreSdeVeScheduler spaces them."""
+        share = torch.arange(steps, dtype=torch.float64) / steps
+        return self.sigma_max * (self.sigma_min / self.sigma_max) ** share
 
     def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
         """The same levels, but the second of two where it is asked to be."""

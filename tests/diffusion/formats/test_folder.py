@@ -5,8 +5,16 @@ import shutil
 
 import pytest
 import torch
-from conftest import tiny
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, DiTTransformer2DModel, UNet2DModel
+from conftest import noise_images, tiny
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DiTTransformer2DModel,
+    ScoreSdeVePipeline,
+    ScoreSdeVeScheduler,
+    UNet2DModel,
+)
 
 from fewstep.diffusion.cond import Classes
 from fewstep.diffusion.data import Images
@@ -15,9 +23,9 @@ from fewstep.diffusion.formats import schedulers
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.formats.pipelines import stock_pipeline
 from fewstep.diffusion.model import Model
-from fewstep.diffusion.prediction import Preconditioned, v_prediction, velocity
+from fewstep.diffusion.prediction import Preconditioned, unit_score, v_prediction, velocity
 from fewstep.diffusion.recipes import ect_cifar10
-from fewstep.diffusion.schedule import DiscreteVP, Karras, Rectified
+from fewstep.diffusion.schedule import DiscreteVP, Exploding, Karras, Rectified
 from fewstep.diffusion.space import Latents
 from fewstep.diffusion.tuning import tune
 from fewstep.diffusion.walk import Consistency, Heun, Segments
@@ -50,6 +58,31 @@ def test_schedulers_say_what_the_network_is() -> None:
         schedulers.read({"_class_name": "MysteryScheduler"})
     with pytest.raises(ValueError, match="positive number as sigma_data"):
         schedulers.read(published | {"sigma_data": "half"})
+
+
+def test_a_score_sde_reads_samples_and_tunes(tmp_path) -> None:
+    """A small NCSN++ as its pipeline writes it: the network sees and is told what the pipeline shows and tells it."""
+    network = UNet2DModel(
+        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(32, 32), norm_num_groups=None,
+        down_block_types=("SkipDownBlock2D", "AttnSkipDownBlock2D"), up_block_types=("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+        time_embedding_type="fourier", center_input_sample=True,
+    ).eval()  # fmt: skip
+    ScoreSdeVePipeline(network, ScoreSdeVeScheduler(sigma_max=50.0)).save_pretrained(tmp_path / "published")
+    denoiser = load(tmp_path / "published").denoiser
+    assert (denoiser.schedule, denoiser.prediction) == (Exploding(0.02, 100.0), unit_score)
+    x, sigma = torch.randn(3, 3, 8, 8), torch.tensor([0.02, 1.0, 100.0])
+    with torch.no_grad():
+        score = network((x + 1) / 2, sigma / 2).sample
+        shown = (x + 1) / 2 + (sigma / 2).view(3, 1, 1, 1) ** 2 * score
+        torch.testing.assert_close(denoiser(x, sigma), 2 * shown - 1)
+        assert torch.equal(denoiser(x, torch.zeros(3)), x)
+    drawn = load(tmp_path / "published").sample([0, 1])
+    assert drawn.shape[0] == 2 and len(list(tune(denoiser, noise_images(8, 3), **(ect_cifar10(16) | {"batch": 8})))) == 2
+    save(Model(denoiser, Consistency(2)), tmp_path / "student")
+    student = load(tmp_path / "student")
+    with torch.no_grad():
+        assert torch.equal(student.denoiser(x, sigma), denoiser.eval()(x, sigma))
+    assert (student.walk, student.denoiser.schedule) == (Consistency(2), denoiser.schedule)
 
 
 def test_old_layout_with_plain_tensors_in_bin(tmp_path) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..denoiser import Denoiser, discrete_vp
-from ..prediction import Preconditioned, Prediction, Trigonometric, clean, epsilon, v_prediction, velocity
-from ..schedule import NO_OFFSET, DiscreteVP, Karras, Rectified, Schedule, TrigFlow
+from ..prediction import Preconditioned, Prediction, Trigonometric, clean, epsilon, unit_score, v_prediction, velocity
+from ..schedule import NO_OFFSET, DiscreteVP, Exploding, Karras, Rectified, Schedule, TrigFlow
 
 PREDICTIONS = {"epsilon": epsilon, "v_prediction": v_prediction, "sample": clean}  # as diffusers calls them
 EVERYWHERE = ("linear", "scaled_linear", "squaredcos_cap_v2")  # beta schedules that all of its VP schedulers have
@@ -33,6 +33,9 @@ def read(config: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
     if kind == "SCMScheduler":
         data, high = _numbers({"sigma_max": 80.0} | dict(config), "sigma_data", "sigma_max")
         return TrigFlow(data, sigma_max=high), Trigonometric(data)
+    if kind == "ScoreSdeVeScheduler":
+        low, high = _numbers(config, "sigma_min", "sigma_max")
+        return Exploding(2 * low, 2 * high), unit_score
     if kind.startswith("FlowMatch"):
         # diffusers has no setting for where sampling starts, `write` leaves it there
         own = {"sigma_max": _numbers(config, "sigma_max")[0]} if "sigma_max" in config else {}
@@ -53,6 +56,7 @@ def write(denoiser: Denoiser) -> Any:
         EDMEulerScheduler,
         FlowMatchEulerDiscreteScheduler,
         SCMScheduler,
+        ScoreSdeVeScheduler,
     )  # fmt: skip
 
     schedule = denoiser.schedule
@@ -72,6 +76,8 @@ def write(denoiser: Denoiser) -> Any:
         trigflow = SCMScheduler(sigma_data=schedule.sigma_data)
         trigflow.register_to_config(sigma_max=schedule.sigma_max)  # it has no such setting of its own
         return trigflow
+    if isinstance(schedule, Exploding):
+        return ScoreSdeVeScheduler(sigma_min=schedule.sigma_min / 2, sigma_max=schedule.sigma_max / 2)
     assert isinstance(schedule, Karras)
     if schedule.time_scale == 250:
         return CMStochasticIterativeScheduler(**schedule.consistency_settings(None, denoiser.identity))

@@ -9,7 +9,6 @@ from typing import Any
 
 from ...core.source import inside, read_json
 
-EXPLODING = ("ScoreSdeVeScheduler", "KarrasVeScheduler")
 MOST_TIMESTEPS = 100_000
 
 
@@ -27,10 +26,10 @@ def scheduler_config(folder: Path) -> dict[str, Any]:
         if name in said and not possible(said[name]):
             raise ValueError(f"{file} says {name} = {said[name]!r:.80}; it must be {what}")
     kind = said.get("_class_name", "")
-    if kind in EXPLODING:
+    if kind == "KarrasVeScheduler":
         raise ValueError(
-            f"{folder} was trained with the {kind}, variance exploding on pictures from 0 to 1, which fewstep does not "
-            "read yet; it reads VP, EDM and flow matching checkpoints"
+            f"{folder} was trained with the {kind}, which fewstep does not read; it reads VP, EDM, score SDE (VE) and flow "
+            "matching checkpoints"
         )
     config = _defaults(kind) | said
     if "sigma_max" in config and not config["sigma_max"] > (config.get("sigma_min") or 0):
