@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .masked import EarlyCommit as EarlyCommit
     from .masked import EntropyBound as EntropyBound
     from .masked import Factor as Factor
+    from .masked import Hierarchical as Hierarchical
     from .masked import MaskPredictor as MaskPredictor
     from .masked import StableAndConfident as StableAndConfident
     from .masked import Threshold as Threshold
@@ -84,8 +85,9 @@ _NAMES = {
     "diffusion.two_times": ["TwoTimes"],
     "diffusion.walk": ["Consistency", "DDIM", "Heun", "Segments"],
     "masked": [
-        "Blockwise", "CommitRule", "EarlyCommit", "EntropyBound", "Factor", "KLASS", "MaskPredictor", "StableAndConfident",
-        "Threshold", "TopK", "calibrate", "canvas_row", "decode", "load_text", "load_tokenizer", "sched",
+        "Blockwise", "CommitRule", "EarlyCommit", "EntropyBound", "Factor", "Hierarchical", "KLASS", "MaskPredictor",
+        "StableAndConfident", "Threshold", "TopK", "calibrate", "canvas_row", "decode", "load_text", "load_tokenizer",
+        "sched",
     ],
     "steering": ["ProxyTuning"],
 }  # fmt: skip

@@ -25,7 +25,7 @@ from fewstep.masked.early import EarlyCommit, StableAndConfident
 from fewstep.masked.load import load_text
 from fewstep.masked.predictor import pad
 from fewstep.masked.prompts import canvas_row
-from fewstep.masked.rules import DEFAULT, KLASS, Blockwise, EntropyBound, Factor, Last, Threshold, TopK
+from fewstep.masked.rules import DEFAULT, KLASS, Blockwise, EntropyBound, Factor, Hierarchical, Last, Threshold, TopK
 from fewstep.masked.schedule import Stairs, Suffix
 from fewstep.masked.settling import emergence, record, same_place, settle
 from fewstep.masked.step import CommitRule
@@ -146,6 +146,7 @@ def test_rule_names() -> None:
     assert Rule(rule="random", last=("w1", "is")).made(words) == Blockwise(Last(TopK("chance"), (6, 36)))
     assert Rule().made(words) == DEFAULT
     for name, base in (("threshold", Threshold(0.99)), ("klass", KLASS(0.99)), ("factor", Factor(1.0)),
+                       ("hierarchical", Hierarchical(0.99, 0.4)),
                        ("entropy-bound", EntropyBound(0.1)), ("margin", TopK("margin", "even"))):  # fmt: skip
         assert Rule(rule=name).made(words) == Blockwise(base)  # type: ignore[arg-type] # what the help says of each
     with pytest.raises(ValueError, match="--statistic is mean, minimum or a number"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from fewstep.masked.decoding import decode, walk
 from fewstep.masked.early import EarlyCommit, StableAndConfident, sched
 from fewstep.masked.noise import uniform
 from fewstep.masked.predictor import Canvas, pad
-from fewstep.masked.rules import KLASS, Blockwise, EntropyBound, Factor, Last, Threshold, TopK
+from fewstep.masked.rules import KLASS, Blockwise, EntropyBound, Factor, Hierarchical, Last, Threshold, TopK
 from fewstep.masked.schedule import Cosine, Exponential, Linear, Scaled, Span, Stairs, Suffix
 from fewstep.masked.settling import record
 from fewstep.masked.step import CommitRule, Step
@@ -30,6 +30,7 @@ base = st.one_of(
     st.builds(Factor, factor=st.floats(0, 3)),
     st.builds(EntropyBound, bound=st.floats(0, 2)),
     st.builds(KLASS, unit, st.floats(0, 2), st.integers(1, 3)),
+    st.builds(Hierarchical, unit, unit),
 )
 schedules = st.one_of(
     st.sampled_from([Stairs(), Linear(3, 0), Exponential()]), st.builds(Scaled, schedule=st.just(Cosine()), factor=unit)
@@ -137,6 +138,30 @@ def test_klass_is_its_plain_reading(confidence: float, drift: float, steps: int)
     assert at_once or confidence > 0.5
 
 
+@pytest.mark.parametrize(("confidence", "low"), [(0.9, 0.4), (0.99, 0.0), (0.5, 0.45), (1.0, 1.0), (0.2, 0.6)])
+def test_hierarchical_is_its_plain_reading(confidence: float, low: float) -> None:
+    """Run after run of neighbouring masks, one row at a time; several runs are decided at one step."""
+    toy, rows, most = Toy(scale=2.0), [masks("12" + "_" * 9), masks("__3_4____5"), masks("_" * 14)], 0
+    for row, ours in zip(rows, decode(toy, rows, Hierarchical(confidence, low)), strict=True):
+        ids, index = row.clone(), 0
+        while (ids == MASK).any():
+            canvas = pad([ids], MASK)
+            logits = toy(canvas._replace(open=(row == MASK)[None]), torch.ones_like(canvas.valid))
+            logits[:, MASK] = -torch.inf
+            sure, token = logits.softmax(-1).max(-1)
+            open_ones = [i for i in range(len(ids)) if ids[i] == MASK]
+            runs = [list(run) for _, run in groupby(open_ones, key=lambda i: (ids[:i] != MASK).sum().item())]
+            firsts = [max(run, key=lambda i: sure[i].item()) for run in runs]
+            commit = {i for i in open_ones if sure[i] > confidence} | {i for i in firsts if sure[i] > low}
+            commit.add(max(open_ones, key=lambda i: sure[i].item()))
+            most = max(most, len(commit))
+            assert (ours.committed_at == index).nonzero().flatten().tolist() == sorted(commit)
+            ids[list(commit)] = token[list(commit)]
+            index += 1
+        assert torch.equal(ours.ids, ids)
+    assert (most > 1) == (low < 1)
+
+
 def test_statistics_are_the_textbook_ones() -> None:
     step = make_step(ROW)
     torch.testing.assert_close(step.confidence[0], torch.tensor([0.5, -1, 0.95, 0.7, 0.999], dtype=torch.float64))
@@ -179,6 +204,7 @@ def test_threshold(confidence: float, expected: list[int]) -> None:
     "rule",
     [
         TopK(), TopK(schedule="dream"), Threshold(0.9), Factor(9.0), EntropyBound(5.0), KLASS(0.3, 9.0, 1),
+        Hierarchical(0.9, 0.1),
         Blockwise(Threshold(0.3), 3), Last(Threshold(0.3), (1,)), StableAndConfident(Threshold(0.9), 9),
         EarlyCommit(Threshold(0.9), over="region"), EarlyCommit(Threshold(0.9), Stairs((0.0,), ()), over="region"),
     ],

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .rules import Blockwise as Blockwise
     from .rules import EntropyBound as EntropyBound
     from .rules import Factor as Factor
+    from .rules import Hierarchical as Hierarchical
     from .rules import Last as Last
     from .rules import Threshold as Threshold
     from .rules import TopK as TopK
@@ -74,7 +75,7 @@ _NAMES = {
     "predictor": ["Canvas", "Guided", "MaskPredictor", "Suppressed"],
     "prompts": ["StopStrings", "canvas", "canvas_row", "encode", "read_prompts", "text_of"],
     "rules": [
-        "Blockwise", "DEFAULT", "EntropyBound", "Factor", "KLASS", "Last", "Threshold", "TopK",
+        "Blockwise", "DEFAULT", "EntropyBound", "Factor", "Hierarchical", "KLASS", "Last", "Threshold", "TopK",
     ],
     "schedule": ["Cosine", "Exponential", "Linear", "Span", "Stairs", "Suffix"],
     "settling": ["emergence", "record", "settle"],

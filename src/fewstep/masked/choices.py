@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from .predictor import MaskPredictor, NetworkPredictor
     from .step import CommitRule
 
-Base = Literal["low-confidence", "margin", "entropy", "random", "threshold", "factor", "entropy-bound", "klass"]
+Base = Literal[
+    "low-confidence", "margin", "entropy", "random", "threshold", "factor", "entropy-bound", "klass", "hierarchical"
+]
 EarlyName = Literal["prophet", "sched", "stable"]
 
 
@@ -93,11 +95,13 @@ class Rule:
     """How much is decided at a step; the defaults are those of everything that decodes."""
 
     rule: Base = "threshold"
-    """Decides what is sure enough (threshold, factor, entropy-bound, klass), or at each step a number by --schedule."""
+    """Decides what is sure enough (threshold, factor, entropy-bound, klass, hierarchical), or a number by --schedule."""
     block_length: int = 32
     """The text is decided block by block; as long as --gen-length means all at once."""
     confidence: float | None = None
-    """Of threshold and klass; 0.99 if left out."""
+    """Of threshold, klass and hierarchical; 0.99 if left out."""
+    low: float | None = None
+    """Of hierarchical, for the surest of each run of neighbours; 0.4 if left out."""
     factor: float | None = None
     """Of factor; 1.0 if left out."""
     bound: float | None = None
@@ -110,12 +114,12 @@ class Rule:
     def made(self, tokenizer: PreTrainedTokenizerBase) -> CommitRule:
         """The rule itself."""
         from .prompts import token_ids
-        from .rules import DEFAULT, KLASS, SURE, Blockwise, EntropyBound, Factor, Last, TopK
+        from .rules import DEFAULT, KLASS, SURE, Blockwise, EntropyBound, Factor, Hierarchical, Last, TopK
 
         rules: dict[str, Any] = {
             "low-confidence": TopK("confidence"), "margin": TopK("margin"), "entropy": TopK("entropy"),
             "random": TopK("chance"), "threshold": DEFAULT.rule, "factor": Factor(), "entropy-bound": EntropyBound(),
-            "klass": KLASS(SURE),
+            "klass": KLASS(SURE), "hierarchical": Hierarchical(SURE),
         }  # fmt: skip
         options = [option.name for option in fields(self) if option.default is None]
         given = {name: value for name in options if (value := getattr(self, name)) is not None}

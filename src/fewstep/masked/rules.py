@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .step import Around, Change, CommitRule, Step
 
@@ -128,6 +129,37 @@ class KLASS(CommitRule):
 
     def remembers(self) -> int:
         return self.steps
+
+
+@dataclass(frozen=True)
+class Hierarchical(CommitRule):
+    """The most confident position of each run of neighbouring masks, every sure one, and always the most confident one.
+
+    What is decided divides a run, so what stays open is spread over the text and every open position soon has a neighbour.
+
+    Args:
+        confidence: probability of the proposal above which any position is sure.
+        low: the first of a run must be above it.
+
+    Reference: Ma et al. 2025, dInfer: An Efficient Inference Framework for Diffusion Language Models.
+    """
+
+    confidence: float = 0.9
+    low: float = 0.4
+
+    def __post_init__(self) -> None:
+        _probability(self.confidence)
+        _probability(self.low)
+
+    def __call__(self, step: Step) -> Tensor:
+        rank, masked = _rank(step.confidence, step.masked), step.masked
+        begins = masked & ~pad(masked, (1, -1))
+        run = begins.cumsum(1) * masked  # counted from 1; 0 is what is not masked
+        first = rank == torch.full_like(pad(rank, (1, 0)), rank.shape[1]).scatter_reduce(1, run, rank, "amin").gather(
+            1, run
+        )
+        sure = (step.confidence > self.confidence) | (first & (step.confidence > self.low))
+        return (sure | (rank == 0)) & masked
 
 
 @dataclass(frozen=True)
