@@ -16,7 +16,7 @@ from conftest import noise_images, tiny
 from pictures import png, put
 from torch.utils.data import DataLoader
 
-from fewstep.diffusion.data import Images, Rows, Table, load_images, make_table, save_images
+from fewstep.diffusion.data import Images, Rows, Table, load_images, make_table, making, save_images
 from fewstep.diffusion.data import load as reading
 from fewstep.diffusion.data.table import arrays_of, write_table
 from fewstep.diffusion.noise import LogNormal
@@ -46,7 +46,7 @@ def made(place: Path, images: Images, name: str = "table") -> Table:
 @pytest.mark.parametrize("name", ["data", "data.zip"])
 @pytest.mark.parametrize("rows", [1, 2, 1000])
 def test_a_table_holds_what_would_be_in_memory(tmp_path, monkeypatch, name: str, rows: int) -> None:
-    monkeypatch.setattr(reading, "BATCH", rows * 3 * 8 * 8)
+    monkeypatch.setattr(making, "BATCH", rows * 3 * 8 * 8)
     put(tmp_path / name, COLOURS)
     table = make_table(tmp_path / name, tmp_path / "table", channels=3, size=8)
     same(table, load_images(tmp_path / name, channels=3, size=8))
@@ -203,7 +203,7 @@ def test_a_damaged_table_is_one_sentence(tmp_path) -> None:
 
 def test_training_from_a_table_is_training_from_memory(tmp_path, monkeypatch) -> None:
     """Row by row, with any workers, and bit-equal when it goes on from a saved state with the table opened anew."""
-    monkeypatch.setattr(reading, "BATCH", 5 * 64)
+    monkeypatch.setattr(making, "BATCH", 5 * 64)
     images = noise_images(23, labels=True)
     table = made(tmp_path, images)
     settings = {"seed": 3, "mirror": True, "unlabelled": (0.3, 3)}

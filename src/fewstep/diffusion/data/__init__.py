@@ -2,7 +2,8 @@
 
 from .examples import Samples, Source
 from .images import Images, Paths
-from .load import load_images, make_table
+from .load import load_images
+from .making import make_table
 from .npz import save_images
 from .rows import Batch, Rows
 from .table import Table

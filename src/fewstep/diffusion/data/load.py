@@ -1,22 +1,17 @@
-"""load_images(): whatever holds images becomes `Samples`; make_table(): the same on the disk, once and for all."""
+"""load_images(): whatever holds images becomes `Samples`."""
 
 from __future__ import annotations
 
 import logging
 import math
-import shutil
+import shlex
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.files import atomic_folder
 from ...core.progress import track
-from ...core.receipt import receipt
 from ...core.source import ASSETS
 from .encoded import EncodedPictures, hub_pictures, parquet_pictures
 from .examples import Samples
@@ -27,11 +22,9 @@ from .limits import check_growth, check_memory
 from .npz import read_npz
 from .pictures import Pictures, shown
 from .pixels import decode
-from .table import IMAGE, LABEL, LATENTS, Table, arrays_of, holds_arrays, is_table, open_folder, write_table
+from .table import Table, holds_arrays, is_table, open_folder
 
 logger = logging.getLogger(__name__)
-
-BATCH = 2**26  # bytes of samples that are written at once
 
 
 def load_images(source: str | Path, *, channels: int, size: int | tuple[int, int], labels: bool = True) -> Samples:
@@ -57,104 +50,25 @@ def load_images(source: str | Path, *, channels: int, size: int | tuple[int, int
         ValueError: nothing there, nothing readable, a shape that the model does not take, classes that are not clear, or
             more than is kept in memory.
     """
-    shape = _shape(channels, size)
-    ready = _ready(source, shape, labels=labels)
+    shape = shape_of(channels, size)
+    ready = arrays_in(source, shape, labels=labels)
     if ready is not None:
         return ready
-    pictures = _pictures(source, channels)
-    needed = _bytes(pictures, shape)
-    table = f"fewstep table {shown(source)} --channels {channels} --size {' '.join(map(str, shape[1:]))} --out TABLE"
+    pictures = pictures_in(source, channels)
+    needed = bytes_of(pictures, shape)
+    sides = " ".join(map(str, dict.fromkeys(shape[1:])))
+    table = f"fewstep table {shlex.quote(shown(source))} --channels {channels} --size {sides} --out TABLE"
     check_memory(pictures.source, needed, f"write it as a table once, `{table}`, and give TABLE as data")
     values, names = read_labels(lambda: pictures.labels, pictures.source, needed=labels)
     pixels = torch.empty(len(pictures), *shape, dtype=torch.uint8)
     kept: list[int] = []
-    for k, picture in _decoded(pictures, shape):
+    for k, picture in decoded(pictures, shape):
         pixels[len(kept)] = picture
         kept.append(k)
     return Images(pixels[: len(kept)], None if values is None else values[kept], names)
 
 
-def make_table(
-    source: str | Path, out: str | Path, *, channels: int, size: int | tuple[int, int], labels: bool = True
-) -> Table:
-    """Writes as a table what `load_images` reads, in the same order; memory does not grow with it.
-
-    A training or a score takes from the table what it takes from the same data in memory, row by row the same.
-
-    Args:
-        source, channels, size, labels: as for `load_images`.
-        out: folder of the table, where nothing stands yet. It appears once all of it is on the disk.
-
-    Raises:
-        ValueError: what `load_images` raises, there is something at `out`, or it has no room for the table.
-        OSError: it could not be written.
-    """
-    out = Path(out)
-    if out.exists():
-        raise ValueError(f"{out} is already there; choose another folder for the table with --out")
-    plan = _plan(source, _shape(channels, size), labels=labels)
-    room = shutil.disk_usage(next(place for place in out.absolute().parents if place.exists())).free
-    if plan.bytes > room:
-        raise ValueError(
-            f"the table takes {plan.bytes / 2**30:,.1f} GiB, and there is room for {room / 2**30:,.1f} at {out}; choose "
-            "another place with --out"
-        )
-    facts = {"source": str(source), "shape": plan.shape, "classes": plan.names}
-    with atomic_folder(out) as folder, receipt(folder / "receipt.json", **facts) as entries:
-        write_table(folder, plan.features, plan.batches(entries))
-    return Table(out)
-
-
-class _Plan(NamedTuple):
-    """A table to write: its rows, and what is known of them before they are read."""
-
-    rows: Iterator[tuple[Tensor, int]]
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    bytes: int
-    labelled: bool
-    names: tuple[str, ...] | None
-
-    @property
-    def column(self) -> str:
-        return IMAGE if self.dtype == torch.uint8 else LATENTS
-
-    @property
-    def features(self) -> dict[str, Any]:
-        import datasets
-
-        label = datasets.ClassLabel(names=list(self.names)) if self.names else datasets.Value("int64")
-        known = {self.column: arrays_of(self.shape, str(self.dtype).removeprefix("torch."))}
-        return known | ({LABEL: label} if self.labelled else {})
-
-    def batches(self, entries: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The rows, some at a time; their number goes into the receipt."""
-        entries["rows"], rows = 0, iter(self.rows)
-        one = torch.empty(self.shape, dtype=self.dtype, device="meta").nbytes
-        while some := list(islice(rows, max(1, BATCH // one))):
-            samples, labels = zip(*some, strict=True)
-            entries["rows"] += len(some)
-            batch: dict[str, Any] = {self.column: torch.stack(samples).numpy()}
-            yield batch | ({LABEL: np.array(labels, np.int64)} if self.labelled else {})
-
-
-def _plan(source: str | Path, shape: tuple[int, int, int], *, labels: bool) -> _Plan:
-    ready = _ready(source, shape, labels=labels)
-    if isinstance(ready, Table):
-        raise ValueError(f"{source} is a table already; give it as data")
-    if ready is not None:
-        one, labelled = ready.raw([0]), ready.label_range is not None
-        rows = ((ready.raw([k])[0], ready.label(k)) for k in range(len(ready)))
-        return _Plan(rows, shape, one.dtype, len(ready) * one.nbytes, labelled, ready.classes)
-    pictures = _pictures(source, shape[0])
-    needed = _bytes(pictures, shape)
-    values, names = read_labels(lambda: pictures.labels, pictures.source, needed=labels)
-    decoded = _decoded(pictures, shape)
-    rows = ((picture, -1 if values is None else int(values[k])) for k, picture in decoded)
-    return _Plan(rows, shape, torch.uint8, needed, values is not None, names)
-
-
-def _ready(source: str | Path, shape: tuple[int, ...], *, labels: bool) -> Samples | None:
+def arrays_in(source: str | Path, shape: tuple[int, ...], *, labels: bool) -> Samples | None:
     """What needs no decoding, an .npz or a table of arrays, if the source is that; ValueError if it has another shape."""
     path = ASSETS / "fashion_mnist" / "images.npz" if source == "bundled" else Path(source)
     samples: Samples
@@ -172,7 +86,7 @@ def _ready(source: str | Path, shape: tuple[int, ...], *, labels: bool) -> Sampl
     return samples
 
 
-def _pictures(source: str | Path, channels: int) -> Pictures:
+def pictures_in(source: str | Path, channels: int) -> Pictures:
     """The encoded pictures of a source."""
     if channels not in (1, 3):
         raise ValueError(
@@ -199,19 +113,20 @@ def _pictures(source: str | Path, channels: int) -> Pictures:
     return hub_pictures(str(source))
 
 
-def _shape(channels: int, size: int | tuple[int, int]) -> tuple[int, int, int]:
+def shape_of(channels: int, size: int | tuple[int, int]) -> tuple[int, int, int]:
+    """(C, H, W) of a size that is a side, or height and width."""
     height, width = (size, size) if isinstance(size, int) else size
     return channels, height, width
 
 
-def _bytes(pictures: Pictures, shape: tuple[int, int, int]) -> int:
+def bytes_of(pictures: Pictures, shape: tuple[int, int, int]) -> int:
     """What the decoded pictures take; ValueError where that is beyond reason."""
     needed = len(pictures) * math.prod(shape)
     check_growth(pictures.source, needed, pictures.on_disk)
     return needed
 
 
-def _decoded(pictures: Pictures, shape: tuple[int, int, int]) -> Iterator[tuple[int, Tensor]]:
+def decoded(pictures: Pictures, shape: tuple[int, int, int]) -> Iterator[tuple[int, Tensor]]:
     """Each picture that can be read, with its number, one after another; what cannot is told at the end.
 
     Raises:

@@ -1,0 +1,100 @@
+"""make_table(): whatever holds images becomes a table on the disk, once and for all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core.files import atomic_folder
+from ...core.receipt import receipt
+from .labels import read_labels
+from .load import arrays_in, bytes_of, decoded, pictures_in, shape_of
+from .table import IMAGE, LABEL, LATENTS, Table, arrays_of, write_table
+
+BATCH = 2**26  # bytes of samples that are written at once
+
+
+def make_table(
+    source: str | Path, out: str | Path, *, channels: int, size: int | tuple[int, int], labels: bool = True
+) -> Table:
+    """Writes as a table what `load_images` reads, in the same order; memory does not grow with it.
+
+    A training or a score takes from the table what it takes from the same data in memory, row by row the same.
+
+    Args:
+        source, channels, size, labels: as for `load_images`.
+        out: folder of the table, where nothing stands yet. It appears once all of it is on the disk.
+
+    Raises:
+        ValueError: what `load_images` raises, there is something at `out`, or it has no room for the table.
+        OSError: it could not be written.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"{out} is already there; choose another folder for the table with --out")
+    plan = _plan(source, shape_of(channels, size), labels=labels)
+    room = shutil.disk_usage(next(place for place in out.absolute().parents if place.exists())).free
+    if plan.bytes > room:
+        raise ValueError(
+            f"the table takes {plan.bytes / 2**30:,.1f} GiB, and there is room for {room / 2**30:,.1f} at {out}; choose "
+            "another place with --out"
+        )
+    facts = {"source": str(source), "shape": plan.shape, "classes": plan.names}
+    with atomic_folder(out) as folder, receipt(folder / "receipt.json", **facts) as entries:
+        write_table(folder, plan.features, plan.batches(entries))
+    return Table(out)
+
+
+class _Plan(NamedTuple):
+    """A table to write: its rows, and what is known of them before they are read."""
+
+    rows: Iterator[tuple[Tensor, int]]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    bytes: int
+    labelled: bool
+    names: tuple[str, ...] | None
+
+    @property
+    def column(self) -> str:
+        return IMAGE if self.dtype == torch.uint8 else LATENTS
+
+    @property
+    def features(self) -> dict[str, Any]:
+        import datasets
+
+        label = datasets.ClassLabel(names=list(self.names)) if self.names else datasets.Value("int64")
+        known = {self.column: arrays_of(self.shape, str(self.dtype).removeprefix("torch."))}
+        return known | ({LABEL: label} if self.labelled else {})
+
+    def batches(self, entries: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The rows, some at a time; their number goes into the receipt."""
+        entries["rows"], rows = 0, iter(self.rows)
+        one = torch.empty(self.shape, dtype=self.dtype, device="meta").nbytes
+        while some := list(islice(rows, max(1, BATCH // one))):
+            samples, labels = zip(*some, strict=True)
+            entries["rows"] += len(some)
+            batch: dict[str, Any] = {self.column: torch.stack(samples).numpy()}
+            yield batch | ({LABEL: np.array(labels, np.int64)} if self.labelled else {})
+
+
+def _plan(source: str | Path, shape: tuple[int, int, int], *, labels: bool) -> _Plan:
+    ready = arrays_in(source, shape, labels=labels)
+    if isinstance(ready, Table):
+        raise ValueError(f"{source} is a table already; give it as data")
+    if ready is not None:
+        one, labelled = ready.raw([0]), ready.label_range is not None
+        rows = ((ready.raw([k])[0], ready.label(k)) for k in range(len(ready)))
+        return _Plan(rows, shape, one.dtype, len(ready) * one.nbytes, labelled, ready.classes)
+    pictures = pictures_in(source, shape[0])
+    needed = bytes_of(pictures, shape)
+    values, names = read_labels(lambda: pictures.labels, pictures.source, needed=labels)
+    rows = ((x, -1 if values is None else int(values[k])) for k, x in decoded(pictures, shape))
+    return _Plan(rows, shape, torch.uint8, needed, values is not None, names)
