@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -7,7 +9,7 @@ from conftest import noise_images
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.diffusion.data import Images, Rows
+from fewstep.diffusion.data import Images, Rows, Samples
 from fewstep.diffusion.noise import LogNormal
 from fewstep.diffusion.space import to_uint8
 
@@ -52,6 +54,31 @@ def test_every_epoch_sees_every_image_once() -> None:
     order = [[to_uint8(rows[epoch * 10 + k][0])[0, 0, 0].item() for k in range(10)] for epoch in range(2)]
     assert sorted(order[0]) == sorted(order[1]) == list(range(10))
     assert order[0] != order[1]
+
+
+def test_a_run_over_a_billion_examples_starts_at_once_wherever_it_goes_on() -> None:
+    """Neither the start nor the memory grows with the data: of this set nothing exists but what is asked for."""
+    asked: list[int] = []
+
+    class Giant(Samples):
+        shape, classes, label_range = (1, 1, 1), None, (0, 1)
+
+        def __len__(self) -> int:
+            return 10**9
+
+        def label(self, k: int) -> int:
+            return k % 2
+
+        def raw(self, rows: Sequence[int]) -> torch.Tensor:
+            asked.extend(rows)
+            return torch.tensor(rows).view(-1, 1, 1, 1) % 2
+
+    tracemalloc.start()
+    (batch,) = Rows(Giant(), LEVELS, seed=0).batches(3 * 10**9 - 4, 3 * 10**9 + 4, 8)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(set(asked)) == 8 and batch.labels.tolist() == batch.x0.flatten().tolist() == [k % 2 for k in asked]
+    assert peak < 2**22
 
 
 def test_each_sight_of_an_image_has_noise_of_its_own() -> None:
