@@ -16,7 +16,7 @@ from fewstep.core.intervals import Estimate, jackknife
 from fewstep.diffusion.data import Images, load_images
 from fewstep.diffusion.measure.dial import Looks, Point, difference, ratio, recommend, score
 from fewstep.diffusion.measure.features import FashionFeatures, RandomFeatures, View, extract, extractor, reference, views
-from fewstep.diffusion.measure.scores import Reference, coverage, frechet
+from fewstep.diffusion.measure.scores import Reference, coverage, frechet, sliced
 from fewstep.diffusion.measure.settings import diffusion_settings, student_settings
 from fewstep.diffusion.measure.settling import Settling, settle
 from fewstep.diffusion.model import Model
@@ -149,6 +149,8 @@ def test_a_point_counts_and_scores(fashion) -> None:
         assert first.summary()["frechet"][view.name]["low"] < first.frechet[view.name].value
         zero = difference(first, first, view)
         assert zero.value == zero.low == zero.high == 0
+        expected = sliced(first.features[view.name], view.real.features[: first.n])
+        assert first.summary()["sliced"][view.name]["value"] == expected > 0
     assert first.summary()["grey"] == pytest.approx(float(first.images.float().mean()))
 
 
@@ -180,7 +182,20 @@ def made_up(name: str, nfe: int, *shifts: float, seen_by: list[View]) -> Point:
         frechets[view.name] = jackknife(lambda kept, rows=rows, view=view: frechet(rows[kept], view.real), 200)
     nothing = coverage(rows, view.real.features)
     return Point(
-        name, "x", nfe, 200, frechets, frechets[view.name], nothing, Looks(0, 0), 1.0, "cpu", 1, torch.zeros(0), features
+        name,
+        "x",
+        nfe,
+        200,
+        frechets,
+        {},
+        frechets[view.name],
+        nothing,
+        Looks(0, 0),
+        1.0,
+        "cpu",
+        1,
+        torch.zeros(0),
+        features,
     )
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import wasserstein_distance
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from fewstep.diffusion.measure import scores
-from fewstep.diffusion.measure.scores import Reference, coverage, frechet, kid
+from fewstep.diffusion.measure.scores import Reference, coverage, directions, frechet, kid, sliced
 
 
 def gaussian(n: int, d: int, mean: float = 0.0, std: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -97,3 +98,27 @@ def test_coverage_by_hand() -> None:
     assert found.precision == pytest.approx(1 / 6)  # radii to the third neighbour are 3, 2, 2, 2, 2, 3: 9 is out of reach
     assert found.coverage == 1  # each real point has a ball of radius 3 to 5 that holds 0.5
     assert found.density == pytest.approx((6 + 5) / (6 * 5))  # all six hold 0.5; that of the point 5 holds the others too
+
+
+@given(n=st.integers(1, 40), m=st.integers(1, 40))
+def test_sliced_is_scipys_along_each_direction(n: int, m: int) -> None:
+    x, y, along = gaussian(n, 5), gaussian(m, 5, mean=0.5, std=2, seed=1), directions(5, 7)
+    assert np.allclose(np.linalg.norm(along, axis=0), 1)
+    theirs = [wasserstein_distance(x @ direction, y @ direction) for direction in along.T]
+    assert sliced(x, y, 7) == pytest.approx(np.mean(theirs), rel=1e-9)
+
+
+def test_sliced_of_a_shift_is_known() -> None:
+    """Whatever the sample, a shift by δ is |δ·θ| along θ, whose mean is |δ|·Γ(D/2)/(√π·Γ((D + 1)/2)): 3/8 for D = 5.
+
+    A Fréchet distance sees no difference between a Gaussian and two points with its mean and covariance; this one does: it
+    is the mean of ||z| − 1|, 4·φ(1) − 2·φ(0) + 4·Φ(1) − 3 = .535.
+    """
+    x = gaussian(30, 5)
+    shift = np.array([0.0, 3.0, 0.0, -4.0, 0.0])
+    assert sliced(x, x) == 0
+    assert sliced(x + shift, x, 20_000) == pytest.approx(5 * 3 / 8, rel=0.02)
+    one = gaussian(4000, 1)
+    points = one.mean() + one.std(ddof=1) * np.repeat([-1.0, 1.0], 2000)[:, None] * math.sqrt(3999 / 4000)
+    assert np.allclose([points.mean(), points.var(ddof=1)], [one.mean(), one.var(ddof=1)])
+    assert sliced(points, one) == pytest.approx(0.535, abs=0.03)

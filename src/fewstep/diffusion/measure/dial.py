@@ -19,7 +19,7 @@ from ..data import Samples
 from ..denoiser import Denoiser
 from ..walk import Walk, sample
 from .features import View, extract, in_parts
-from .scores import Array, Coverage, coverage, frechet, kid
+from .scores import Array, Coverage, coverage, frechet, kid, sliced
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Point:
         nfe: network calls a sample, counted at the network.
         n: number of samples.
         frechet: distance to the real images with its 95 % interval, by the name of the view.
+        sliced: sliced Wasserstein distance to as many real images, by the name of the view.
         kid, coverage: in the first view: the kernel distance; precision, recall, density and coverage against as many
             real images.
         looks: mean grey and contrast.
@@ -74,6 +75,7 @@ class Point:
     nfe: float
     n: int
     frechet: dict[str, Estimate]
+    sliced: dict[str, Estimate]
     kid: Estimate
     coverage: Coverage
     looks: Looks
@@ -95,6 +97,7 @@ class Point:
             "nfe": self.nfe,
             "n": self.n,
             "frechet": {name: distance._asdict() for name, distance in self.frechet.items()},
+            "sliced": {name: distance._asdict() for name, distance in self.sliced.items()},
             "kid": self.kid._asdict(),
             **self.coverage._asdict(),
             **self.looks._asdict(),
@@ -120,7 +123,7 @@ def score(
         setting: what to measure.
         seeds: one a sample; the same for every setting that is to be compared.
         views: representations, at least two (`features.views`); as many real images as there are seeds serve precision,
-            recall and KID.
+            recall, KID and the sliced distance.
         batch: samples at once.
         precision: "no" (float32) or "bf16" in the network.
         cond: passed to the denoiser, one row a seed.
@@ -144,6 +147,7 @@ def score(
         nfe=nfe.rows / len(seeds),
         n=len(seeds),
         frechet={view.name: _distance(features[view.name], view) for view in views},
+        sliced={view.name: _sliced(features[view.name], view) for view in views},
         kid=jackknife(lambda rows: kid(seen[rows], some_real), len(seeds)),
         coverage=coverage(seen, some_real),
         looks=Looks.of(images),
@@ -179,6 +183,11 @@ def scores(
 
 def _distance(features: Array, view: View) -> Estimate:
     return jackknife(lambda rows: frechet(features[rows], view.real), len(features))
+
+
+def _sliced(features: Array, view: View) -> Estimate:
+    real = view.real.features[: len(features)]
+    return jackknife(lambda rows: sliced(features[rows], real), len(features))
 
 
 def difference(a: Point, b: Point, view: View) -> Estimate:
