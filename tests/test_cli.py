@@ -56,6 +56,7 @@ except SystemExit:
     assert min(seconds([sys.executable, "-m", "fewstep.cli", "--help"]) for _ in range(3)) < 12 * python
 
 
+@pytest.mark.usefixtures("stock_here")
 def test_from_training_to_export(place, monkeypatch, capsys) -> None:
     tune = "tune run0/model --data data.npz --out run --batch 8 --q 4 --images "
     fewstep(monkeypatch, "train data.npz --out run0 --images 16 --batch 8 --widths 8 16")
@@ -193,6 +194,7 @@ def test_multistep_distillation_from_paths_to_the_dial(place, monkeypatch, capsy
         assert (place / "again" / name).read_bytes() == (place / "samples" / name).read_bytes()
 
 
+@pytest.mark.usefixtures("stock_here")
 def test_one_student_for_any_number_of_calls(place, monkeypatch, capsys) -> None:
     tune = "tune teacher --data data.npz --out run --batch 8 --segments any --images "
     fewstep(monkeypatch, tune + "16")
