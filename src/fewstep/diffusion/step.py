@@ -12,7 +12,7 @@ from ..core.device import finite
 from .average import Exponential, MovingAverage
 from .denoiser import Denoiser
 
-FORMAT = 1  # of `Step.state()`
+FORMAT = 2  # of `Step.state()`; 1 saw its data in another order
 
 
 @dataclass(frozen=True)
