@@ -253,7 +253,7 @@ def test_a_state_that_is_not_this_runs_is_refused(images) -> None:
     """One of another format, and one of a network of which more was trained."""
     state = run(tiny(), images, images=8)[-1].state()
     old = {name: value for name, value in state.items() if name != "format"}
-    with pytest.raises(ValueError, match="format 0, and this fewstep goes on from format 1"):
+    with pytest.raises(ValueError, match="format 0, and this fewstep goes on from format 2"):
         run(tiny(), images, state=old)
     with pytest.raises(ValueError, match="frozen where it was"):
         run(half_frozen(), images, state=state)
