@@ -14,8 +14,10 @@ from diffusers import (
 from fewstep.core.nfe import count_nfe
 from fewstep.core.seeds import generators
 from fewstep.diffusion.cond import Cond, labelled
-from fewstep.diffusion.denoiser import edm, flow
+from fewstep.diffusion.denoiser import Denoiser, edm, flow
 from fewstep.diffusion.formats import schedulers
+from fewstep.diffusion.prediction import unit_score
+from fewstep.diffusion.schedule import Exploding
 from fewstep.diffusion.walk import DDIM, Consistency, Heun, Segments, sample
 
 WALKS = [Consistency(3), Segments(3), DDIM(3), Heun(3)]
@@ -41,7 +43,11 @@ def test_nfe_is_counted_at_the_network(walk, nfe: int) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_levels_start_at_sigma_max_and_fall(steps: int) -> None:
-    for denoiser in (tiny("vp"), tiny("edm"), tiny("vp", classes=3), flow(tiny().network), flow(tiny().network, shift=3.0)):
+    flows, exploding = (
+        (flow(tiny().network), flow(tiny().network, shift=3.0)),
+        Denoiser(tiny().network, Exploding(), unit_score),
+    )
+    for denoiser in (tiny("vp"), tiny("edm"), tiny("vp", classes=3), *flows, exploding):
         for walk in (Consistency(steps), Segments(steps), DDIM(steps), Heun(steps)):
             levels = walk.levels(denoiser)
             assert len(levels) == steps and float(levels[0]) == pytest.approx(denoiser.schedule.sigma_max)

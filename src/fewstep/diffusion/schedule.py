@@ -337,24 +337,25 @@ class Exploding:
     It is told no level below sigma_min, as it knows none: there the score stays what it is.
 
     Args:
-        sigma_min, sigma_max: where sampling ends and begins; diffusers' ScoreSdeVeScheduler has half of each.
+        sigma_min, highest: the noise levels that it was trained on; diffusers' ScoreSdeVeScheduler has half of each.
 
     Reference: Song et al. 2021, Score-Based Generative Modeling through SDEs, app. C.
     """
 
     sigma_min: float = 0.02
-    sigma_max: float = 2696.0
+    highest: float = 2696.0
 
     sigma_data = 0.5
     origin = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"noise levels that explode need 0 < sigma_min < sigma_max, got {self}")
+            raise ValueError(f"noise levels that explode need 0 < sigma_min < 80 and < highest, got {self}")
 
     @property
-    def highest(self) -> float:
-        return self.sigma_max
+    def sigma_max(self) -> float:
+        """Where EDM begins: above it nothing is left of a picture, and training draws hardly a level for a student."""
+        return min(80.0, self.highest)
 
     @property
     def prior_std(self) -> float:

@@ -34,7 +34,7 @@ def stock_pipeline(denoiser: Denoiser, walk: Walk) -> DiffusionPipeline:
     if isinstance(denoiser.schedule, Karras):
         return _edm(denoiser, denoiser.schedule, walk)
     raise ValueError(
-        f"there is no stock few-step pipeline for a UNet2DModel on a {type(denoiser.schedule).__name__} schedule"
+        f"there is no stock few-step pipeline for a UNet2DModel on the {type(denoiser.schedule).__name__} schedule"
     )
 
 

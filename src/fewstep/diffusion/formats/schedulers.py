@@ -77,7 +77,7 @@ def write(denoiser: Denoiser) -> Any:
         trigflow.register_to_config(sigma_max=schedule.sigma_max)  # it has no such setting of its own
         return trigflow
     if isinstance(schedule, Exploding):
-        return ScoreSdeVeScheduler(sigma_min=schedule.sigma_min / 2, sigma_max=schedule.sigma_max / 2)
+        return ScoreSdeVeScheduler(sigma_min=schedule.sigma_min / 2, sigma_max=schedule.highest / 2)
     assert isinstance(schedule, Karras)
     if schedule.time_scale == 250:
         return CMStochasticIterativeScheduler(**schedule.consistency_settings(None, denoiser.identity))
