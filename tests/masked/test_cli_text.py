@@ -8,7 +8,7 @@ import shutil
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,8 +18,9 @@ from masked.tiny_bert import WORDS, call, save_bert, word_tokenizer, write_promp
 from fewstep.cli.text import _told, calibrate
 from fewstep.cli.text import decode as decode_command
 from fewstep.cli.text_measuring import evaluate, settle_text
+from fewstep.core import receipt
 from fewstep.masked.calibration import Calibration, read_rule
-from fewstep.masked.choices import Early, Prophet, Rule
+from fewstep.masked.choices import Base, Early, Prophet, Rule
 from fewstep.masked.decoding import decode
 from fewstep.masked.early import EarlyCommit, StableAndConfident
 from fewstep.masked.load import load_text
@@ -149,6 +150,9 @@ def test_rule_names() -> None:
                        ("hierarchical", Hierarchical(0.99, 0.4)),
                        ("entropy-bound", EntropyBound(0.1)), ("margin", TopK("margin", "even"))):  # fmt: skip
         assert Rule(rule=name).made(words) == Blockwise(base)  # type: ignore[arg-type] # what the help says of each
+    for name in get_args(Base):
+        rule = Rule(rule=name).made(words)
+        assert read_rule(receipt.plain(rule)) == rule  # else what is calibrated over it could not be read
     with pytest.raises(ValueError, match="--statistic is mean, minimum or a number"):
         Prophet(statistic="median").around(inner, answer_follows=False)
     with pytest.raises(ValueError, match="no token nobody"):
