@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.diffusion.average import Exponential, MovingAverage, PowerFunction
+from fewstep.diffusion.average import Exponential, MovingAverage, PowerFunction, copied, form_of
 from fewstep.diffusion.recipes import diffusion
 
 
@@ -63,10 +63,24 @@ def test_an_average_is_its_plain_sum(average) -> None:
         moving.update(model)
         decay = average(n)
         expected = [decay * mean + (1 - decay) * p.detach() for mean, p in zip(expected, model.parameters(), strict=True)]
-    for mean, ours in zip(expected, moving.model.parameters(), strict=True):
+    averaged = moving.model(form_of(model), model)
+    for mean, ours in zip(expected, averaged.parameters(), strict=True):
         torch.testing.assert_close(ours.detach(), mean, rtol=1e-6, atol=1e-6)
-    assert torch.equal(moving.model[1].running_mean, model[1].running_mean)
-    assert moving.model[2].weight is model[2].weight and moving.model[0].weight is not model[0].weight
+    assert torch.equal(averaged[1].running_mean, model[1].running_mean)
+    assert averaged[1].running_mean is not model[1].running_mean and not averaged.training
+    assert averaged[2].weight is model[2].weight and averaged[0].weight is not model[0].weight
+
+
+def test_a_form_takes_no_memory_and_is_filled() -> None:
+    """Tied weights stay tied, and what is named takes its place."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    form = form_of(model)
+    assert all(tensor.is_meta for tensor in (*form.parameters(), *form.buffers()))
+    filled = copied(form, {**dict(model.named_parameters()), **dict(model.named_buffers())})
+    assert filled[2].weight is filled[0].weight is model[0].weight
+    x = torch.randn(4, 3)
+    assert torch.equal(filled.eval()(x), model.eval()(x))
 
 
 def test_an_average_goes_on_from_its_state() -> None:
@@ -81,7 +95,7 @@ def test_an_average_goes_on_from_its_state() -> None:
             rest.load(first.state())
         for each in (whole, first if n < 3 else rest):
             each.update(model)
-    assert torch.equal(rest.model.weight, whole.model.weight)
+    assert torch.equal(rest.weights["weight"], whole.weights["weight"])
 
 
 @pytest.mark.parametrize("bad", [lambda: Exponential(1.0), lambda: PowerFunction(0.3), lambda: PowerFunction(0.0)])

@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import spread_worker
 import torch
 from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
 from conftest import launch, noise_images, tiny
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 from diffusers.models.embeddings import LabelEmbedding
@@ -301,6 +303,31 @@ def test_processes_may_differ_in_how_often_they_ask_a_network_with_buffers(tmp_p
     (losses, twice), (same, once) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert losses == same and len(losses) == 6
     assert (twice, once) == (12, 11)  # its own last call; what the other counted before came with the buffers
+
+
+def test_a_student_spread_over_two_processes_is_one(tmp_path) -> None:
+    """FSDP2: losses, averages and state are those of one process, and a resumed run goes on bit-equal.
+
+    Processes of which only one needs a second answer do not wait for each other.
+    """
+    launch("spread_worker", tmp_path, 2)
+    for name, (student, more) in spread_worker.RUNS.items():
+        two = load_state(tmp_path / f"{name}.pt")
+        torch.testing.assert_close(two["rest"], two["whole"], rtol=0, atol=0)
+        one = spread_worker.result(run(student(), noise_images(), **(spread_worker.SETTINGS | more)))
+        torch.testing.assert_close(two["whole"], one, rtol=1e-5, atol=3e-6)
+        state = load_state(tmp_path / f"{name}-3.pt")
+        rest = run(student(), noise_images(), state=state, **(spread_worker.SETTINGS | more))
+        torch.testing.assert_close(spread_worker.result(rest)["said"], one["said"], rtol=1e-5, atol=3e-6)
+    ours, theirs = (torch.load(tmp_path / f"uneven-{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_student_is_spread_by_fsdp2_alone(images) -> None:
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
+    with pytest.raises(ValueError, match="fsdp_version 2"):
+        run(tiny(), images, accelerator=accelerator)
 
 
 def test_accumulated_micro_batches_are_one_batch(images) -> None:

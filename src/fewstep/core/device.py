@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from .private import cpu_multiplies_bfloat16
+from .spread import together
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -81,6 +82,5 @@ def finite(module: nn.Module) -> bool:
 
 
 def norm_of(module: nn.Module) -> Tensor:
-    """The norm of all weights."""
-    norm: Tensor = get_total_norm([p.detach() for p in module.parameters()])
-    return norm
+    """The norm of all weights; where they are spread over processes, each of them has to ask."""
+    return together(get_total_norm([p.detach() for p in module.parameters()]))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ..core.spread import spread_as, whole
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -65,46 +68,66 @@ class PowerFunction:
         return float((1 - 1 / updates) ** (self.gamma + 1))
 
 
-class MovingAverage(Generic[Model]):
+class MovingAverage:
     """The moving average of a model's weights, beginning with those that the model has now.
 
     Published recipes begin with the checkpoint, too. A copy made after the first step would keep that step for as long
     as the average is long, and it is the worst one: RAdam's first steps follow the bare gradient.
 
     Attributes:
-        model: a copy of the model that holds the average; weights that do not train are shared with the model.
+        weights: the average of the parameters that train, by name; spread over the processes where the model's are.
+        buffers: the model's, as they were at the last update.
         updates: how many there were.
     """
 
-    def __init__(self, model: Model, average: Average) -> None:
-        frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
-        self.model = copy.deepcopy(model, frozen)
+    def __init__(self, model: nn.Module, average: Average) -> None:
+        self.weights = {name: nn.Parameter(p.detach().clone()) for name, p in trained(model).items()}
+        self.buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.updates = 0
         self._average = average
 
     @torch.no_grad()
-    def update(self, model: Model) -> None:
+    def update(self, model: nn.Module) -> None:
         """Takes the model's weights into the average; buffers, which do not train, are copied."""
         self.updates += 1
         mix = get_ema_multi_avg_fn(self._average(self.updates))
-        mix(list(trained(self.model).values()), list(trained(model).values()), None)
-        for ours, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+        mix(list(self.weights.values()), list(trained(model).values()), None)
+        for ours, theirs in zip(self.buffers.values(), model.buffers(), strict=True):
             ours.copy_(theirs)
 
+    def model(self, form: Model, model: nn.Module) -> Model:
+        """A copy of `form` that is the average, in evaluation mode; every process has to ask.
+
+        It has the average's own tensors and, for what does not train, the model's; what is spread comes whole, on the CPU.
+        """
+        frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+        return copied(form, whole(frozen | self.weights | self.buffers)).eval()
+
     def state(self) -> dict[str, Any]:
-        """What `load` needs to go on: the average and its count of updates."""
-        return {"updates": self.updates, "weights": {name: p.detach() for name, p in trained(self.model).items()}}
+        """What `load` needs to go on: the average and its count of updates; every process has to ask."""
+        return {"updates": self.updates, "weights": whole({name: p.detach() for name, p in self.weights.items()})}
 
     @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
         """Goes on from `state()` of an average of the same model."""
         self.updates = state["updates"]
-        weights = trained(self.model)
-        assert weights.keys() == state["weights"].keys()
-        for name, p in weights.items():
-            p.copy_(state["weights"][name])
+        assert self.weights.keys() == state["weights"].keys()
+        for name, p in self.weights.items():
+            p.copy_(spread_as(state["weights"][name], p))
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that train, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def copied(model: Model, tensors: Mapping[str, Tensor]) -> Model:
+    """A copy of `model` with `tensors` for the parameters and buffers that they are named after."""
+    ours: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return copy.deepcopy(model, {id(ours[name]): tensor for name, tensor in tensors.items()})
+
+
+def form_of(model: Model) -> Model:
+    """A copy of `model` without numbers, which takes no memory."""
+    ours: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return copied(model, {name: tensor.detach().to("meta") for name, tensor in ours.items()})

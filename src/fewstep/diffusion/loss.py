@@ -131,6 +131,7 @@ def consistency_loss(
     weight: Weight = InverseGap(),
     margin: float = 0.0,
     cond: Cond = NOTHING,
+    anyone: Callable[[bool], bool] = bool,
 ) -> Tensor:
     """w(t, r)·ρ(f(x_t, t) − f*), f* = inv_ddim(ddim(x_r, f(x_r, r), r → lo), x_t) without gradient.
 
@@ -149,6 +150,8 @@ def consistency_loss(
         weight: w.
         margin: moves targets at the limits of a picture's values this far `beyond_limits`, in the lowest segment.
         cond: passed to the student, which is told `lo` with it, and the hop, B rows.
+        anyone: from whether a row here needs f(x_r, r), whether one does on any process: a student that is spread over
+            them is asked by all or by none.
 
     Returns:
         The loss per sample, shape (B,).
@@ -165,7 +168,7 @@ def consistency_loss(
         reached, x_t = torch.maximum(r, lo), wide(x_t)  # just above an edge float32 would lose the target
         x_r = hop(x_t, wide(x0), wide(t), wide(reached), cond)
         x_lo = x_r.clone()  # at an edge the path itself is the target
-        if inside.any():
+        if anyone(bool(inside.any())):
             rows = _rows_to_ask(inside, start, x0.device)
             inside = inside.to(x0.device, non_blocking=True)
             level, x_r = torch.where(inside, reached, t)[rows], x_r[rows]  # t keeps rows at an edge finite
@@ -182,7 +185,8 @@ def _rows_to_ask(inside: Tensor, start: States, device: torch.device) -> Tensor 
     """The rows of the second pass: those inside their segment.
 
     On a GPU all rows go along, as shapes that change cost more there. So they do where the first pass has drawn: with other
-    rows in the batch a generator deals each row another dropout mask.
+    rows in the batch a generator deals each row another dropout mask. And so they do where only other processes need any.
     """
     drew = any(not torch.equal(before, now) for before, now in zip(start, generator_state(device), strict=True))
-    return slice(None) if drew or device.type != "cpu" else inside.nonzero().squeeze(1)
+    rows = inside.nonzero().squeeze(1)
+    return slice(None) if drew or device.type != "cpu" or not len(rows) else rows

@@ -89,7 +89,8 @@ def run(
     main, folders = accelerator.is_main_process, [out / name for name in _names(recipe.get("average"))]
     with interrupts() as interrupt, alone_in(out) if main else nullcontext():
         state, changes = _begun(out, recipe, facts, resume=resume, changing=changing)
-        if state and _complete(out, folders, state["step"] * recipe["batch"], recipe["images"]):
+        seen = state["step"] * recipe["batch"] if state else 0
+        if state and _complete(out, folders, seen, recipe["images"]):
             logger.info("the run in %s is complete: it has seen all its %d images", out, recipe["images"])
             return Model(averages_in(state, denoiser)[0], walk)
         kept = {"recipe": json.dumps(plain(recipe)), "facts": json.dumps(plain(facts)), "changes": json.dumps(changes)}
@@ -101,7 +102,8 @@ def run(
             _with_remedy(remedy),
         ):
             saver = Saver(out / "state.pt", kept, spent, accelerator, interrupt, save_every)
-            last = _driven(tune(denoiser, data, state=state, accelerator=accelerator, **recipe), recipe, show, saver)
+            steps = tune(denoiser, data, state=state, accelerator=accelerator, **recipe)
+            last = _driven(steps, recipe, show, saver) if seen != recipe["images"] else None  # all but the result is there
             state = saver.whole(last) if last else state
             assert state is not None  # from this run, or from the one before
             models = [Model(average, walk) for average in (last.emas if last else averages_in(state, denoiser))]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..core.device import finite
+from ..core.spread import spread_as, whole
 from .average import Exponential, MovingAverage
 from .denoiser import Denoiser
 
@@ -25,7 +26,9 @@ class Step:
         gap: mean of (t − r)/t over this process's last micro-batch: 1 is diffusion, towards 0 is consistency.
         rate: the learning rate used.
         student: the denoiser being trained.
-        averaged, optimizer: for `emas` and `state`.
+        averaged, optimizer, form: for `emas` and `state`.
+
+    Where the student is spread over processes, each of them has to ask for `emas`, `ema` and `state`, and each gets all.
     """
 
     step: int
@@ -34,18 +37,19 @@ class Step:
     gap: float
     rate: float
     student: Denoiser
-    averaged: tuple[MovingAverage[Denoiser], ...]
+    averaged: tuple[MovingAverage, ...]
     optimizer: torch.optim.Optimizer
+    form: Denoiser
 
     @property
     def emas(self) -> list[Denoiser]:
         """The moving averages of the student, in evaluation mode, in the order of `average`."""
-        return [averaged.model.eval() for averaged in self.averaged]
+        return [averaged.model(self.form, self.student) for averaged in self.averaged]
 
     @property
     def ema(self) -> Denoiser:
         """The first moving average, the one to keep."""
-        return self.emas[0]
+        return self.averaged[0].model(self.form, self.student)
 
     def state(self) -> dict[str, Any]:
         """All that `tune(state=...)` needs to go on as if it had never stopped.
@@ -61,9 +65,9 @@ class Step:
         return {
             "format": FORMAT,
             "step": self.step,
-            "student": changing(self.student),
+            "student": whole(changing(self.student)),
             "emas": [averaged.state() for averaged in self.averaged],
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict()),
         }
 
 
@@ -77,7 +81,7 @@ def averages_in(state: dict[str, Any], denoiser: Denoiser) -> list[Denoiser]:
     averaged = [MovingAverage(denoiser, Exponential()) for _ in state["emas"]]
     for each, kept in zip(averaged, state["emas"], strict=True):
         each.load(kept)
-    return [each.model.eval() for each in averaged]
+    return [each.model(denoiser, denoiser) for each in averaged]
 
 
 def take_up(denoiser: Denoiser, state: dict[str, Any]) -> None:
@@ -98,6 +102,16 @@ def take_up(denoiser: Denoiser, state: dict[str, Any]) -> None:
             "network that the run began with, frozen where it was"
         )
     denoiser.load_state_dict(theirs, strict=False)
+
+
+def go_on(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> None:
+    """Gives `optimizer` the state that a saved `Step.state()` has of it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        number: {name: spread_as(value, parameters[number]) for name, value in of.items()}
+        for number, of in kept["state"].items()
+    }
+    optimizer.load_state_dict(kept | {"state": state})
 
 
 def changing(module: nn.Module) -> dict[str, Any]:

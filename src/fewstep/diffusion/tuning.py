@@ -14,9 +14,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ..core.device import default_accelerator, finite, norm_of, wide
+from ..core.device import default_accelerator, norm_of, wide
+from ..core.interrupts import agreed
 from ..core.seeds import derive, drawn_from
-from .average import Average, Exponential, MovingAverage, trained
+from ..core.spread import is_spread, together
+from .average import Average, Exponential, MovingAverage, form_of, trained
 from .cond import NOTHING, labelled
 from .data import Paths, Rows, Source
 from .denoiser import Denoiser
@@ -24,7 +26,7 @@ from .loss import Distance, Hop, InverseGap, PseudoHuber, Weight, consistency_lo
 from .noise import ECTGap, FullGap, Gap, LogNormal, Noise
 from .optim import Constant, Dropout, LearningRate, OptimizerFactory, RAdam, label_dropout, training_mode
 from .prediction import clean
-from .step import Step, take_up
+from .step import Step, go_on, take_up
 from .two_times import TwoTimes
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def tune(
     """Tunes `denoiser` in place: with `gap=FullGap()` as a diffusion model, else as a (multistep) consistency function.
 
     Args:
-        denoiser: what to tune. Its network is changed.
+        denoiser: what to tune. Its network is changed; under FSDP2 it stays spread over the processes.
         data: training samples of the shape the network takes, with labels if it is conditional; or a teacher's paths, for
             path regression with `gap=FullGap()`. A network that drops labels while it trains, as a DiT's blocks do each for
             itself, gets them dropped at its own rate by one draw a row, which its teacher sees as well.
@@ -103,9 +105,12 @@ def tune(
     _check(denoiser, data, images, steps - first, accelerator.mixed_precision)
     _check_settings(data, gap, mirror, margin, segments, max_grad_norm, seed)
     end_of, levels = segment_ends(denoiser, segments), partial(noise, sigma_max=denoiser.schedule.highest)
-    _place(denoiser, hop, dropout, device)
-    averaged, student, update = _begin(denoiser, average, optimizer, state, accelerator)
-    forward = _asked(student, denoiser, compile=compile)
+    _ready(denoiser, hop, dropout, device)
+    form, student, update, averaged = _begin(denoiser, average, optimizer, state, accelerator)
+    loss_of = partial(
+        consistency_loss, _asked(student, denoiser, compile=compile), hop=hop, distance=distance, weight=weight,
+        margin=margin, anyone=_anyone(denoiser, accelerator),
+    )  # fmt: skip
     batches = Rows(data, levels, seed=seed, mirror=mirror, unlabelled=label_dropout(denoiser.network)).batches(
         first * batch, steps * batch, micro, rank=rank, world=world, workers=workers
     )
@@ -115,14 +120,11 @@ def tune(
         losses = []
         for part in range(accelerator.gradient_accumulation_steps):
             row = next(batches)
-            t, lo, r = row.t, end_of(row.t, row.u), gap(row.t, progress)  # on the CPU
-            row = row.to(device)
+            t, lo, r, row = row.t, end_of(row.t, row.u), gap(row.t, progress), row.to(device)  # levels stay on the CPU
             cond = labelled(row.labels) if denoiser.takes else NOTHING
             drawn = drawn_from(derive(seed, 2, step, part, rank), device)  # for dropout; all else is in the row
             with accelerator.accumulate(student), accelerator.autocast(), _attention(device), drawn:
-                per_row = consistency_loss(
-                    forward, row.x0, row.eps, t, r, lo, hop=hop, distance=distance, weight=weight, margin=margin, cond=cond
-                )
+                per_row = loss_of(row.x0, row.eps, t, r, lo, cond=cond)
                 accelerator.backward(per_row.mean())
             losses.append(per_row.detach().mean())
         norm = _descend(update, list(trained(denoiser).values()), rate(step, progress), max_grad_norm)
@@ -130,15 +132,15 @@ def tune(
         loss, openness = _finite_loss(step, mean, norm, norm_of(denoiser)), float(((t - r) / t).mean())
         for each in averaged:
             each.update(denoiser)
-        yield Step(step + 1, (step + 1) * batch, loss, openness, rate(step, progress), denoiser, averaged, update)
+        yield Step(step + 1, (step + 1) * batch, loss, openness, rate(step, progress), denoiser, averaged, update, form)
     accelerator.unwrap_model(student, keep_fp32_wrapper=False)
 
 
-def _place(denoiser: Denoiser, hop: Hop, dropout: Dropout | None, device: torch.device) -> None:
-    """Student and teacher go where they compute, the student with its dropout."""
+def _ready(denoiser: Denoiser, hop: Hop, dropout: Dropout | None, device: torch.device) -> None:
+    """The student gets its dropout, and the teacher goes where it computes."""
     if dropout is not None:
         dropout(denoiser.network)
-    denoiser.to(device).eval()
+    denoiser.eval()
     if isinstance(teacher := getattr(hop, "teacher", None), nn.Module):
         teacher.to(device).eval()
 
@@ -149,12 +151,27 @@ def _descend(
     """The optimizer's step; the norm of the gradient as it was before it was clipped."""
     for group in update.param_groups:
         group["lr"] = rate
-    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = together(get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if max_grad_norm is not None:
         clip_grads_with_norm_(parameters, max_grad_norm, norm)
     update.step()
     update.zero_grad()
     return norm
+
+
+def _prepared(
+    denoiser: Denoiser, optimizer: OptimizerFactory, accelerator: Accelerator
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The student as it is called, on its device, copied to all processes or spread over them; and the optimizer."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:
+        if not accelerator.is_fsdp2:
+            raise ValueError("a student is spread over processes by FSDP2; ask accelerate for fsdp_version 2")
+        # it would round what goes in, and two noise levels to the same one; accelerate's autocast is fast without
+        plugin.mixed_precision_policy = None
+    update = optimizer(list(trained(denoiser).values()))
+    student: nn.Module = accelerator.prepare(denoiser, update)[0]  # together, so that the optimizer follows the weights
+    return student, update
 
 
 def _begin(
@@ -163,21 +180,29 @@ def _begin(
     optimizer: OptimizerFactory,
     state: dict[str, Any] | None,
     accelerator: Accelerator,
-) -> tuple[tuple[MovingAverage[Denoiser], ...], nn.Module, torch.optim.Optimizer]:
-    """The averages, the student as it is called, and the optimizer: new ones, or as a saved state has them."""
+) -> tuple[Denoiser, nn.Module, torch.optim.Optimizer, tuple[MovingAverage, ...]]:
+    """The student's form, the student as it is called, optimizer and averages: new ones, or as a saved state has them."""
     if state:
         take_up(denoiser, state)
+    form = form_of(denoiser)  # one made later would keep the precision, and the places
+    student, update = _prepared(denoiser, optimizer, accelerator)
     averages = average if isinstance(average, Sequence) else (average,)
-    averaged = tuple(MovingAverage(denoiser, each) for each in averages)  # a copy made later would keep this precision
-    student: nn.Module = accelerator.prepare_model(denoiser)
-    update = optimizer(list(trained(denoiser).values()))
+    averaged = tuple(MovingAverage(denoiser, each) for each in averages)
     if state:
         for each, kept in zip(averaged, state["emas"], strict=True):
             each.load(kept)
-        update.load_state_dict(state["optimizer"])
-    if not all(map(finite, (denoiser, *(each.model for each in averaged)))):
+        go_on(update, state["optimizer"])
+    starts = [denoiser.parameters(), *(each.weights.values() for each in averaged)]
+    if not all(math.isfinite(together(get_total_norm([p.detach() for p in start]))) for start in starts):
         raise ValueError("the weights to start from are not finite, so whatever made them had failed; start from others")
-    return averaged, student, update
+    return form, student, update, averaged
+
+
+def _anyone(denoiser: nn.Module, accelerator: Accelerator) -> Callable[[bool], bool]:
+    """See `consistency_loss`: processes that hold a student together ask each other."""
+    if not any(map(is_spread, denoiser.parameters())):
+        return bool
+    return lambda mine: agreed(accelerator, int(mine))[0] > 0
 
 
 def _asked(student: nn.Module, denoiser: nn.Module, *, compile: bool) -> Callable[..., Tensor]:
