@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -180,6 +181,19 @@ def test_a_model_that_could_not_be_written_comes_by_resuming(tmp_path: Path, mon
     train_text(out=tmp_path, **TINY, resume=True)
     assert all(torch.equal(kept[name], tensor) for name, tensor in trained(tmp_path).items())
     assert (tmp_path / "receipt.json").exists()
+
+
+def test_a_complete_run_is_left_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is read, and checked as any other that goes on."""
+    caplog.set_level(logging.INFO)
+    train_text(out=tmp_path, **TINY)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    assert "is complete" not in caplog.text
+    train_text(out=tmp_path, **TINY, resume=True)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+    assert f"the run in {tmp_path} is complete: it has seen all its 64 items" in caplog.text
+    with pytest.raises(ValueError, match="would go on with"):
+        train_text(out=tmp_path, **TINY | {"rate": 1e-4}, resume=True)
 
 
 def no_room(*args: object, **options: object) -> None:

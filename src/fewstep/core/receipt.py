@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,20 +44,6 @@ def write_json(path: Path, content: Any) -> None:
     """Writes `content` as JSON, atomically; see `plain`."""
     with atomic_file(path) as file:
         file.write((json.dumps(plain(content), indent=2) + "\n").encode())
-
-
-def check_same(before: dict[str, Any], now: dict[str, Any], *, free: Sequence[str] = ()) -> None:
-    """A run goes on with what it began with, `free` names aside; both as `plain` gives them.
-
-    Raises:
-        ValueError: names the first difference.
-    """
-    for name in sorted((before.keys() | now.keys()) - set(free)):
-        if before.get(name) != now.get(name):
-            raise ValueError(
-                f"this run began with {name} = {before.get(name)} and would go on with {now.get(name)}; "
-                "resume it with the options it began with"
-            )
 
 
 def plain(content: Any) -> Any:

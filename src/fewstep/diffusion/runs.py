@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,11 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..core.device import default_accelerator
-from ..core.files import alone_in, load_state
-from ..core.interrupts import Interrupted, interrupts
+from ..core.files import load_state
+from ..core.interrupts import Interrupted
 from ..core.nfe import count_nfe
-from ..core.receipt import check_same, plain, receipt
-from ..core.source import read_json
+from ..core.receipt import plain, receipt
+from ..core.resuming import check_another, check_same, goes_on, is_complete, running
 from .data import Paths, Source
 from .denoiser import Denoiser, config_of
 from .model import Model
@@ -87,10 +87,10 @@ def run(
     recipe, facts = _in_whole_batches(recipe), facts | _facts(denoiser)
     walk, accelerator = _walk(recipe, data), default_accelerator(precision, accumulate)
     main, folders = accelerator.is_main_process, [out / name for name in _names(recipe.get("average"))]
-    with interrupts() as interrupt, alone_in(out) if main else nullcontext():
+    with running(out, main=main) as interrupt:
         state, changes = _begun(out, recipe, facts, resume=resume, changing=changing)
         seen = state["step"] * recipe["batch"] if state else 0
-        if state and _complete(out, folders, seen, recipe["images"]):
+        if state and seen >= recipe["images"] and is_complete(out, folders, images=recipe["images"]):
             logger.info("the run in %s is complete: it has seen all its %d images", out, recipe["images"])
             return Model(averages_in(state, denoiser)[0], walk)
         kept = {"recipe": json.dumps(plain(recipe)), "facts": json.dumps(plain(facts)), "changes": json.dumps(changes)}
@@ -118,8 +118,7 @@ def run(
 def check_new(out: Path, *, resume: bool) -> None:
     """Raises ValueError where a run would overwrite another, or a model that it cannot go on from."""
     saved = (out / "state.pt").exists()
-    if saved and not resume:
-        raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
+    check_another(out, saved=saved, resume=resume)
     if not saved and (out / "model").exists():
         raise ValueError(f"there is a model in {out} but no state.pt to go on from; choose another folder")
 
@@ -168,27 +167,17 @@ def _begun(
     """The saved state to go on from, None for a new run; and how the recipe changed: [{"step": …, name: value before}]."""
     check_new(out, resume=resume)
     file = out / "state.pt"
-    if not file.exists():
-        if resume:
-            logger.info("nothing is saved in %s yet, so the run starts", out)
+    if not goes_on(out, saved=file.exists(), resume=resume):
         return None, []
     state = load_state(file)
     if not {"recipe", "facts", "changes", "loss", "calls", "seconds"} <= state.keys():
         raise ValueError(f"{file} was saved by an older fewstep that kept other things; start the run anew")
     before, now = json.loads(state["recipe"]) | json.loads(state["facts"]), plain(recipe | facts)
-    check_same(before, now, free=("images", "workers", "compile", *changing))  # its length, how it is computed
-    changed = {name: before.get(name) for name in changing if before.get(name) != now.get(name)}
+    free = ("images", "workers", "compile")  # its length, how it is computed
+    changed = check_same(before, now, free=free, changing=changing)
     if changed:
         logger.info("from step %d on the run has another %s", state["step"], " and ".join(sorted(changed)))
     return state, json.loads(state["changes"]) + ([{"step": state["step"]} | changed] if changed else [])
-
-
-def _complete(out: Path, folders: Sequence[Path], seen: int, images: int) -> bool:
-    """Whether all is there that a run over so many images leaves."""
-    written = out / "receipt.json"
-    if seen < images or not written.exists() or not all(folder.exists() for folder in folders):
-        return False
-    return bool(read_json(written, "").get("images") == images)
 
 
 @contextmanager

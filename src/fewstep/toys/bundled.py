@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,16 @@ import torch
 from ..core.checks import at_least, positive
 from ..core.files import alone_in, atomic_folder
 from ..core.receipt import receipt
+from ..core.resuming import is_complete
 from .masked import Hidden, new_masked_lm
 from .tasks import bundled_families, text_stages
 from .tokens import word_tokenizer
-from .training import Numbered, fit
+from .training import Numbered, fit, steps_saved
 
 if TYPE_CHECKING:
     from transformers import ModernBertForMaskedLM
+
+logger = logging.getLogger(__name__)
 
 
 def train_masked(
@@ -60,13 +64,18 @@ def train_masked(
     examples = Hidden(stages, tokenizer.get_vocab(), batch, seed)
     settings: dict[str, Any] = {"items": items, "batch": batch, "rate": rate, "seed": seed, "resumed": resume}
     facts = {"stages": stages, "network": network.config.to_diff_dict()} | settings
-    with alone_in(out), receipt(out / "receipt.json", **facts) as entries:
-        fit(
-            network, Numbered(examples, items), examples.collate, out,
-            batch=batch, rate=rate, seed=seed, resume=resume, save_every=save_every,
-        )  # fmt: skip
-        entries["parameters"] = network.num_parameters()
-        with atomic_folder(out / "model") as folder:
-            network.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+    with alone_in(out):
+        complete = steps_saved(out) * batch >= items and is_complete(out, [out / "model"], items=items)
+        with receipt(None if complete else out / "receipt.json", **facts) as entries:
+            fit(
+                network, Numbered(examples, items), examples.collate, out,
+                batch=batch, rate=rate, seed=seed, resume=resume, save_every=save_every,
+            )  # fmt: skip
+            if complete:
+                logger.info("the run in %s is complete: it has seen all its %d items", out, items)
+                return network
+            entries["parameters"] = network.num_parameters()
+            with atomic_folder(out / "model") as folder:
+                network.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
     return network

@@ -19,10 +19,11 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..core.device import finite
-from ..core.files import alone_in, disk_errors
-from ..core.interrupts import Interrupt, Interrupted, interrupts
+from ..core.files import disk_errors
+from ..core.interrupts import Interrupt, Interrupted
 from ..core.private import around_checkpoints
-from ..core.receipt import check_same, plain, write_json
+from ..core.receipt import plain, write_json
+from ..core.resuming import check_same, goes_on, running
 from ..core.source import read_json
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
+STATE = "trainer_state.json"  # what the Trainer writes last
 
 
 class Numbered(Dataset[Item], Generic[Item]):
@@ -84,7 +86,7 @@ def fit(
         Interrupted: the run was told to stop; its last checkpoint is of that step.
         OSError: it was told to stop and could not write that checkpoint.
     """
-    with interrupts() as interrupt, alone_in(out):
+    with running(out) as interrupt:
         settings = {"items": len(items), "batch": batch, "rate": rate, "warmup": warmup, "seed": seed, "bf16": bf16}
         last = _begun(out, settings | {"network": model.config.to_diff_dict()}, resume=resume)
         arguments = _arguments(batch=batch, rate=rate, warmup=warmup, seed=seed, bf16=bf16)
@@ -109,9 +111,7 @@ def _begun(out: Path, settings: dict[str, Any], *, resume: bool) -> Path | None:
         ValueError: there is a run and `resume` is not asked for, or it began with other settings.
     """
     last = _last_checkpoint(out)
-    if last and not resume:
-        raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
-    if last:
+    if goes_on(out, saved=last is not None, resume=resume):
         check_same(read_json(out / "settings.json", "it says how the run began; start it anew"), plain(settings))
     else:
         write_json(out / "settings.json", settings)
@@ -131,11 +131,20 @@ def _arguments(*, batch: int, rate: float, warmup: int, seed: int, bf16: bool) -
 
 def _last_checkpoint(out: Path) -> Path | None:
     """Where the run in `out` goes on; what a killed one left without its state, which comes last, is removed."""
-    folders = {int(folder.name.removeprefix("checkpoint-")): folder for folder in out.glob("checkpoint-*")}
+    folders = _checkpoints(out)
     for step, folder in [*folders.items()]:
-        if not (folder / "trainer_state.json").exists():
+        if not (folder / STATE).exists():
             shutil.rmtree(folders.pop(step))
     return folders[max(folders)] if folders else None
+
+
+def steps_saved(out: Path) -> int:
+    """The steps that the run in `out` has done when it was saved last."""
+    return max((step for step, folder in _checkpoints(out).items() if (folder / STATE).exists()), default=0)
+
+
+def _checkpoints(out: Path) -> dict[int, Path]:
+    return {int(folder.name.removeprefix("checkpoint-")): folder for folder in out.glob("checkpoint-*")}
 
 
 @contextmanager

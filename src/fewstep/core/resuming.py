@@ -1,0 +1,83 @@
+"""Runs that can be stopped and resumed, each in a folder of its own: what all keep to, however they save their state."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from .files import alone_in
+from .interrupts import Interrupt, interrupts
+from .source import read_json
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def running(out: Path, *, main: bool = True) -> Iterator[Interrupt]:
+    """Inside the block no other run gets the folder `out`, and the first Ctrl-C or SIGTERM is only noted.
+
+    Args:
+        out: of the run.
+        main: whether this is the process that writes; the run's others come along.
+
+    Raises:
+        ValueError: another process has the folder, or it takes no files.
+    """
+    with interrupts() as interrupt, alone_in(out) if main else nullcontext():
+        yield interrupt
+
+
+def check_another(out: Path, *, saved: bool, resume: bool) -> None:
+    """Raises ValueError where a run would overwrite another, of which something is `saved` in `out`."""
+    if saved and not resume:
+        raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
+
+
+def goes_on(out: Path, *, saved: bool, resume: bool) -> bool:
+    """Whether the run in `out` goes on from what is `saved`; else it starts, also if it was told to go on.
+
+    Raises:
+        ValueError: see `check_another`.
+    """
+    check_another(out, saved=saved, resume=resume)
+    if resume and not saved:
+        logger.info("nothing is saved in %s yet, so the run starts", out)
+    return saved
+
+
+def check_same(
+    before: dict[str, Any], now: dict[str, Any], *, free: Collection[str] = (), changing: Collection[str] = ()
+) -> dict[str, Any]:
+    """A run goes on with what it began with; both as `plain` gives them.
+
+    Args:
+        before, now: the settings that it began with, and those that it would go on with.
+        free: names that may differ.
+        changing: names that may differ, of which the run keeps what they were.
+
+    Returns:
+        What has changed of `changing`: name -> the value before.
+
+    Raises:
+        ValueError: names the first other difference.
+    """
+    different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    for name in different:
+        if name not in free and name not in changing:
+            raise ValueError(
+                f"this run began with {name} = {before.get(name)} and would go on with {now.get(name)}; "
+                "resume it with the options it began with"
+            )
+    return {name: before.get(name) for name in different if name in changing}
+
+
+def is_complete(out: Path, results: Collection[Path], **told: object) -> bool:
+    """Whether all that a run leaves is there: its `results`, and a receipt in `out` that says what is `told`."""
+    written = out / "receipt.json"
+    if not written.exists() or not all(result.exists() for result in results):
+        return False
+    facts = read_json(written, "")
+    return all(facts.get(name) == value for name, value in told.items())
