@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from fewstep.core.files import load_state, save_state
 from fewstep.core.spread import is_spread
+from fewstep.diffusion import runs
 from fewstep.diffusion.average import Exponential
 from fewstep.diffusion.cond import NOTHING
 from fewstep.diffusion.denoiser import Denoiser
@@ -50,7 +52,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 
 
 SETTINGS: dict[str, Any] = {
-    "images": 48, "batch": 8, "gap": ECTGap(q=4, stages=2), "max_grad_norm": 1.0,
+    "images": 32, "batch": 8, "gap": ECTGap(q=4, stages=2), "max_grad_norm": 1.0,
     "average": (Exponential(0.5), Exponential(0.9)),
 }  # fmt: skip
 RUNS: dict[str, tuple[Callable[[], Denoiser], dict[str, Any]]] = {
@@ -63,16 +65,16 @@ def result(steps: Sequence[Step]) -> dict[str, Any]:
     """The last losses of a run, its last state, and what its averages say of one sample."""
     x, level, cond = torch.ones(1, 1, 8, 8), torch.ones(1), NOTHING.until(torch.zeros(1))
     said = [ema(x, level, cond).detach() for ema in steps[-1].emas]
-    return {"losses": [step.loss for step in steps[-3:]], "state": steps[-1].state(), "said": said}
+    return {"losses": [step.loss for step in steps[-2:]], "state": steps[-1].state(), "said": said}
 
 
 def main(folder: Path) -> None:
     made = accelerator()
     for name, (student, more) in RUNS.items():
-        kept, steps, denoiser, settings = folder / f"{name}-3.pt", [], student(), SETTINGS | more
+        kept, steps, denoiser, settings = folder / f"{name}-2.pt", [], student(), SETTINGS | more
         for step in tune(denoiser, noise_images(), accelerator=made, **settings):
             steps.append(step)
-            if step.step == 3:
+            if step.step == 2:
                 state = step.state()
                 if made.is_main_process:
                     save_state(kept, state)
@@ -86,3 +88,21 @@ def main(folder: Path) -> None:
     gap = ECTGap(q=256, stages=1) if made.is_main_process else lambda t, progress: torch.zeros_like(t)
     steps = [*tune(tiny(), noise_images(), accelerator=made, images=16, batch=8, gap=gap)]
     torch.save([p.detach() for p in steps[-1].ema.parameters()], folder / f"uneven-{made.process_index}.pt")
+    in_a_folder(folder / "run", made)
+
+
+def in_a_folder(out: Path, made: Accelerator) -> None:
+    """A run, which is then asked for the one result that is missing, and for none."""
+    runs.default_accelerator = lambda *given: made  # type: ignore[assignment]
+    recipe = SETTINGS | {"images": 16}
+    first, *again = [_weights(out, recipe, made, resume=number > 0) for number in range(3)]
+    assert all(torch.equal(first, each) for each in again)
+
+
+def _weights(out: Path, recipe: dict[str, Any], made: Accelerator, *, resume: bool) -> torch.Tensor:
+    model = runs.run(tiny(), noise_images(), out, recipe, resume=resume)
+    made.wait_for_everyone()
+    if made.is_main_process and not resume:
+        shutil.rmtree(out / "model-0.9")
+    made.wait_for_everyone()
+    return torch.cat([p.detach().flatten() for p in model.denoiser.parameters()])

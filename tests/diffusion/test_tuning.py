@@ -316,11 +316,12 @@ def test_a_student_spread_over_two_processes_is_one(tmp_path) -> None:
         torch.testing.assert_close(two["rest"], two["whole"], rtol=0, atol=0)
         one = spread_worker.result(run(student(), noise_images(), **(spread_worker.SETTINGS | more)))
         torch.testing.assert_close(two["whole"], one, rtol=1e-5, atol=3e-6)
-        state = load_state(tmp_path / f"{name}-3.pt")
+        state = load_state(tmp_path / f"{name}-2.pt")
         rest = run(student(), noise_images(), state=state, **(spread_worker.SETTINGS | more))
         torch.testing.assert_close(spread_worker.result(rest)["said"], one["said"], rtol=1e-5, atol=3e-6)
     ours, theirs = (torch.load(tmp_path / f"uneven-{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert {"model", "model-0.9", "receipt.json", "state.pt"} <= set(os.listdir(tmp_path / "run"))
 
 
 def test_a_student_is_spread_by_fsdp2_alone(images) -> None:
