@@ -130,6 +130,17 @@ def test_trigflow_walks_the_times_of_its_scheduler() -> None:
     torch.testing.assert_close(schedule.consistency_grid(2, 0.8, 0.0), torch.tensor([40.0, 0.8], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("schedule", [TrigFlow(), Exploding()])
+@pytest.mark.parametrize("middle", [-1.0, 0.0, 81.0, 1e4, math.nan])
+def test_a_middle_level_that_is_none(schedule, middle: float) -> None:
+    with pytest.raises(ValueError, match="must lie between 0 and 80"):
+        schedule.consistency_grid(2, middle, 0.0)
+    third = float(schedule.grid(3)[2])
+    assert schedule.consistency_grid(3, third * 1.01, 0.0).diff().lt(0).all()
+    with pytest.raises(ValueError, match=f"between {third:.3g} and 80"):
+        schedule.consistency_grid(3, third * 0.99, 0.0)
+
+
 def test_exploding_levels_are_those_of_its_scheduler() -> None:
     """What the pipeline tells the network at the first 8 of 9 steps, of which the last would be at sigma_min."""
     stock = ScoreSdeVeScheduler(9, sigma_max=30.0, sampling_eps=0.0)

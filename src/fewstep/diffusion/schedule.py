@@ -288,6 +288,16 @@ class Rectified:
         return self.grid(steps)
 
 
+def _through(grid: Tensor, middle: float | None) -> Tensor:
+    """`grid`, which falls, with its second level at `middle`."""
+    if middle is None or len(grid) < 2:
+        return grid
+    low, high = float(grid[2]) if len(grid) > 2 else 0.0, float(grid[0])
+    if not low < middle < high:
+        raise ValueError(f"the middle noise level must lie between {low:.3g} and {high:.3g}, got {middle}")
+    return torch.cat([grid[:1], grid.new_tensor([middle]), grid[2:]])
+
+
 @dataclass(frozen=True)
 class TrigFlow:
     """The noise axis of TrigFlow, t = atan(σ/sd): the network sees x/√(σ² + sd²) and t itself.
@@ -323,10 +333,7 @@ class TrigFlow:
 
     def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
         """The same levels, but the second of two where it is asked to be."""
-        grid = self.grid(steps)
-        if middle is not None:
-            grid[1:2] = middle
-        return grid
+        return _through(self.grid(steps), middle)
 
 
 @dataclass(frozen=True)
@@ -374,7 +381,4 @@ class Exploding:
 
     def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
         """The same levels, but the second of two where it is asked to be."""
-        grid = self.grid(steps)
-        if middle is not None:
-            grid[1:2] = middle
-        return grid
+        return _through(self.grid(steps), middle)
