@@ -110,6 +110,18 @@ def test_tables_that_others_wrote(tmp_path, name: str) -> None:
     assert torch.equal(Table(tmp_path / "some").raw(range(3)), torch.from_numpy(expected[order]))
 
 
+def test_latents_that_are_not_finite_are_named(tmp_path) -> None:
+    """Where they are read, as nobody reads a whole table first; the training would put it down to its learning rate."""
+    latents = LATENTS.copy()
+    latents[3, 1, 0, 1] = np.nan
+    known = datasets.Features({"latents": arrays_of((2, 2, 2), "float32")})
+    datasets.Dataset.from_dict({"latents": latents}, known).save_to_disk(tmp_path / "table")
+    table = Table(tmp_path / "table")
+    assert torch.equal(table.raw([0, 4]), torch.from_numpy(LATENTS[[0, 4]]))
+    with pytest.raises(ValueError, match=r"row 3 of .*table holds numbers that are not finite"):
+        table.raw([4, 3])
+
+
 def test_a_folder_of_datasets_with_encoded_pictures_is_read_like_its_parquet(tmp_path) -> None:
     put(tmp_path / "data", COLOURS)
     rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "data"), split="train")

@@ -95,7 +95,13 @@ class Table(Samples):
 
     def raw(self, rows: Sequence[int]) -> Tensor:
         raw = torch.from_numpy(np.stack([self._samples[k] for k in rows]))
-        return channels_first(raw) if raw.dtype == torch.uint8 else raw.float()
+        if raw.dtype == torch.uint8:
+            return channels_first(raw)
+        latents = raw.float()
+        if not latents.isfinite().all():
+            bad = next(k for k, latent in zip(rows, latents, strict=True) if not latent.isfinite().all())
+            raise ValueError(f"row {bad} of {self.path} holds numbers that are not finite; leave such rows out")
+        return latents
 
     def label(self, k: int) -> int:
         return -1 if self.label_range is None else int(self._labels[k])
