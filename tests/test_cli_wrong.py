@@ -261,6 +261,10 @@ def test_a_run_goes_on_with_its_own_network_and_data(place, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         fewstep(monkeypatch, "train other.npz --out run --batch 8 --images 16 --resume --widths 8 16")
     assert "began with source" in capsys.readouterr().err
+    save_images(noise_images(39, size=28), place / "data.npz")  # in another order
+    with pytest.raises(SystemExit):
+        fewstep(monkeypatch, command + "16 --resume --widths 8 16")
+    assert "began with examples = 40" in capsys.readouterr().err
 
 
 def test_a_state_of_another_time_is_refused(place, monkeypatch, capsys) -> None:

@@ -84,7 +84,7 @@ def run(
     """
     if not save_every >= 0:
         raise ValueError(f"states are saved every so many seconds, 0 or more, got {save_every}")
-    recipe, facts = _in_whole_batches(recipe), facts | _facts(denoiser)
+    recipe, facts = _in_whole_batches(recipe), facts | _facts(denoiser, data)
     walk, accelerator = _walk(recipe, data), default_accelerator(precision, accumulate)
     main, folders = accelerator.is_main_process, [out / name for name in _names(recipe.get("average"))]
     with running(out, main=main) as interrupt:
@@ -137,10 +137,14 @@ def _in_whole_batches(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe | {"images": -(-recipe["images"] // recipe["batch"]) * recipe["batch"]}
 
 
-def _facts(denoiser: Denoiser) -> dict[str, Any]:
-    """What a run has to go on with: the network, but for what the library that wrote it said, and what it means."""
+def _facts(denoiser: Denoiser, data: Source) -> dict[str, Any]:
+    """What a run has to go on with: the network, but for what the library that wrote it said, and what it means.
+
+    And as many examples, as their order hangs on their number.
+    """
     config = {name: value for name, value in config_of(denoiser.network).items() if not name.startswith("_")}
-    return {"schedule": denoiser.schedule, "prediction": denoiser.prediction, "network": config}
+    said = {"schedule": denoiser.schedule, "prediction": denoiser.prediction, "network": config}
+    return said | {"examples": len(data)}
 
 
 def _computed(accelerator: Accelerator) -> dict[str, Any]:
