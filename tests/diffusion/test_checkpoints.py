@@ -12,8 +12,10 @@ from conftest import fewstep, tiny
 from safetensors.torch import load_file
 
 from fewstep import Lessons, Loss, Run, Training, tune_checkpoint
+from fewstep.diffusion.checkpoints import _renewed
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.model import Model
+from fewstep.diffusion.two_times import TwoTimes
 from fewstep.diffusion.walk import Heun
 
 
@@ -73,3 +75,14 @@ def test_what_cannot_be_exported_is_said_before_it_is_tuned(
         tune_checkpoint(str(tmp_path / "teacher"), Lessons("missing.npz"), Run(tmp_path / "run"), loss=loss)
     said = [message for message in caplog.messages if "cannot be exported" in message]
     assert [sentence in message for message in said] == ([] if sentence is None else [True])
+
+
+def test_a_start_from_new_weights_knows_nothing_of_the_second_time() -> None:
+    student = TwoTimes(tiny())
+    for weight in student.ends.parameters():
+        torch.nn.init.constant_(weight, 7.0)
+    fresh = _renewed(student, seed=1)
+    assert isinstance(fresh, TwoTimes)
+    assert all((shift == 0).all() for shift in fresh.shifts(torch.tensor([0.0, 1.0])))
+    inner, first = fresh.ends[0].linear_1.weight, fresh.network.time_embedding.linear_1.weight
+    assert torch.equal(inner, first) and not torch.equal(first, tiny().network.time_embedding.linear_1.weight)
