@@ -110,8 +110,9 @@ def test_paths_learned_by_heart(place, monkeypatch, capsys) -> None:
     assert [recipe["margin"] for recipe in recipes] == [0.0, 0.1]  # only where no call sees what an earlier one drew
     assert [load(place / name / "model").walk for name in ("one", "two")] == [Consistency(), Segments(2)]
     learned = load_made(
-        Paths, place / "two" / "paths.safetensors", count=6, segments=2, seed=0, precision=None, whole=False
-    )
+        Paths, place / "two" / "paths.safetensors", teacher="teacher", count=6, segments=2, seed=0, whole=False,
+        precision=None,
+    )  # fmt: skip
     asked = prior(load(place / "teacher").denoiser, generators(range(6)))
     assert all((learned.state(k, 0) - x).abs().max() > 1 for k in range(6) for x in asked)  # no score on what was learned
     fewstep(monkeypatch, "export two --out exported")
@@ -121,12 +122,24 @@ def test_paths_learned_by_heart(place, monkeypatch, capsys) -> None:
 def test_tuning_without_data(place, monkeypatch, capsys) -> None:
     """The teacher makes its own training images, once."""
     fewstep(monkeypatch, "tune teacher --data teacher --teacher-images 8 --out run --images 8 --batch 8")
-    made = load_made(Images, place / "run" / "images.safetensors", count=8, seed=0, precision=None).pixels
+    file = place / "run" / "images.safetensors"
+    made = load_made(Images, file, teacher="teacher", count=8, seed=0, precision=None).pixels
     assert made.shape == (8, 1, 28, 28) and made.float().std() > 0
     assert (place / "run" / "model" / "model_index.json").exists()
     with pytest.raises(SystemExit):
         fewstep(monkeypatch, "tune teacher --data teacher --teacher-images 9 --out run --images 16 --batch 8 --resume")
     assert "was made with" in capsys.readouterr().err
+
+
+def test_what_another_teacher_made_is_not_learned(place, monkeypatch, capsys) -> None:
+    """Also where the run that had it made came to nothing."""
+    shutil.copytree(place / "teacher", place / "other")
+    tune = "--data teacher --teacher-images 8 --out run --images 16 --batch 8 --rate 1e30"
+    for checkpoint, sentence in {"teacher": "lower the learning rate", "other": "made with {'teacher': 'teacher'"}.items():
+        with pytest.raises(SystemExit):
+            fewstep(monkeypatch, f"tune {checkpoint} {tune}")
+        assert sentence in capsys.readouterr().err
+    assert not (place / "run" / "model").exists()
 
 
 def test_pictures_of_several_segments_have_a_margin(place, monkeypatch) -> None:
@@ -221,10 +234,14 @@ def test_one_student_for_any_number_of_calls(place, monkeypatch, capsys) -> None
         "tune teacher --data paths --segments any --out other": "cut for one number of segments",
         "tune teacher --data data.npz --midtrain 8 --segments any --out other": "cut for one number of segments",
         "tune teacher --data data.npz --gap full --segments any --out other": "knows no segments",
+        "tune teacher --data data.npz --recipe any_step --out other": "say --segments any as well",
+        "sample run --sampler heun --out s": "takes --sampler ddim or consistency",
+        "export run --steps 1 2000 --out several": "too few for 2000 steps",
     }.items():
         with pytest.raises(SystemExit):
             fewstep(monkeypatch, wrong)
         assert sentence in capsys.readouterr().err
+    assert not (place / "several").exists()  # all of them or none
 
 
 # Holds the lock of a folder as another process would.

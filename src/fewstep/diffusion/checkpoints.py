@@ -182,7 +182,7 @@ def _say_if_it_cannot_be_exported(student: Denoiser, chosen: Choices) -> None:
 def _stages(checkpoint: str, student: Denoiser, teacher: Denoiser, recipe: dict[str, Any], chosen: Choices) -> list[Stage]:
     """The tuning, behind path regression if that was asked for; what the teacher has to make for them is made here."""
     lessons, training, run = chosen.lessons, chosen.training, chosen.run
-    made: dict[str, Any] = {"seed": training.seed, "precision": run.precision}
+    made: dict[str, Any] = {"named": lessons.teacher or checkpoint, "seed": training.seed, "precision": run.precision}
     paths = partial(paths_of, teacher, run.out, lessons.paths, segments=recipe["segments"], **made)
     data: Source
     if lessons.are_paths:

@@ -288,6 +288,8 @@ class Choices:
                 "a teacher's paths are cut for one number of segments: leave --midtrain and --data paths out of "
                 "--segments any"
             )
+        if self.training.recipe == "any_step" and not self.loss.is_any:
+            raise ValueError("--recipe any_step is for a student of any number of calls; say --segments any as well")
         said = self.loss.is_shaped or self.loss.is_taught or self.training.midtrain or self.lessons.mirror
         if self.lessons.are_paths and said:
             raise ValueError("--data paths says what the loss is: leave --hop, --midtrain, --mirror, gap and weight out")
@@ -355,7 +357,7 @@ def rate_of(ours: Constant | Cosine | InverseSqrt, peak: float | None, warmup: i
     if warmup is not None and isinstance(changed, Cosine):
         return dataclasses.replace(changed, warmup=warmup)
     if warmup is not None:
-        raise ValueError(f"--warmup belongs to the cosine rate of ect_demo; this recipe's is {changed}")
+        raise ValueError(f"--warmup belongs to the cosine rates of ect_demo and any_step; this recipe's is {changed}")
     return changed
 
 

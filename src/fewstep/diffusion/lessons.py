@@ -28,17 +28,21 @@ def training_data(
     out: Path,
     *,
     teacher: Denoiser,
+    named: str,
     count: int,
     seed: int,
     precision: str | None,
 ) -> Samples:
-    """The data set called `data` at the size of the model, or `count` images of the `teacher`, kept in the run's folder."""
+    """The data set called `data` at the size of the model, or `count` images of the `teacher`, kept in the run's folder.
+
+    `named` is the checkpoint that the teacher was loaded from: what another one made is not taken for its own.
+    """
 
     if data != "teacher":
         channels, size = picture_of(student)
         return load_images(data, channels=channels, size=size, labels=bool(student.takes))
     make = partial(teacher_images, count=count, seed=_first(seed), precision=precision)
-    facts: dict[str, Any] = {"count": count, "seed": seed, "precision": precision}
+    facts: dict[str, Any] = {"teacher": named, "count": count, "seed": seed, "precision": precision}
     return _made_once(Images, out / "images.safetensors", teacher, make, facts)
 
 
@@ -52,15 +56,19 @@ def picture_of(denoiser: Denoiser) -> tuple[int, tuple[int, int]]:
 
 
 def paths_of(
-    teacher: Denoiser, out: Path, count: int, *, segments: int, seed: int, precision: str | None, whole: bool
+    teacher: Denoiser, out: Path, count: int, *, named: str, segments: int, seed: int, precision: str | None, whole: bool
 ) -> Paths:
-    """The teacher's paths, or their states at the student's levels, made once and kept in the run's folder."""
+    """The teacher's paths, or their states at the student's levels, made once and kept in the run's folder.
+
+    `named` is as for `training_data`.
+    """
 
     levels = visited(teacher, segments)
     make = partial(
         teacher_paths, count=count, segments=segments, levels=levels, whole=whole, seed=_first(seed), precision=precision
     )
-    facts: dict[str, Any] = {"count": count, "segments": segments, "seed": seed, "whole": whole, "precision": precision}
+    facts: dict[str, Any] = {"teacher": named, "count": count, "segments": segments, "seed": seed, "whole": whole}
+    facts |= {"precision": precision}
     return _made_once(Paths, out / "paths.safetensors", teacher, make, facts)
 
 

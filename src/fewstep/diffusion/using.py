@@ -19,8 +19,10 @@ from .choices import SamplerName
 from .cond import labelled
 from .formats.exporting import Agreement, check_free, export
 from .formats.folder import load
+from .formats.pipelines import stock_pipeline
 from .measuring import scores_in
 from .model import Model
+from .two_times import TwoTimes
 from .walk import DDIM, Consistency, Heun, Walk
 from .walk import sample as walked
 
@@ -125,6 +127,8 @@ def export_checkpoint(
     if not model.is_student:
         raise ValueError(f"{checkpoint} is a diffusion model; tune it first, then export the few-step generator")
     walks = {folder: model.walk_in(each, middle) for folder, each in folders.items()}
+    for walk in walks.values():
+        stock_pipeline(model.denoiser, walk)  # all can be written, or none is
     card |= {name: model.receipt[name] for name in SAID if model.receipt.get(name) is not None}
     return {folder: Exported(walk.steps, export(model, folder, walk=walk, card=card)) for folder, walk in walks.items()}
 
@@ -133,6 +137,8 @@ def _walk(model: Model, sampler: SamplerName | None, steps: int | None, middle: 
     """The model's own walk, or that of the sampler, in so many steps."""
     kinds: dict[str, Callable[..., Walk]] = {"consistency": Consistency, "heun": Heun, "ddim": DDIM}
     walk = model.walk
+    if sampler == "heun" and isinstance(model.denoiser, TwoTimes):
+        raise ValueError("--sampler heun is for diffusion models; this student takes --sampler ddim or consistency")
     if sampler is not None and kinds[sampler] is not type(walk):
         walk = DDIM(walk.steps) if sampler == "ddim" else kinds[sampler]()
     return dataclasses.replace(model, walk=walk).walk_in(steps, middle)
