@@ -259,6 +259,10 @@ def test_a_second_time_that_is_not_the_networks(tmp_path) -> None:
         save_file(wrong, file)
         with pytest.raises(ValueError, match=sentence):
             load(tmp_path / "model")
+    (tmp_path / "model" / "fewstep.json").unlink()
+    save_file(ends, file)
+    with pytest.raises(ValueError, match=r"no fewstep\.json that says how it is sampled"):
+        load(tmp_path / "model")
     file.write_bytes(b"no tensors")
     with pytest.raises(ValueError, match="no safetensors file"):
         load(tmp_path / "model")

@@ -61,7 +61,7 @@ def dial(
         teacher: the diffusion checkpoint that they came from.
         scoring: against what, and how.
         within: how much worse than the teacher's best is good enough: 5% or .05.
-        steps: step counts of students of one segment.
+        steps: step counts of students of one segment or of any number of calls.
         teacher_calls: network calls of the teacher: DDIM for few, Heun's method from 20 on.
     """
     from ..diffusion.measuring import dial_checkpoints

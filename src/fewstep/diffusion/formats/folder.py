@@ -121,6 +121,8 @@ def _walk(folder: Path, denoiser: Denoiser) -> Walk:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{note} does not say how the student is sampled: {error!r}") from error
         return walk
+    if isinstance(denoiser, TwoTimes):
+        raise ValueError(f"{folder} has {ENDS} of a student, but no {NOTE} that says how it is sampled; save it again")
     # a note-less ConsistencyModelPipeline is a published consistency model; its scheduler belongs to nothing else
     published = isinstance(denoiser.schedule, Karras) and denoiser.schedule.time_scale == 250 and denoiser.identity > 0
     return Consistency() if published else Heun()
