@@ -76,7 +76,8 @@ def test_from_training_to_export(place, monkeypatch, capsys) -> None:
     assert receipt["network_rows"] == {"student": 32 + inside}  # of both parts; at an edge a sample takes one call
     assert receipt["versions"]["torch"] == metadata.version("torch")
     assert sorted(p.name for p in (place / "samples").glob("0*.png")) == [f"{k:06d}.png" for k in range(7, 12)]
-    assert json.loads((place / "samples" / "receipt.json").read_text())["nfe_per_sample"] == 2
+    sampled = json.loads((place / "samples" / "receipt.json").read_text())
+    assert (sampled["nfe_per_sample"], sampled["n"], sampled["label"]) == (2, 5, None)
     scores = json.loads((place / "scores" / "measure.json").read_text())
     assert [(p["name"], p["nfe"]) for p in scores["points"]] == [
         ("teacher", 1),
@@ -237,6 +238,7 @@ def test_one_student_for_any_number_of_calls(place, monkeypatch, capsys) -> None
         "tune teacher --data data.npz --recipe any_step --out other": "say --segments any as well",
         "sample run --sampler heun --out s": "takes --sampler ddim or consistency",
         "export run --steps 1 2000 --out several": "too few for 2000 steps",
+        "sample run --out run": "there is a run in run",
     }.items():
         with pytest.raises(SystemExit):
             fewstep(monkeypatch, wrong)
@@ -329,6 +331,7 @@ def test_scratch_starts_from_new_weights(place, monkeypatch) -> None:
 def test_settling(place, monkeypatch, capsys) -> None:
     fewstep(monkeypatch, "settle teacher --out settle --n 6 --steps 5")
     found = json.loads((place / "settle" / "settle.json").read_text())
+    assert (found["n"], found["label"], found["precision"]) == (6, None, "no")
     assert found["nfe_per_sample"] == 5 and len(found["settled_after_calls"]) == 6
     assert found["quantiles"]["0.5"][-1] == 0
     assert found["sentence"] in capsys.readouterr().out and (place / "settle" / "settle.png").exists()

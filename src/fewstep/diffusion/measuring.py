@@ -152,7 +152,8 @@ def settle_checkpoint(
     cond = labelled(None if label is None else torch.full((n,), label))
     taken = features or ("fashion" if shape == (1, 28, 28) else "random")
     network = fitting(taken, shape)[taken]
-    with receipt(out / "settle.json", checkpoint=checkpoint, features=taken, seed=seed, n=n) as entries:
+    facts = {"checkpoint": checkpoint, "features": taken, "label": label, "seed": seed, "n": n, "precision": precision}
+    with receipt(out / "settle.json", **facts) as entries:
         with count_nfe(denoiser.network) as nfe:
             result = settle(
                 denoiser, range(seed, seed + n), network, steps=steps, within=within, batch=batch, precision=precision,

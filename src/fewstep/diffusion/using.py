@@ -70,13 +70,15 @@ def sample_checkpoint(
         batch: samples at once.
 
     Raises:
-        ValueError: numbers that cannot be, no such checkpoint, or a walk or a label that is not for it.
+        ValueError: numbers that cannot be, a run in `out`, no such checkpoint, or a walk or a label that is not for it.
     """
     at_least(1, n=n, steps=steps, batch=batch)
     at_least(0, seed=seed, label=label)
     if middle is not None and (steps == 1 or sampler not in (None, "consistency")):
         raise ValueError("--middle is the second of two consistency steps; leave it out with one step or another --sampler")
     writable(out)
+    if (out / "state.pt").exists():  # its receipt has the name of ours
+        raise ValueError(f"there is a run in {out}; choose another folder for the samples")
     model = load(checkpoint).to(best_device())
     walk, denoiser = _walk(model, sampler, steps, middle), model.denoiser
     if bool(denoiser.takes) != (label is not None):
@@ -84,7 +86,8 @@ def sample_checkpoint(
     cond = labelled(None if label is None else torch.full((n,), label))
     seeds = range(seed, seed + n)
     levels = walk.levels(denoiser).tolist()
-    with receipt(out / "receipt.json", checkpoint=checkpoint, walk=walk, levels=levels, seed=seed) as entries:
+    facts = {"checkpoint": checkpoint, "walk": walk, "levels": levels, "label": label, "seed": seed, "n": n}
+    with receipt(out / "receipt.json", **facts) as entries:
         with progress("sampling", n * walk.calls) as done, count_nfe(denoiser.network, done) as nfe:
             x0 = walked(denoiser, seeds, walk, cond, batch=batch)
         denoiser.space.save(denoiser.space.decode(x0), out, [f"{k:06d}" for k in seeds])
