@@ -234,6 +234,16 @@ def test_one_default_rule(model: Path, tmp_path: Path, monkeypatch: pytest.Monke
     call(evaluate, model, out=tmp_path / "e.json", tasks="ours", include=tmp_path, gen_length=4)
     receipts = [json.loads((tmp_path / name).read_text()) for name in ("d.jsonl.receipt.json", "s.json", "e.json")]
     assert [read_rule(receipt["rule"]) for receipt in receipts] == [DEFAULT] * 3
+    assert [(receipt["model"], receipt["gen_length"], receipt["precision"]) for receipt in receipts] == [
+        (str(model), 4, "no")
+    ] * 3
+    assert [receipt["file"] for receipt in receipts[:2]] == [str(files["file"])] * 2
+    assert (receipts[2]["tasks"], receipts[2]["limit"], receipts[2]["include"]) == (["ours"], None, str(tmp_path))
+    for command in (calibrate, settle_text):
+        before = files["file"].read_text()
+        with pytest.raises(ValueError, match="holds the prompts"):
+            call(command, model, out=files["file"], **files)
+        assert files["file"].read_text() == before
     made = Calibration.load(tmp_path / "c.json").rule
     assert DEFAULT in (made, getattr(made, "rule", None))
     from fewstep.masked.harness import HarnessLM

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,7 +186,7 @@ def calibrate_prompts(
     Raises:
         ValueError: no such prompts, or what `open_decoder` raises.
     """
-    writable_file(out)
+    _check_apart(file, out)
     items = read_prompts(file)
     decoder = open_decoder(model, text, rule, Early("prophet", prophet), compute)
     early, settings = decoder.rule, text.settings(model, compute)
@@ -232,12 +232,12 @@ def settle_prompts(
     """
     if not at or not all(0 < share <= 1 for share in at):
         raise ValueError(f"--at takes shares of the steps, above 0 and up to 1, got {at}")
-    writable_file(out)
+    _check_apart(file, out)
     items = read_prompts(file)
     decoder = open_decoder(model, text, rule, compute=compute)
     watched = EarlyCommit(decoder.rule, region=Suffix() if text.suffix else None)
-    facts = {"rule": watched.rule, "seed": compute.seed, **asdict(text)}
-    with receipt(out, model=model, **facts) as entries:
+    facts = text.settings(model, compute) | {"rule": watched.rule, "file": file, "seed": compute.seed}
+    with receipt(out, **facts) as entries:
         traces = record(
             decoder.predictor, decoder.rows(items), watched, steps=text.steps, temperature=text.temperature,
             seeds=compute.seeds(len(items)), batch=compute.batch,
@@ -249,6 +249,13 @@ def settle_prompts(
             if rows
         }
     return found
+
+
+def _check_apart(file: Path, out: Path) -> None:
+    """Raises ValueError where nothing can be written, or it would replace the prompts."""
+    writable_file(out)
+    if out.exists() and file.exists() and out.samefile(file):
+        raise ValueError(f"{out} holds the prompts; choose another file with --out")
 
 
 def receipt_of(out: Path) -> Path:

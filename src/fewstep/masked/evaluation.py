@@ -41,7 +41,14 @@ def evaluate_masked(
         predictor, tokenizer, rule=rule, gen_length=exam.gen_length, steps=asked.steps, draws=masked.draws, suppress=never,
         max_length=network.max_length or 1024, batch=compute.batch, seed=compute.seed, chat=exam.chat,
     )  # fmt: skip
-    return scored(lm, exam, manager, out, compute.seed, model=model, rule=rule, draws=masked.draws, **asdict(asked))
+    facts = {
+        "model": model,
+        "mask_id": compute.mask_id,
+        "precision": compute.precision,
+        "rule": rule,
+        "draws": masked.draws,
+    }
+    return scored(lm, exam, manager, out, compute.seed, **facts, **asdict(asked))
 
 
 def open_tasks(exam: Exam, out: Path) -> Any:
@@ -71,7 +78,7 @@ def scored(lm: Any, exam: Exam, manager: Any, out: Path, seed: int, **facts: Any
 
     if exam.chat:
         demand_template(lm.tokenizer)
-    facts |= {"gen_length": exam.gen_length, "chat": exam.chat, "seed": seed}
+    facts |= asdict(exam) | {"seed": seed}
     with receipt(out, **facts) as entries, _without_git():
         found = simple_evaluate(
             model=lm, tasks=list(exam.tasks), task_manager=manager, num_fewshot=exam.fewshot, limit=exam.limit,
