@@ -229,6 +229,11 @@ def test_one_student_for_any_number_of_calls(place, monkeypatch, capsys) -> None
         ours, theirs = (np.asarray(Image.open(place / f"{who}-{steps}" / "000000.png"), int) for who in ("ours", "theirs"))
         assert np.abs(ours - theirs).max() <= 1
     fewstep(monkeypatch, "tune run --teacher teacher --data data.npz --out more --batch 8 --images 8 --segments any")
+    fewstep(monkeypatch, "tune run --hop data --data data.npz --out alone --batch 8 --images 8 --segments any")
+    receipts = [json.loads((place / name / "receipt.json").read_text()) for name in ("more", "alone")]
+    assert [receipt["teacher"] for receipt in receipts] == ["teacher", None]
+    fewstep(monkeypatch, "sample alone --n 1 --out s")
+    assert capsys.readouterr().out.endswith("next: fewstep measure alone --data data.npz --out scores\n")
     for wrong, sentence in {
         "tune run --teacher teacher --data data.npz --out other --images 8": "go on from it with --segments any",
         "sample dial/4-step --steps 2 --out s": "takes no other number",

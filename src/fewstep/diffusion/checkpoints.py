@@ -108,15 +108,15 @@ def tune_checkpoint(
     chosen = Choices(lessons, run, loss, training)
     recipe = chosen.recipe()
     check_place(run.out, resume=run.resume)
-    student, teacher = _models(checkpoint, chosen)
+    student, named = _models(checkpoint, chosen)
     _say_if_it_cannot_be_exported(student, chosen)
-    teacher = lessons.guided(teacher)
+    teacher = lessons.guided(named.denoiser)
     stages = _stages(checkpoint, student, teacher, recipe | loss.fitted(student, teacher), chosen)
     if training.scratch:
         student = _renewed(student, training.seed)
     return run_stages(
         student, stages, run.out, resume=run.resume, precision=run.precision, accumulate=run.accumulate,
-        save_every=run.save_every, teacher=lessons.teacher or checkpoint,
+        save_every=run.save_every, teacher=None if named.is_student else lessons.teacher or checkpoint,
     )  # fmt: skip
 
 
@@ -134,8 +134,8 @@ def check_place(out: Path, *, resume: bool) -> None:
         check_new(folder, resume=resume)
 
 
-def _models(checkpoint: str, chosen: Choices) -> tuple[Denoiser, Denoiser]:
-    """What is tuned, and its teacher.
+def _models(checkpoint: str, chosen: Choices) -> tuple[Denoiser, Model]:
+    """What is tuned, and its teacher, which may be another student where nothing is taught.
 
     Raises:
         ValueError: the one cannot become what was asked for, or the other cannot teach it.
@@ -157,7 +157,7 @@ def _models(checkpoint: str, chosen: Choices) -> tuple[Denoiser, Denoiser]:
     if chosen.are_taught:
         on_paths = chosen.lessons.are_paths or chosen.training.midtrain > 0
         _check_teacher(student, teacher.denoiser, along_paths=segments if on_paths and isinstance(segments, int) else None)
-    return student, teacher.denoiser
+    return student, teacher
 
 
 def _check_teacher(student: Denoiser, teacher: Denoiser, *, along_paths: int | None) -> None:
