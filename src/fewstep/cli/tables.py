@@ -16,7 +16,7 @@ def table(
     *,
     out: Path,
     like: str | None = None,
-    channels: int = 3,
+    channels: int | None = None,
     size: tuple[int, ...] = (),
 ) -> None:
     """Write a data set as a table once: it is read from the disk as it is needed, however large it is.
@@ -28,7 +28,7 @@ def table(
         data: a folder or zip of images, a .parquet, a hub data set, an .npz, or `bundled` for Fashion-MNIST.
         out: folder of the table.
         like: a checkpoint: the pictures become as many channels and pixels as it takes.
-        channels: 1 for grey, 3 for colour, without --like.
+        channels: 1 for grey, 3 for colour, without --like; 3 unless given.
         size: side of the square pictures in pixels, or height and width, without --like.
     """
     from ..core.files import writable
@@ -39,9 +39,11 @@ def table(
     at_least(1, channels=channels, size=size)
     if len(size) > 2 or (like is None) != bool(size):
         raise ValueError("how large are the pictures to be? Name a checkpoint that takes them with --like, or give --size")
+    if like is not None and channels is not None:
+        raise ValueError("--like says how many channels the pictures have; leave --channels out")
     writable(out.parent)
     if like is None:
-        shape, conditional = (channels, (size[0], size[-1])), False
+        shape, conditional = (channels or 3, (size[0], size[-1])), False
     else:
         denoiser = load(like).denoiser
         shape, conditional = picture_of(denoiser), bool(denoiser.takes)
@@ -50,4 +52,4 @@ def table(
     if like is not None:
         say_next("tune", like, "--data", out, "--out", "few-step")
     elif size[0] == size[-1]:
-        say_next("train", out, "--channels", channels, "--size", size[0], "--out", "teacher")
+        say_next("train", out, "--channels", shape[0], "--size", size[0], "--out", "teacher")
