@@ -254,6 +254,10 @@ def test_a_second_time_that_is_not_the_networks(tmp_path) -> None:
     for wrong, sentence in {
         "of another shape": (ends | {"0.linear_2.bias": torch.zeros(3)}, "is not the second time of the network beside it"),
         "one too many": (ends | {"1.linear_2.bias": torch.zeros(32)}, "is not the second time of the network beside it"),
+        "no real numbers": (
+            ends | {"0.linear_2.bias": torch.zeros(32, dtype=torch.complex64)},
+            "is not the second time of the network beside it",
+        ),
         "not finite": (ends | {"0.linear_2.bias": torch.full((32,), torch.nan)}, "not finite"),
     }.values():
         save_file(wrong, file)

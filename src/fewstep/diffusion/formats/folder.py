@@ -101,8 +101,11 @@ def _told(folder: Path, denoiser: Denoiser) -> TwoTimes:
     """The student of any number of calls whose second time lies beside its network."""
     student, weights = TwoTimes(denoiser), read_weights(folder, (ENDS,))
     check_finite(weights.items(), folder)
-    shapes = {name: weight.shape for name, weight in student.ends.state_dict().items()}
-    if shapes != {name: weight.shape for name, weight in weights.items()}:
+    forms, found = (
+        {name: (weight.shape, weight.is_floating_point()) for name, weight in each.items()}
+        for each in (student.ends.state_dict(), weights)
+    )
+    if forms != found:
         raise ValueError(f"{ENDS} in {folder} is not the second time of the network beside it; save the student again")
     student.ends.load_state_dict(weights)
     return student.eval()
