@@ -75,7 +75,7 @@ def export(
     after_exporting(folder, written.steps)
 
 
-def demo(*, out: Path = Path("demo"), images: int = 15_000, n: int = 1000, seed: int = 0) -> None:
+def demo(*, out: Path = Path("demo"), images: int = 12_000, n: int = 1000, seed: int = 0) -> None:
     """Turn the bundled diffusion checkpoint into a few-step generator, with pictures and scores.
 
     Args:
