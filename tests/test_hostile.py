@@ -35,6 +35,10 @@ READERS = {
         "weights: not numbers", "link: configuration", "link: weights", "pipe: configuration", "pipe: weights",
     )
 }  # fmt: skip
+# and what images read by themselves: .bin files, their index, names that wrappers gave
+IMAGE_READERS = READERS | {
+    name: EVERYWHERE[name] for name in ("pickle in a table", "safetensors: overlapping", "safetensors: giant shape")
+}
 TOKENIZER_READERS = {name: TOKENIZERS[name] for name in ("tokenizer: code alone", "tokenizer: nested", "tokenizer: a pipe")}
 OF_MODELS = {
     name: MODELS[name] for name in ("kernel: attention", "quantised", "giant: width", "giant: layers", "index: above")
@@ -77,7 +81,7 @@ def trio(sound: Path, **changes: Path) -> object:
 
 
 ENTRIES: dict[str, tuple[str, Callable[[Path, Path], object], dict[str, Spoil]]] = {
-    "image": ("image", lambda folder, sound: fewstep.load(folder), READERS | IMAGES),
+    "image": ("image", lambda folder, sound: fewstep.load(folder), IMAGE_READERS | IMAGES),
     "text": ("masked", lambda folder, sound: load_text(folder), LANGUAGE_MODELS),
     "tokenizer": ("masked", lambda folder, sound: load_tokenizer(folder), TOKENIZERS),
     "features": ("vision", lambda folder, sound: extractor(str(folder)), READERS | OF_MODELS),

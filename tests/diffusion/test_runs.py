@@ -30,7 +30,7 @@ RECIPE = {"images": 48, "batch": 8, "gap": ECTGap(q=256, stages=1), "rate": Cons
 
 
 def run(out: Path, recipe: dict | None = None, **options):
-    return runs.run(tiny(), noise_images(), out, RECIPE | (recipe or {}), precision="no", **options)
+    return runs.run(tiny(), noise_images(), out, RECIPE | (recipe or {}), **{"precision": "no"} | options)
 
 
 def weights(folder: Path) -> torch.Tensor:
@@ -266,3 +266,11 @@ def test_what_a_killed_run_left_half_written_is_gone_at_the_next_start(tmp_path)
     (tmp_path / ".lock").write_text("process 1 on this machine")  # of the dead, so free
     run(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["model", "model-0.9", "receipt.json", "state.pt"]
+
+
+def test_a_run_that_goes_on_in_another_precision_keeps_what_it_was(tmp_path) -> None:
+    run(tmp_path, {"images": 16})
+    fresh()  # as a process of its own would have it
+    run(tmp_path, {"images": 32}, resume=True, precision="bf16")
+    assert receipt(tmp_path)["precision"] == "bf16"
+    assert receipt(tmp_path)["changes"] == [{"step": 2, "precision": "no"}]

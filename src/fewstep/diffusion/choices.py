@@ -98,7 +98,7 @@ class Loss:
     margin: float | None = None
     """how far beyond a picture's limits a student of several segments is asked to draw what lies at them: a haze that
     remains there is cut off as well. By default .1 for pictures, 0 for latents and for one segment, which cannot have it
-    nor start from a student that has."""
+    nor start from a student that has. With `any` it is asked for wherever a segment ends at 0."""
 
     def __post_init__(self) -> None:
         at_least(1, segments=self.segments if isinstance(self.segments, int) else None)

@@ -86,15 +86,16 @@ def run(
         raise ValueError(f"states are saved every so many seconds, 0 or more, got {save_every}")
     recipe, facts = _in_whole_batches(recipe), facts | _facts(denoiser, data)
     walk, accelerator = _walk(recipe, data), default_accelerator(precision, accumulate)
+    facts |= (computed := _computed(accelerator))
     main, folders = accelerator.is_main_process, [out / name for name in _names(recipe.get("average"))]
     with running(out, main=main) as interrupt:
-        state, changes = _begun(out, recipe, facts, resume=resume, changing=changing)
+        state, changes = _begun(out, recipe, facts, resume=resume, changing={*changing, *computed})
         seen = state["step"] * recipe["batch"] if state else 0
         if state and seen >= recipe["images"] and is_complete(out, folders, images=recipe["images"]):
             logger.info("the run in %s is complete: it has seen all its %d images", out, recipe["images"])
             return Model(averages_in(state, denoiser)[0], walk)
         kept = {"recipe": json.dumps(plain(recipe)), "facts": json.dumps(plain(facts)), "changes": json.dumps(changes)}
-        facts |= {"recipe": recipe, "changes": changes, "resumed": state is not None} | _computed(accelerator)
+        facts |= {"recipe": recipe, "changes": changes, "resumed": state is not None}
         with (
             receipt(out / "receipt.json" if main else None, **facts) as entries,
             _counted(denoiser, recipe.get("hop"), accelerator, state) as spent,
@@ -148,7 +149,7 @@ def _facts(denoiser: Denoiser, data: Source) -> dict[str, Any]:
 
 
 def _computed(accelerator: Accelerator) -> dict[str, Any]:
-    """Where and how it is computed."""
+    """Where and how it is computed: a run may go on elsewhere, and its receipt keeps where it was before."""
     precision, processes = accelerator.mixed_precision, accelerator.num_processes
     return {"precision": precision, "processes": processes, "device": str(accelerator.device)}
 
