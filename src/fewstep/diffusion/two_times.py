@@ -77,7 +77,8 @@ def time_embeddings(network: nn.Module) -> tuple[str, ...]:
     """
     from diffusers.models.embeddings import TimestepEmbedding
 
-    found = [name for name, part in network.named_modules() if isinstance(part, TimestepEmbedding)]
+    parts = network.named_modules()
+    found = [name for name, part in parts if isinstance(part, TimestepEmbedding) and part.linear_2.bias is not None]
     times = tuple(name for name in found if name.rpartition(".")[2].startswith("time"))  # others embed guidance or sizes
     if not times:
         raise ValueError(
@@ -92,16 +93,12 @@ def _embeddings(network: nn.Module, places: Sequence[str]) -> list[TimestepEmbed
 
 
 def _beside(first: TimestepEmbedding) -> TimestepEmbedding:
-    """A second embedding of the form of the `first`: the same waves inside, and zero outside."""
-    from diffusers.models.embeddings import TimestepEmbedding
-
-    inner, outer = first.linear_1, first.linear_2
-    end = TimestepEmbedding(inner.in_features, inner.out_features, out_dim=outer.out_features)
-    end.act = copy.deepcopy(first.act)
-    end.linear_1.load_state_dict(inner.state_dict(), strict=False)
+    """A second embedding that is the `first` but for its last layer, which is zero. No random number is drawn."""
+    end = copy.deepcopy(first).requires_grad_(True)
+    end.post_act = end.cond_proj = None  # C is added before them
     nn.init.zeros_(end.linear_2.weight)
     nn.init.zeros_(end.linear_2.bias)
-    return end.to(inner.weight)
+    return end
 
 
 @contextmanager
