@@ -37,7 +37,6 @@ def training_data(
 
     `named` is the checkpoint that the teacher was loaded from: what another one made is not taken for its own.
     """
-
     if data != "teacher":
         channels, size = picture_of(student)
         return load_images(data, channels=channels, size=size, labels=bool(student.takes))
@@ -62,7 +61,6 @@ def paths_of(
 
     `named` is as for `training_data`.
     """
-
     levels = visited(teacher, segments)
     make = partial(
         teacher_paths, count=count, segments=segments, levels=levels, whole=whole, seed=_first(seed), precision=precision
@@ -74,23 +72,20 @@ def paths_of(
 
 def visited(denoiser: Denoiser, segments: int) -> list[float]:
     """The noise levels where a student is sampled: one of one segment in one call or two, one of several in as many."""
-
     levels: list[float] = few_step(segments).levels(denoiser).tolist()
     return levels
 
 
 def made_for(out: Path) -> dict[str, list[int]]:
     """What the images and paths in a run's folder cost the teacher: calls and rows of its network for each."""
-
     files = (out / "images.safetensors", out / "paths.safetensors")
     return {file.stem: calls_of(file) for file in files if file.exists()}
 
 
 def _made_once(
     kind: type[Made], file: Path, teacher: Denoiser, make: Callable[[Denoiser], Made], facts: dict[str, Any]
-) -> Made:  # fmt: skip
+) -> Made:
     """What the teacher makes: read from the run's folder, or made and kept there by the first process."""
-
     if isinstance(teacher, Guided):
         facts = facts | {"guidance": teacher.scale, "null_label": int(teacher.null.rows["class_labels"])}
     with PartialState(cpu=best_device().type == "cpu").main_process_first():
@@ -104,5 +99,4 @@ def _made_once(
 
 def _first(seed: int) -> int:
     """The first seed of what the teacher makes: far from 0, 1, 2, …, with which students are sampled and scored."""
-
     return derive(seed, 3)
