@@ -395,7 +395,10 @@ def test_only_bundled_images_are_compared_with_the_bundled_reference(place, monk
     """Noise against noise is nearer than noise against clothes, of which a few stand for all."""
     some = load_images("bundled", channels=1, size=28)
     some = Images(some.pixels[:100], some.labels[:100])
-    taken = lambda data, **options: some if data == "bundled" else load_images(data, **options)  # noqa: E731
+
+    def taken(data: str, **options) -> Images:
+        return some if data == "bundled" else load_images(data, **options)
+
     monkeypatch.setattr("fewstep.diffusion.measuring.load_images", taken)
     far = []
     for data in ("data.npz", "bundled"):

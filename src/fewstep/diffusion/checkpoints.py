@@ -216,5 +216,6 @@ def _midtraining(paths: Paths, recipe: dict[str, Any], training: Training) -> St
 def _renewed(denoiser: Denoiser, seed: int) -> Denoiser:
     """The same parametrisation around a network with new random weights."""
     torch.manual_seed(seed)
-    denoiser.network = type(denoiser.network).from_config(denoiser.network.config)  # type: ignore[attr-defined]
+    network: Any = denoiser.network
+    denoiser.network = type(network).from_config(network.config)
     return TwoTimes(denoiser) if isinstance(denoiser, TwoTimes) else denoiser  # a new second time, which says nothing

@@ -58,7 +58,7 @@ def open_tasks(exam: Exam, out: Path) -> Any:
         ValueError: there is no harness, no such task, or no such file can be.
     """
     try:
-        from lm_eval import tasks  # type: ignore[import-not-found, unused-ignore]
+        from lm_eval import tasks
     except ImportError as error:
         raise ValueError(f"evaluation needs the LM Evaluation Harness: pip install lm_eval ({error})") from error
     writable_file(out)
@@ -74,7 +74,7 @@ def open_tasks(exam: Exam, out: Path) -> Any:
 
 def scored(lm: Any, exam: Exam, manager: Any, out: Path, seed: int, **facts: Any) -> Scores:
     """The harness's scores of one of its models; a receipt with them and these facts is written to `out`."""
-    from lm_eval import simple_evaluate  # type: ignore[import-not-found, unused-ignore]
+    from lm_eval import simple_evaluate
 
     if exam.chat:
         demand_template(lm.tokenizer)
@@ -96,7 +96,7 @@ def scored(lm: Any, exam: Exam, manager: Any, out: Path, seed: int, **facts: Any
 @contextmanager
 def _without_git() -> Iterator[None]:
     """The harness asks git for a commit, which is told on the terminal where there is none; our receipt has its own."""
-    from lm_eval import evaluator  # type: ignore[import-not-found, unused-ignore]
+    from lm_eval import evaluator
 
     asks = evaluator.get_git_commit_hash
     evaluator.get_git_commit_hash = lambda: None

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lm_eval.api.model import LM  # type: ignore[import-not-found, unused-ignore]
-from lm_eval.models.utils import normalize_gen_kwargs  # type: ignore[import-not-found, unused-ignore]
+from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 from ..core.progress import track
 from .decoding import decode

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found, unused-ignore]
-from lm_eval.models.utils_hf import stop_sequences_criteria  # type: ignore[import-not-found, unused-ignore]
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
 
 from .reader import Pair, Reader
