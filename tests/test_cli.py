@@ -237,6 +237,7 @@ def test_one_student_for_any_number_of_calls(place, monkeypatch, capsys) -> None
     for wrong, sentence in {
         "tune run --teacher teacher --data data.npz --out other --images 8": "go on from it with --segments any",
         "sample dial/4-step --steps 2 --out s": "takes no other number",
+        "measure run --data missing.npz --steps 1 1500 --out late": "too few for 1500 steps",
         "tune teacher --data paths --segments any --out other": "cut for one number of segments",
         "tune teacher --data data.npz --midtrain 8 --segments any --out other": "cut for one number of segments",
         "tune teacher --data data.npz --gap full --segments any --out other": "knows no segments",

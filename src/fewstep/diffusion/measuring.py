@@ -209,6 +209,8 @@ def _measured(
     **facts: Any,
 ) -> Measured:
     """Scores `settings` against the data; the results are in the folder."""
+    for setting in settings:
+        setting.walk.levels(setting.denoiser)  # all numbers of calls are possible, before the first is sampled
     channels, height, width = shape = common_shape(settings)
     bundled = scoring.data == "bundled"
     taken = scoring.features or ("fashion" if bundled else "random")
