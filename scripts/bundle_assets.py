@@ -35,7 +35,7 @@ def npz(source: Path, out: Path) -> None:
 def assets(data: Path, run: Path) -> None:
     images = load_images(data, channels=1, size=28)
     first = range(10_000)
-    labels = torch.tensor([images.label(k) for k in first], dtype=torch.uint8)
+    labels = torch.tensor([int(images.cond(k)["class_labels"]) for k in first], dtype=torch.uint8)
     save_images(Images(images.raw(first), labels), ASSETS / "fashion_mnist" / "images.npz")
     pipeline = diffusion_pipeline(load(run / "model"))
     shutil.rmtree(ASSETS / "teacher", ignore_errors=True)

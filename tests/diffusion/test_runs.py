@@ -20,6 +20,7 @@ from fewstep.core.files import load_state, save_state
 from fewstep.core.interrupts import Interrupted
 from fewstep.diffusion import runs, saving
 from fewstep.diffusion.average import Exponential
+from fewstep.diffusion.data import Images, Table, make_table, save_images
 from fewstep.diffusion.formats.folder import load
 from fewstep.diffusion.hop import Heun
 from fewstep.diffusion.noise import ECTGap
@@ -226,6 +227,22 @@ def test_a_state_that_holds_infinities_is_not_gone_on_from(tmp_path, whole) -> N
     save_state(whole / "state.pt", state)
     with pytest.raises(ValueError, match="not finite"):
         run(whole, {"images": 96}, resume=True)
+
+
+def test_a_run_goes_on_with_the_table_that_it_began_with(tmp_path) -> None:
+    """Another of as many rows in its place is another."""
+
+    def table(n: int) -> Table:
+        images = Images(noise_images().pixels.roll(n, -1))
+        shutil.rmtree(tmp_path / "table", ignore_errors=True)
+        save_images(images, tmp_path / "data.npz")
+        return make_table(tmp_path / "data.npz", tmp_path / "table", channels=1, size=8)
+
+    runs.run(tiny(), table(0), tmp_path / "run", RECIPE, precision="no")
+    moved = (tmp_path / "table").rename(tmp_path / "moved")
+    runs.run(tiny(), Table(moved), tmp_path / "run", RECIPE | {"images": 56}, resume=True, precision="no")
+    with pytest.raises(ValueError, match=r"this run began with data_fingerprint = \w+ and would go on with \w+; resume it"):
+        runs.run(tiny(), table(1), tmp_path / "run", RECIPE | {"images": 64}, resume=True, precision="no")
 
 
 def test_the_receipt_counts_student_and_teacher_apart(tmp_path) -> None:

@@ -24,7 +24,6 @@ from fewstep.core.device import fast_precision
 from fewstep.core.files import load_state, save_state
 from fewstep.core.nfe import count_nfe
 from fewstep.diffusion.average import Exponential, PowerFunction
-from fewstep.diffusion.cond import labelled
 from fewstep.diffusion.data import Images, Rows
 from fewstep.diffusion.denoiser import Denoiser, discrete_vp
 from fewstep.diffusion.formats import schedulers
@@ -64,7 +63,7 @@ def test_equals_the_plainest_loop(vp, images) -> None:
     rows, losses = Rows(images, partial(LogNormal(), sigma_max=plain.schedule.sigma_max), seed=3), []
     optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3, momentum=0.9)
     for step in range(6):
-        x0, eps, t, *_ = (torch.stack(part) for part in zip(*(rows[step * 8 + i] for i in range(8)), strict=True))
+        x0, eps, t, *_ = next(rows.batches(step * 8, step * 8 + 8, 8))
         r = ECTGap(q=4, stages=2)(t, step / 6)
         with torch.no_grad():
             target = plain(x0 + like(r, x0) * eps, r)
@@ -100,7 +99,7 @@ def test_the_published_recipe_is_the_published_loss(edm) -> None:
     data = noise_images(size=8)
     (step,) = run(edm, data, **(ect_one_hour(128) | {"dropout": None, "rate": Constant(0.0)}))
     rows = Rows(data, lambda z: z, seed=0)
-    x0, eps, z, *_ = (torch.stack(part) for part in zip(*(rows[i] for i in range(128)), strict=True))
+    x0, eps, z, *_ = next(rows.batches(0, 128, 128))
     t = (-1.1 + 2.0 * z).exp()
     r = t * (1 - (1 + 8 / (1 + t.exp())) / 256)
     with torch.no_grad():
@@ -137,7 +136,7 @@ def test_each_row_stays_in_its_segment(segments: int, images) -> None:
     denoiser = tiny()
     (step,) = run(denoiser, images, images=32, batch=32, segments=segments, rate=Constant(0.0))
     rows = Rows(images, partial(LogNormal(), sigma_max=denoiser.schedule.sigma_max), seed=0)
-    x0, eps, t, *_ = (torch.stack(part) for part in zip(*(rows[i] for i in range(32)), strict=True))
+    x0, eps, t, *_ = next(rows.batches(0, 32, 32))
     scheduler = DDIMScheduler.from_config(schedulers.write(denoiser).config, timestep_spacing="trailing")
     scheduler.set_timesteps(segments)
     edges = [0.0, *denoiser.schedule.ln_sigmas[scheduler.timesteps].exp().tolist()[:0:-1]]
@@ -390,7 +389,7 @@ def test_a_level_at_an_edge_ends_the_segment_below_it(images) -> None:
     (step,) = run(denoiser, images, images=32, batch=32, segments=3, gap=gap, noise=Levels((lower, upper, top)),
                   rate=Constant(0.0))  # fmt: skip
     rows = Rows(images, partial(Levels((lower, upper, top)), sigma_max=denoiser.schedule.sigma_max), seed=0)
-    x0, eps, t, *_ = (torch.stack(part) for part in zip(*(rows[i] for i in range(32)), strict=True))
+    x0, eps, t, *_ = next(rows.batches(0, 32, 32))
     below = dict(zip(torch.tensor([top, upper, lower]).tolist(), (upper, lower, 0.0), strict=True))
     lo = torch.tensor([below[float(level)] for level in t])
     assert len(lo.unique()) == 3
@@ -411,8 +410,8 @@ def test_conditional_models_see_their_labels() -> None:
     denoiser = tiny(classes=3)
     (step,) = run(denoiser, data, images=8, rate=Constant(0.0))
     rows = Rows(data, partial(LogNormal(), sigma_max=denoiser.schedule.sigma_max), seed=0)
-    x0, eps, t, labels, _ = (torch.stack(part) for part in zip(*(rows[i] for i in range(8)), strict=True))
-    loss = consistency_loss(denoiser, x0, eps, t, ECTGap(q=4, stages=2)(t, 0.0), t * 0, cond=labelled(labels))
+    x0, eps, t, cond, _ = next(rows.batches(0, 8, 8))
+    loss = consistency_loss(denoiser, x0, eps, t, ECTGap(q=4, stages=2)(t, 0.0), t * 0, cond=cond)
     assert step.loss == pytest.approx(loss.mean().item(), rel=1e-5)
 
 
@@ -443,7 +442,7 @@ def test_a_row_has_one_label_throughout_the_network() -> None:
         dropped = seen[0].count(10)
         assert 6 <= dropped <= 26  # half of 32; outside are 3 in 10,000
         rows = Rows(data, LogNormal(), seed=0)
-        given = [int(rows[row][3]) for row in range(32 * step.step - 32, 32 * step.step)]
+        given = [int(rows[row][3]["class_labels"]) for row in range(32 * step.step - 32, 32 * step.step)]
         assert dropped + sum(ours == theirs for ours, theirs in zip(seen[0], given, strict=True)) == 32
         seen.clear()
     assert step.step == 2

@@ -42,7 +42,9 @@ class Cond:
     def to(self, device: torch.device | str) -> Cond:
         """The same on `device`."""
         lo = None if self.lo is None else self.lo.to(device, non_blocking=True)
-        return Cond({name: value.to(device, non_blocking=True) for name, value in self.rows.items()}, self.shared, lo)
+        rows = {name: value.to(device, non_blocking=True) for name, value in self.rows.items()}
+        shared = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.shared.items()}
+        return Cond(rows, shared, lo)
 
     def expand(self, count: int) -> Cond:
         """One row's conditions for `count` samples."""
@@ -72,11 +74,12 @@ class Cond:
 
 
 NOTHING = Cond()
+CLASS = "class_labels"  # what diffusers' networks call the class
 
 
 def labelled(labels: Tensor | None) -> Cond:
     """The condition of class labels (B,); nothing without labels."""
-    return NOTHING if labels is None else Cond({"class_labels": labels})
+    return NOTHING if labels is None else Cond({CLASS: labels})
 
 
 @dataclass(frozen=True)

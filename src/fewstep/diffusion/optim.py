@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from .cond import NOTHING, Cond, labelled
+
 
 class LearningRate(Protocol):
     """The learning rate at `step` (counted from 0) when `progress` (0 to 1) of the images have been seen."""
@@ -115,10 +117,10 @@ class Dropout:
             Dropout(0.0)(block)
 
 
-def label_dropout(network: nn.Module) -> tuple[float, int]:
+def label_dropout(network: nn.Module) -> tuple[float, Cond]:
     """How often the label embeddings of a diffusers transformer drop a label while they train, and for which one."""
     layers = _label_embeddings(network)
-    return (layers[0].dropout_prob, layers[0].num_classes) if layers else (0.0, 0)
+    return (layers[0].dropout_prob, labelled(torch.tensor([layers[0].num_classes]))) if layers else (0.0, NOTHING)
 
 
 def training_mode(network: nn.Module) -> None:

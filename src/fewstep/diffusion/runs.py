@@ -141,11 +141,11 @@ def _in_whole_batches(recipe: dict[str, Any]) -> dict[str, Any]:
 def _facts(denoiser: Denoiser, data: Source) -> dict[str, Any]:
     """What a run has to go on with: the network, but for what the library that wrote it said, and what it means.
 
-    And as many examples, as their order hangs on their number.
+    And the same examples, as far as their fingerprint says; at least as many, as their order hangs on their number.
     """
     config = {name: value for name, value in config_of(denoiser.network).items() if not name.startswith("_")}
     said = {"schedule": denoiser.schedule, "prediction": denoiser.prediction, "network": config}
-    return said | {"examples": len(data)}
+    return said | {"examples": len(data)} | ({"data_fingerprint": data.fingerprint} if data.fingerprint else {})
 
 
 def _computed(accelerator: Accelerator) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..core.interrupts import agreed
 from ..core.seeds import derive, drawn_from
 from ..core.spread import is_spread, together
 from .average import Average, Exponential, MovingAverage, form_of, trained
-from .cond import NOTHING, labelled
+from .cond import CLASS, Cond
 from .data import Paths, Rows, Source
 from .denoiser import Denoiser
 from .loss import Distance, Hop, InverseGap, PseudoHuber, Weight, consistency_loss, from_data
@@ -50,6 +50,7 @@ def tune(
     optimizer: OptimizerFactory = RAdam(),
     average: Average | Sequence[Average] = Exponential(),
     dropout: Dropout | None = None,
+    dropped: float | None = None,
     max_grad_norm: float | None = None,
     mirror: bool = False,
     seed: int = 0,
@@ -62,9 +63,8 @@ def tune(
 
     Args:
         denoiser: what to tune. Its network is changed; under FSDP2 it stays spread over the processes.
-        data: training samples of the shape the network takes, with labels if it is conditional; or a teacher's paths, for
-            path regression with `gap=FullGap()`. A network that drops labels while it trains, as a DiT's blocks do each for
-            itself, gets them dropped at its own rate by one draw a row, which its teacher sees as well.
+        data: training samples of the shape the network takes, with the conditions that it needs; or a teacher's paths, for
+            path regression with `gap=FullGap()`.
         images: how many samples to see in all, rounded up to whole batches.
         batch: samples a step over all processes and accumulated micro-batches.
         segments: network calls that the result is to be sampled with, at the levels of the schedule's grid: 1 is a
@@ -79,6 +79,8 @@ def tune(
             hangs on it is in docs/log.md. It begins with the weights that `denoiser` has; from random ones it needs a
             warm-up, `Exponential(decay, warmup=True)`.
         dropout: sets the network's dropout layers; None leaves them.
+        dropped: share of rows whose conditions give way to those that stand for none, by one draw a row, which the teacher
+            sees as well. None is the network's own rate: a DiT drops labels while it trains, all others nothing.
         max_grad_norm: clips the gradient's norm there; None never clips.
         mirror: flips half of the samples left to right.
         seed: everything random is a function of it.
@@ -111,9 +113,8 @@ def tune(
         consistency_loss, _asked(student, denoiser, compile=compile), hop=hop, distance=distance, weight=weight,
         margin=margin, anyone=_anyone(denoiser, accelerator),
     )  # fmt: skip
-    batches = Rows(data, levels, seed=seed, mirror=mirror, unlabelled=label_dropout(denoiser.network)).batches(
-        first * batch, steps * batch, micro, rank=rank, world=world, workers=workers
-    )
+    rows = Rows(data, levels, seed=seed, mirror=mirror, takes=denoiser.takes, dropped=_dropped(denoiser, data, dropped))
+    batches = rows.batches(first * batch, steps * batch, micro, rank=rank, world=world, workers=workers)
     for step in range(first, steps):
         progress = step / steps
         training_mode(denoiser)  # again: the caller may have sampled it
@@ -121,10 +122,9 @@ def tune(
         for part in range(accelerator.gradient_accumulation_steps):
             row = next(batches)
             t, lo, r, row = row.t, end_of(row.t, row.u), gap(row.t, progress), row.to(device)  # levels stay on the CPU
-            cond = labelled(row.labels) if denoiser.takes else NOTHING
             drawn = drawn_from(derive(seed, 2, step, part, rank), device)  # for dropout; all else is in the row
             with accelerator.accumulate(student), accelerator.autocast(), _attention(device), drawn:
-                per_row = loss_of(row.x0, row.eps, t, r, lo, cond=cond)
+                per_row = loss_of(row.x0, row.eps, t, r, lo, cond=row.cond)
                 accelerator.backward(per_row.mean())
             losses.append(per_row.detach().mean())
         norm = _descend(update, list(trained(denoiser).values()), rate(step, progress), max_grad_norm)
@@ -313,7 +313,37 @@ def _check(denoiser: Denoiser, data: Source, images: int, steps_left: int, preci
         raise ValueError("float16 overflows in consistency losses; use bf16 or no mixed precision")
     if denoiser.prediction is clean:
         raise ValueError("this checkpoint predicts the clean sample, so f(x, 0) is not x; convert it to v-prediction first")
-    if denoiser.takes:
+    denoiser.check(_at_the_ends(denoiser, data))
+
+
+def _at_the_ends(denoiser: Denoiser, data: Source) -> Cond:
+    """Two rows of conditions: of the first and the last example, but the lowest and the highest class of all.
+
+    Classes that the network does not take are left out, as training leaves them out.
+    """
+    first, last = data.cond(0), data.cond(len(data) - 1)
+    rows = {name: torch.stack([first[name], last[name]]) for name in first if name != CLASS}
+    if CLASS in denoiser.takes:
         if data.label_range is None:
             raise ValueError("this checkpoint is conditional on classes, but the data has no labels; give labelled data")
-        denoiser.check(labelled(torch.tensor(data.label_range)))
+        rows[CLASS] = torch.tensor(data.label_range)
+    return Cond(rows, data.shared)
+
+
+def _dropped(denoiser: Denoiser, data: Source, share: float | None) -> tuple[float, Cond]:
+    """The share of rows that lose their conditions, and what they get instead, one row.
+
+    Raises:
+        ValueError: a share that is none, or nothing is known that would stand for no condition.
+    """
+    own, null = label_dropout(denoiser.network)
+    if share is None:
+        return own, null
+    if not 0 <= share < 1:
+        raise ValueError(f"the share of rows that lose their conditions is 0 or more and below 1, got {share}")
+    null = data.null or null
+    if share and not null.rows:
+        raise ValueError("nothing is known that stands for no condition, so none can be dropped; leave `dropped` out")
+    if share:
+        denoiser.check(null)
+    return share, null

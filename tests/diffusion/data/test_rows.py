@@ -20,7 +20,7 @@ def test_a_shuffled_set_is_the_same_set() -> None:
     """Whose beginning is like the whole, although classes were in order."""
     labels = torch.arange(1000) // 100
     images = Images(labels.to(torch.uint8).view(-1, 1, 1, 1), labels, tuple("abcdefghij")).shuffled()
-    found = torch.tensor([images.label(k) for k in range(len(images))])
+    found = torch.stack([images.cond(k)["class_labels"] for k in range(len(images))])
     assert torch.equal(found.bincount(), torch.full((10,), 100))
     assert torch.equal(images.raw(range(1000)).flatten().long(), found)
     assert set(found[:100].tolist()) == set(range(10))
@@ -66,8 +66,8 @@ def test_a_run_over_a_billion_examples_starts_at_once_wherever_it_goes_on() -> N
         def __len__(self) -> int:
             return 10**9
 
-        def label(self, k: int) -> int:
-            return k % 2
+        def cond(self, k: int) -> dict[str, torch.Tensor]:
+            return {"class_labels": torch.tensor(k % 2)}
 
         def raw(self, rows: Sequence[int]) -> torch.Tensor:
             asked.extend(rows)
@@ -77,14 +77,16 @@ def test_a_run_over_a_billion_examples_starts_at_once_wherever_it_goes_on() -> N
     (batch,) = Rows(Giant(), LEVELS, seed=0).batches(3 * 10**9 - 4, 3 * 10**9 + 4, 8)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(set(asked)) == 8 and batch.labels.tolist() == batch.x0.flatten().tolist() == [k % 2 for k in asked]
+    assert len(set(asked)) == 8 and batch.cond.rows["class_labels"].tolist() == batch.x0.flatten().tolist() == [
+        k % 2 for k in asked
+    ]
     assert peak < 2**22
 
 
 def test_each_sight_of_an_image_has_noise_of_its_own() -> None:
     """The noise belongs to the row: the same image comes back in every epoch with other noise at another level."""
     rows = Rows(Images(torch.zeros(1, 1, 4, 4, dtype=torch.uint8)), LEVELS, seed=0)
-    _, eps, t, *_ = (torch.stack(part) for part in zip(*(rows[k] for k in range(50)), strict=True))
+    _, eps, t, *_ = next(rows.batches(0, 50, 50))
     assert len(t.unique()) == 50 and len(eps.flatten(1).unique(dim=0)) == 50
 
 

@@ -16,6 +16,7 @@ from conftest import noise_images, tiny
 from pictures import png, put
 from torch.utils.data import DataLoader
 
+from fewstep.diffusion.cond import CLASS, labelled
 from fewstep.diffusion.data import Images, Rows, Table, load_images, make_table, making, save_images
 from fewstep.diffusion.data import load as reading
 from fewstep.diffusion.data.table import arrays_of, write_table
@@ -35,7 +36,7 @@ def same(table: Table, images: Images) -> None:
     assert len(table) == len(images) and table.shape == images.shape and table.classes == images.classes
     assert table.label_range == images.label_range
     assert torch.equal(table.raw(range(len(table))), images.raw(range(len(images))))
-    assert [table.label(k) for k in range(len(table))] == [images.label(k) for k in range(len(images))]
+    assert [table.cond(k) for k in range(len(table))] == [images.cond(k) for k in range(len(images))]
 
 
 def made(place: Path, images: Images, name: str = "table") -> Table:
@@ -153,7 +154,7 @@ def test_classes_that_are_not_clear_are_refused(tmp_path, caplog, kind, labels, 
     with pytest.raises(ValueError, match=message):
         load_images(place, channels=1, size=4)
     table = load_images(place, channels=1, size=4, labels=False)
-    assert (table.label_range, table.classes, table.label(0)) == (None, None, -1)
+    assert (table.label_range, table.classes, table.cond(0)) == (None, None, {})
     assert "taken without classes" in caplog.text
     assert pickle.loads(pickle.dumps(table)).label_range is None
 
@@ -184,6 +185,12 @@ def test_a_table_without_rows_is_refused(tmp_path) -> None:
     write_table(tmp_path, {"image": arrays_of((1, 4, 4), "uint8")}, [])
     with pytest.raises(ValueError, match="holds 0 rows"):
         Table(tmp_path)
+    none = {"image": np.zeros((0, 1, 4, 4), np.uint8)}
+    datasets.Dataset.from_dict(none, datasets.Features({"image": arrays_of((1, 4, 4), "uint8")})).save_to_disk(
+        tmp_path / "none"
+    )
+    with pytest.raises(ValueError, match="none is not a readable table: it holds 0 rows"):
+        load_images(tmp_path / "none", channels=1, size=4)
 
 
 def test_a_table_of_another_shape_says_what_it_holds(tmp_path) -> None:
@@ -218,12 +225,13 @@ def test_training_from_a_table_is_training_from_memory(tmp_path, monkeypatch) ->
     monkeypatch.setattr(making, "BATCH", 5 * 64)
     images = noise_images(23, labels=True)
     table = made(tmp_path, images)
-    settings = {"seed": 3, "mirror": True, "unlabelled": (0.3, 3)}
+    settings = {"seed": 3, "mirror": True, "dropped": (0.3, labelled(torch.tensor([3])))}
     ours, theirs = Rows(table, LEVELS, **settings), Rows(images, LEVELS, **settings)
     for k in range(60):
-        assert all(torch.equal(a, b) for a, b in zip(ours[k], theirs[k], strict=True))
+        assert ours[k][3] == theirs[k][3]
+        assert all(torch.equal(ours[k][part], theirs[k][part]) for part in (0, 1, 2, 4))
     for a, b in zip(ours.batches(0, 40, 8, workers=2), theirs.batches(0, 40, 8), strict=True):
-        assert torch.equal(a.x0, b.x0) and torch.equal(a.labels, b.labels)
+        assert torch.equal(a.x0, b.x0) and torch.equal(a.cond.rows[CLASS], b.cond.rows[CLASS])
 
     def trained(data, state=None, stop=6) -> tuple[list[torch.Tensor], dict]:
         denoiser = tiny(classes=4)
@@ -246,9 +254,9 @@ def test_workers_open_the_table_themselves(tmp_path, monkeypatch, start: str) ->
     assert len(pickle.dumps(table)) < 1000 < len(pickle.dumps(noise_images(4000)))
     rows = Rows(table, LEVELS, seed=0)
     loader = DataLoader(rows, batch_size=4, sampler=range(8), num_workers=1, multiprocessing_context=start)
-    found = [torch.cat(parts) for parts in zip(*loader, strict=True)]
-    expected = [torch.stack(parts) for parts in zip(*(rows[k] for k in range(8)), strict=True)]
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    for (x0, eps, t, cond, u), expected in zip(loader, rows.batches(0, 8, 4), strict=True):
+        ours, theirs = (x0, eps, t, cond[CLASS], u), (*expected[:3], expected.cond.rows[CLASS], expected.u)
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 READER = """
@@ -259,9 +267,9 @@ def kib(name):
     return int(open("/proc/self/status").read().split(name + ":")[1].split()[0])
 
 table = Table(sys.argv[1])
-table.raw([0]), table.label(0)
+table.raw([0]), table.cond(0)
 before = {name: kib(name) for name in ("RssAnon", "RssFile")}
-total = sum(int(table.raw([k]).sum()) + table.label(k) for k in range(0, len(table), 4))
+total = sum(int(table.raw([k]).sum()) + int(table.cond(k)["class_labels"]) for k in range(0, len(table), 4))
 print(total, *(kib(name) - was for name, was in before.items()))
 """
 

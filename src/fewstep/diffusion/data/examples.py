@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..cond import Cond
 from .order import Order
 
 
@@ -20,6 +21,9 @@ class Source(Protocol):
         shape: of one sample.
         classes: names of class 0, 1, …, or None if they have none.
         label_range: the lowest and the highest class of all examples, or None if they have no classes.
+        shared: what the conditions of all examples have in common; see `Cond`.
+        null: one row of conditions that stands for none, or None where nobody has said it.
+        fingerprint: changes with what the examples are, or None where only their number is known.
     """
 
     @property
@@ -29,10 +33,22 @@ class Source(Protocol):
     @property
     def label_range(self) -> tuple[int, int] | None: ...
 
+    @property
+    def shared(self) -> Mapping[str, object]:
+        return {}
+
+    @property
+    def null(self) -> Cond | None:
+        return None
+
+    @property
+    def fingerprint(self) -> str | None:
+        return None
+
     def __len__(self) -> int: ...
 
-    def label(self, k: int) -> int:
-        """Class of example `k`, −1 without classes."""
+    def cond(self, k: int) -> Mapping[str, Tensor]:
+        """What example `k` is about, by the network's own argument names: a class is `class_labels`, a number ()."""
 
     def point(self, k: int, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(x0, eps, t) of a training row with example `k`, for which the level t and the noise eps were drawn."""
@@ -79,12 +95,24 @@ class Shuffled(Samples):
     def label_range(self) -> tuple[int, int] | None:
         return self.samples.label_range
 
+    @property
+    def shared(self) -> Mapping[str, object]:
+        return self.samples.shared
+
+    @property
+    def null(self) -> Cond | None:
+        return self.samples.null
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.samples.fingerprint
+
     @cached_property
     def _order(self) -> Order:
         return Order(len(self), 0)
 
-    def label(self, k: int) -> int:
-        return self.samples.label(self._order(k))
+    def cond(self, k: int) -> Mapping[str, Tensor]:
+        return self.samples.cond(self._order(k))
 
     def raw(self, rows: Sequence[int]) -> Tensor:
         return self.samples.raw([self._order(k) for k in rows])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..cond import CLASS
 from .examples import Samples, Source
 
 
@@ -35,8 +36,8 @@ class Images(Samples):
     def label_range(self) -> tuple[int, int] | None:
         return _range(self.labels)
 
-    def label(self, k: int) -> int:
-        return -1 if self.labels is None else int(self.labels[k])
+    def cond(self, k: int) -> Mapping[str, Tensor]:
+        return {} if self.labels is None else {CLASS: self.labels[k].long()}
 
     def raw(self, rows: Sequence[int]) -> Tensor:
         return self.pixels[list(rows)]
@@ -79,8 +80,8 @@ class Paths(Source):
     def label_range(self) -> tuple[int, int] | None:
         return _range(self.labels)
 
-    def label(self, k: int) -> int:
-        return -1 if self.labels is None else int(self.labels[k])
+    def cond(self, k: int) -> Mapping[str, Tensor]:
+        return {} if self.labels is None else {CLASS: self.labels[k].long()}
 
     def state(self, index: int, level: int) -> Tensor:
         """x at a level of path `index`, float32."""

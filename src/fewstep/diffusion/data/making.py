@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...core.files import atomic_folder
 from ...core.receipt import receipt
+from ..cond import CLASS
 from .labels import read_labels
 from .load import arrays_in, bytes_of, decoded, pictures_in, shape_of
 from .table import IMAGE, LABEL, LATENTS, Table, arrays_of, write_table
@@ -91,7 +92,7 @@ def _plan(source: str | Path, shape: tuple[int, int, int], *, labels: bool) -> _
         raise ValueError(f"{source} is a table already; give it as data")
     if ready is not None:
         one, labelled = ready.raw([0]), ready.label_range is not None
-        rows = ((ready.raw([k])[0], ready.label(k)) for k in range(len(ready)))
+        rows = ((ready.raw([k])[0], int(ready.cond(k).get(CLASS, -1))) for k in range(len(ready)))
         return _Plan(rows, shape, one.dtype, len(ready) * one.nbytes, labelled, ready.classes)
     pictures = pictures_in(source, shape[0])
     needed = bytes_of(pictures, shape)

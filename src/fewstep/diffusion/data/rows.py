@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,26 +10,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ...core.seeds import derive, generators, normal
+from ..cond import NOTHING, Cond
 from .examples import Source
 from .order import Order
 
+Row = tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Tensor]  # x0, eps, t, conditions by their names, chance u
+
 
 class Batch(NamedTuple):
-    """What one training step sees: x0 and eps (B, C, H, W), noise levels t, labels and chance u in [0, 1), (B,) each."""
+    """What one training step sees: x0 and eps (B, C, H, W), noise levels t, conditions, chance u in [0, 1), (B,) each."""
 
     x0: Tensor
     eps: Tensor
     t: Tensor
-    labels: Tensor | None
+    cond: Cond
     u: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         x0, eps, t, u = (part.to(device, non_blocking=True) for part in (self.x0, self.eps, self.t, self.u))
-        return Batch(x0, eps, t, None if self.labels is None else self.labels.to(device, non_blocking=True), u)
+        return Batch(x0, eps, t, self.cond.to(device), u)
 
 
-class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
+class Rows(Dataset[Row]):
     """Row k of training: sample k of an endless shuffled run over `data`, with its own noise.
 
     A row is a function of (seed, k) alone. So the order of the data, the noise and the mirroring are the same for any
@@ -43,29 +46,32 @@ class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
         *,
         seed: int,
         mirror: bool = False,
-        unlabelled: tuple[float, int] = (0.0, 0),
+        takes: Collection[str] | None = None,
+        dropped: tuple[float, Cond] = (0.0, NOTHING),
     ) -> None:
-        """`noise` makes noise levels (B,) of standard normal z (B,); `unlabelled` is the share of rows that get the label
-        for "no class", and that label."""
+        """`noise` makes noise levels (B,) of standard normal z (B,); `takes` are the conditions that are wanted, all by
+        default; `dropped` is the share of rows that get the conditions that stand for none, and those, one row."""
         self.data = data
         self.noise = noise
         self.seed = seed
         self.mirror = mirror
-        self.unlabelled = unlabelled
+        self.takes = takes
+        self.dropped = dropped
         self.order = Order(len(data), seed)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def __getitem__(self, row: int) -> Row:
         index = self.order(row)
         rngs = generators([derive(self.seed, 1, row)])
         t = self.noise(normal(rngs, ()))[0]
         x0, eps, t = self.data.point(index, t, normal(rngs, self.data.shape)[0])
         if self.mirror and torch.rand((), generator=rngs[0]) < 0.5:
             x0 = x0.flip(-1)
-        label = torch.tensor(self.data.label(index))
-        share, no_class = self.unlabelled
+        cond = self.data.cond(index)
+        share, null = self.dropped
         if share and torch.rand((), generator=rngs[0]) < share:
-            label = torch.tensor(no_class)
-        return x0, eps, t, label, torch.rand((), generator=rngs[0])
+            cond = {name: value[0] for name, value in null.rows.items()}
+        wanted = {name: value for name, value in cond.items() if self.takes is None or name in self.takes}
+        return x0, eps, t, wanted, torch.rand((), generator=rngs[0])
 
     def batches(
         self, start: int, stop: int, batch: int, *, rank: int = 0, world: int = 1, workers: int = 0
@@ -74,6 +80,6 @@ class Rows(Dataset[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]):
         firsts = range(start + rank * batch, stop, world * batch)
         slices = (list(range(row, min(row + batch, stop))) for row in firsts)  # lazy: a run has millions of rows
         loader = DataLoader(self, batch_sampler=slices, num_workers=workers, pin_memory=torch.cuda.is_available())
-        labelled = self.data.label_range is not None
-        for x0, eps, t, labels, u in loader:
-            yield Batch(x0, eps, t, labels if labelled else None, u)
+        shared = self.data.shared
+        for x0, eps, t, cond, u in loader:
+            yield Batch(x0, eps, t, Cond(cond, shared), u)

@@ -20,12 +20,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...core.files import atomic_file, disk_errors
+from ...core.source import read_json
+from ..cond import CLASS, Cond
+from .conditions import COLUMN, Conditions, meant
 from .examples import Samples
 from .images import channels_first
 from .labels import Labels, labels_of
 
 IMAGE, LATENTS, LABEL = "image", "latents", "label"
-STATE, INFO, ROWS = "state.json", "dataset_info.json", "data-00000-of-00001.arrow"  # of a folder of `datasets`
+STATE, INFO = "state.json", "dataset_info.json"  # of a folder of `datasets`
 
 
 def is_table(path: Path) -> bool:
@@ -42,6 +46,8 @@ def open_folder(path: Path) -> Any:
         rows.data.validate()  # that no row lies beyond the end of its file
     except Exception as error:  # the errors of datasets and of pyarrow have no common base
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, IndexError):  # of no files it asks for the first
+            said = "it holds 0 rows"
         raise ValueError(f"{path} is not a readable table: {said}") from error
     return rows
 
@@ -55,7 +61,8 @@ class Table(Samples):
     """Samples in a folder that `datasets.load_from_disk` reads: what `make_table` writes, or anybody else.
 
     The column `latents` holds floats of any shape, or else `image` uint8 of (C, H, W), (H, W, C) or (H, W); `label` holds
-    whole numbers, with names where it is a `ClassLabel`. Other columns are left alone. A pickled table is its path.
+    whole numbers, with names where it is a `ClassLabel`; `cond.NAME` holds other conditions, a row of one shape each, and
+    what they share lies in files beside. Other columns are left alone. A pickled table is its path.
     """
 
     def __init__(self, path: str | Path, *, labelled: bool = True) -> None:
@@ -69,7 +76,9 @@ class Table(Samples):
         name = LATENTS if LATENTS in rows.features else IMAGE
         feature = rows.features.get(name)
         kept = _shape(feature)
-        if kept is None or not len(rows):
+        if not len(rows):
+            raise ValueError(f"{path} holds 0 rows; write the table again, or give another")
+        if kept is None:
             raise ValueError(
                 f"{path} holds {len(rows)} rows of {sorted(rows.features)}; a table has a column `{IMAGE}` of uint8 arrays "
                 f"or `{LATENTS}` of floats, each of one shape"
@@ -82,6 +91,12 @@ class Table(Samples):
                 f"`{name}` in {path} holds {self._samples.dtype}; make it {'uint8' if wanted == 'u' else 'float32'}"
             )
         self._label_column = rows.data.column(LABEL) if labelled and LABEL in rows.features else None
+        self.conditions = Conditions.read(self.path)
+        self._cond = {
+            name.removeprefix(COLUMN): _Column(rows.data.column(name), _shape(feature) or (), f"{name} in {path}")
+            for name, feature in rows.features.items()
+            if name.startswith(COLUMN)
+        }
 
     def __reduce__(self) -> tuple[Callable[..., Table], tuple[Path]]:
         return partial(Table, labelled=self.labelled), (self.path,)
@@ -103,8 +118,23 @@ class Table(Samples):
             raise ValueError(f"row {bad} of {self.path} holds numbers that are not finite; leave such rows out")
         return latents
 
-    def label(self, k: int) -> int:
-        return -1 if self.label_range is None else int(self._labels[k])
+    def cond(self, k: int) -> Mapping[str, Tensor]:
+        kinds = self.conditions.dtypes
+        rows = {name: meant(column[k], kinds.get(name)) for name, column in self._cond.items()}
+        return rows if self.label_range is None else rows | {CLASS: torch.tensor(int(self._labels[k]))}
+
+    @property
+    def shared(self) -> Mapping[str, object]:
+        return self.conditions.shared
+
+    @property
+    def null(self) -> Cond | None:
+        return self.conditions.null
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What `datasets` calls its content."""
+        return str(read_json(self.path / STATE, "a table has it").get("_fingerprint"))
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -172,7 +202,9 @@ class _Column:
         return row
 
 
-def write_table(folder: Path, features: dict[str, Any], batches: Iterable[Mapping[str, Any]]) -> None:
+def write_table(
+    folder: Path, features: dict[str, Any], batches: Iterable[Mapping[str, Any]], conditions: Conditions | None = None
+) -> None:
     """Writes a table into an empty folder, a batch at a time.
 
     Arrays are lists of fixed lengths inside each other: no offsets stand between the numbers, and the shape stands in the
@@ -182,24 +214,60 @@ def write_table(folder: Path, features: dict[str, Any], batches: Iterable[Mappin
         folder: where nothing stands yet; see `atomic_folder`.
         features: what `datasets` calls the columns; see `arrays_of`.
         batches: some rows of all columns each, arrays (B, *) or lists of B values.
+        conditions: what lies beside columns of conditions.
     """
+    write_part(folder, 0, 1, features, batches)
+    complete_table(folder, 1, features, conditions)
+
+
+def write_part(folder: Path, part: int, parts: int, features: dict[str, Any], batches: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a part of a table, complete or not there; `complete_table` makes a table of all of them."""
     import datasets
     import pyarrow
 
-    known = datasets.Features(features)
-    schema = known.arrow_schema
-    with open(folder / ROWS, "wb") as file, pyarrow.ipc.new_stream(file, schema) as stream:
+    schema = datasets.Features(features).arrow_schema
+    with atomic_file(part_file(folder, part, parts)) as file, pyarrow.ipc.new_stream(file, schema) as stream:
         for batch in batches:
             columns = [_nested(batch[field.name], field.type) for field in schema]
             stream.write_batch(pyarrow.record_batch(columns, schema=schema))
-    datasets.DatasetInfo(features=known).write_to_directory(str(folder))
+
+
+def part_file(folder: Path, part: int, parts: int) -> Path:
+    """Where part number `part` of `parts` stands, as `datasets` names it."""
+    return folder / f"data-{part:05}-of-{parts:05}.arrow"
+
+
+def complete_table(
+    folder: Path,
+    parts: int,
+    features: dict[str, Any],
+    conditions: Conditions | None = None,
+    *,
+    fingerprint: str | None = None,
+) -> None:
+    """Makes a table of the parts in `folder`: what says so is written last.
+
+    Args:
+        folder: where all parts stand.
+        parts: how many.
+        features: as they were written with.
+        conditions: what lies beside columns of conditions.
+        fingerprint: of the content; a new one by chance if left out.
+    """
+    import datasets
+
+    with disk_errors(folder):
+        if conditions is not None:
+            conditions.write(folder)
+        datasets.DatasetInfo(features=datasets.Features(features)).write_to_directory(str(folder))
     state: dict[str, Any] = {
-        "_data_files": [{"filename": ROWS}],
-        "_fingerprint": secrets.token_hex(8),
+        "_data_files": [{"filename": part_file(folder, part, parts).name} for part in range(parts)],
+        "_fingerprint": fingerprint or secrets.token_hex(8),
         "_format_type": None,
     }
     state |= {"_format_columns": None, "_format_kwargs": {}, "_output_all_columns": False, "_split": "train"}
-    (folder / STATE).write_text(json.dumps(state, indent=2))
+    with atomic_file(folder / STATE) as file:
+        file.write(json.dumps(state, indent=2).encode())
 
 
 def arrays_of(shape: Sequence[int], dtype: str) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...core.receipt import receipt
-from ..cond import NOTHING, Cond, labelled
+from ..cond import CLASS, NOTHING, Cond, labelled
 from ..data import Samples
 from ..denoiser import Denoiser
 from ..report import plot, sheet
@@ -114,4 +114,4 @@ def _labels(denoiser: Denoiser, images: Samples, n: int) -> Cond:
         return NOTHING
     if images.label_range is None:
         raise ValueError("this model is conditional on classes, but the data have no labels to draw them from")
-    return labelled(torch.tensor([images.label(k % len(images)) for k in range(n)]))
+    return labelled(torch.stack([images.cond(k % len(images))[CLASS] for k in range(n)]))
