@@ -18,8 +18,9 @@ from tiny_lm import byte_tokenizer, tiny_lm, with_adapter
 from transformers import Dinov2Config, Dinov2Model
 
 from fewstep.diffusion.formats.folder import save
+from fewstep.diffusion.lora import LoRA, adapt
 from fewstep.diffusion.model import Model
-from fewstep.diffusion.walk import Heun
+from fewstep.diffusion.walk import Heun, Segments
 
 Spoil = Callable[["Kind", Path, Path], object]  # kind, the folder to spoil, a place outside of it -> ignored
 CANARY = "canary"  # the file, in the place outside, that hostile code writes
@@ -42,6 +43,7 @@ KINDS = {
     "image": Kind(
         "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.bin"
     ),
+    "student": Kind("fewstep.json", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
 }  # fmt: skip
 
 
@@ -55,6 +57,9 @@ def make(root: Path) -> None:
     with_adapter(tiny_lm(seed=1, vocab=260).float()).save_pretrained(root / "adapters")
     shutil.move(root / "adapters" / "tuned", root / "adapter")
     save(Model(tiny(size=28), Heun()), root / "image")
+    student = tiny(size=28)
+    adapt(student, LoRA(2), base=str(root / "image"))
+    save(Model(student, Segments(2)), root / "student")
 
 
 class Canary:
@@ -350,6 +355,18 @@ TOKENIZERS: dict[str, Spoil] = {
         os.mkfifo(folder / "tokenizer.json"),
     ),
 }  # fmt: skip
+STUDENTS: dict[str, Spoil] = {
+    "adapter: no LoRA key": weights_named(lambda name: name.replace("lora_", "other_")),
+    "adapter: of another base": weights_named(lambda name: name.replace("down_blocks.0", "down_blocks.7")),
+    "adapter: half of it": weights_named(lambda name: name.replace("conv1.lora_B", "conv7.lora_B")),
+    "adapter: not numbers": weights(lambda factor: factor.int()),
+    "adapter: other shapes": weights(lambda factor: factor[:, :1].contiguous()),
+    "adapter: its own base": lambda kind, folder, outside: edit(
+        folder / kind.config, base={"source": str(folder), "weights": ""}
+    ),
+    "adapter: no base": entries(base=None),
+    "adapter: a base of a wrong type": entries(base={"source": ["a"], "weights": 1}),
+}
 ADAPTERS: dict[str, Spoil] = {
     "adapter: no LoRA key": weights_named(lambda name: name.replace("lora_", "other_")),
     "adapter: of another base": weights_named(lambda name: name.replace("layers.1", "layers.7")),

@@ -18,7 +18,7 @@ import pytest
 import torch
 from conftest import fewstep as run
 from conftest import noise_images
-from hostile import ADAPTERS, CANARY, EVERYWHERE, IMAGES, KINDS, LANGUAGE, MODELS, TOKENIZERS, UNTOUCHED, Spoil
+from hostile import ADAPTERS, CANARY, EVERYWHERE, IMAGES, KINDS, LANGUAGE, MODELS, STUDENTS, TOKENIZERS, UNTOUCHED, Spoil
 
 import fewstep
 from fewstep.diffusion.data import make_table, save_images
@@ -39,6 +39,7 @@ READERS = {
 IMAGE_READERS = READERS | {
     name: EVERYWHERE[name] for name in ("pickle in a table", "safetensors: overlapping", "safetensors: giant shape")
 }
+STUDENT_READERS = {name: READERS[name] for name in READERS if name != "code alone"}  # its note names no class
 TOKENIZER_READERS = {name: TOKENIZERS[name] for name in ("tokenizer: code alone", "tokenizer: nested", "tokenizer: a pipe")}
 OF_MODELS = {
     name: MODELS[name] for name in ("kernel: attention", "quantised", "giant: width", "giant: layers", "index: above")
@@ -88,6 +89,7 @@ ENTRIES: dict[str, tuple[str, Callable[[Path, Path], object], dict[str, Spoil]]]
     "base": ("causal", lambda folder, sound: trio(sound, base=folder), READERS | MODELS | LANGUAGE | TOKENIZER_READERS),
     "expert": ("causal", lambda folder, sound: trio(sound, expert=folder), READERS | OF_MODELS),
     "antiexpert": ("causal", lambda folder, sound: trio(sound, antiexpert=folder), READERS | OF_MODELS),
+    "student": ("student", lambda folder, sound: fewstep.load(folder), STUDENT_READERS | STUDENTS),
     "adapter": ("adapter", lambda folder, sound: trio(sound, adapter=folder), EVERYWHERE | ADAPTERS),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,11 @@ from ..core.files import writable
 from .choices import Choices, Lessons, Loss, Run, Training, averages, given, rate_of
 from .data import Paths, Source, load_images
 from .denoiser import Denoiser
+from .depth import checkpointing, freeze
 from .formats.folder import load
 from .formats.pipelines import stock_pipeline
 from .lessons import made_for, paths_of, training_data, visited
+from .lora import adapt, base_of, factors_of, fused, is_adapted, shared
 from .model import Model
 from .recipes import diffusion, ect_demo, new_denoiser, path_regression
 from .runs import check_new, few_step
@@ -110,6 +113,7 @@ def tune_checkpoint(
     check_place(run.out, resume=run.resume)
     student, named = _models(checkpoint, chosen)
     _say_if_it_cannot_be_exported(student, chosen)
+    _choose_what_trains(checkpoint, student, chosen)
     teacher = lessons.guided(named.denoiser)
     stages = _stages(checkpoint, student, teacher, recipe | loss.fitted(student, teacher), chosen)
     if training.scratch:
@@ -141,7 +145,10 @@ def _models(checkpoint: str, chosen: Choices) -> tuple[Denoiser, Model]:
         ValueError: the one cannot become what was asked for, or the other cannot teach it.
     """
     named, segments = chosen.lessons.teacher or checkpoint, chosen.loss.segments
-    start, teacher = load(checkpoint), load(named)
+    start = load(checkpoint)
+    # what a LoRA leaves as it is teaches it, too, and is in memory once
+    alike = chosen.training.lora is not None and named == checkpoint
+    teacher = dataclasses.replace(start, denoiser=shared(start.denoiser)) if alike else load(named)
     if isinstance(start.denoiser, TwoTimes) and not chosen.loss.is_any:
         raise ValueError(f"{checkpoint} takes any number of calls already; go on from it with --segments any")
     if chosen.are_taught and teacher.is_student:
@@ -152,12 +159,40 @@ def _models(checkpoint: str, chosen: Choices) -> tuple[Denoiser, Model]:
             "was tuned with --margin 0"
         )
     student = start.denoiser
+    if chosen.training.lora is None and is_adapted(student.network):
+        student = fused(student).requires_grad_(True)
     if chosen.loss.is_any and not isinstance(student, TwoTimes):
         student = TwoTimes(student)
     if chosen.are_taught:
         on_paths = chosen.lessons.are_paths or chosen.training.midtrain > 0
         _check_teacher(student, teacher.denoiser, along_paths=segments if on_paths and isinstance(segments, int) else None)
     return student, teacher
+
+
+def _choose_what_trains(checkpoint: str, student: Denoiser, chosen: Choices) -> None:
+    """All of the network, all but its first blocks, or a LoRA alone.
+
+    Raises:
+        ValueError: the network has not so many blocks, no such layers, or another adapter.
+    """
+    training, network = chosen.training, student.network
+    freeze(network, training.freeze)
+    if training.adapter is not None and not is_adapted(network):
+        if isinstance(student, TwoTimes) and any(shift.any() for shift in student.shifts(student.schedule.grid(1).float())):
+            raise ValueError(
+                f"{checkpoint} was tuned in full for any number of calls, which is more than a base; leave --lora out"
+            )
+        base = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
+        adapt(student, training.adapter, base=base, seed=training.seed, frozen=training.freeze)
+    elif training.adapter is not None:
+        ranks = {len(a) for name, a in factors_of(network).items() if name.endswith(".lora_A.weight")}
+        if ranks != {training.lora} or training.lora_targets or training.freeze:
+            raise ValueError(
+                f"{checkpoint} has an adapter of rank {max(ranks)}, which --lora {max(ranks)} alone goes on with; start "
+                f"from its base, {base_of(network)}, for another one"
+            )
+    if chosen.run.checkpointing:
+        checkpointing(network)
 
 
 def _check_teacher(student: Denoiser, teacher: Denoiser, *, along_paths: int | None) -> None:
@@ -201,6 +236,7 @@ def _stages(checkpoint: str, student: Denoiser, teacher: Denoiser, recipe: dict[
         "null_label": lessons.null_label,
         "classes": data.classes,
     }
+    facts |= given(lora=training.adapter, freeze=training.freeze or None)
     return [*first, Stage("", recipe, data, facts | {"made": made_for(run.out), "changing": training.changing})]
 
 

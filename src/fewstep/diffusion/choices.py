@@ -16,6 +16,7 @@ from ..core.checks import at_least, positive
 if TYPE_CHECKING:
     from .average import Average
     from .denoiser import Denoiser
+    from .lora import LoRA
     from .loss import Hop, Weight
     from .noise import Gap
     from .optim import Constant, Cosine, InverseSqrt, LearningRate
@@ -210,13 +211,33 @@ class Training:
     """images of path regression before tuning: points of whole teacher paths, regressed to their ends."""
     scratch: bool = False
     """start from new weights in the checkpoint's architecture, as consistency training without tuning does."""
+    lora: int | None = None
+    """rank of a LoRA: the checkpoint stays as it is, and only low-rank changes of its layers train. The model of the run is
+    the adapter alone."""
+    lora_targets: tuple[str, ...] = ()
+    """ends of the names of the layers that the LoRA changes, such as `to_q`: by default the projections of attention, and
+    the residual blocks of a UNet2DModel as well."""
+    freeze: int = 0
+    """so many of the network's blocks, from its input on, do not train: a UNet's down blocks, a transformer's blocks."""
 
     def __post_init__(self) -> None:
         at_least(1, images=self.images, batch=self.batch)
-        at_least(0, seed=self.seed, midtrain=self.midtrain, dropout=self.dropout)
+        at_least(1, lora=self.lora)
+        at_least(0, seed=self.seed, midtrain=self.midtrain, dropout=self.dropout, freeze=self.freeze)
         positive(clip=self.clip)
         if self.dropout is not None and self.dropout >= 1:
             raise ValueError(f"--dropout must be below 1, got {self.dropout:g}")
+        if self.lora_targets and self.lora is None:
+            raise ValueError("--lora-targets are the layers of a LoRA; give its rank as well, with --lora")
+        if self.scratch and (self.lora is not None or self.freeze):
+            raise ValueError("--lora and --freeze keep what the checkpoint knows; leave them out with --scratch")
+
+    @property
+    def adapter(self) -> LoRA | None:
+        """The LoRA that was asked for."""
+        from .lora import LoRA
+
+        return None if self.lora is None else LoRA(self.lora, self.lora_targets)
 
     def settings(self, name: RecipeName) -> dict[str, Any]:
         """The recipe called `name`, changed as was asked: keyword arguments of `tune`."""
@@ -253,6 +274,8 @@ class Run:
     """loader processes."""
     compile: bool = False
     """compile the network."""
+    checkpointing: bool = False
+    """compute the network's activations again for its gradient instead of keeping them: less memory, more time."""
     save_every: float = 120.0
     """seconds between saved states; Ctrl-C and SIGTERM save, too."""
     resume: bool = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ from ...core.receipt import plain
 from ...core.source import folder_of, inside, read_json
 from ...core.weights import check_finite, read_weights
 from ..denoiser import Denoiser
+from ..lora import base_of, factors_of, is_adapted, mark_of, put_factors
 from ..model import Model
 from ..schedule import DiscreteVP, Karras
 from ..two_times import TwoTimes
 from ..walk import Consistency, Heun, Segments, Walk
 from . import schedulers
+from .adapters import is_adapter, read_adapter, write_adapter
 from .network import read_network
 from .parts import network_part, part_folder
 from .pipelines import stock_pipeline
@@ -42,9 +46,11 @@ def load(source: str | Path) -> Model:
         diffusion model and is sampled with Heun's method.
 
     Raises:
-        ValueError: nothing there, or not such a checkpoint.
+        ValueError: nothing there, not such a checkpoint, or an adapter whose base is another one now.
     """
     folder = _folder(source)
+    if is_adapter(folder):
+        return _adapted(folder)
     network = read_network(part_folder(folder, network_part(folder)))
     denoiser = Denoiser(network, *schedulers.read(scheduler_config(part_folder(folder, "scheduler")))).eval()
     if inside(folder, ENDS).exists():
@@ -63,6 +69,9 @@ def save(model: Model, folder: str | Path) -> None:
     from safetensors.torch import save_file
 
     denoiser = model.denoiser
+    if is_adapted(denoiser.network):
+        _save_adapter(model, Path(folder))
+        return
     with atomic_folder(Path(folder)) as temporary:
         if _has_pipeline(denoiser) and isinstance(denoiser.schedule, Karras):
             stock_pipeline(denoiser, Consistency()).save_pretrained(temporary)
@@ -75,10 +84,43 @@ def save(model: Model, folder: str | Path) -> None:
         write_note(temporary, model.walk)
 
 
-def write_note(folder: Path, walk: Walk) -> None:
-    """Notes in a student's folder how it is sampled; stock diffusers does not mind the file."""
-    if isinstance(walk, (Consistency, Segments)):
-        (folder / NOTE).write_text(json.dumps({"format": FORMAT, "walk": plain(walk)}) + "\n")
+def write_note(folder: Path, walk: Walk, *, base: Mapping[str, str] | None = None) -> None:
+    """Notes in a student's folder how it is sampled, and what its adapter belongs to; stock diffusers does not mind."""
+    said = {"walk": plain(walk)} if isinstance(walk, (Consistency, Segments)) else {}
+    said |= {"base": base} if base else {}
+    if said:
+        (folder / NOTE).write_text(json.dumps({"format": FORMAT, **said}) + "\n")
+
+
+def _save_adapter(model: Model, folder: Path) -> None:
+    """What was trained beside a base: the factors, the second time, and which base it was."""
+    from safetensors.torch import save_file
+
+    denoiser, network = model.denoiser, model.denoiser.network
+    with atomic_folder(folder) as temporary:
+        write_adapter(temporary, network, factors_of(network))
+        if isinstance(denoiser, TwoTimes):
+            save_file(denoiser.ends.state_dict(), temporary / ENDS)
+        write_note(temporary, model.walk, base={"source": base_of(network), "weights": mark_of(network)})
+
+
+def _adapted(folder: Path) -> Model:
+    """The student whose adapter lies in `folder`, around its base."""
+    base = read_json(inside(folder, NOTE), "it says which base the adapter belongs to").get("base")
+    if not (isinstance(base, dict) and all(isinstance(base.get(name), str) for name in ("source", "weights"))):
+        raise ValueError(f"{NOTE} in {folder} does not say which base the adapter belongs to; save the student again")
+    place = _folder(base["source"])
+    if is_adapter(place):
+        raise ValueError(f"the base of the adapter in {folder} is an adapter itself, {place}; name that one's base")
+    model = load(place)
+    if mark_of(model.denoiser.network) != base["weights"]:
+        raise ValueError(
+            f"the adapter in {folder} belongs to another base than {base['source']}, whose weights are not those that it "
+            f"was tuned beside; write where its own is into {NOTE}"
+        )
+    denoiser = _told(folder, model.denoiser) if inside(folder, ENDS).exists() else model.denoiser
+    put_factors(denoiser, read_adapter(folder), base=base["source"])
+    return replace(model, denoiser=denoiser.eval(), walk=_walk(folder, denoiser), receipt=_receipt(folder))
 
 
 def _has_pipeline(denoiser: Denoiser) -> bool:
@@ -117,6 +159,8 @@ def _walk(folder: Path, denoiser: Denoiser) -> Walk:
         content = read_json(note, "it says how the student is sampled")
         if content.get("format") != FORMAT:
             raise ValueError(f"{note} has format {content.get('format')}, this fewstep reads {FORMAT}; update fewstep")
+        if "base" in content and "walk" not in content and not isinstance(denoiser, TwoTimes):
+            return Heun()
         try:
             fields = dict(content["walk"])
             walk: Walk = WALKS[fields.pop("name")](**fields)
@@ -140,6 +184,6 @@ def _receipt(folder: Path) -> dict[str, Any]:
 
 def _folder(source: str | Path) -> Path:
     model = Path(source) / "model"
-    if (model / "model_index.json").exists():  # a run
+    if (model / "model_index.json").exists() or is_adapter(model):  # a run
         return model
     return folder_of(source, "diffusers folder", bundled="teacher", pickles=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..denoiser import Denoiser
+from ..lora import fused, is_adapted
 from ..schedule import DiscreteVP, Karras
 from ..two_times import TwoTimes, baked
 from ..walk import Consistency, Segments, Walk
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 def stock_pipeline(denoiser: Denoiser, walk: Walk) -> DiffusionPipeline:
     """The stock pipeline that takes `denoiser` along `walk`: the same levels, the same noise from the same seeds.
 
-    A student that is told where its segments end becomes a plain one for this walk.
+    A student that is told where its segments end becomes a plain one for this walk, and a LoRA is fused with its base.
 
     Raises:
         ValueError: there is none, and why; a sentence for before the tuning.
     """
+    if is_adapted(denoiser.network):
+        denoiser = fused(denoiser)
     kind = type(denoiser.network).__name__
     if kind != "UNet2DModel":
         raise ValueError(f"no stock pipeline samples a {kind} in few steps with reproducible noise; sample it with fewstep")

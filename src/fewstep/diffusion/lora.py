@@ -1,0 +1,252 @@
+"""LoRA students: low-rank changes beside the frozen layers of a checkpoint's network, by peft."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .average import copied
+from .denoiser import Denoiser
+from .depth import blocks_of
+from .two_times import TwoTimes
+
+Model = TypeVar("Model", bound=nn.Module)
+
+NAME = "fewstep"  # of our adapter in a network
+# the projections of attention, as diffusers' own training scripts choose them; the latter four are those of a text's tokens
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+RESIDUAL = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")  # of UNets whose attention is in few of their blocks
+MOST = 1 << 12  # rank
+SAMPLED = 256  # numbers of each weight by which a base is known
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """W + B·A in place of W, in some layers of a network: A (rank, in) is random, B (out, rank) begins as zero.
+
+    Attributes:
+        rank: of the change.
+        targets: ends of the layers' names, such as `to_q`; by default the projections of attention, and for a UNet2DModel
+            the layers of its residual blocks as well.
+
+    Reference: Hu et al. 2021, LoRA.
+    """
+
+    rank: int
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rank <= MOST:
+            raise ValueError(f"the rank of a LoRA lies between 1 and {MOST}, got {self.rank}")
+
+
+def places_of(network: nn.Module, targets: Collection[str] = (), *, frozen: int = 0) -> list[str]:
+    """The names of the layers that a LoRA changes.
+
+    Args:
+        network: a network without an adapter.
+        targets: ends of names, as `LoRA` has them.
+        frozen: so many blocks, from the first, are left out.
+
+    Raises:
+        ValueError: no layer has such a name, or so many blocks are not there.
+    """
+    chosen = tuple(targets) or ATTENTION + (RESIDUAL if type(network).__name__ == "UNet2DModel" else ())
+    without = tuple(f"{block}." for block in blocks_of(network)[:frozen])
+    found, reached = [], set()
+    for name, layer in network.named_modules():
+        ends = [end for end in chosen if f".{name}".endswith(f".{end}")]
+        if ends and isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            reached.update(ends)
+            if not name.startswith(without):
+                found.append(name)
+    missed = [end for end in targets if end not in reached]
+    if missed or not found:
+        kind, what = type(network).__name__, " or ".join(missed or chosen)
+        where = "outside of its frozen blocks " if frozen and not missed else ""
+        raise ValueError(
+            f"no layer of this {kind} {where}has a name that ends in {what}; name others with --lora-targets, "
+            f"such as {', '.join(_ends(network)[:5])}"
+        )
+    return found
+
+
+def adapt(denoiser: Denoiser, lora: LoRA, *, base: str = "", seed: int = 0, frozen: int = 0) -> None:
+    """Puts a fresh LoRA into the network of `denoiser`, which stays the same function; nothing else of it trains.
+
+    Args:
+        denoiser: without an adapter; the second time of a `TwoTimes` trains as before.
+        lora: rank and places.
+        base: where the network came from, a name for `load`.
+        seed: of the random factors.
+        frozen: so many blocks, from the first, stay as they are.
+
+    Raises:
+        ValueError: see `places_of`.
+    """
+    ranks = dict.fromkeys(places_of(denoiser.network, lora.targets, frozen=frozen), lora.rank)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        _inject(denoiser.network, ranks, base)
+
+
+def _inject(network: Any, ranks: Mapping[str, int], base: str) -> None:
+    """The factors of these ranks beside the layers at these places; B·A is added as it is."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    most = max(ranks.values())
+    others = {f"^{place}": rank for place, rank in ranks.items() if rank != most}
+    exactly = "|".join(map(re.escape, ranks))  # a list would be of the ends of names
+    inject_adapter_in_model(
+        LoraConfig(
+            r=most, lora_alpha=most, rank_pattern=others, alpha_pattern=others, target_modules=exactly,
+            base_model_name_or_path=base,
+        ),
+        network, adapter_name=NAME,
+    )  # fmt: skip
+
+
+def layers_of(network: nn.Module) -> dict[str, Any]:
+    """The layers that have factors of our adapter, by name; {} without one."""
+    if not is_adapted(network):
+        return {}
+    from peft.tuners.lora import LoraLayer
+
+    return {name: part for name, part in network.named_modules() if isinstance(part, LoraLayer) and NAME in part.lora_A}
+
+
+def is_adapted(network: nn.Module) -> bool:
+    """Whether a LoRA of ours is in it."""
+    return NAME in getattr(network, "peft_config", {})
+
+
+def base_of(network: Any) -> str:
+    """Where the network under the adapter came from."""
+    return str(network.peft_config[NAME].base_model_name_or_path)
+
+
+def factors_of(network: nn.Module) -> dict[str, Tensor]:
+    """A and B of each layer, as PLACE.lora_A.weight and PLACE.lora_B.weight."""
+    return {
+        f"{place}.{factor}.weight": getattr(layer, factor)[NAME].weight.detach()
+        for place, layer in layers_of(network).items()
+        for factor in ("lora_A", "lora_B")
+    }
+
+
+def put_factors(denoiser: Denoiser, factors: Mapping[str, Tensor], *, base: str) -> None:
+    """The adapter with these factors, named as by `factors_of`, into the network of `denoiser`.
+
+    Raises:
+        ValueError: they do not fit the layers of the network.
+    """
+    network = denoiser.network
+    ranks = {name.removesuffix(".lora_A.weight"): len(a) for name, a in factors.items() if name.endswith(".lora_A.weight")}
+    _check_factors(network, factors, ranks)
+    with torch.random.fork_rng(devices=[]):  # the first ones are drawn, and all are replaced
+        _inject(network, ranks, base)
+    with torch.no_grad():
+        for place, layer in layers_of(network).items():
+            for factor in ("lora_A", "lora_B"):
+                getattr(layer, factor)[NAME].weight.copy_(factors[f"{place}.{factor}.weight"])
+
+
+def _check_factors(network: nn.Module, factors: Mapping[str, Tensor], ranks: Mapping[str, int]) -> None:
+    kind, layers = type(network).__name__, dict(network.named_modules())
+    wanted = {f"{place}.{factor}.weight" for place in ranks for factor in ("lora_A", "lora_B")}
+    wrong = sorted(wanted ^ factors.keys())
+    for place, rank in ranks.items():
+        layer: Any = layers.get(place)
+        if not (isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and 1 <= rank <= MOST):
+            wrong.append(place)
+            continue
+        forms = {"lora_A": (rank, *layer.weight.shape[1:]), "lora_B": (len(layer.weight), rank)}
+        for factor, form in forms.items():
+            found = factors.get(f"{place}.{factor}.weight")
+            if found is not None and (
+                tuple(found.shape) != form + (1,) * (found.ndim - 2) * (factor == "lora_B")
+                or found.ndim != layer.weight.ndim
+                or not found.is_floating_point()
+            ):
+                wrong.append(f"{place}.{factor}.weight")
+    if wrong or not ranks:
+        raise ValueError(
+            f"the adapter does not fit this {kind}, of which it should change {min(wrong, default='something')}; use it "
+            "with the base that it was tuned on"
+        )
+
+
+def shared(denoiser: Model) -> Model:
+    """A copy with modules of its own around the same tensors."""
+    return copied(denoiser, {**dict(denoiser.named_parameters()), **dict(denoiser.named_buffers())})
+
+
+@torch.no_grad()
+def fused(denoiser: Denoiser) -> Denoiser:
+    """The same function without an adapter: W + B·A are the weights. Other tensors are shared."""
+    plain = _without(shared(denoiser))
+    for place, layer in layers_of(denoiser.network).items():
+        bare: Any = plain.network.get_submodule(place)
+        bare.weight = nn.Parameter(bare.weight + layer.get_delta_weight(NAME).to(bare.weight.dtype), requires_grad=False)
+    return plain
+
+
+@torch.no_grad()
+def at_strength(denoiser: Denoiser, strength: float) -> Denoiser:
+    """The student with `strength` times its adapter, and times its second time: 0 is the base, 1 the student itself.
+
+    Raises:
+        ValueError: there is no adapter.
+    """
+    if not is_adapted(denoiser.network):
+        raise ValueError("only a LoRA student has a strength, and this one is none; tune one with --lora")
+    made = shared(denoiser)
+    if strength == 0:
+        plain = _without(made)
+        return Denoiser(plain.network, plain.schedule, plain.prediction, space=plain._space, takes=plain.takes).eval()
+    lasts = [layer.lora_B[NAME] for layer in layers_of(made.network).values()]
+    lasts += [end.linear_2 for end in made.ends] if isinstance(made, TwoTimes) else []
+    for last in lasts:
+        for name, p in list(last.named_parameters()):
+            setattr(last, name, nn.Parameter(strength * p, p.requires_grad))
+    return made
+
+
+def _without(denoiser: Denoiser) -> Denoiser:
+    """Takes the adapter out of a denoiser's network."""
+    network: Any = denoiser.network
+    for place, layer in layers_of(network).items():
+        network.set_submodule(place, layer.get_base_layer())
+    network.__dict__.pop("peft_config", None)
+    return denoiser
+
+
+def mark_of(network: nn.Module) -> str:
+    """What a base is known by: a hash over names, shapes and some numbers of all its weights, rounded to bfloat16.
+
+    An adapter in the network does not count, nor does the precision that its weights are held in.
+    """
+    held = {}
+    for name, weight in network.state_dict().items():
+        if ".lora_A." not in name and ".lora_B." not in name:
+            held[name.replace(".base_layer.", ".")] = weight
+    said = hashlib.sha256()
+    for name, weight in sorted(held.items()):
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
+        said.update(f"{name} {tuple(weight.shape)} ".encode())
+        said.update(some.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return said.hexdigest()
+
+
+def _ends(network: nn.Module) -> list[str]:
+    """The last parts of the names of its layers, those that many have first."""
+    names = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    short = [name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()]
+    return sorted(set(short), key=lambda end: (-short.count(end), end))

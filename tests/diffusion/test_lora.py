@@ -1,0 +1,211 @@
+"""LoRA students: fresh they are the checkpoint, on disk they are an adapter, and the base stays what it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import fewstep, tiny
+from families import FAMILIES
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+from torch.testing import assert_close
+
+from fewstep import Lessons, Loss, Run, Training, tune_checkpoint
+from fewstep.core.files import load_state
+from fewstep.core.interrupts import Interrupted
+from fewstep.diffusion.cond import NOTHING
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.formats.folder import load, save
+from fewstep.diffusion.lora import LoRA, adapt, at_strength, factors_of, fused, layers_of, mark_of
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.two_times import TwoTimes
+from fewstep.diffusion.walk import DDIM, Heun, Segments
+
+FILE = "pytorch_lora_weights.safetensors"
+ATTENDING = [family for family in FAMILIES if family != "UNet1D"]  # whose layers have names of its own
+
+
+def adapted(denoiser: Denoiser, rank: int = 2, **options) -> Denoiser:
+    """A student whose adapter says something."""
+    adapt(denoiser, LoRA(rank), **options)
+    for layer in layers_of(denoiser.network).values():
+        nn.init.normal_(layer.lora_B["fewstep"].weight, std=0.3)
+    return denoiser.eval()
+
+
+def tuned(out: str, *, loss: Loss = Loss(segments=2, hop="heun"), resume: bool = False, **training) -> Model:
+    return tune_checkpoint(
+        "teacher", Lessons("data.npz"), Run(Path(out), precision="no", resume=resume), loss=loss,
+        training=Training(images=24, batch=8, **training),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ATTENDING)
+@torch.no_grad()
+def test_a_fresh_adapter_is_the_checkpoint_and_a_fused_one_is_the_student(family: str) -> None:
+    denoiser, cond = FAMILIES[family]()
+    x, t, cond = torch.randn(2, *denoiser.space.shape), denoiser.schedule.grid(2).float(), cond.expand(2)
+    before, mark = denoiser(x, t, cond), mark_of(denoiser.network)
+    adapt(denoiser, LoRA(2))
+    assert torch.equal(denoiser(x, t, cond), before)
+    assert {name.partition(".lora_")[2][:2] for name, p in denoiser.named_parameters() if p.requires_grad} == {"A.", "B."}
+    for layer in layers_of(denoiser.network).values():
+        nn.init.normal_(layer.lora_B["fewstep"].weight, std=0.3)
+    after = denoiser(x, t, cond)
+    assert not torch.allclose(after, before, atol=1e-3)
+    plain = fused(denoiser)
+    assert_close(plain(x, t, cond), after, atol=2e-5, rtol=1e-4)
+    assert not [name for name in plain.state_dict() if "lora" in name or "base_layer" in name]
+    assert torch.equal(denoiser(x, t, cond), after) and mark_of(denoiser.network) == mark != mark_of(plain.network)
+
+
+@torch.no_grad()
+def test_strength_0_is_the_base_and_1_the_student() -> None:
+    before, student = tiny(), TwoTimes(tiny())
+    adapted(student)
+    nn.init.normal_(student.ends[0].linear_2.weight)
+    x, t = torch.randn(3, 1, 8, 8), torch.tensor([0.1, 1.0, 40.0])
+    cond = NOTHING.until(t / 2)
+    assert torch.equal(at_strength(student, 0)(x, t), before(x, t))
+    assert torch.equal(at_strength(student, 1)(x, t, cond), student(x, t, cond))
+    half = at_strength(student, 0.5)
+    for ours, whole in zip(layers_of(half.network).values(), layers_of(student.network).values(), strict=True):
+        assert_close(2 * ours.get_delta_weight("fewstep"), whole.get_delta_weight("fewstep"))
+    assert_close(2 * half.shifts(t)[0], student.shifts(t)[0])
+    with pytest.raises(ValueError, match="only a LoRA student"):
+        at_strength(before, 0.5)
+
+
+@pytest.mark.parametrize("segments", [2, "any"])
+def test_a_run_holds_the_adapter_alone_and_its_folder_says_the_rest(place, segments) -> None:
+    before = load("teacher").denoiser
+    model = tuned("run", loss=Loss(segments=segments, hop="heun"), lora=2, average=(0.5,))
+    state, factors = load_state("run/state.pt"), factors_of(model.denoiser.network)
+    told = {f"ends.0.linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")} if segments == "any" else set()
+    held = {f"network.{name.replace('.weight', '.fewstep.weight')}" for name in factors} | told
+    assert state["student"].keys() == held == state["emas"][0]["weights"].keys()
+    assert len(state["optimizer"]["state"]) == len(held)
+    assert {path.name for path in Path("run/model").iterdir()} == {FILE, "fewstep.json"} | (
+        {"second_time.safetensors"} if told else set()
+    )
+    with safe_open(f"run/model/{FILE}", "pt") as file:
+        said = json.loads(file.metadata()["lora_adapter_metadata"])
+        assert set(file.keys()) == {f"unet.{name}" for name in factors}
+    assert said["unet.r"] == said["unet.lora_alpha"] == 2
+    again = load("run")
+    assert again.walk == model.walk and type(again.denoiser) is type(model.denoiser)
+    assert torch.equal(again.sample([0, 1]), model.sample([0, 1]))
+    assert any(factor.any() for name, factor in factors.items() if ".lora_B." in name)
+    state = at_strength(again.denoiser, 0).network.state_dict()
+    assert all(torch.equal(state[name], weight) for name, weight in before.network.state_dict().items())
+
+
+def test_a_stopped_run_goes_on_bit_equal(place, monkeypatch) -> None:
+    from fewstep.diffusion import runs
+
+    tuned("whole", loss=Loss(segments="any"), lora=2)
+    tune = runs.tune
+
+    def stopped(*args, **options):
+        for step in tune(*args, **options):
+            if step.step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield step
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "tune", stopped)
+        with pytest.raises(Interrupted):
+            tuned("run", loss=Loss(segments="any"), lora=2)
+    with pytest.raises(ValueError, match="lora"):
+        tuned("run", loss=Loss(segments="any"), lora=2, lora_targets=("to_q",), resume=True)
+    tuned("run", loss=Loss(segments="any"), lora=2, resume=True)
+    for name in (FILE, "second_time.safetensors"):
+        ours, theirs = (load_file(f"{run}/model/{name}") for run in ("run", "whole"))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_the_command_is_the_function_and_a_run_goes_on_from_an_adapter(place, monkeypatch) -> None:
+    fewstep(
+        monkeypatch,
+        "tune teacher --data data.npz --out a --images 24 --batch 8 --segments 2 --hop heun --lora 2 --precision no "
+        "--lora-targets to_q conv1 --midtrain 8 --paths 2",
+    )
+    factors = factors_of(load("a").denoiser.network)
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in factors} == {"to_q", "conv1"}
+    on = tune_checkpoint(
+        "a", Lessons("data.npz", teacher="teacher"), Run(Path("b"), precision="no"), loss=Loss(segments=2, hop="heun"),
+        training=Training(images=8, batch=8, lora=2),
+    )  # fmt: skip
+    assert factors_of(on.denoiser.network).keys() == factors.keys() and load("b").walk == Segments(2)
+    full = tune_checkpoint(
+        "a", Lessons("data.npz"), Run(Path("c"), precision="no"), loss=Loss(segments=2),
+        training=Training(images=8, batch=8),
+    )  # fmt: skip
+    assert not factors_of(full.denoiser.network) and all(p.requires_grad for p in full.denoiser.parameters())
+    with pytest.raises(ValueError, match=r"rank 2, which --lora 2 alone"):
+        tune_checkpoint("a", Lessons("data.npz"), Run(Path("d")), loss=Loss(segments=2), training=Training(lora=3))
+
+
+@pytest.mark.parametrize(
+    ("training", "sentence"),
+    [
+        (lambda: Training(lora=0), "--lora starts at 1"),
+        (lambda: Training(lora=2, scratch=True), "leave them out with --scratch"),
+        (lambda: Training(freeze=1, scratch=True), "leave them out with --scratch"),
+        (lambda: Training(freeze=-1), "--freeze starts at 0"),
+        (lambda: Training(lora_targets=("to_q",)), "give its rank"),
+        (lambda: Training(lora=2, lora_targets=("to_q", "to_nobody")), "no layer of this UNet2DModel has .* to_nobody"),
+        (lambda: Training(lora=2, lora_targets=("down_blocks.0.resnets.0.conv1",), freeze=1), "outside of its frozen"),
+        (lambda: Training(lora=5000), "between 1 and 4096"),
+        (lambda: Training(freeze=3), "more than the 2 blocks"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(place, training, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        tune_checkpoint("teacher", Lessons("data.npz"), Run(Path("run")), loss=Loss(segments=2), training=training())
+    assert not Path("run").exists()
+
+
+def test_an_adapter_meets_its_own_base_or_a_sentence(tmp_path) -> None:
+    base, run = tmp_path / "base", tmp_path / "student"
+    save(Model(tiny(), Heun()), base)
+    student = load(base).denoiser
+    save(Model(adapted(student, base=str(base)), DDIM(4)), run)
+    assert_close(load(run).denoiser.network.state_dict(), student.network.state_dict(), rtol=0, atol=0)
+    with torch.no_grad():
+        other = tiny()
+        other.network.conv_out.weight[0, 0, 0, 0] += 1
+    save(Model(other, Heun()), base)
+    with pytest.raises(ValueError, match="belongs to another base"):
+        load(run)
+    note = json.loads((run / "fewstep.json").read_text())
+    for wrong, sentence in (
+        ({"source": str(run)}, "an adapter itself"), ({"source": str(tmp_path / "gone")}, "is not a folder"),
+        ({"source": 3}, "does not say which base"),
+    ):  # fmt: skip
+        (run / "fewstep.json").write_text(json.dumps(note | {"base": note["base"] | wrong}))
+        with pytest.raises(ValueError, match=sentence):
+            load(run)
+    (run / "fewstep.json").unlink()
+    with pytest.raises(ValueError, match="which base the adapter belongs to"):
+        load(run)
+
+
+@pytest.mark.parametrize("family", ["UNet2D, VP", "DiT, a time embedding in each block"])
+def test_frozen_blocks_do_not_train(family: str) -> None:
+    from fewstep.diffusion.depth import freeze
+
+    denoiser, _ = FAMILIES[family]()
+    freeze(denoiser.network, 1)
+    block = "transformer_blocks.0." if "DiT" in family else "down_blocks.0."
+    held = {name.removeprefix("network.") for name, p in denoiser.named_parameters() if not p.requires_grad}
+    assert held == {name for name, _ in denoiser.network.named_parameters() if name.startswith(block)}
+    adapt(denoiser, LoRA(2), frozen=1)
+    assert not [name for name in layers_of(denoiser.network) if name.startswith(block)]
+    assert layers_of(denoiser.network)
