@@ -30,8 +30,8 @@ MAY_IMPORT = {  # beside itself
 }
 # within diffusion/: what the training and the samplers are made of knows nothing of folders, runs, scores and reports
 GROUND = {
-    "average", "cond", "data", "denoiser", "hop", "loss", "model", "noise", "optim", "prediction", "samplers", "schedule",
-    "space", "step", "tuning", "two_times", "walk",
+    "average", "cond", "data", "denoiser", "depth", "hop", "lora", "loss", "model", "noise", "optim", "prediction",
+    "samplers", "schedule", "space", "step", "tuning", "two_times", "walk",
 }  # fmt: skip
 
 LONGEST = 60  # lines of a function with its signature, its docstring not counted

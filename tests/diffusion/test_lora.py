@@ -72,7 +72,7 @@ def test_strength_0_is_the_base_and_1_the_student() -> None:
     nn.init.normal_(student.ends[0].linear_2.weight)
     x, t = torch.randn(3, 1, 8, 8), torch.tensor([0.1, 1.0, 40.0])
     cond = NOTHING.until(t / 2)
-    assert torch.equal(at_strength(student, 0)(x, t), before(x, t))
+    assert torch.equal(at_strength(student, 0)(x, t, cond), before(x, t))
     assert torch.equal(at_strength(student, 1)(x, t, cond), student(x, t, cond))
     half = at_strength(student, 0.5)
     for ours, whole in zip(layers_of(half.network).values(), layers_of(student.network).values(), strict=True):
@@ -80,6 +80,25 @@ def test_strength_0_is_the_base_and_1_the_student() -> None:
     assert_close(2 * half.shifts(t)[0], student.shifts(t)[0])
     with pytest.raises(ValueError, match="only a LoRA student"):
         at_strength(before, 0.5)
+
+
+def test_the_strength_is_a_dial_between_the_teacher_and_the_student(place, monkeypatch) -> None:
+    tuned("run", loss=Loss(segments="any"), lora=2, rate=0.01, average=(0.1,))
+    fewstep(monkeypatch, "sample teacher --sampler ddim --steps 3 --n 2 --out teacher-3")
+    for strength in ("0", ".5", "1"):
+        fewstep(monkeypatch, f"sample run --steps 3 --n 2 --strength {strength} --out at{strength}")
+    fewstep(monkeypatch, "sample run --steps 3 --n 2 --out run-3")
+    sheets = {at: Path(at, "000001.png").read_bytes() for at in ("teacher-3", "at0", "at.5", "at1", "run-3")}
+    assert sheets["at0"] == sheets["teacher-3"] and sheets["at1"] == sheets["run-3"]
+    assert len(set(sheets.values())) == 3
+    assert json.loads(Path("at.5/receipt.json").read_text())["strength"] == 0.5
+    fewstep(
+        monkeypatch,
+        "dial run --teacher teacher --data data.npz --out dial --n 20 --steps 2 --teacher-calls 2 --strengths 0 1 "
+        "--features random",
+    )
+    points = {p["name"]: p["frechet"] for p in json.loads(Path("dial/measure.json").read_text())["points"]}
+    assert points["run at 0"] == points["teacher"] != points["run at 1"]
 
 
 @pytest.mark.parametrize("segments", [2, "any"])

@@ -32,7 +32,7 @@ from fewstep.diffusion.walk import Consistency, Segments, sample
 def told(denoiser: Denoiser, std: float = 0.3) -> TwoTimes:
     """A student whose second time says something."""
     student = TwoTimes(denoiser)
-    for end in student._ends():
+    for end in student.embeddings():
         nn.init.normal_(end.linear_2.weight, std=std)
         nn.init.normal_(end.linear_2.bias, std=std)
     return student.eval()

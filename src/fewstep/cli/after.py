@@ -32,12 +32,13 @@ def after_sampling(checkpoint: str, model: Model) -> None:
         say_next("export", checkpoint, "--out", "few-step-model")
 
 
-def after_measuring(checkpoint: str, model: Model, data: str, scores: Path) -> None:
+def after_measuring(checkpoint: str, model: Model, data: str, scores: Path, *, strength: float | None = None) -> None:
     """A diffusion model is tuned, a student exported with its scores if it can be."""
     if not model.is_student:
         say_next("tune", checkpoint, "--data", data, "--out", "few-step")
     elif _exports(model):
-        say_next("export", checkpoint, "--out", "few-step-model", "--measured", scores)
+        at = () if strength is None else ("--strength", f"{strength:g}")
+        say_next("export", checkpoint, *at, "--out", "few-step-model", "--measured", scores)
 
 
 def after_exporting(folder: Path, steps: int) -> None:

@@ -21,6 +21,7 @@ def sample(
     sampler: SamplerName | None = None,
     middle: float | None = None,
     label: int | None = None,
+    strength: float | None = None,
     seed: int = 0,
     batch: int = 250,
 ) -> None:
@@ -36,14 +37,16 @@ def sample(
             default what the model was tuned for, and heun for a diffusion model.
         middle: noise level of the second of two steps, EDM students only.
         label: class of the images, for conditional models.
+        strength: of a LoRA student: 0 is its base, 1 the student; by default 1.
         seed: of the first image; image k has seed + k and is the same at any batch size.
         batch: images at once.
     """
     from ..diffusion.using import sample_checkpoint
 
     sampled = sample_checkpoint(
-        checkpoint, out, n=n, steps=steps, sampler=sampler, middle=middle, label=label, seed=seed, batch=batch
-    )
+        checkpoint, out, n=n, steps=steps, sampler=sampler, middle=middle, label=label, strength=strength, seed=seed,
+        batch=batch,
+    )  # fmt: skip
     print(f"{n} samples in {out}, {sampled.calls:.0f} network calls each")
     after_sampling(checkpoint, sampled.model)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -52,6 +53,7 @@ def dial(
     scoring: Annotated[Scoring, OmitArgPrefixes],
     within: str = "5%",
     steps: tuple[int, ...] = (1, 2, 4, 8),
+    strengths: tuple[float, ...] = (),
     teacher_calls: tuple[int, ...] = (1, 2, 4, 8, 16, 35),
 ) -> None:
     """Compare students with their teacher at each number of network calls, and say where on the dial to stand.
@@ -62,16 +64,20 @@ def dial(
         scoring: against what, and how.
         within: how much worse than the teacher's best is good enough: 5% or .05.
         steps: step counts of students of one segment or of any number of calls.
+        strengths: of LoRA students, such as 0 .5 1: 0 is the base, 1 the student.
         teacher_calls: network calls of the teacher: DDIM for few, Heun's method from 20 on.
     """
     from ..diffusion.measuring import dial_checkpoints
 
-    measured = dial_checkpoints(runs, teacher, scoring, within=_share(within), steps=steps, teacher_calls=teacher_calls)
+    measured = dial_checkpoints(
+        runs, teacher, scoring, within=_share(within), steps=steps, strengths=strengths, teacher_calls=teacher_calls
+    )
     _show(measured, scoring)
     points = [point for point in measured.found.points if point.name in measured.models]
     best = min(points, key=lambda point: math.prod(distance.value for distance in point.frechet.values())).name
-    run = dict(zip(measured.models, runs, strict=True))[best]  # in their order
-    after_measuring(run, measured.models[best], scoring.data, scoring.out / "measure.json")
+    place = list(measured.models).index(best)  # each run in its order, at each strength
+    run, strength = list(product(runs, strengths or (None,)))[place]
+    after_measuring(run, measured.models[best], scoring.data, scoring.out / "measure.json", strength=strength)
 
 
 def settle(

@@ -206,12 +206,9 @@ def at_strength(denoiser: Denoiser, strength: float) -> Denoiser:
     """
     if not is_adapted(denoiser.network):
         raise ValueError("only a LoRA student has a strength, and this one is none; tune one with --lora")
-    made = shared(denoiser)
-    if strength == 0:
-        plain = _without(made)
-        return Denoiser(plain.network, plain.schedule, plain.prediction, space=plain._space, takes=plain.takes).eval()
+    made = shared(denoiser) if strength else _without(shared(denoiser))
     lasts = [layer.lora_B[NAME] for layer in layers_of(made.network).values()]
-    lasts += [end.linear_2 for end in made.ends] if isinstance(made, TwoTimes) else []
+    lasts += [end.linear_2 for end in made.embeddings()] if isinstance(made, TwoTimes) else []
     for last in lasts:
         for name, p in list(last.named_parameters()):
             setattr(last, name, nn.Parameter(strength * p, p.requires_grad))

@@ -89,6 +89,7 @@ def dial_checkpoints(
     *,
     within: float = 0.05,
     steps: Sequence[int] = (1, 2, 4, 8),
+    strengths: Sequence[float] = (),
     teacher_calls: Sequence[int] = (1, 2, 4, 8, 16, 35),
 ) -> Measured:
     """Scores students beside their teacher, and recommends where on the dial between one call and many to stand.
@@ -98,6 +99,7 @@ def dial_checkpoints(
         teacher: the diffusion checkpoint that they came from.
         scoring, steps, teacher_calls: as for `measure_checkpoint`.
         within: how much worse than the teacher's best is good enough, as a share.
+        strengths: of LoRA students, each of which becomes several: 0 is the base, 1 the student.
 
     Raises:
         ValueError: no run, or one named twice; and what `measure_checkpoint` raises.
@@ -105,12 +107,16 @@ def dial_checkpoints(
     if not runs:
         raise ValueError("name at least one run to compare with the teacher")
     names = _names(runs)
+    at_least(0, strengths=strengths)
     _check(scoring, steps, teacher_calls)
     settings, students = diffusion_settings(diffusion_model(teacher), teacher_calls), {}
     for run, name in zip(runs, names, strict=True):
-        students[name] = load(run).to(best_device())
-        settings += student_settings(students[name], steps, name=name)
-    return _measured(settings, scoring, students, within=within, runs=runs, teacher=teacher)
+        student = load(run).to(best_device())
+        for title, each in {f"{name} at {s:g}": student.at(s) for s in strengths}.items() or [(name, student)]:
+            students[title] = each
+            settings += student_settings(each, steps, name=title)
+    facts = {"strengths": strengths} if strengths else {}
+    return _measured(settings, scoring, students, within=within, runs=runs, teacher=teacher, **facts)
 
 
 def settle_checkpoint(

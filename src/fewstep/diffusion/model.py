@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .cond import NOTHING, Cond
 from .denoiser import Denoiser
+from .lora import at_strength
 from .two_times import TwoTimes
 from .walk import Consistency, Segments, Walk, sample
 
@@ -53,6 +54,14 @@ class Model:
             raise ValueError(f"this student was tuned for {self.walk.steps} steps and takes no other number")
         kind: Callable[[int], Walk] = type(self.walk)
         return self.walk if steps is None else kind(steps)
+
+    def at(self, strength: float) -> Model:
+        """The same with so much of its LoRA: 0 is its base, walked as the student is, and 1 the student itself.
+
+        Raises:
+            ValueError: it is no LoRA student.
+        """
+        return replace(self, denoiser=at_strength(self.denoiser, strength))
 
     def to(self, device: torch.device | str) -> Model:
         """The same with its network on `device`."""

@@ -52,7 +52,7 @@ class TwoTimes(Denoiser):
         low, high = time(lo.new_tensor([first, last]))
         share = (time(lo.clamp(min=first)) - low) / (high - low)
         made = []
-        for end in self._ends():
+        for end in self.embeddings():
             inner = end.linear_1
             waves = get_timestep_embedding(share.flatten() * SPAN, inner.in_features, flip_sin_to_cos=True)
             made.append(end(waves.to(inner.weight.dtype)))
@@ -65,7 +65,8 @@ class TwoTimes(Denoiser):
         with _added(lasts, self.shifts(cond.lo)):
             return super().forward(x, sigma, cond)
 
-    def _ends(self) -> list[TimestepEmbedding]:
+    def embeddings(self) -> list[TimestepEmbedding]:
+        """The second time's own, one beside each of the network's."""
         return list(self.ends)
 
 

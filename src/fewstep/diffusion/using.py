@@ -54,6 +54,7 @@ def sample_checkpoint(
     sampler: SamplerName | None = None,
     middle: float | None = None,
     label: int | None = None,
+    strength: float | None = None,
     seed: int = 0,
     batch: int = 250,
 ) -> Sampled:
@@ -66,6 +67,7 @@ def sample_checkpoint(
         steps, middle: as for `Model.walk_in`.
         sampler: another than the model's own.
         label: class of the samples, for conditional models.
+        strength: of a LoRA student: 0 is its base, 1 the student.
         seed: of the first sample; sample k has seed + k and is the same at any batch size.
         batch: samples at once.
 
@@ -73,13 +75,14 @@ def sample_checkpoint(
         ValueError: numbers that cannot be, a run in `out`, no such checkpoint, or a walk or a label that is not for it.
     """
     at_least(1, n=n, steps=steps, batch=batch)
-    at_least(0, seed=seed, label=label)
+    at_least(0, seed=seed, label=label, strength=strength)
     if middle is not None and (steps == 1 or sampler not in (None, "consistency")):
         raise ValueError("--middle is the second of two consistency steps; leave it out with one step or another --sampler")
     writable(out)
     if (out / "state.pt").exists():  # its receipt has the name of ours
         raise ValueError(f"there is a run in {out}; choose another folder for the samples")
     model = load(checkpoint).to(best_device())
+    model = model if strength is None else model.at(strength)
     walk, denoiser = _walk(model, sampler, steps, middle), model.denoiser
     if bool(denoiser.takes) != (label is not None):
         raise ValueError("this checkpoint " + ("needs a --label" if denoiser.takes else "takes no --label"))
@@ -87,6 +90,7 @@ def sample_checkpoint(
     seeds = range(seed, seed + n)
     levels = walk.levels(denoiser).tolist()
     facts = {"checkpoint": checkpoint, "walk": walk, "levels": levels, "label": label, "seed": seed, "n": n}
+    facts |= {} if strength is None else {"strength": strength}
     with receipt(out / "receipt.json", **facts) as entries:
         with progress("sampling", n * walk.calls) as done, count_nfe(denoiser.network, done) as nfe:
             x0 = walked(denoiser, seeds, walk, cond, batch=batch)
