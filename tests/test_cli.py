@@ -454,7 +454,7 @@ def test_what_makes_no_table_is_one_sentence(place, monkeypatch, capsys) -> None
         "table data.npz --out new --channels 3 --size 28": "holds samples of 1x28x28, the model takes 3x28x28",
         "table data.npz --out table --like teacher": "table is already there; choose another folder",
         "table table --out new --like teacher": "table is a table already; give it as data",
-        "table nowhere --out new --like teacher": "there is no image folder, .zip, .npz, .parquet or table at nowhere",
+        "table nowhere --out new --like teacher": "there is no image folder, .zip, .tar, .npz, .parquet or table at",
     }.items():
         with pytest.raises(SystemExit) as stopped:
             fewstep(monkeypatch, command)

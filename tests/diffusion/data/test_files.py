@@ -129,7 +129,7 @@ def test_a_dataset_json_of_another_kind_says_nothing(place) -> None:
     [
         ("dataset.json", b'{"labels": [["cat/a.png", 1]]}', r"leaves out 2 of 3 pictures, the first is cat/b\.png"),
         ("metadata.csv", b"file_name,label\ncat/a.png,1\ncat/b.png,\ndog/c.png,2\n", "1 of 3 samples"),
-        ("metadata.csv", b"file_name,label\ncat/a.png,1\ncat/a.png,2\n", r"cat/a\.png has the labels '1' and '2'"),
+        ("metadata.csv", b"file_name,label\ncat/a.png,1\ncat/a.png,2\n", r"cat/a\.png is said to be '1' and '2'"),
         ("metadata.csv", b"path,label\ncat/a.png,1\n", "row 1 has no `file_name`"),
         ("metadata.csv", b"\xff\xfe", "does not say the classes"),
         ("metadata.csv", b"file_name,label\n" + b"x" * 200_000 + b",1\n", "does not say the classes"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .labels import Labels, labels_of
 from .limits import check_file
-from .pictures import shown
+from .metadata import CAPTIONS
+from .pictures import captions_of, shown
 
 LABEL = "label"
 
@@ -63,6 +65,13 @@ class EncodedPictures:
             return Labels()
         labels = self._table.select_columns([column])[:][column]
         return labels_of(labels, self.source, getattr(self._features[column], "names", None))
+
+    @cached_property
+    def captions(self) -> Sequence[str]:
+        """By the column `text` or `caption`; ValueError where there is none, or a row has none."""
+        column = next((name for name in CAPTIONS if name in self._features), None)
+        said = [None] * len(self) if column is None else self._table.select_columns([column])[:][column]
+        return captions_of(said, self.name, self.source)
 
 
 def _image_column(features: Any, source: str) -> str:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import stat
+import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from ...core.weights import in_short
 from .labels import Labels, folder_labels, labels_of
 from .limits import check_file
-from .metadata import is_metadata, metadata_labels
-from .pictures import shown
+from .metadata import CAPTIONS, is_metadata, metadata_labels
+from .pictures import captions_of, shown
 from .pixels import suffixes
 
 logger = logging.getLogger(__name__)
+
+SIDECARS = (".txt", ".json")  # what may say something of the picture beside them
 
 
 class Tree(Protocol):
@@ -54,6 +59,10 @@ class Folder:
                     self.on_disk += (path / file).stat().st_size
                 elif _ours(file):
                     self.odd.append(str(file))
+
+    @property
+    def has_pictures(self) -> bool:
+        return any(file.suffix.lower() in suffixes() for file in self.files)
 
     def _walk(self) -> Iterator[tuple[Path, list[str]]]:
         """Each folder, relative to the path, with the names in it that are no folders. A link to a folder above ends."""
@@ -113,6 +122,38 @@ class Archive:
             raise ValueError(f"cannot be unpacked: {error}") from error
 
 
+class Tar:
+    """A .tar or several, as web data sets are: pictures, and what is said of them in files beside them. See `Tree`."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.odd: list[str] = []
+        self._places: dict[PurePosixPath, tuple[Path, int, int]] = {}
+        for path in paths:
+            try:
+                with tarfile.open(path, "r:") as tar:
+                    for entry in tar:
+                        file = PurePosixPath(path.stem if len(paths) > 1 else "", entry.name.lstrip("/"))
+                        if any(map(_hidden, file.parts)):
+                            continue
+                        if entry.isreg() and not entry.issparse():
+                            self._places[file] = path, entry.offset_data, entry.size
+                        elif _ours(file):
+                            self.odd.append(str(file))
+            except Exception as error:  # a broken header makes tarfile raise anything
+                raise ValueError(
+                    f"{path} is not a readable .tar: {in_short(error)}; if it is compressed, unpack it first"
+                ) from error
+        self.files = list(self._places)
+        self.on_disk = sum(path.stat().st_size for path in paths)
+
+    def read(self, file: PurePosixPath) -> bytes:
+        path, offset, size = self._places[file]
+        check_file(size)
+        with path.open("rb") as content:
+            content.seek(offset)
+            return content.read(size)
+
+
 class FilePictures:
     """The pictures of a folder or zip; see `Pictures`."""
 
@@ -122,7 +163,11 @@ class FilePictures:
         files = sorted(tree.files)
         self.files = [file for file in files if file.suffix.lower() in suffixes()]
         self.on_disk = tree.on_disk
-        others = Counter(file.suffix.lower() or file.name for file in files if not _ours(file))
+        beside = {_key(file) for file in self.files}
+        self._said = {_key(file): file for file in files if file.suffix in SIDECARS and _key(file) in beside}
+        others = Counter(
+            file.suffix.lower() or file.name for file in files if not _ours(file) and _key(file) not in self._said
+        )
         if tree.odd:
             some = ", ".join(map(shown, tree.odd[:10]))
             logger.warning("passed over %d that are no regular files: %s", len(tree.odd), some)
@@ -143,6 +188,33 @@ class FilePictures:
     def labels(self) -> Labels:
         said = metadata_labels(self.tree, self.files, self.source)
         return labels_of(folder_labels(self.files, self.source) if said is None else said, self.source)
+
+    @cached_property
+    def captions(self) -> Sequence[str]:
+        """What metadata files say, or else a .txt or .json beside each picture; ValueError where one has none."""
+        said = metadata_labels(self.tree, self.files, self.source, CAPTIONS)
+        if said is None:
+            said = [self._beside(_key(file)) for file in self.files]
+        return captions_of(said, self.name, self.source)
+
+    def _beside(self, key: PurePosixPath) -> object:
+        """What the file beside a picture says of it."""
+        file = self._said.get(key)
+        if file is None:
+            return None
+        try:
+            content = self.tree.read(file).decode("utf-8-sig")
+            if file.suffix == ".txt":
+                return content.strip()
+            said = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{shown(file)} in {self.source} is no caption: {in_short(error)}") from error
+        return next((said[name] for name in CAPTIONS if said.get(name)), None) if isinstance(said, dict) else None
+
+
+def _key(file: PurePosixPath) -> PurePosixPath:
+    """What a picture and the files that belong to it have in common: the name up to its first dot."""
+    return file.parent / file.name.split(".")[0]
 
 
 def _hidden(name: str) -> bool:

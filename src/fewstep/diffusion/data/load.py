@@ -15,14 +15,14 @@ from ...core.progress import track
 from ...core.source import ASSETS
 from .encoded import EncodedPictures, hub_pictures, parquet_pictures
 from .examples import Samples
-from .files import Archive, FilePictures, Folder
+from .files import Archive, FilePictures, Folder, Tar
 from .images import Images
 from .labels import read_labels
 from .limits import check_growth, check_memory
 from .npz import read_npz
 from .pictures import Pictures, shown
 from .pixels import decode
-from .table import Table, holds_arrays, is_table, open_folder
+from .table import MADE_OF, Table, holds_arrays, is_table, open_folder
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +40,9 @@ def load_images(source: str | Path, *, channels: int, size: int | tuple[int, int
 
     Args:
         source: an .npz with `images` uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), or `latents` float (N, C, H, W),
-            and optionally `labels` and the names of their `classes`; a folder or zip of images; a .parquet file; a table,
-            as `make_table` or `save_to_disk` of `datasets` writes it; the name of a hub data set; "bundled" for the 10,000
-            images of Fashion-MNIST that come with the package.
+            and optionally `labels` and the names of their `classes`; a folder, a zip or a .tar of images, or a folder of
+            .tar; a .parquet file; a table, as `make_table` or `save_to_disk` of `datasets` writes it; the name of a hub
+            data set; "bundled" for the 10,000 images of Fashion-MNIST that come with the package.
         channels, size: what the model takes; the size is the side of a square, or height and width.
         labels: whether classes are needed. If not, data whose classes are not clear are taken without, with a warning.
 
@@ -98,8 +98,14 @@ def pictures_in(source: str | Path, channels: int) -> Pictures:
         return EncodedPictures(open_folder(path), str(source), sum(file.stat().st_size for file in path.iterdir()))
     if (path / "dataset_dict.json").is_file():
         raise ValueError(f"{path} holds several tables; give one of them, such as {path / 'train'}")
+    if (path / MADE_OF).is_file():
+        raise ValueError(f"the table in {path} is not complete; go on with the command that began it")
     if path.is_dir():
-        return FilePictures(Folder(path), str(source))
+        folder = Folder(path)
+        shards = [] if folder.has_pictures else [path / file for file in sorted(folder.files) if file.suffix == ".tar"]
+        return FilePictures(Tar(shards) if shards else folder, str(source))
+    if kind == ".tar" and path.is_file():
+        return FilePictures(Tar([path]), str(source))
     if kind == ".zip" and path.is_file():
         return FilePictures(Archive(path), str(source))
     if kind == ".parquet" and path.is_file():
@@ -107,8 +113,8 @@ def pictures_in(source: str | Path, channels: int) -> Pictures:
     named = str(source).count("/") == 1 and (not kind or kind[1:].isdigit())  # a version may end a data set's name
     if not named or path.exists() or path.is_absolute() or str(source).startswith("."):
         raise ValueError(
-            f"there is no image folder, .zip, .npz, .parquet or table at {path}; check the path given as data, or name a "
-            "data set on the hub as owner/name"
+            f"there is no image folder, .zip, .tar, .npz, .parquet or table at {path}; check the path given as data, or "
+            "name a data set on the hub as owner/name"
         )
     return hub_pictures(str(source))
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NAME, LABEL = "file_name", "label"  # columns of datasets' image folders
+CAPTIONS = ("text", "caption")  # columns of captions, the preferred first
 
 
 def is_metadata(file: PurePosixPath) -> bool:
@@ -24,20 +25,27 @@ def is_metadata(file: PurePosixPath) -> bool:
     return file.name in READERS
 
 
-def metadata_labels(tree: Tree, pictures: Sequence[PurePosixPath], source: str) -> list[object] | None:
-    """The label of each picture that the metadata files say, None for a picture without; None if there are no such files.
+def metadata_labels(
+    tree: Tree, pictures: Sequence[PurePosixPath], source: str, columns: Sequence[str] = (LABEL,)
+) -> list[object] | None:
+    """What the metadata files say of each picture, None for a picture without; None if there are no such files.
 
     Where there are such files, folders are no classes: they are how the pictures were dealt into shards.
+
+    Args:
+        tree, pictures, source: where the files are, the pictures in it, and what it is called in messages.
+        columns: that may say it, the preferred first; by default the label.
 
     Raises:
         ValueError: a file cannot be understood, two say different things of a picture, or pictures are left out.
     """
+    what = "classes" if LABEL in columns else "captions"
     said: dict[PurePosixPath, object] = {}
     files = [file for file in sorted(tree.files) if is_metadata(file)]
     described = False
     for file in files:
         try:
-            rows = READERS[file.name](tree.read(file))
+            rows = READERS[file.name](tree.read(file), columns)
             if rows is None:
                 continue
             described = True
@@ -45,12 +53,12 @@ def metadata_labels(tree: Tree, pictures: Sequence[PurePosixPath], source: str) 
                 picture = PurePosixPath(posixpath.normpath(file.parent / name.replace("\\", "/")))
                 before = said.setdefault(picture, label)
                 if label is not None and before is not None and label != before:
-                    raise ValueError(f"{picture} has the labels {before!r} and {label!r}")
+                    raise ValueError(f"{picture} is said to be {before!r} and {label!r}")
                 said[picture] = before if label is None else label
         except RecursionError:
             raise ValueError(f"{file} in {source} is nested without end") from None
         except (ValueError, csv.Error) as error:
-            raise ValueError(f"{file} in {source} does not say the classes of pictures: {error}") from error
+            raise ValueError(f"{file} in {source} does not say the {what} of pictures: {error}") from error
     if not described:
         return None
     names = " and ".join(map(str, files[:2]))
@@ -67,40 +75,40 @@ def metadata_labels(tree: Tree, pictures: Sequence[PurePosixPath], source: str) 
     return [said.get(picture) for picture in pictures]
 
 
-def _table(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, object]]:
-    """Rows with a column `file_name` and perhaps a column `label`, as `datasets` reads them."""
+def _table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[tuple[str, object]]:
+    """Rows with a column `file_name` and perhaps one of the `columns`, as `datasets` reads them."""
     for number, row in enumerate(rows, 1):
         name = row.get(NAME) if isinstance(row, Mapping) else None
         if not isinstance(name, str):
             raise ValueError(f"row {number} has no `{NAME}`")
-        yield name, row.get(LABEL)
+        yield name, next((row[column] for column in columns if row.get(column) is not None), None)
 
 
-def _jsonl(content: bytes) -> Iterator[tuple[str, object]]:
-    return _table(json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line.strip())
+def _jsonl(content: bytes, columns: Sequence[str]) -> Iterator[tuple[str, object]]:
+    return _table((json.loads(line) for line in content.decode("utf-8-sig").split("\n") if line.strip()), columns)
 
 
-def _csv(content: bytes) -> Iterator[tuple[str, object]]:
-    return _table(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+def _csv(content: bytes, columns: Sequence[str]) -> Iterator[tuple[str, object]]:
+    return _table(csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline="")), columns)
 
 
-def _parquet(content: bytes) -> Iterator[tuple[str, object]]:
+def _parquet(content: bytes, columns: Sequence[str]) -> Iterator[tuple[str, object]]:
     import pyarrow  # a part of datasets
     from pyarrow import parquet
 
     try:
         table = parquet.ParquetFile(io.BytesIO(content))
-        columns = [name for name in (NAME, LABEL) if name in table.schema_arrow.names]
-        batches = table.iter_batches(batch_size=1000, columns=columns)
-        yield from _table(row for batch in batches for row in batch.to_pylist())
+        wanted = [name for name in (NAME, *columns) if name in table.schema_arrow.names]
+        batches = table.iter_batches(batch_size=1000, columns=wanted)
+        yield from _table((row for batch in batches for row in batch.to_pylist()), columns)
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from error
 
 
-def _dataset_json(content: bytes) -> Iterator[tuple[str, object]] | None:
+def _dataset_json(content: bytes, columns: Sequence[str]) -> Iterator[tuple[str, object]] | None:
     """The `{"labels": [[path, class], …]}` or `{"labels": null}` of StyleGAN's and EDM's tools; others say nothing here."""
     said = json.loads(content)
-    if not isinstance(said, dict) or "labels" not in said:
+    if not isinstance(said, dict) or "labels" not in said or LABEL not in columns:
         return None
     labels = said["labels"] or []
     if not isinstance(labels, list) or not all(
@@ -110,7 +118,7 @@ def _dataset_json(content: bytes) -> Iterator[tuple[str, object]] | None:
     return ((name, label) for name, label in labels)
 
 
-READERS: dict[str, Callable[[bytes], Iterator[tuple[str, object]] | None]] = {
+READERS: dict[str, Callable[[bytes, Sequence[str]], Iterator[tuple[str, object]] | None]] = {
     "metadata.jsonl": _jsonl,
     "metadata.csv": _csv,
     "metadata.parquet": _parquet,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ class Pictures(Protocol):
         source: where they are, for messages.
         on_disk: the bytes that they take there.
         labels: of all of them; ValueError where that is not clear.
+        captions: of all of them; ValueError where one has none.
     """
 
     source: str
@@ -30,6 +32,23 @@ class Pictures(Protocol):
 
     @property
     def labels(self) -> Labels: ...
+    @property
+    def captions(self) -> Sequence[str]: ...
+
+
+def captions_of(said: Sequence[object], names: Callable[[int], str], source: str) -> list[str]:
+    """What was said of each picture, as captions; the picture of each is called `names(k)`.
+
+    Raises:
+        ValueError: one of them is no text.
+    """
+    without = [k for k, caption in enumerate(said) if not (isinstance(caption, str) and caption.strip())]
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(said)} pictures in {source} have no caption, the first is {names(without[0])}; give "
+            "each one: `file_name` and `text` in a metadata.jsonl, a .txt beside the picture, or a column `text`"
+        )
+    return [str(caption) for caption in said]
 
 
 def shown(name: object) -> str:

@@ -30,6 +30,8 @@ from .labels import Labels, labels_of
 
 IMAGE, LATENTS, LABEL = "image", "latents", "label"
 STATE, INFO = "state.json", "dataset_info.json"  # of a folder of `datasets`
+MADE_OF = "made_of.json"  # in a table that is made in parts, from the first on
+NOTES = b"fewstep"  # what a part says of itself
 
 
 def is_table(path: Path) -> bool:
@@ -220,16 +222,33 @@ def write_table(
     complete_table(folder, 1, features, conditions)
 
 
-def write_part(folder: Path, part: int, parts: int, features: dict[str, Any], batches: Iterable[Mapping[str, Any]]) -> None:
-    """Writes a part of a table, complete or not there; `complete_table` makes a table of all of them."""
+def write_part(
+    folder: Path,
+    part: int,
+    parts: int,
+    features: dict[str, Any],
+    batches: Iterable[Mapping[str, Any]],
+    notes: Mapping[str, int] | None = None,
+) -> None:
+    """Writes a part of a table, complete or not there, with `notes` on it; `complete_table` makes a table of them all."""
     import datasets
     import pyarrow
 
     schema = datasets.Features(features).arrow_schema
+    schema = schema.with_metadata({**(schema.metadata or {}), NOTES: json.dumps(notes or {}).encode()})
     with atomic_file(part_file(folder, part, parts)) as file, pyarrow.ipc.new_stream(file, schema) as stream:
         for batch in batches:
             columns = [_nested(batch[field.name], field.type) for field in schema]
             stream.write_batch(pyarrow.record_batch(columns, schema=schema))
+
+
+def part_notes(file: Path) -> tuple[Any, dict[str, int], int]:
+    """The columns of a part, the notes on it and its number of rows."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(file)) as content, pyarrow.ipc.open_stream(content) as stream:
+        rows = sum(batch.num_rows for batch in stream)
+        return stream.schema.remove_metadata(), json.loads(stream.schema.metadata[NOTES]), rows
 
 
 def part_file(folder: Path, part: int, parts: int) -> Path:

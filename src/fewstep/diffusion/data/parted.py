@@ -1,0 +1,175 @@
+"""Tables that are made part by part, for work of hours: each part is complete or not there; several processes share them.
+
+Nothing but the parts on the disk says how far the work is, so the same call goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.device import best_device
+from ...core.files import alone_in
+from ...core.interrupts import Interrupted, interrupts
+from ...core.progress import track
+from ...core.receipt import plain, receipt, write_json
+from ...core.source import read_json
+from ..cond import CLASS, Cond
+from .conditions import COLUMN, Conditions, kept, kept_as
+from .table import LABEL, LATENTS, MADE_OF, Table, arrays_of, complete_table, is_table, part_file, part_notes, write_part
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a table.
+
+    Attributes:
+        latents: float32 samples (B, *).
+        cond: what they are about, a row each; its shared values are those of all parts.
+        columns: further columns, their feature of `datasets` and their B values by their names.
+        notes: numbers that the table's receipt sums up over all parts, such as network calls.
+    """
+
+    latents: Tensor
+    cond: Cond
+    columns: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
+
+    def as_columns(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Features and values of all columns. A class is a column `label`."""
+        import datasets
+
+        features = {LATENTS: arrays_of(self.latents.shape[1:], "float32")}
+        values: dict[str, Any] = {LATENTS: self.latents.float().contiguous().numpy()}
+        for name, rows in self.cond.rows.items():
+            if name == CLASS:
+                features[LABEL], values[LABEL] = datasets.Value("int64"), rows.long().numpy()
+            else:
+                features[COLUMN + name], values[COLUMN + name] = arrays_of(rows.shape[1:], kept_as(rows.dtype)), kept(rows)
+        for name, (feature, column) in self.columns.items():
+            features[name], values[name] = feature, column
+        return features, values
+
+
+def make_in_parts(
+    folder: Path,
+    facts: Mapping[str, Any],
+    ranges: Sequence[range],
+    make: Callable[[range], Part],
+    conditions: Callable[[], Conditions],
+    *,
+    title: str,
+) -> Table:
+    """The table in `folder`, made where it is not there yet, by all processes of the run together.
+
+    Args:
+        folder: of the table.
+        facts: what decides the rows, for the receipt; a table of other facts is not taken for this one.
+        ranges: the examples of each part.
+        make: makes a part of them; may leave some of them out.
+        conditions: what lies beside the rows.
+        title: what the work is called where it is shown.
+
+    Raises:
+        ValueError: another process writes there, or something else stands there.
+        Interrupted: the work was told to stop; all parts that are there are kept.
+    """
+    from accelerate import PartialState
+
+    here = PartialState(cpu=best_device().type == "cpu")
+    facts = plain(dict(facts))
+    if is_table(folder) and (folder / MADE_OF).exists():
+        _check_made_of(folder, facts)
+        return Table(folder)
+    with alone_in(folder) if here.is_main_process else nullcontext():
+        with here.main_process_first():
+            if not (folder / MADE_OF).exists():
+                _begin(folder, facts)
+            _check_made_of(folder, facts)
+        missing = [k for k in range(len(ranges)) if not part_file(folder, k, len(ranges)).exists()]
+        here.wait_for_everyone()  # all see the same parts missing, before the first is written
+        with interrupts() as interrupt:
+            for k in track(missing[here.process_index :: here.num_processes], title):
+                part = make(ranges[k])
+                features, values = part.as_columns()
+                write_part(folder, k, len(ranges), features, [values] if len(part.latents) else [], part.notes)
+                if interrupt.by:
+                    raise Interrupted(f"stopped; what is made is in {folder}, and the same command goes on", interrupt.by)
+        here.wait_for_everyone()
+        if here.is_main_process:
+            _complete(folder, facts, len(ranges), conditions())
+        here.wait_for_everyone()
+    return Table(folder)
+
+
+def notes_in(folder: Path) -> dict[str, int]:
+    """The sums of the notes of all parts of the table in `folder`."""
+    said = read_json(folder / "receipt.json", "it says how the table was made").get("notes", {})
+    return {name: int(value) for name, value in said.items()}
+
+
+def in_ranges(count: int, size: int) -> list[range]:
+    """The numbers 0 to count − 1 in ranges of `size`; the last may be shorter."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _begin(folder: Path, facts: Mapping[str, Any]) -> None:
+    if folder.exists() and any(item.name != ".lock" for item in folder.iterdir()):
+        raise ValueError(f"there is something else in {folder}; choose another folder for the table")
+    write_json(folder / MADE_OF, facts)
+
+
+def _check_made_of(folder: Path, facts: Mapping[str, Any]) -> None:
+    before = read_json(folder / MADE_OF, "it says what the table is made of")
+    if before != facts:
+        name = next(name for name in before.keys() | facts.keys() if before.get(name) != facts.get(name))
+        raise ValueError(
+            f"the table in {folder} was made with {name} = {before.get(name)!r:.80}, not {facts.get(name)!r:.80}; delete "
+            "it or choose another folder"
+        )
+
+
+def _complete(folder: Path, facts: Mapping[str, Any], parts: int, conditions: Conditions) -> None:
+    """Makes a table of all parts."""
+    import datasets
+    import pyarrow
+
+    schemas: list[Any] = []
+    notes, rows = Counter[str](), 0
+    for k in range(parts):
+        file = part_file(folder, k, parts)
+        schema, more, count = part_notes(file)
+        schemas, rows = [*schemas, schema] if count else schemas, rows + count
+        notes.update(more)
+    if not rows:
+        raise ValueError(f"nothing could be made for the table in {folder}; see what was skipped")
+    for schema in schemas:
+        if not schema.equals(schemas[0]):
+            raise ValueError(
+                f"the parts of {folder} have rows of different shapes: {_first_difference(schemas[0], schema)}"
+            )
+    features = datasets.Features.from_arrow_schema(pyarrow.schema(schemas[0]))
+    fingerprint = hashlib.sha256(json.dumps([facts, rows], sort_keys=True).encode()).hexdigest()[:16]
+    with receipt(folder / "receipt.json", **facts) as entries:
+        entries |= {"rows": rows, "notes": dict(notes)}
+        complete_table(folder, parts, features, conditions, fingerprint=fingerprint)
+
+
+def _first_difference(a: Any, b: Any) -> str:
+    ours, theirs = ({field.name: str(field.type) for field in schema} for schema in (a, b))
+    name = next(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+    return f"{name} is {ours.get(name)} and {theirs.get(name)}"
+
+
+def stacked(latents: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
+    """Samples as one batch, also where there are none."""
+    return torch.stack(list(latents)) if latents else torch.empty(0, *shape)
