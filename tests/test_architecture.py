@@ -30,14 +30,18 @@ MAY_IMPORT = {  # beside itself
 }
 # within diffusion/: what the training and the samplers are made of knows nothing of folders, runs, scores and reports
 GROUND = {
-    "average", "cond", "data", "denoiser", "depth", "hop", "lora", "loss", "model", "noise", "optim", "prediction",
-    "samplers", "schedule", "space", "step", "tuning", "two_times", "walk",
+    "average", "calling", "cond", "data", "denoiser", "depth", "hop", "lora", "loss", "manner", "model", "noise", "optim",
+    "pipeline", "prediction", "recording", "samplers", "schedule", "space", "step", "tuning", "two_times", "walk",
 }  # fmt: skip
 
 LONGEST = 60  # lines of a function with its signature, its docstring not counted
 
 LOADERS = {  # what could run the code in a file, or of a folder, and who may call it
-    "from_pretrained": {"core/pretrained.py", "diffusion/formats/stock.py"},  # the latter samples our own export
+    "from_pretrained": {
+        "core/pretrained.py",
+        "diffusion/formats/opening.py",
+        "diffusion/formats/stock.py",
+    },  # the last samples our own export
     "torch.load": {"core/files.py", "core/weights.py"},
     "pickle.load": set(),
 }

@@ -28,10 +28,10 @@ def test_rows_are_cut_and_joined_and_what_is_shared_stays() -> None:
 
 
 def test_dotted_names_become_nested_arguments() -> None:
-    found = COND.arguments(torch.float64)
+    found = COND.arguments(torch.float64, 2)
     assert found.keys() == {"text", "added", "img_ids"} and found["added"].keys() == {"time_ids", "embeds", "mask"}
     assert found["text"].dtype == torch.float64 and found["added"]["time_ids"].dtype == torch.int64
-    assert NOTHING.arguments(torch.float32) == {}
+    assert NOTHING.arguments(torch.float32, 2) == {}
 
 
 def test_every_condition_has_a_row_for_each_sample() -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from torch import Tensor
 from .configuration import cleaned
 from .private import builds
 from .source import inside, read_json
-from .weights import check_finite, elements, in_short, read_weights
+from .weights import TooLargeError, at_most, check_finite, elements, in_short, read_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -118,7 +117,7 @@ def _of_more_layers(network: PreTrainedModel, unused: Iterable[str]) -> list[str
 
 def _skeleton(folder: Path, config: PreTrainedConfig, auto: Any, weights: Mapping[str, Tensor]) -> PreTrainedModel:
     """The network without memory for its weights, if it is about as large as they are."""
-    with torch.device("meta"), _at_most(2 * elements(weights.values()) + (1 << 26), 4 * len(weights) + 1000):
+    with torch.device("meta"), at_most(2 * elements(weights.values()) + (1 << 26), 4 * len(weights) + 1000):
         try:
             skeleton: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
         except TooLargeError:
@@ -129,34 +128,6 @@ def _skeleton(folder: Path, config: PreTrainedConfig, auto: Any, weights: Mappin
         except Exception as error:
             raise ValueError(f"{folder / 'config.json'} makes no {config.model_type}: {in_short(error)}") from error
     return skeleton
-
-
-class TooLargeError(Exception):
-    """More parameters than there are weights."""
-
-
-@contextmanager
-def _at_most(numbers: int, tensors: int) -> Iterator[None]:
-    """Inside, modules that register more parameters and buffers than that fail with a TooLargeError."""
-    from torch.nn.modules.module import (
-        register_module_buffer_registration_hook,
-        register_module_parameter_registration_hook,
-    )
-
-    left = {"numbers": numbers, "tensors": tensors}
-
-    def count(module: torch.nn.Module, name: str, value: Tensor | None) -> None:
-        left["numbers"] -= 0 if value is None else value.numel()
-        left["tensors"] -= 1
-        if min(left.values()) < 0:
-            raise TooLargeError
-
-    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _generation(file: Path) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,34 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
                 f"{name} in {folder} holds values that are not finite; its training went wrong or the file is damaged, so "
                 "use an earlier checkpoint"
             )
+
+
+class TooLargeError(Exception):
+    """More parameters than there are weights."""
+
+
+@contextmanager
+def at_most(numbers: int, tensors: int) -> Iterator[None]:
+    """Inside, modules that register more parameters and buffers than that fail with a TooLargeError."""
+    from torch.nn.modules.module import (
+        register_module_buffer_registration_hook,
+        register_module_parameter_registration_hook,
+    )
+
+    left = {"numbers": numbers, "tensors": tensors}
+
+    def count(module: torch.nn.Module, name: str, value: Tensor | None) -> None:
+        left["numbers"] -= 0 if value is None else value.numel()
+        left["tensors"] -= 1
+        if min(left.values()) < 0:
+            raise TooLargeError
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def elements(tensors: Iterable[Tensor]) -> int:

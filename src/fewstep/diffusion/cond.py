@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+LENGTH = "#"  # ends the name of what says how long the rows of a condition are
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,9 @@ class Cond:
     Attributes:
         rows: tensors of B rows each, a row a sample, by the network's own argument names. An argument inside another has a
             dotted name: `added_cond_kwargs.time_ids`.
-        shared: what has no rows and is the same for all samples: position ids, shapes, None.
+            Rows of different lengths are padded, and `name#` (B,) says how long each is: the network takes a list of them.
+        shared: what has no rows and is the same for all samples: position ids, shapes, None. A list has one entry, which
+            the network takes once for each sample.
         lo: noise levels (B,) where the segment ends that is asked for, of which a `TwoTimes` is told; others do not listen.
     """
 
@@ -43,8 +47,7 @@ class Cond:
         """The same on `device`."""
         lo = None if self.lo is None else self.lo.to(device, non_blocking=True)
         rows = {name: value.to(device, non_blocking=True) for name, value in self.rows.items()}
-        shared = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in self.shared.items()}
-        return Cond(rows, shared, lo)
+        return Cond(rows, {name: _moved(value, device) for name, value in self.shared.items()}, lo)
 
     def expand(self, count: int) -> Cond:
         """One row's conditions for `count` samples."""
@@ -59,17 +62,24 @@ class Cond:
         lo = None if first.lo is None else first.lo.repeat(len(parts))
         return Cond({name: torch.cat([part.rows[name] for part in parts]) for name in first.rows}, first.shared, lo)
 
-    def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
-        """Keyword arguments for the network, nested where names are dotted; floating-point rows in `dtype`."""
-        flat: dict[str, object] = dict(self.shared)
-        flat |= {name: value.to(dtype) if value.is_floating_point() else value for name, value in self.rows.items()}
+    def arguments(self, dtype: torch.dtype, count: int) -> dict[str, Any]:
+        """Keyword arguments for the network and `count` samples, nested where names are dotted; float rows in `dtype`."""
+        flat: dict[str, object] = {
+            name: value * count if isinstance(value, list) else value for name, value in self.shared.items()
+        }
+        for name, value in self.rows.items():
+            lengths = self.rows.get(f"{name}{LENGTH}")
+            rows = value.to(dtype) if value.is_floating_point() else value
+            flat[name] = rows if lengths is None else [row[:n] for row, n in zip(rows, lengths.tolist(), strict=True)]
         nested: dict[str, Any] = {}
-        for name, value in flat.items():
+        for name, argument in flat.items():
+            if name.endswith(LENGTH):
+                continue
             *outer, last = name.split(".")
             place = nested
             for part in outer:
                 place = place.setdefault(part, {})
-            place[last] = value
+            place[last] = argument
         return nested
 
 
@@ -105,3 +115,57 @@ class Classes:
         if low < 0 or high >= self.known:
             wrong = low if low < 0 else high
             raise ValueError(f"this checkpoint knows the labels 0 to {self.known - 1}, not {wrong}")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a network takes in rows that are no classes: embeddings of tokens, masks, sizes.
+
+    Attributes:
+        shape: of one row. How many tokens there are may differ; how wide one is may not.
+    """
+
+    shape: tuple[int, ...]
+
+    def check(self, rows: Tensor) -> None:
+        """Raises ValueError where `rows` (B, *) are no such rows."""
+        have, want = tuple(rows.shape[1:]), self.shape
+        if len(have) != len(want) or have[1:] != want[1:]:
+            raise ValueError(f"a condition of this checkpoint has rows of {_times(want)}, not {_times(have)}")
+
+
+def padded(conds: Sequence[Cond]) -> list[Cond]:
+    """The same with rows of one length, that of the longest: zeros behind the others, which masks and lengths leave out.
+
+    Raises:
+        ValueError: rows differ in length, and no mask nor length says so.
+    """
+    longest: dict[str, int] = {}
+    for cond in conds:
+        for name, value in cond.rows.items():
+            longest[name] = max(longest.get(name, 0), value.shape[1] if value.ndim > 1 else 0)
+    return [
+        replace(cond, rows={name: _longer(conds, name, value, longest[name]) for name, value in cond.rows.items()})
+        for cond in conds
+    ]
+
+
+def _longer(conds: Sequence[Cond], name: str, value: Tensor, length: int) -> Tensor:
+    if value.ndim < 2 or value.shape[1] == length:
+        return value
+    told = f"{name}{LENGTH}" in conds[0].rows or any("mask" in other for other in conds[0].rows)
+    if not told:
+        raise ValueError(
+            f"{name} has {value.shape[1]} and {length} tokens for different prompts, and the network is told no mask"
+        )
+    return torch.cat([value, value.new_zeros(len(value), length - value.shape[1], *value.shape[2:])], 1)
+
+
+def _moved(value: object, device: torch.device | str) -> object:
+    if isinstance(value, tuple):
+        return tuple(_moved(each, device) for each in value)
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "one number"

@@ -6,7 +6,6 @@ f(x, 0) = x, so each one already is a (bad) consistency function: nothing is add
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .cond import NOTHING, Classes, Cond
+from .calling import Calling, time_name
+from .cond import NOTHING, Classes, Cond, Tokens
 from .noise import like
 from .prediction import Preconditioned, Prediction, clean, epsilon, v_prediction, velocity
 from .schedule import DiscreteVP, Karras, Rectified, Schedule
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
 Denoise = Callable[[Tensor, Tensor, Cond], Tensor]  # (x (B, *), sigma (B,), cond) -> x0_hat (B, *): all that a loss needs
-TIMES = ("timestep", "timesteps", "t")  # what diffusers' networks call their time
 
 
 class Denoiser(nn.Module):
@@ -37,6 +36,8 @@ class Denoiser(nn.Module):
         prediction: what its output says about x0.
         space: what a sample is; read from a diffusers network's configuration if left out.
         takes: the conditions that it needs, by their names; read from the configuration as well.
+        call: how the network is called; by the batch of samples, the time and the conditions if left out.
+        blank: one row of conditions with which the network can be called, whatever they mean.
 
     Raises:
         ValueError: a prediction that the schedule leaves without an answer.
@@ -49,7 +50,9 @@ class Denoiser(nn.Module):
         prediction: Prediction,
         *,
         space: Space | None = None,
-        takes: Mapping[str, Classes] | None = None,
+        takes: Mapping[str, Classes | Tokens] | None = None,
+        call: Calling | None = None,
+        blank: Cond | None = None,
     ) -> None:
         super().__init__()
         if prediction is epsilon and getattr(schedule, "ends_in_pure_noise", False):
@@ -61,8 +64,16 @@ class Denoiser(nn.Module):
         self.schedule = schedule
         self.prediction = prediction
         self.takes = takes_of(network) if takes is None else takes
+        self.call = Calling(time_name(type(network))) if call is None else call
+        first = Cond({name: torch.zeros(1, dtype=torch.long) for name in self.takes})
+        self.blank = first if blank is None else blank
         self._space = space
-        self._time = _time_name(network)
+
+    def around(self, network: nn.Module) -> Denoiser:
+        """The same around another network of that kind."""
+        return Denoiser(
+            network, self.schedule, self.prediction, space=self._space, takes=self.takes, call=self.call, blank=self.blank
+        )
 
     @property
     def space(self) -> Space:
@@ -70,6 +81,12 @@ class Denoiser(nn.Module):
         if self._space is None:
             self._space = space_of(self.network)
         return self._space
+
+    @property
+    def classes(self) -> Classes | None:
+        """Which class labels it takes; None where it is not asked by class."""
+        kind = self.takes.get("class_labels")
+        return kind if isinstance(kind, Classes) else None
 
     @property
     def device(self) -> torch.device:
@@ -99,9 +116,8 @@ class Denoiser(nn.Module):
     def predict(self, inputs: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """The network's raw output, in the dtype of `inputs`; a learned variance is dropped."""
         dtype = next(self.network.parameters()).dtype
-        output = self.network(inputs.to(dtype), **{self._time: time.to(dtype)}, **cond.arguments(dtype))
-        output = output if isinstance(output, Tensor) else output.sample
-        return output[:, : inputs.shape[1]].to(inputs.dtype)
+        told = self.call.told(time).to(dtype)
+        return self.call(self.network, inputs.to(dtype), told, cond.arguments(dtype, len(inputs))).to(inputs.dtype)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> Tensor:
         s = like(sigma, x)
@@ -116,28 +132,41 @@ class Guided(Denoiser):
         denoiser: takes conditions.
         scale: strength.
         null: the condition that stands for none, one row.
+        keeps_norm: bring the network's guided output to the norm of the conditional one, along the last axis.
 
     Reference: Ho and Salimans 2022, Classifier-Free Diffusion Guidance.
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float, null: Cond) -> None:
+    def __init__(self, denoiser: Denoiser, scale: float, null: Cond, *, keeps_norm: bool = False) -> None:
         if not denoiser.takes:
             raise ValueError("guidance needs a conditional checkpoint; leave it out for this one")
         if not math.isfinite(scale):
             raise ValueError(f"the scale of guidance must be a number, got {scale}")
         denoiser.check(null)
         super().__init__(
-            denoiser.network, denoiser.schedule, denoiser.prediction, space=denoiser._space, takes=denoiser.takes
-        )
+            denoiser.network, denoiser.schedule, denoiser.prediction, space=denoiser._space, takes=denoiser.takes,
+            call=denoiser.call, blank=denoiser.blank,
+        )  # fmt: skip
         self.denoiser = denoiser
         self.scale = scale
         self.null = null
+        self.keeps_norm = keeps_norm
 
     def unguided(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> tuple[Tensor, Tensor]:
         """The guided estimate and the conditional one it guides, from one network call."""
         both = Cond.stack(cond, self.null.to(x.device).expand(len(x)))
+        if self.keeps_norm:
+            return self._with_norm(x, sigma, both)
         conditional, free = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
         return free + self.scale * (conditional - free), conditional
+
+    def _with_norm(self, x: Tensor, sigma: Tensor, both: Cond) -> tuple[Tensor, Tensor]:
+        s = like(sigma, x)
+        shown, time = self.schedule.scale(s) * x + self.schedule.origin, self.schedule.time(sigma)
+        conditional, free = self.denoiser.predict(torch.cat([shown, shown]), torch.cat([time, time]), both).chunk(2)
+        guided = free + self.scale * (conditional - free)
+        guided = guided * (conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+        return self.prediction(x, guided, s), self.prediction(x, conditional, s)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> Tensor:
         return self.unguided(x, sigma, cond)[0]
@@ -182,7 +211,7 @@ def config_of(network: nn.Module) -> Mapping[str, Any]:
     return config
 
 
-def takes_of(network: nn.Module) -> dict[str, Classes]:
+def takes_of(network: nn.Module) -> dict[str, Classes | Tokens]:
     """The conditions that a diffusers network needs, as far as its configuration says."""
     config = config_of(network)
     if config.get("num_embeds_ada_norm"):
@@ -203,8 +232,3 @@ def space_of(network: nn.Module) -> Space:
     height, width = (size, size) if isinstance(size, int) else size
     shape = (int(config["in_channels"]), int(height), int(width))
     return Pixels(shape) if shape[0] in (1, 3) else Latents(shape)
-
-
-def _time_name(network: nn.Module) -> str:
-    names = list(inspect.signature(network.forward).parameters)
-    return next((name for name in TIMES if name in names[1:]), names[1] if len(names) > 1 else "")

@@ -12,6 +12,7 @@ from torch import Tensor
 from .cond import NOTHING, Cond
 from .denoiser import Denoiser
 from .lora import at_strength
+from .pipeline import Pipeline
 from .two_times import TwoTimes
 from .walk import Consistency, Segments, Walk, sample
 
@@ -24,11 +25,14 @@ class Model:
         denoiser: what it knows.
         walk: how it is sampled unless told otherwise; `Consistency` and `Segments` are what it was tuned for.
         receipt: of the run that made it; {} if that does not lie beside it.
+        pipeline: the stock pipeline that it belongs to, which turns prompts into conditions and latents into pictures; None
+            where its samples need nobody else.
     """
 
     denoiser: Denoiser
     walk: Walk
     receipt: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    pipeline: Pipeline | None = None
 
     @property
     def is_student(self) -> bool:
@@ -80,5 +84,8 @@ class Model:
         Raises:
             ValueError: conditions that the model does not take, no seed or no batch.
         """
-        x0 = sample(self.denoiser, seeds, self.walk if walk is None else walk, cond, batch=batch)
-        return self.denoiser.space.decode(x0)
+        return self.decode(sample(self.denoiser, seeds, self.walk if walk is None else walk, cond, batch=batch))
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Samples x0 (B, *) as a person sees or hears them, by the pipeline if there is one."""
+        return self.denoiser.space.decode(x0) if self.pipeline is None else self.pipeline.decode(x0)

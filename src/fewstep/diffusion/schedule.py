@@ -300,11 +300,12 @@ def _through(grid: Tensor, middle: float | None) -> Tensor:
 
 @dataclass(frozen=True)
 class TrigFlow:
-    """The noise axis of TrigFlow, t = atan(σ/sd): the network sees x/√(σ² + sd²) and t itself.
+    """The noise axis of TrigFlow, t = atan(σ/sd): the network sees x/√(σ² + sd²) and time_scale·t.
 
     Args:
         sigma_data: sd.
         sigma_min, sigma_max: where sampling ends and begins; t = π/2 itself is infinitely far away.
+        time_scale: 1 is the paper's.
 
     Reference: Lu and Song 2024, Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models, sec. 3.
     """
@@ -312,6 +313,7 @@ class TrigFlow:
     sigma_data: float = 0.5
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    time_scale: float = 1.0
 
     highest = math.inf
     origin = 0.0
@@ -324,7 +326,7 @@ class TrigFlow:
         return (sigma**2 + self.sigma_data**2).rsqrt()
 
     def time(self, sigma: Tensor) -> Tensor:
-        return (sigma / self.sigma_data).atan()
+        return self.time_scale * (sigma / self.sigma_data).atan()
 
     def grid(self, steps: int) -> Tensor:
         """Even in t, as diffusers' SCMScheduler spaces them."""

@@ -138,10 +138,10 @@ def _scaled(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _labels(teacher: Denoiser, count: int) -> Tensor | None:
-    if not teacher.takes:
+    if teacher.classes is None:
         return None
     null = int(teacher.null.rows["class_labels"]) if isinstance(teacher, Guided) else None  # nobody would ask for it
-    classes = torch.tensor([label for label in range(teacher.takes["class_labels"].count) if label != null])
+    classes = torch.tensor([label for label in range(teacher.classes.count) if label != null])
     return classes[torch.arange(count) % len(classes)]
 
 

@@ -38,8 +38,9 @@ class TwoTimes(Denoiser):
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__(
-            denoiser.network, denoiser.schedule, denoiser.prediction, space=denoiser._space, takes=denoiser.takes
-        )
+            denoiser.network, denoiser.schedule, denoiser.prediction, space=denoiser._space, takes=denoiser.takes,
+            call=denoiser.call, blank=denoiser.blank,
+        )  # fmt: skip
         self.places = time_embeddings(denoiser.network)
         self.ends = nn.ModuleList(map(_beside, _embeddings(denoiser.network, self.places)))
         self.train(denoiser.training)
@@ -121,7 +122,7 @@ def baked(student: TwoTimes, levels: Tensor, cond: Cond | None = None) -> Denois
     Args:
         student: the student of any number of calls, on the CPU.
         levels: of the walk, falling, (S,).
-        cond: one row of anything that the network can be called with; by default its first class, if it takes classes.
+        cond: one row of anything that the network can be called with; by default its `blank`.
 
     Returns:
         A denoiser around a copy of the network, the same as `student` at each level of the walk.
@@ -131,9 +132,9 @@ def baked(student: TwoTimes, levels: Tensor, cond: Cond | None = None) -> Denois
     """
     lows = torch.cat([levels[1:], levels.new_zeros(1)]).float()
     network = copy.deepcopy(student.network)
-    plain = Denoiser(network, student.schedule, student.prediction, space=student._space, takes=student.takes)
+    plain = student.around(network)
     lasts = [embedding.linear_2 for embedding in _embeddings(network, student.places)]
-    first = Cond({name: torch.zeros(1, dtype=torch.long) for name in plain.takes}) if cond is None else cond
+    first = plain.blank if cond is None else cond
     seen = _hidden(plain, lasts, levels.float(), first.expand(len(levels)))
     with torch.no_grad():
         for last, hidden, shift in zip(lasts, seen, student.shifts(lows), strict=True):

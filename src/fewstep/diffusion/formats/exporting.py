@@ -109,9 +109,7 @@ def _largest(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 
 def _labels(denoiser: Denoiser, count: int) -> Tensor | None:
-    if not denoiser.takes:
-        return None
-    return torch.arange(count) % denoiser.takes["class_labels"].count
+    return None if denoiser.classes is None else torch.arange(count) % denoiser.classes.count
 
 
 def check_free(folder: Path) -> None:

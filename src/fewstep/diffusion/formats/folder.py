@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,15 @@ from ...core.weights import check_finite, read_weights
 from ..denoiser import Denoiser
 from ..lora import base_of, factors_of, is_adapted, mark_of, put_factors
 from ..model import Model
+from ..pipeline import Pipeline
 from ..schedule import DiscreteVP, Karras
 from ..two_times import TwoTimes
 from ..walk import Consistency, Heun, Segments, Walk
 from . import schedulers
 from .adapters import is_adapter, read_adapter, write_adapter
-from .network import read_network
-from .parts import network_part, part_folder
+from .network import read_any_network, read_network
+from .opening import files_of, open_pipeline
+from .parts import part_folder, read_parts
 from .pipelines import stock_pipeline
 from .trained import scheduler_config
 
@@ -31,8 +36,8 @@ FORMAT = 1  # of the note
 WALKS = {"Consistency": Consistency, "Segments": Segments}  # what a student can be
 
 
-def load(source: str | Path) -> Model:
-    """The model in a diffusers folder or hub repository that holds a UNet2DModel or DiTTransformer2DModel.
+def load(source: str | Path, *, call: Mapping[str, object] | None = None) -> Model:
+    """The model in a diffusers folder or hub repository: any pipeline with one network that denoises.
 
     The scheduler's configuration says which parametrisation it is. Weights come from safetensors or from plain tensors in
     a .bin file; no code of the checkpoint runs.
@@ -40,6 +45,8 @@ def load(source: str | Path) -> Model:
     Args:
         source: a folder, the folder of a run, the id of a hub repository, or "bundled" for the small model that comes with
             the package.
+        call: arguments for the stock pipeline beside prompts and noise, where its own defaults are not wanted, such as
+            height and width; those that a student was tuned with lie beside it.
 
     Returns:
         The model in float32, on the CPU, in evaluation mode. A student walks as it was tuned; everything else is a
@@ -51,11 +58,20 @@ def load(source: str | Path) -> Model:
     folder = _folder(source)
     if is_adapter(folder):
         return _adapted(folder)
-    network = read_network(part_folder(folder, network_part(folder)))
-    denoiser = Denoiser(network, *schedulers.read(scheduler_config(part_folder(folder, "scheduler")))).eval()
+    parts = read_parts(folder)
+    place = part_folder(folder, parts.network)
+    schedule, prediction = schedulers.read(scheduler_config(part_folder(folder, "scheduler")))
+    pipeline = None
+    if parts.is_bare:
+        denoiser = Denoiser(read_network(place), schedule, prediction).eval()
+    else:
+        network = read_any_network(place, parts.kind)
+        pipeline = Pipeline(folder, network, partial(open_pipeline, folder, parts), _call(folder) if call is None else call)
+        denoiser = pipeline.denoiser(schedule, prediction).eval()
+        pipeline.let_go()
     if inside(folder, ENDS).exists():
         denoiser = _told(folder, denoiser)
-    return Model(denoiser, _walk(folder, denoiser), _receipt(folder))
+    return Model(denoiser, _walk(folder, denoiser), _receipt(folder), pipeline)
 
 
 def save(model: Model, folder: str | Path) -> None:
@@ -63,7 +79,8 @@ def save(model: Model, folder: str | Path) -> None:
 
     Stock diffusers samples it if it is a VP or EDM model of a UNet2DModel. Where no stock pipeline samples a network (EDM's
     own time, flow matching in pixels, VP with classes, DiTs without their decoder), the folder holds its parts, and stock
-    diffusers refuses it. So it does for a student of any number of calls, which `export` makes a pipeline for each of.
+    diffusers refuses it. So it does for a student of any number of calls, which `export` makes a pipeline for each of. A
+    model with a pipeline is written as that pipeline, with all its other parts.
     """
     from diffusers import DDPMPipeline
     from safetensors.torch import save_file
@@ -71,6 +88,9 @@ def save(model: Model, folder: str | Path) -> None:
     denoiser = model.denoiser
     if is_adapted(denoiser.network):
         _save_adapter(model, Path(folder))
+        return
+    if model.pipeline is not None:
+        _save_pipeline(model, model.pipeline, Path(folder))
         return
     with atomic_folder(Path(folder)) as temporary:
         if _has_pipeline(denoiser) and isinstance(denoiser.schedule, Karras):
@@ -84,10 +104,48 @@ def save(model: Model, folder: str | Path) -> None:
         write_note(temporary, model.walk)
 
 
-def write_note(folder: Path, walk: Walk, *, base: Mapping[str, str] | None = None) -> None:
-    """Notes in a student's folder how it is sampled, and what its adapter belongs to; stock diffusers does not mind."""
+def _save_pipeline(model: Model, pipeline: Pipeline, folder: Path) -> None:
+    """The whole pipeline with the model's network in the place of its own."""
+    from safetensors.torch import save_file
+
+    with atomic_folder(folder) as temporary:
+        carry(pipeline.source, temporary, model.denoiser.network)
+        if isinstance(model.denoiser, TwoTimes):
+            save_file(model.denoiser.ends.state_dict(), temporary / ENDS)
+        write_note(temporary, model.walk, pipeline=pipeline)
+
+
+def carry(source: Path, folder: Path, network: Any) -> None:
+    """Writes the pipeline in `source` into `folder` with `network` in the place of its own."""
+    parts = read_parts(source)
+    index = read_json(source / "model_index.json", "a diffusers pipeline folder has one at its top")
+    index[parts.network] = ["diffusers", type(network).__name__]
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for part in (*parts.others, "scheduler"):
+        for file in files_of(source, part):
+            (folder / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            _linked(file.resolve(), folder / file.relative_to(source))
+    network.save_pretrained(folder / parts.network)
+
+
+def _linked(file: Path, copy: Path) -> None:
+    """The same file once more: weights are not written again where the disk can have one file in two folders."""
+    try:
+        os.link(file, copy)
+    except OSError:
+        shutil.copyfile(file, copy)
+
+
+def write_note(
+    folder: Path, walk: Walk, *, base: Mapping[str, str] | None = None, pipeline: Pipeline | None = None
+) -> None:
+    """Notes in a student's folder how it is sampled, what its adapter belongs to, and how its pipeline is called.
+
+    Stock diffusers does not mind the file.
+    """
     said = {"walk": plain(walk)} if isinstance(walk, (Consistency, Segments)) else {}
     said |= {"base": base} if base else {}
+    said |= {"call": pipeline.call} if pipeline and pipeline.call else {}
     if said:
         (folder / NOTE).write_text(json.dumps({"format": FORMAT, **said}) + "\n")
 
@@ -101,7 +159,7 @@ def _save_adapter(model: Model, folder: Path) -> None:
         write_adapter(temporary, network, factors_of(network))
         if isinstance(denoiser, TwoTimes):
             save_file(denoiser.ends.state_dict(), temporary / ENDS)
-        write_note(temporary, model.walk, base={"source": base_of(network), "weights": mark_of(network)})
+        write_note(temporary, model.walk, base={"source": base_of(network), "weights": mark_of(network)}, pipeline=model.pipeline)
 
 
 def _adapted(folder: Path) -> Model:
@@ -112,7 +170,7 @@ def _adapted(folder: Path) -> Model:
     place = _folder(base["source"])
     if is_adapter(place):
         raise ValueError(f"the base of the adapter in {folder} is an adapter itself, {place}; name that one's base")
-    model = load(place)
+    model = load(place, call=_call(folder))
     if mark_of(model.denoiser.network) != base["weights"]:
         raise ValueError(
             f"the adapter in {folder} belongs to another base than {base['source']}, whose weights are not those that it "
@@ -159,7 +217,7 @@ def _walk(folder: Path, denoiser: Denoiser) -> Walk:
         content = read_json(note, "it says how the student is sampled")
         if content.get("format") != FORMAT:
             raise ValueError(f"{note} has format {content.get('format')}, this fewstep reads {FORMAT}; update fewstep")
-        if "base" in content and "walk" not in content and not isinstance(denoiser, TwoTimes):
+        if {"base", "call"} & content.keys() and "walk" not in content and not isinstance(denoiser, TwoTimes):
             return Heun()
         try:
             fields = dict(content["walk"])
@@ -173,6 +231,15 @@ def _walk(folder: Path, denoiser: Denoiser) -> Walk:
     # a note-less ConsistencyModelPipeline is a published consistency model; its scheduler belongs to nothing else
     published = isinstance(denoiser.schedule, Karras) and denoiser.schedule.time_scale == 250 and denoiser.identity > 0
     return Consistency() if published else Heun()
+
+
+def _call(folder: Path) -> dict[str, object]:
+    """What the pipeline in `folder` is called with, as the student in it was tuned."""
+    note = inside(folder, NOTE)
+    call = read_json(note, "it says how the student is sampled").get("call", {}) if note.exists() else {}
+    if not isinstance(call, dict):
+        raise ValueError(f"{note} says that the pipeline is called with {call!r:.80}, not with arguments by their names")
+    return call
 
 
 def _receipt(folder: Path) -> dict[str, Any]:

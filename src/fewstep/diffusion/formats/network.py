@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.source import inside, read_json
-from ...core.weights import check_finite, read_weights
+from ...core.weights import TooLargeError, at_most, check_finite, elements, read_weights
 from .parts import NETWORKS, WERE_CALLED
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # diffusers' names
@@ -55,16 +55,73 @@ def read_network(folder: Path) -> nn.Module:
     return network.eval()
 
 
+def read_any_network(folder: Path, kind: str) -> nn.Module:
+    """Any network of diffusers that denoises, as it is, in float32 on the CPU, in evaluation mode.
+
+    Args:
+        folder: with config.json and weights.
+        kind: its class, as the pipeline says.
+
+    Raises:
+        ValueError: its configuration describes no such network, its weights are not those of that network, or some are not
+            finite.
+    """
+    import diffusers
+    from accelerate import init_empty_weights
+
+    config = read_json(inside(folder, "config.json"), "it says how the network is built")
+    said = config.get("_class_name")
+    if not isinstance(said, str) or WERE_CALLED.get(said, said) != kind:
+        raise ValueError(f"config.json in {folder} describes a {said!r:.80}, its pipeline says that it is a {kind}")
+    _check_bits(folder, config)
+    known = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    settings = {name: value for name, value in config.items() if name in known and name != "self"}
+    for name, value in settings.items():
+        if not _is_sound(value):
+            raise ValueError(f"config.json in {folder} says {name} = {value!r:.80}, which no {kind} has")
+    weights = read_weights(folder, WEIGHTS)
+    try:
+        with (
+            init_empty_weights(include_buffers=False),
+            at_most(2 * elements(weights.values()) + (1 << 26), 4 * len(weights) + 1000),
+        ):
+            network: nn.Module = _build(folder, kind, settings)
+    except TooLargeError:
+        raise ValueError(
+            f"config.json in {folder} describes a network far larger than the {elements(weights.values()):,} numbers that "
+            "the weights beside it hold"
+        ) from None
+    weights = _named(weights, network)
+    _check_names(folder, network.state_dict(), weights)
+    for name, value in weights.items():
+        check_finite([(name, value)], folder)
+        weights[name] = value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
+    network.load_state_dict(weights, assign=True)
+    return network.eval()
+
+
+def _is_sound(value: Any, depth: int = 0) -> bool:
+    """Whether a setting is made of words, numbers of a size that networks have, and short lists of them."""
+    if isinstance(value, list | dict):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth < 4 and len(value) <= 1000 and all(_is_sound(each, depth + 1) for each in inner)
+    return not isinstance(value, int | float) or -MOST <= value <= MOST
+
+
 def _kind(folder: Path, config: Mapping[str, Any]) -> str:
     said = config.get("_class_name")
     kind = WERE_CALLED.get(said, said) if isinstance(said, str) else None
     if kind not in NETWORKS or (kind != said and config.get("norm_type") != "ada_norm_zero"):
         raise ValueError(f"config.json in {folder} describes a {said!r}; fewstep tunes a {' or '.join(NETWORKS)}")
+    _check_bits(folder, config)
+    return str(kind)
+
+
+def _check_bits(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("quantization_config") is not None:
         raise ValueError(
             f"the network in {folder} is quantised (quantization_config); give the checkpoint with all its bits"
         )
-    return str(kind)
 
 
 def _settings(folder: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,6 +164,8 @@ def _build(folder: Path, kind: str, settings: Mapping[str, Any]) -> Any:
 
     try:
         return getattr(diffusers, kind)(**settings)
+    except TooLargeError:
+        raise
     except Exception as error:  # whatever a constructor says of arguments that it was not made for
         raise ValueError(f"config.json in {folder} describes no {kind} ({_said(error)})") from error
 

@@ -1,40 +1,71 @@
-"""What a pipeline folder is made of: which part is its network, and whether fewstep would drop another."""
+"""What a pipeline folder is made of: which part is its network, and what else stands beside it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ...core.source import inside, read_json
 
 NETWORKS = ("UNet2DModel", "DiTTransformer2DModel")
 WERE_CALLED = {"Transformer2DModel": "DiTTransformer2DModel"}  # published DiTs bear the older name
+HOMES = ("diffusers.models.unets.", "diffusers.models.transformers.")  # where diffusers keeps what denoises
 
 
-def network_part(folder: Path) -> str:
-    """The name of the one part in the pipeline `folder` that is a network; nothing but a scheduler may stand beside it.
+@dataclass(frozen=True)
+class Parts:
+    """What a pipeline folder says it is made of.
+
+    Attributes:
+        pipeline: its class.
+        network: the name of the one part that denoises.
+        kind: the class of that part.
+        others: the classes of all parts but the network and the scheduler.
+    """
+
+    pipeline: str
+    network: str
+    kind: str
+    others: dict[str, str]
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is one of the networks that are sampled without a pipeline."""
+        return self.kind in NETWORKS and not self.others
+
+
+def read_parts(folder: Path) -> Parts:
+    """The parts of the pipeline in `folder`.
 
     Raises:
-        ValueError: no pipeline folder, another network, or parts that a tuned model would lack.
+        ValueError: no pipeline folder, no network or several in it, or parts that only their own code could read.
     """
     index = read_json(inside(folder, "model_index.json"), "a diffusers pipeline folder has one at its top")
     classes = _classes(folder, index)
-    networks = [part for part, name in classes.items() if WERE_CALLED.get(name, name) in NETWORKS]
     pipeline = index.get("_class_name")
-    pipeline = pipeline if isinstance(pipeline, str) else "pipeline"
+    said = pipeline if isinstance(pipeline, str) else "pipeline"
+    names = {part: WERE_CALLED.get(name, name) for part, (library, name) in classes.items() if library == "diffusers"}
+    networks = {part: name for part, name in names.items() if is_network(name)}
+    listed = ", ".join(
+        sorted(name if library == "diffusers" else f"{library}.{name}" for library, name in classes.values())
+    )
     if len(networks) != 1:
         raise ValueError(
-            f"{folder} is a {pipeline} of {', '.join(sorted(classes.values())) or 'no parts'}; "
-            f"fewstep tunes pipelines whose one network is a {' or '.join(NETWORKS)}"
+            f"{folder} is a {said} of {listed or 'no parts'}; fewstep tunes pipelines whose one network is a UNet or a "
+            "transformer of diffusers"
         )
-    others = sorted(part for part in classes if part not in (*networks, "scheduler"))
-    if others:
-        lost = ", ".join(f"{part} ({classes[part]})" for part in others)
-        raise ValueError(
-            f"{folder} is a {pipeline} with {lost}, which a tuned model "
-            "would lack; fewstep does not read such pipelines yet. To tune its network on latents of your own, leave only "
-            f"{networks[0]} and scheduler in a copy of its model_index.json"
-        )
-    return networks[0]
+    ((network, kind),) = networks.items()
+    others = {part: name for part, (_, name) in classes.items() if part not in (network, "scheduler")}
+    parts = Parts(said, network, kind, others)
+    if not parts.is_bare:
+        _check_known(folder, pipeline, classes)
+    return parts
+
+
+def is_network(name: str) -> bool:
+    """Whether diffusers has a network of that class that denoises."""
+    return str(getattr(_of_diffusers(name), "__module__", "")).startswith(HOMES)
 
 
 def part_folder(folder: Path, part: str) -> Path:
@@ -42,8 +73,35 @@ def part_folder(folder: Path, part: str) -> Path:
     return folder / part if inside(folder, part).is_dir() else folder
 
 
-def _classes(folder: Path, index: dict[str, object]) -> dict[str, str]:
-    """The class of each part that is there."""
+def _of_diffusers(name: str) -> Any:
+    import diffusers
+
+    return getattr(diffusers, name, None) if name.isidentifier() and not name.startswith("_") else None
+
+
+def _check_known(folder: Path, pipeline: object, classes: dict[str, tuple[str, str]]) -> None:
+    """Raises ValueError where the pipeline or a part of it is not of diffusers and transformers."""
+    import diffusers
+    from diffusers import pipelines
+
+    kind = _of_diffusers(pipeline) if isinstance(pipeline, str) else None
+    is_pipeline = isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)
+    if not is_pipeline or kind is diffusers.DiffusionPipeline:
+        raise ValueError(
+            f"model_index.json in {folder} names the pipeline {pipeline!r:.80} of "
+            f"{', '.join(sorted(name for _, name in classes.values()))}, which diffusers does not have, and fewstep "
+            "runs no code of a checkpoint"
+        )
+    for part, (library, name) in classes.items():
+        if library not in ("diffusers", "transformers") and not hasattr(pipelines, library):
+            raise ValueError(
+                f"the {part} in {folder} is a {library}.{name}, which neither diffusers nor transformers has, and fewstep "
+                "runs no code of a checkpoint"
+            )
+
+
+def _classes(folder: Path, index: dict[str, object]) -> dict[str, tuple[str, str]]:
+    """Library and class of each part that is there."""
     classes = {}
     for part, entry in index.items():
         if not (isinstance(entry, list) and len(entry) == 2) or part.startswith("_") or entry[1] is None:
@@ -51,5 +109,5 @@ def _classes(folder: Path, index: dict[str, object]) -> dict[str, str]:
         library, name = entry
         if not (isinstance(library, str) and isinstance(name, str) and part.isidentifier()):
             raise ValueError(f"model_index.json in {folder} says {entry!r} of its part {part!r}, not a library and a class")
-        classes[part] = name if library == "diffusers" else f"{library}.{name}"
+        classes[part] = (library, name)
     return classes

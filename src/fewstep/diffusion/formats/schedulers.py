@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from ..denoiser import Denoiser, discrete_vp
 from ..prediction import Preconditioned, Prediction, Trigonometric, clean, epsilon, unit_score, v_prediction, velocity
-from ..schedule import NO_OFFSET, DiscreteVP, Exploding, Karras, Rectified, Schedule, TrigFlow
+from ..schedule import NO_OFFSET, PURE_NOISE, DiscreteVP, Exploding, Karras, Rectified, Schedule, TrigFlow
 
 PREDICTIONS = {"epsilon": epsilon, "v_prediction": v_prediction, "sample": clean}  # as diffusers calls them
 EVERYWHERE = ("linear", "scaled_linear", "squaredcos_cap_v2")  # beta schedules that all of its VP schedulers have
@@ -20,6 +21,32 @@ def read(config: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
         ValueError: the scheduler, or what it says the network predicts, is not known.
     """
     kind = str(config.get("_class_name", ""))
+    own = _read_flow(config, kind) if _is_flow(config) else _read_own(config, kind)
+    if own is not None:
+        return own
+    if "beta_schedule" not in config:
+        raise ValueError(f"the scheduler {kind or 'without a name'} does not say how the network was trained")
+    predicts = config.get("prediction_type", "epsilon")
+    if predicts not in PREDICTIONS:
+        raise ValueError(f"a network that predicts {predicts!r} is unknown; {', '.join(PREDICTIONS)} are known")
+    return discrete_vp(config), PREDICTIONS[predicts]
+
+
+def _is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether it is a scheduler of flow models, or a DPM or UniPC solver that is set for them."""
+    by_setting = config.get("prediction_type") == "flow_prediction" and bool(config.get("use_flow_sigmas"))
+    return by_setting or str(config.get("_class_name", "")).startswith("FlowMatch")
+
+
+def _read_flow(config: Mapping[str, Any], kind: str) -> tuple[Schedule, Prediction]:
+    # diffusers has no setting for where sampling starts, `write` leaves it there
+    own = {"sigma_max": _numbers(config, "sigma_max")[0]} if kind.startswith("FlowMatch") and "sigma_max" in config else {}
+    shift = config.get("shift" if kind.startswith("FlowMatch") else "flow_shift", 1.0)
+    return Rectified(shift=float(shift), time_scale=float(config.get("num_train_timesteps", 1000)), **own), velocity
+
+
+def _read_own(config: Mapping[str, Any], kind: str) -> tuple[Schedule, Prediction] | None:
+    """What the schedulers say that are neither of flows nor of timesteps with betas."""
     predicts = config.get("prediction_type", "epsilon")
     if kind == "CMStochasticIterativeScheduler":
         data, low, high = _numbers(config, "sigma_data", "sigma_min", "sigma_max")
@@ -33,19 +60,12 @@ def read(config: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
     if kind == "SCMScheduler":
         data, high = _numbers({"sigma_max": 80.0} | dict(config), "sigma_data", "sigma_max")
         return TrigFlow(data, sigma_max=high), Trigonometric(data)
+    if kind == "IPNDMScheduler":  # α = cos t, σ = sin t, and t is told as a part of π/2
+        return TrigFlow(1.0, sigma_max=PURE_NOISE, time_scale=2 / math.pi), Trigonometric(1.0)
     if kind == "ScoreSdeVeScheduler":
         low, high = _numbers(config, "sigma_min", "sigma_max")
         return Exploding(2 * low, 2 * high), unit_score
-    if kind.startswith("FlowMatch"):
-        # diffusers has no setting for where sampling starts, `write` leaves it there
-        own = {"sigma_max": _numbers(config, "sigma_max")[0]} if "sigma_max" in config else {}
-        shift, steps = config.get("shift", 1.0), config.get("num_train_timesteps", 1000)
-        return Rectified(shift=float(shift), time_scale=float(steps), **own), velocity
-    if "beta_schedule" in config:
-        if predicts not in PREDICTIONS:
-            raise ValueError(f"a network that predicts {predicts!r} is unknown; {', '.join(PREDICTIONS)} are known")
-        return discrete_vp(config), PREDICTIONS[predicts]
-    raise ValueError(f"the scheduler {kind or 'without a name'} does not say how the network was trained")
+    return None
 
 
 def write(denoiser: Denoiser) -> Any:

@@ -1,0 +1,95 @@
+"""A stock pipeline from its folder, by diffusers and without any code of the folder's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from ...core.configuration import cleaned
+from ...core.source import inside, read_json
+from ...core.weights import in_short
+from .parts import Parts
+
+CONFIGURATIONS = ("config.json", "tokenizer_config.json", "generation_config.json", "preprocessor_config.json")
+DATA = (".safetensors", ".txt", ".model", ".jinja")  # beside JSON, what the parts of a pipeline are made of
+
+
+def open_pipeline(folder: Path, parts: Parts, network: nn.Module) -> Any:
+    """The stock pipeline in `folder` around `network`, all else in float32 on the CPU, in evaluation mode.
+
+    diffusers sees a copy of the folder with nothing in it but weights as safetensors, vocabularies and JSON without what
+    names code.
+
+    Raises:
+        ValueError: a part is missing, broken or kept as pickles, or needs a library that is not there.
+    """
+    import diffusers
+
+    kind = getattr(diffusers, parts.pipeline)
+    for part, name in (parts.others | {"scheduler": "scheduler"}).items():
+        if not inside(folder, part).is_dir():
+            raise ValueError(
+                f"{folder} says that its {part} is a {name}, but there is no folder {part} in it; fetch it again"
+            )
+    with _cleaned(folder, parts) as place, _quietly():
+        try:
+            pipeline = kind.from_pretrained(
+                place, local_files_only=True, use_safetensors=True, trust_remote_code=False, **{parts.network: network}
+            )
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException as error:  # the tokenizers' library panics with errors of a class of its own
+            said = in_short(error).replace(str(place), str(folder))
+            raise ValueError(f"diffusers cannot open the {parts.pipeline} in {folder}: {said}") from error
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module) and part is not network:
+            part.eval().requires_grad_(False).float()
+    return pipeline
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the bars of diffusers, which count the parts of a pipeline."""
+    from diffusers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _cleaned(folder: Path, parts: Parts) -> Iterator[Path]:
+    """A copy of the folder without code: JSON that was read and checked, and links to what holds none."""
+    with TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        index = read_json(inside(folder, "model_index.json"), "a diffusers pipeline folder has one at its top")
+        (place / "model_index.json").write_text(json.dumps(cleaned(index, folder / "model_index.json")))
+        for part in (*parts.others, "scheduler"):
+            (place / part).mkdir()
+            for file in files_of(folder, part):
+                copy = place / part / file.name
+                if file.name in CONFIGURATIONS:
+                    copy.write_text(json.dumps(cleaned(read_json(file, "it is a part of the pipeline"), file)))
+                else:
+                    copy.symlink_to(file.resolve())
+        yield place
+
+
+def files_of(folder: Path, part: str) -> list[Path]:
+    """The files of one part of a pipeline: its weights, vocabularies and configurations.
+
+    Raises:
+        ValueError: one is a link that leads out of the folder.
+    """
+    files = [inside(folder / part, file.name) for file in sorted(inside(folder, part).iterdir())]
+    return [file for file in files if file.suffix in (".json", *DATA) and file.is_file()]

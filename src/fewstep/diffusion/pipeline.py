@@ -1,0 +1,234 @@
+"""The stock pipeline that a network belongs to: prompts become conditions, latents become pictures, by its own code."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..core.seeds import generators, normal
+from .cond import Cond, Tokens, padded
+from .denoiser import Denoiser, Guided, takes_of
+from .manner import COUNT, Manner, learn
+from .prediction import Prediction
+from .recording import Call, answering, leave_early, record, replaced, run, watched
+from .schedule import PURE_NOISE, Rectified, Schedule
+from .space import Latents
+
+PROMPTS = ("", "a picture", "a picture of a small house beside a large tree at night")  # of COUNT different lengths
+AT_ONCE = 16  # prompts that are encoded, and pictures that are decoded
+ASKED = {"prompt", "class_labels"}  # what a pipeline may be asked for beside numbers
+Asked = Sequence[str] | Sequence[int]
+
+
+class Pipeline:
+    """A stock pipeline of diffusers around one network, opened from its folder when it is needed.
+
+    Nothing in here knows a family of pipelines. What differs between them is seen when they are run (`learn`).
+
+    Args:
+        source: its folder.
+        network: the part that denoises.
+        opened: makes the pipeline around `network`.
+        call: arguments for it beside prompts, numbers and noise, such as height and width.
+    """
+
+    def __init__(
+        self, source: Path, network: nn.Module, opened: Callable[[nn.Module], Any], call: Mapping[str, object]
+    ) -> None:
+        self.source = source
+        self.network = network
+        self.call = dict(call)
+        self._open = opened
+        self._stock: Any = None
+        self._manner: Manner | None = None
+
+    def __repr__(self) -> str:
+        return f"Pipeline({str(self.source)!r})"
+
+    @property
+    def stock(self) -> Any:
+        """The pipeline of diffusers, in memory until `let_go`."""
+        if self._stock is None:
+            self._stock = self._open(self.network)
+            self._check()
+        device = next(self.network.parameters()).device
+        for part in self._stock.components.values():
+            if isinstance(part, nn.Module) and part is not self.network:
+                part.to(device)
+        return self._stock
+
+    def let_go(self) -> None:
+        """Frees its encoders and decoders; they are read again when they are needed."""
+        self._stock = None
+        gc.collect()
+
+    @property
+    def manner(self) -> Manner:
+        """How the pipeline calls its network."""
+        if self._manner is None:
+            rows: Asked = list(PROMPTS) if self.prompted else [0] * COUNT
+            self._manner = learn(self.stock, self.network, self._told(rows) | {"num_inference_steps": COUNT + 1})
+        return self._manner
+
+    @property
+    def _parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.stock.__call__).parameters
+
+    @property
+    def prompted(self) -> bool:
+        """Whether it is asked by prompts."""
+        return "prompt" in self._parameters
+
+    @property
+    def by_class(self) -> bool:
+        """Whether it is asked by classes."""
+        return not self.prompted and "class_labels" in self._parameters
+
+    def denoiser(self, schedule: Schedule, prediction: Prediction) -> Denoiser:
+        """The pipeline's network as a denoiser, on the schedule of its scheduler as it was set up.
+
+        Raises:
+            ValueError: the pipeline does something with its network that fewstep does not follow.
+        """
+        manner = self.manner
+        known = takes_of(self.network)
+        takes = {
+            name: known.get(name, Tokens(tuple(value.shape[1:]))) if value.ndim == 1 else Tokens(tuple(value.shape[1:]))
+            for name, value in manner.first.rows.items()
+        }
+        if isinstance(schedule, Rectified):
+            schedule = _as_set_up(schedule, self.stock.scheduler)
+        return Denoiser(
+            self.network, schedule, prediction, space=Latents(manner.shape), takes=takes, call=manner.calling,
+            blank=manner.first.part(slice(0, 1)),
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def conditions(self, prompts: Asked) -> tuple[Cond, Cond | None]:
+        """What the network is told for `prompts` (or classes), a row each, and what for nothing, one row of the same shape.
+
+        The second is None where the pipeline has no classifier-free guidance. Both are on the CPU.
+        """
+        manner, found = self.manner, []
+        for part in _parts(prompts):
+            told = self._told(part) | dict(manner.off)
+            found.append(manner.cond(record(self.stock, self.network, told)[0].calls[0]))
+        if manner.null is None:
+            return Cond.stack(*padded(found)), None
+        *conds, null = padded([*found, manner.null.part(slice(0, 1))])
+        return Cond.stack(*conds), null
+
+    @torch.no_grad()
+    def latents(self, prompts: Asked, seeds: Sequence[int], *, steps: int, guidance: float | None = None) -> Tensor:
+        """What the pipeline itself makes of `prompts` with its own scheduler, x0 (B, *) in float32 on the CPU.
+
+        Args:
+            prompts: or classes, or anything of that length for a pipeline that is told nothing.
+            seeds: of the noise, one a sample, which is the same noise as our own sampler's.
+            steps: of its scheduler.
+            guidance: the pipeline's own scale; None is without guidance.
+        """
+        manner, made = self.manner, []
+        for part, numbers in zip(_parts(prompts), _parts(seeds), strict=True):
+            told = self._told(part) | manner.on(guidance, len(part)) | {"num_inference_steps": steps}
+            made.append(run(self.stock, told | self._noise(numbers))[: len(part)].float().cpu())
+        return torch.cat(made)
+
+    def guided(self, denoiser: Denoiser, guidance: float, null: Cond) -> Denoiser:
+        """`denoiser` under the guidance that the pipeline would give it at that scale."""
+        guide = self.manner.guide
+        if guide is None:
+            raise ValueError("this pipeline has no classifier-free guidance; leave --guidance out")
+        return Guided(denoiser, guidance + guide.plus, null, keeps_norm=guide.keeps_norm)
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """What the pipeline shows of samples x0 (B, *), channels first: uint8 pictures or videos, int16 sound."""
+        return torch.cat([_shown(self._tail(part)) for part in x0.split(AT_ONCE)])
+
+    def _told(self, rows: Asked) -> dict[str, object]:
+        """The arguments for these prompts or classes."""
+        told: dict[str, object] = dict(self.call)
+        if self.prompted:
+            told["prompt"] = list(rows)  # a list of its own: some pipelines write into it
+        elif self.by_class:
+            told["class_labels"] = list(rows)
+        elif "batch_size" in self._parameters:
+            told["batch_size"] = len(rows)
+        return told
+
+    def _noise(self, seeds: Sequence[int]) -> dict[str, object]:
+        """The arguments for noise that our own sampler would begin with."""
+        rngs = generators(seeds)
+        if "latents" not in self._parameters:
+            return {"generator": rngs}
+        return {"latents": normal(rngs, self.manner.shape), "generator": rngs}
+
+    def _tail(self, x0: Tensor) -> Any:
+        """What the pipeline returns where its scheduler ends at x0."""
+        count, done = len(x0), 0
+        x0 = x0.to(next(self.network.parameters()).device)
+
+        def end(output: Tensor, time: object, state: Tensor) -> Tensor:
+            nonlocal done
+            done += 1
+            return x0.to(state.dtype) if done == len(self.stock.scheduler.timesteps) else state
+
+        told = (
+            self._told([""] * count if self.prompted else [0] * count) | dict(self.manner.off) | {"num_inference_steps": 2}
+        )
+        if "output_type" in self._parameters:
+            told["output_type"] = "np"
+        with replaced(self.network, "forward", answering(self.network, _ignore)), watched(self.stock.scheduler, end):
+            return leave_early(self.stock, told)
+
+    def _check(self) -> None:
+        """Raises ValueError where the pipeline needs more than prompts or classes."""
+        needed = {
+            name
+            for name, parameter in self._parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        }
+        missing = sorted(needed - ASKED - self.call.keys())
+        if missing:
+            raise ValueError(
+                f"a {type(self._stock).__name__} needs {', '.join(missing)} for each sample; fewstep tunes pipelines that "
+                "are told a prompt, a class or nothing"
+            )
+
+
+def _as_set_up(schedule: Rectified, scheduler: Any) -> Rectified:
+    """The schedule from pure noise on, shifted as the pipeline shifts it for pictures of this size."""
+    shift = schedule.shift
+    if scheduler.config.get("use_dynamic_shifting"):
+        u = scheduler.sigmas[:COUNT].double()  # of COUNT + 1 steps, which were even
+        even = torch.linspace(1, 0, COUNT + 2, dtype=torch.float64)[:COUNT]
+        shift = float((u[1:].logit() - even[1:].logit()).mean().exp())
+    return replace(schedule, shift=shift, sigma_max=PURE_NOISE)
+
+
+def _parts(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (rows[start : start + AT_ONCE] for start in range(0, len(rows), AT_ONCE))
+
+
+def _ignore(call: Call) -> None:
+    """Nobody asks what the network would have said."""
+
+
+def _shown(result: Any) -> Tensor:
+    """What a pipeline returned, as numbers that a person sees or hears, channels first."""
+    name, raw = next(iter(result.items()))
+    values = torch.from_numpy(np.asarray(raw, dtype=np.float32))
+    if name.startswith("audio"):
+        sound = values if values.ndim == 3 else values.unsqueeze(1)
+        return (sound.clamp(-1, 1) * 32767).round().to(torch.int16)
+    return (values.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-1, 1)

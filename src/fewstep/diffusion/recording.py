@@ -1,0 +1,204 @@
+"""A stock pipeline shows how it calls its network: it is run with the network's mouth held, and what both say is kept.
+
+No network computes anything here. Its place is taken by one that answers with noise, so that what the pipeline makes of an
+answer before it goes to the scheduler shows as well: a sign, a half that is dropped, the formula of guidance.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .calling import time_name
+
+OURS = {"return_dict"}  # arguments that say nothing about the sample
+
+
+class _Enough(Exception):  # noqa: N818  it is no error
+    """Leaves a pipeline."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a network.
+
+    Attributes:
+        x: the samples, (B, *).
+        listed: whether they came as a list.
+        time: as it was given.
+        others: the other arguments that differ from the defaults; those in dictionaries have dotted names.
+        answer: what it was answered, (B, *).
+    """
+
+    x: Tensor
+    listed: bool
+    time: Tensor
+    others: Mapping[str, object]
+    answer: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the pipeline gave to its scheduler, and the calls of the network before."""
+
+    calls: Sequence[Call]
+    output: Tensor
+    time: float
+    state: Tensor
+
+
+def record(pipeline: Any, network: nn.Module, told: Mapping[str, object], *, steps: int = 1) -> list[Step]:
+    """The first `steps` steps of `pipeline(**told)`, at which it is left.
+
+    Args:
+        pipeline: of diffusers, around `network`.
+        network: its forward is not called.
+        told: what the pipeline is called with.
+
+    Raises:
+        ValueError: it could not be called so, and what it says.
+    """
+    calls: list[Call] = []
+    seen: list[Step] = []
+
+    def see(output: Tensor, time: object, state: Tensor) -> None:
+        seen.append(Step(tuple(calls), output, float(time), state))  # type: ignore[arg-type]
+        calls.clear()
+        if len(seen) == steps:
+            raise _Enough
+
+    with _answering(network, calls), watched(pipeline.scheduler, see):
+        leave_early(pipeline, told)
+    if len(seen) < steps:
+        raise ValueError(f"{type(pipeline).__name__} does not sample by its scheduler, step by step")
+    return seen
+
+
+def leave_early(pipeline: Any, told: Mapping[str, object]) -> Any:
+    """What `pipeline(**told)` returns; None where it is left before.
+
+    Raises:
+        ValueError: what went wrong inside.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        with torch.no_grad():
+            return pipeline(**told)
+    except _Enough:
+        return None
+    except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a pipeline says of arguments that it was not made for
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{type(pipeline).__name__} cannot be called with {', '.join(told)}: {said}") from error
+
+
+@contextmanager
+def watched(scheduler: Any, see: Callable[[Tensor, object, Tensor], Tensor | None]) -> Iterator[None]:
+    """Meanwhile each step of `scheduler` is shown to see(output, time, state); a tensor that it returns is the result."""
+    from diffusers.schedulers.scheduling_utils import SchedulerOutput
+
+    original = scheduler.step
+    parameters = inspect.signature(original)
+
+    @wraps(original)
+    def step(*args: Any, **named: Any) -> Any:
+        given = parameters.bind(*args, **named).arguments
+        output, time, state = list(given.values())[:3]
+        instead = see(output, time, state)
+        return original(*args, **named) if instead is None else SchedulerOutput(prev_sample=instead)
+
+    with replaced(scheduler, "step", step):
+        yield
+
+
+def run(pipeline: Any, told: Mapping[str, object]) -> Tensor:
+    """The state where the pipeline's scheduler ends, (B, *): its latents, whatever it would make of them."""
+    ends: list[Tensor] = []
+    original = pipeline.scheduler.step
+
+    @wraps(original)
+    def step(*args: Any, **named: Any) -> Any:
+        made = original(*args, **named)
+        ends.append(made[0] if isinstance(made, tuple) else made.prev_sample)
+        if len(ends) == len(pipeline.scheduler.timesteps):
+            raise _Enough
+        return made
+
+    with replaced(pipeline.scheduler, "step", step):
+        leave_early(pipeline, told)
+    return ends[-1]
+
+
+@contextmanager
+def replaced(thing: Any, name: str, value: object) -> Iterator[None]:
+    """Meanwhile thing.name is `value`, for this one object."""
+    before = vars(thing).get(name, _Enough)
+    object.__setattr__(thing, name, value)
+    try:
+        yield
+    finally:
+        if before is _Enough:
+            object.__delattr__(thing, name)
+        else:
+            object.__setattr__(thing, name, before)
+
+
+@contextmanager
+def _answering(network: nn.Module, calls: list[Call]) -> Iterator[None]:
+    """Meanwhile `network` answers with noise and each call is put into `calls`."""
+    with replaced(network, "forward", answering(network, calls.append)):
+        yield
+
+
+def answering(network: nn.Module, see: Callable[[Call], None]) -> Callable[..., Any]:
+    """Something to be called in the place of `network`, which answers with noise and shows each call to `see`."""
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    signature = inspect.signature(type(network).forward)
+    when = time_name(type(network))
+    rng = torch.Generator().manual_seed(0)
+
+    def answer(*args: Any, **named: Any) -> Any:
+        given = signature.bind(network, *args, **named).arguments
+        names = list(given)
+        x, time = given[names[1]], given[when]
+        batch = torch.stack(list(x)) if isinstance(x, list | tuple) else x
+        out = torch.randn(_answered(network, batch), generator=rng).to(batch)
+        call = Call(batch, batch is not x, torch.as_tensor(time), _others(signature, given, (names[1], when)), out)
+        see(call)
+        said = list(out) if call.listed else out
+        return Transformer2DModelOutput(sample=said) if given.get("return_dict", True) else (said,)
+
+    return answer
+
+
+def _answered(network: nn.Module, x: Tensor) -> tuple[int, ...]:
+    """The shape of an answer to `x`: with as many channels again where the network learned a variance."""
+    config: Mapping[str, Any] = getattr(network, "config", {})
+    channels, outputs = config.get("in_channels"), config.get("out_channels")
+    doubled = channels == x.shape[1] and outputs == 2 * channels
+    return (len(x), x.shape[1] * (2 if doubled else 1), *x.shape[2:])
+
+
+def _others(signature: inspect.Signature, given: Mapping[str, Any], known: Sequence[str]) -> dict[str, object]:
+    """All arguments but the sample and the time, flat, that differ from their defaults."""
+    rest: dict[str, object] = {}
+    for name, value in list(given.items())[1:]:
+        parameter = signature.parameters[name]
+        if name in OURS or name in known or value is parameter.default:
+            continue
+        if parameter.kind is parameter.VAR_KEYWORD:
+            rest |= value
+        elif isinstance(value, dict):
+            rest |= {f"{name}.{inner}": entry for inner, entry in value.items()}
+        else:
+            rest[name] = value
+    return rest

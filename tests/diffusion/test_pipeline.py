@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_pipelines import CALLS, FAMILIES, tiny_pipeline
+from torch import Tensor
+
+from fewstep.core.seeds import generators
+from fewstep.diffusion import samplers
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.formats.folder import load, save
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.schedule import PURE_NOISE, DiscreteVP
+from fewstep.diffusion.walk import Segments, prior
+
+PROMPTS = ["a red boot", "a small house beside a large tree"]
+STEPS = 4
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries alone
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The folder of each family, made once."""
+    made: dict[str, object] = {}
+
+    def folder(family: str):
+        if family not in made:
+            made[family] = tiny_pipeline(family, tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return folder
+
+
+def opened(folders, family: str) -> Model:
+    return load(folders(family), call=CALLS.get(family, {}))
+
+
+def asked(model: Model) -> list[str] | list[int]:
+    return PROMPTS if model.pipeline.prompted else [3, 7]
+
+
+def levels(model: Model) -> Tensor:
+    """The noise levels of the pipeline's own scheduler as it was last set up."""
+    scheduler, schedule = model.pipeline.stock.scheduler, model.denoiser.schedule
+    if isinstance(schedule, DiscreteVP):
+        return schedule.ln_sigmas[scheduler.timesteps.long()].exp()
+    u = scheduler.sigmas[:STEPS].double()
+    return torch.where(u < 1, u / (1 - u), PURE_NOISE)
+
+
+def walked(model: Model, denoiser: Denoiser, cond) -> Tensor:
+    """DDIM, which is Euler for flows, by our loop on the scheduler's levels."""
+    return samplers.ddim(denoiser, prior(denoiser, generators([0, 1])), levels(model), cond)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_our_sampler_on_what_was_recorded_is_the_stock_pipeline(folders, family: str) -> None:
+    """Its latents from the same noise in four steps of its own scheduler, without guidance and with it."""
+    model = opened(folders, family)
+    pipeline = model.pipeline
+    cond, null = pipeline.conditions(asked(model))
+    model.denoiser.check(cond)
+    theirs = pipeline.latents(asked(model), [0, 1], steps=STEPS)
+    ours = walked(model, model.denoiser, cond)
+    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+    assert theirs.shape[1:] == model.denoiser.space.shape and theirs.std() > 0.1
+    if null is None:
+        return
+    guided = pipeline.latents(asked(model), [0, 1], steps=STEPS, guidance=3.0)
+    ours = walked(model, pipeline.guided(model.denoiser, 3.0, null), cond)
+    assert (ours - guided).abs().max() < 1e-4 * guided.abs().max()
+    assert (guided - theirs).abs().max() > 1e-3 * theirs.abs().max(), "guidance does something"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_student_is_saved_as_its_whole_pipeline(folders, tmp_path, family: str) -> None:
+    """With its network in the place of the teacher's; the folder reads back as the same model and is asked the same way."""
+    model = opened(folders, family)
+    with torch.no_grad():
+        for weight in model.denoiser.network.parameters():
+            weight.add_(0.01)
+    save(Model(model.denoiser, Segments(2), pipeline=model.pipeline), tmp_path / "student")
+    back = load(tmp_path / "student")
+    assert (back.walk, back.pipeline.call, back.denoiser.schedule) == (
+        Segments(2), model.pipeline.call, model.denoiser.schedule,
+    )  # fmt: skip
+    cond, _ = back.pipeline.conditions(asked(back))
+    assert back.denoiser.space == model.denoiser.space
+    assert torch.equal(back.sample([0, 1], cond), model.sample([0, 1], cond, walk=Segments(2)))
+    carried = {part.name for part in folders(family).iterdir()}
+    assert carried | {"fewstep.json"} == {part.name for part in (tmp_path / "student").iterdir()}
