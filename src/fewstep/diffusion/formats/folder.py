@@ -159,7 +159,9 @@ def _save_adapter(model: Model, folder: Path) -> None:
         write_adapter(temporary, network, factors_of(network))
         if isinstance(denoiser, TwoTimes):
             save_file(denoiser.ends.state_dict(), temporary / ENDS)
-        write_note(temporary, model.walk, base={"source": base_of(network), "weights": mark_of(network)}, pipeline=model.pipeline)
+        write_note(
+            temporary, model.walk, base={"source": base_of(network), "weights": mark_of(network)}, pipeline=model.pipeline
+        )
 
 
 def _adapted(folder: Path) -> Model:
