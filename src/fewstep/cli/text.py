@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from ..masked.choices import Compute, Early, Prophet, Rule, Text
+from ..masked.choices import Compute, Early, Prophet, Rule, Text, comparable
 
 if TYPE_CHECKING:
     from ..masked.answering import Decoder
@@ -27,6 +27,7 @@ def decode(
     out: Path | None = None,
     calibration: Path | None = None,
     stop: tuple[str, ...] = (),
+    compare: bool = False,
     text: Annotated[Text, OmitArgPrefixes] = Text(),
     rule: Annotated[Rule, OmitArgPrefixes] = Rule(),
     early: Annotated[Early, OmitArgPrefixes] = Early(),
@@ -44,6 +45,7 @@ def decode(
         out: a .jsonl for the results, with a receipt beside it; without it they go to the terminal.
         calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule, --early and their options.
         stop: strings that end a text.
+        compare: decode without --cache as well, and say how many answers are others; the receipt keeps it, so give --out.
         text: what is generated.
         rule: how much is decided at a step.
         early: whether decoding may stop early.
@@ -56,11 +58,16 @@ def decode(
     if (prompt is None) == (file is None):
         raise ValueError("give a --prompt or a --file of prompts, one of the two")
     items = [{"prompt": str(prompt)}] if file is None else read_prompts(file)
+    comparable(text, compare)
     if out:
         writable_file(out)
+    elif compare:
+        raise ValueError("--compare keeps what it finds in the receipt; give --out as well")
     decoder = open_decoder(model, text, rule, early, compute, calibration=calibration)
     if out:
-        decoder.save(items, out, stop=stop, file=file)
+        found = decoder.save(items, out, stop=stop, file=file, compare=compare)
+        if found:
+            print(f"against --cache none: {found}")
         print(f"{len(items)} texts in {out}")
     elif file:
         for answer in decoder.answers(items, stop=stop):
@@ -86,7 +93,8 @@ def calibrate(
 
     With probability 1 − delta, at most a share epsilon of prompts get another answer than full decoding gives them. Full
     decoding is --rule alone, until all is decided: by default the rule that fewstep decode has, and what several tokens at
-    a step have changed already does not count. Another --rule is compared with that default on the same prompts. Use the
+    a step have changed already does not count. Another --rule is compared with that default on the same prompts. With
+    --cache full decoding is without it, so rule and cache are calibrated together. Use the
     result with fewstep decode --calibration and the same text options, on other prompts than these.
 
     Args:
@@ -127,11 +135,13 @@ def _told(found: Calibration, out: Path) -> Iterator[str]:
         sure = f"at most {bound:.1%}, with confidence {1 - found.delta:.0%}"
         return f"{changed} of {found.n} answers changed ({sure})"
 
-    if found.bound is None:
+    if found.factor is None:
         alone = f"{out} holds --rule alone, {found.full_steps:.1f} steps"
-        yield f"no threshold keeps {1 - found.epsilon:.1%} of the answers: {alone}"
+        kept = f"; {changed(found.changed, found.bound)}" if found.bound is not None else ""
+        yield f"no threshold keeps {1 - found.epsilon:.1%} of the answers: {alone}{kept}"
     else:
         steps = f"{found.early_steps:.1f} steps, {found.full_steps:.1f} by --rule alone"
+        assert found.bound is not None, "a threshold that passed has its bound"
         yield f"{steps}; {changed(found.changed, found.bound)}: {out}"
     if found.beside:
         cheaper = found.beside.steps <= found.early_steps and found.beside.bound <= found.epsilon

@@ -17,11 +17,12 @@ from ..core.files import atomic_file, writable_file
 from ..core.nfe import count_nfe
 from ..core.receipt import receipt
 from .calibration import Calibration, calibrate, calibrated
-from .choices import Compute, Early, Prophet, Rule, Text
-from .decoding import Decoded, stream, tell, walk
+from .changes import Changes, changes
+from .choices import Compute, Early, Prophet, Rule, Text, comparable
+from .decoding import Decoded, decode, stream, tell, walk
 from .early import EarlyCommit
 from .predictor import MaskPredictor, NetworkPredictor
-from .prompts import StopStrings, read_prompts, text_of
+from .prompts import StopStrings, read_prompts, text_of, token_ids
 from .rules import DEFAULT
 from .schedule import Suffix
 from .settling import Settled, Trace, emergence, record, same_place, settle
@@ -41,7 +42,8 @@ class Decoder:
 
     Attributes:
         model: its name.
-        predictor: the model as it is asked, with guidance and without the tokens that are never said.
+        predictor: the model as it is asked, with guidance and a cache, and without the tokens that are never said.
+        exact: the same without a cache.
         network: the model itself.
         tokenizer: of the model.
         rule: how much is decided at a step, and whether it stops early.
@@ -50,6 +52,7 @@ class Decoder:
 
     model: str
     predictor: MaskPredictor
+    exact: MaskPredictor
     network: NetworkPredictor
     tokenizer: PreTrainedTokenizerBase
     rule: CommitRule
@@ -84,11 +87,32 @@ class Decoder:
         Raises:
             ValueError: a prompt that is no canvas, at once.
         """
-        return self._answered(items, self.rows(items), stop)
+        return (entry for entry, _ in self._answered(items, self.rows(items), stop))
 
-    def save(self, items: Sequence[Prompt], out: Path, *, stop: tuple[str, ...] = (), file: Path | None = None) -> None:
-        """Writes the answers into a .jsonl, with a receipt beside it that says from which `file` the prompts were read."""
-        answers = self.answers(items, stop=stop)
+    def compared(self, items: Sequence[Prompt], found: Sequence[Decoded], *, stop: tuple[str, ...] = ()) -> Changes:
+        """What the cache has changed in the answers that were `found`; decodes all once more, without it."""
+        rows = self.rows(items)
+        options = {"seeds": self.compute.seeds(len(rows)), "batch": self.compute.batch, **self._options(stop)}
+        return changes(found, decode(self.exact, rows, self.rule, **options))
+
+    def save(
+        self,
+        items: Sequence[Prompt],
+        out: Path,
+        *,
+        stop: tuple[str, ...] = (),
+        file: Path | None = None,
+        compare: bool = False,
+    ) -> Changes | None:
+        """Writes the answers into a .jsonl, with a receipt beside it that says from which `file` the prompts were read.
+
+        With `compare` the receipt also says what the cache has changed, which is returned.
+
+        Raises:
+            ValueError: a comparison where there is no cache, or what `answers` raises.
+        """
+        comparable(self.text, compare)
+        answers, found = self._answered(items, self.rows(items), stop), []
         facts = self.text.settings(self.model, self.compute)
         facts |= {"rule": self.rule, "stop": stop, "file": file, "seed": self.compute.seed}
         with (
@@ -96,15 +120,22 @@ class Decoder:
             atomic_file(out) as handle,
             count_nfe(self.network.network) as cost,
         ):
-            for answer in answers:
+            for answer, row in answers:
                 handle.write((json.dumps(answer, ensure_ascii=False) + "\n").encode())
-                entries |= {"calls": cost.calls, "nfe": cost.rows, "positions": cost.positions}
+                found.append(row)
+            entries |= {"calls": cost.calls, "nfe": cost.rows, "positions": cost.positions}
+            told = self.compared(items, found, stop=stop) if compare else None
+            if told:
+                entries["changed"] = told.as_dict()
+        return told
 
     def _options(self, stop: tuple[str, ...]) -> dict[str, Any]:
         found = StopStrings(self.tokenizer, stop) if stop else None
         return {"stop": found, "steps": self.text.steps, "temperature": self.text.temperature}
 
-    def _answered(self, items: Sequence[Prompt], rows: list[Tensor], stop: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    def _answered(
+        self, items: Sequence[Prompt], rows: list[Tensor], stop: tuple[str, ...]
+    ) -> Iterator[tuple[dict[str, Any], Decoded]]:
         begin = now = time.perf_counter()
         batch, generated, told = min(self.compute.batch, len(rows)), 0, 0
         entered: dict[int, float] = {}
@@ -119,10 +150,11 @@ class Decoder:
             while told in done:
                 row, seconds = done.pop(told)
                 generated += len(row.tokens)
-                yield items[told] | {
+                entry = items[told] | {
                     "text": text_of(self.tokenizer, row.tokens, row.given, stop), "tokens": len(row.tokens),
                     "nfe": row.nfe, "positions": round(row.positions, 2), "seconds": round(seconds, 4), "batch": batch,
                 }  # fmt: skip
+                yield entry, row
                 told += 1
         seconds = time.perf_counter() - begin
         logger.info("%.2f texts and %.1f generated tokens a second", len(rows) / seconds, generated / seconds)
@@ -155,8 +187,11 @@ def open_decoder(
     found = calibrated(calibration, text.settings(model, compute)) if calibration else None
     tokenizer = compute.tokenizer(model)
     made = found or early.around(rule.made(tokenizer), answer_follows=bool(text.suffix))
-    predictor, network = compute.open(model, text, tokenizer)
-    return Decoder(model, predictor, network, tokenizer, made, text, compute)
+    never = token_ids(tokenizer, text.suppress)
+    network = compute.open(model, tokenizer)
+    predictor = text.around_network(network, never, made)
+    exact = text.without_cache().around_network(network, never, made)
+    return Decoder(model, predictor, exact, network, tokenizer, made, text, compute)
 
 
 def calibrate_prompts(
@@ -173,7 +208,7 @@ def calibrate_prompts(
 ) -> Calibration:
     """`calibrate` on the prompts in a .jsonl; writes the calibration, and a receipt beside it.
 
-    Where `rule` is not the default, what that costs is found as well.
+    Where `rule` is not the default, what that costs is found as well. Full decoding is without a cache.
 
     Args:
         model, text, rule, compute: as for `open_decoder`.
@@ -196,6 +231,7 @@ def calibrate_prompts(
             decoder.predictor, decoder.rows(items), early, epsilon=epsilon, delta=delta, steps=text.steps,
             temperature=text.temperature, seeds=compute.seeds(len(items)), batch=compute.batch,
             beside=None if early.rule == DEFAULT else DEFAULT,
+            exact=None if text.cache == "none" else decoder.exact,
         )  # fmt: skip
         found = replace(found, settings=settings)
         found.save(out)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.intervals import upper_bound
 from ..core.receipt import plain, write_json
 from ..core.source import read_json
+from .decoding import decode
 from .early import EarlyCommit, StableAndConfident
 from .predictor import MaskPredictor
 from .rules import KLASS, Blockwise, EntropyBound, Factor, Hierarchical, Last, Threshold, TopK
@@ -58,14 +59,15 @@ class Calibration:
     That holds for rows like those it was calibrated on, the same model, the same number of steps, and against full
     decoding by the inner rule: what that rule alone gives, run until all is decided. An inner rule that decides several
     positions a step, as `Threshold` does, has changed answers itself against one position a step; those do not count here.
+    Where there is a cache, full decoding is without it, so that what the cache changes does count.
 
     Attributes:
         rule: the early rule with its threshold scaled; the inner rule where no threshold passed.
-        factor: what the threshold was multiplied by; None where none passed.
+        factor: what the threshold was multiplied by; None where none passed, and the inner rule alone is what holds.
         epsilon, delta: what was asked for.
         n: calibration rows.
         changed: how many of them `rule` changes.
-        bound: upper confidence limit of that share at 1 − delta, ≤ epsilon; None where none passed.
+        bound: upper confidence limit of that share at 1 − delta, ≤ epsilon; None where `rule` is full decoding itself.
         full_steps: mean number of steps of full decoding.
         early_steps: of `rule`.
         beside: another rule on the same rows, if one was given.
@@ -134,6 +136,7 @@ def calibrate(
     factors: Sequence[float] = FACTORS,
     same: Same | None = None,
     beside: CommitRule | None = None,
+    exact: MaskPredictor | None = None,
     steps: int | None = None,
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
@@ -154,15 +157,22 @@ def calibrate(
         factors: to try, falling; they must not be chosen with a look at `rows`.
         same: when two rows have the same answer; by default when every token of the rule's region agrees.
         beside: another rule, to decode the same rows with: what it costs stands in the result. It may be the cheaper one.
+        exact: the predictor without its cache, if it has one: full decoding is by this one, so that rule and cache are
+            calibrated together.
 
     Raises:
-        ValueError: too few rows for any guarantee, or factors that do not fall.
+        ValueError: too few rows for any guarantee, factors that do not fall, or a cache that changes too many answers
+            whatever the threshold.
 
     Reference: Angelopoulos et al. 2021, Learn then Test.
     """
     _validate(len(rows), epsilon, delta, factors)
     options: dict[str, Any] = {"steps": steps, "temperature": temperature, "seeds": seeds, "eos": eos, "batch": batch}
     traces = record(predictor, rows, rule, **options)
+    if exact is not None:
+        full = decode(exact, rows, rule.rule, **options)
+        finals = [row._replace(ids=row.ids.cpu(), committed_at=row.committed_at.cpu()) for row in full]
+        traces = [trace.against(final) for trace, final in zip(traces, finals, strict=True)]
     found = boldest(traces, rule, epsilon=epsilon, delta=delta, factors=factors, same=same)
     if beside is None:
         return found
@@ -185,15 +195,26 @@ def boldest(
     """`calibrate` on full decodings that `record` has watched with `rule`; so several epsilons need one decoding.
 
     Choosing among the results with a look at them is a test more, and is outside the guarantee of each.
+
+    Raises:
+        ValueError: as for `calibrate`.
     """
     _validate(len(traces), epsilon, delta, factors)
     at = torch.stack([exits(trace, rule, factors) for trace in traces])  # (n, F)
     hits = [trace.hits(same) for trace in traces]
     changed = torch.stack([~hit[step] for hit, step in zip(hits, at, strict=True)]).sum(0)  # (F,)
-    passed = fixed_sequence(changed.tolist(), len(traces), epsilon, delta)
+    alone = sum(not hit[-1] for hit in hits)  # by the inner rule, of a predictor that is not exact
+    passed = fixed_sequence([alone, *changed.tolist()], len(traces), epsilon, delta)
     full = sum(len(hit) for hit in hits) / len(traces)
     if passed is None:
-        return Calibration(rule.rule, None, epsilon, delta, len(traces), 0, None, full, full)
+        raise ValueError(
+            f"no threshold keeps {1 - epsilon:.1%} of the answers: the cache alone changes {alone} of {len(traces)}; "
+            "refresh it more often, or calibrate without"
+        )
+    if passed == 0:
+        bound = upper_bound(alone, len(traces), delta) if alone else None
+        return Calibration(rule.rule, None, epsilon, delta, len(traces), alone, bound, full, full)
+    passed -= 1
     scaled = replace(rule, threshold=Scaled(rule.threshold, factors[passed]))
     k = int(changed[passed])
     return Calibration(

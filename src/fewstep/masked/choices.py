@@ -11,7 +11,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..core.checks import at_least
+
 if TYPE_CHECKING:
+    from typing import Self
+
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +27,7 @@ Base = Literal[
     "low-confidence", "margin", "entropy", "random", "threshold", "factor", "entropy-bound", "klass", "hierarchical"
 ]
 EarlyName = Literal["prophet", "sched", "stable"]
+CacheName = Literal["none", "prefix", "dual"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,43 @@ class Asked:
     """Classifier-free guidance away from the unconditional prediction; 1 is off."""
     suppress: tuple[str, ...] = ()
     """Tokens that are never said, by their names, such as '<|endoftext|>': LLaDA's tables of some tasks need it."""
+    cache: CacheName = "none"
+    """Compute less at a step, at the price of some other answers: prefix keeps what stands before the block that is being
+    decoded, dual also what stands behind it; all is computed when a block begins."""
+    refresh: int | None = None
+    """Of prefix and dual: compute all again after so many steps; only when a block begins if left out."""
+    around: int = 0
+    """Of dual: how many neighbours on each side are computed with the block."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"--steps starts at 1, got {self.steps}")
         if not math.isfinite(self.guidance):
             raise ValueError(f"--guidance is a finite number, got {self.guidance}")
+        at_least(1, refresh=self.refresh)
+        at_least(0, around=self.around)
+        if self.refresh is not None and self.cache == "none":
+            raise ValueError("--refresh is of --cache prefix and dual; say one of them, or leave it out")
+        if self.around and self.cache != "dual":
+            raise ValueError("--around is of --cache dual; say that too, or leave it out")
+
+    def without_cache(self) -> Self:
+        """The same, computed in full at every step."""
+        return replace(self, cache="none", refresh=None, around=0)
+
+    def around_network(self, network: NetworkPredictor, never: Sequence[int], rule: CommitRule) -> MaskPredictor:
+        """The network as it is asked, which never says some tokens; its cache has the blocks of `rule`."""
+        from .caching import Cached, Dual, Prefix
+        from .predictor import Guided, Suppressed
+
+        predictor: MaskPredictor = network
+        if self.cache != "none":
+            block, refresh = rule.block(), self.refresh
+            kept = Prefix(block, refresh) if self.cache == "prefix" else Dual(block, refresh, self.around)
+            predictor = Cached(network, kept)
+        if self.guidance != 1:
+            predictor = Guided(predictor, self.guidance)
+        return Suppressed(predictor, never) if never else predictor
 
 
 @dataclass(frozen=True)
@@ -191,9 +227,20 @@ class Masked:
 
     draws: int = 128
     """Network calls for a log-likelihood."""
+    compare: bool = False
+    """Generate each text without --cache as well, and say how many are others."""
     asked: Asked = Asked()
     rule: Rule = Rule()
     early: Early = Early()
+
+    def __post_init__(self) -> None:
+        comparable(self.asked, self.compare)
+
+
+def comparable(asked: Asked, compare: bool) -> None:
+    """Raises ValueError where a comparison is wanted and there is no cache."""
+    if compare and asked.cache == "none":
+        raise ValueError("--compare tells what a cache changes; choose one with --cache, or leave --compare out")
 
 
 @dataclass(frozen=True)
@@ -232,8 +279,8 @@ class Compute:
     """no (float32) or bf16."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"--batch starts at 1, got {self.batch}")
+        at_least(0, seed=self.seed)
+        at_least(1, batch=self.batch)
 
     def seeds(self, n: int) -> range:
         """Of the first n prompts."""
@@ -245,19 +292,15 @@ class Compute:
 
         return load_tokenizer(model)
 
-    def open(self, model: str, asked: Asked, tokenizer: PreTrainedTokenizerBase) -> tuple[MaskPredictor, NetworkPredictor]:
-        """The model as it is asked, and its network."""
+    def open(self, model: str, tokenizer: PreTrainedTokenizerBase) -> NetworkPredictor:
+        """The model itself."""
         import torch
 
         from ..core.device import best_device
         from ..core.pretrained import check_vocabulary
         from .load import load_text
-        from .predictor import Guided, Suppressed
-        from .prompts import token_ids
 
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        never = token_ids(tokenizer, asked.suppress)
         network = load_text(model, mask_id=self.mask_id, device=str(best_device()), dtype=dtype)
         check_vocabulary(tokenizer, network.network)
-        predictor = network if asked.guidance == 1 else Guided(network, asked.guidance)
-        return Suppressed(predictor, never) if never else predictor, network
+        return network

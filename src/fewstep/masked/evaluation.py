@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from ..core.files import writable_file
 from ..core.receipt import receipt
 from .choices import Compute, Exam, Masked
 from .prompts import demand_template, token_ids
+
+logger = logging.getLogger(__name__)
 
 Scores = dict[str, dict[str, Any]]  # task -> name of a score -> what the harness says of it
 
@@ -36,10 +39,12 @@ def evaluate_masked(
     tokenizer, asked = compute.tokenizer(model), masked.asked
     rule = masked.early.around(masked.rule.made(tokenizer), answer_follows=False)
     never = token_ids(tokenizer, asked.suppress)  # in generation only
-    predictor, network = compute.open(model, replace(asked, suppress=()), tokenizer)
+    network = compute.open(model, tokenizer)
+    predictor = asked.around_network(network, (), rule)
+    exact = asked.without_cache().around_network(network, (), rule) if masked.compare else None
     lm = HarnessLM(
         predictor, tokenizer, rule=rule, gen_length=exam.gen_length, steps=asked.steps, draws=masked.draws, suppress=never,
-        max_length=network.max_length or 1024, batch=compute.batch, seed=compute.seed, chat=exam.chat,
+        max_length=network.max_length or 1024, batch=compute.batch, seed=compute.seed, chat=exam.chat, exact=exact,
     )  # fmt: skip
     facts = {
         "model": model,
@@ -90,6 +95,9 @@ def scored(lm: Any, exam: Exam, manager: Any, out: Path, seed: int, **facts: Any
         for cost in ("nfe", "positions"):
             if each := getattr(lm, cost, None):
                 entries[f"{cost}_per_text"] = sum(each) / len(each)
+        if changed := getattr(lm, "changed", None):
+            entries["changed"] = changed.as_dict()
+            logger.info("against --cache none: %s", changed)
     return scores
 
 

@@ -108,6 +108,7 @@ def load_text(
         pad_id=[*pad_ids, *eos_ids, 0][0],
         shift=kind == "dream",
         max_length=_max_length(config),
+        decoder=maker is not None,
     ).eval()
 
 
@@ -178,7 +179,7 @@ def _bidirectional(maker: Any, entries: dict[str, Any]) -> PreTrainedConfig:
     rope = {"rope_type": "default", "rope_theta": entries.pop("rope_theta")}
     special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
     try:
-        made: PreTrainedConfig = maker(**entries, **special, rope_parameters=rope, is_causal=False)
+        made: PreTrainedConfig = maker(**entries, **special, rope_parameters=rope, is_causal=False, use_cache=False)
     except Exception as error:  # transformers checks each entry in a way of its own
         raise ValueError(f"this config.json makes no network: {in_short(error)}") from error
     return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -67,6 +67,8 @@ class NetworkPredictor(nn.Module):
         pad_id: what the network finds on padding; RoBERTa tells its position ids by it.
         shift: the logits for position i stand at i − 1 (Dream); those for position 0 at 0.
         max_length: longest canvas, None where the network has no limit.
+        decoder: the network is one of transformers' decoders that was told to see both ways: it takes masks of four
+            dimensions, position_ids and past_key_values, so that its keys and values can be kept.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class NetworkPredictor(nn.Module):
         pad_id: int = 0,
         shift: bool = False,
         max_length: int | None = None,
+        decoder: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -86,6 +89,7 @@ class NetworkPredictor(nn.Module):
         self.pad_id = pad_id
         self.shift = shift
         self.max_length = max_length
+        self.decoder = decoder
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -97,25 +101,54 @@ class NetworkPredictor(nn.Module):
         return next(self.network.parameters()).device
 
     def forward(self, canvas: Canvas, wanted: Tensor) -> Tensor:
+        row, column = self.places(wanted)
+        if getattr(self.network, "get_output_embeddings", lambda: None)() is None:
+            logits: Tensor = self.network(self.seen(canvas), attention_mask=self.mask(canvas)).logits
+            return logits[row, column]
+        return self.compute(
+            self.seen(canvas), self.mask(canvas), lambda hidden: hidden[row.to(hidden.device), column.to(hidden.device)]
+        )
+
+    def places(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns, (N,) each, where the network says what stands at the N wanted positions."""
+        row, column = wanted.nonzero(as_tuple=True)
+        return row, (column - 1).clamp(min=0) if self.shift else column
+
+    def seen(self, canvas: Canvas) -> Tensor:
+        """The ids that the network sees, (B, L) long.
+
+        Raises:
+            ValueError: they are more than it takes.
+        """
         length = canvas.ids.shape[1]
         if self.max_length is not None and length > self.max_length:
             raise ValueError(
                 f"the canvas has {length} positions and this model takes {self.max_length}; "
                 "shorten the prompt or the generation"
             )
-        row, column = wanted.nonzero(as_tuple=True)  # N each
-        if self.shift:
-            column = (column - 1).clamp(min=0)
-        ids = canvas.ids.masked_fill(~canvas.valid, self.pad_id)
-        mask = None if bool(canvas.valid.all()) else canvas.valid.long()  # without one attention is quicker
-        head = getattr(self.network, "get_output_embeddings", lambda: None)()
-        if head is None:
-            logits: Tensor = self.network(ids, attention_mask=mask).logits
-            return logits[row, column]
+        return canvas.ids.masked_fill(~canvas.valid, self.pad_id)
+
+    def mask(self, canvas: Canvas) -> Tensor | None:
+        """What the network may see: every position that is no padding. None is all; without a mask attention is quicker."""
+        if bool(canvas.valid.all()):
+            return None
+        return canvas.valid[:, None, None] if self.decoder else canvas.valid.long()
+
+    def compute(self, ids: Tensor, mask: Tensor | None, chosen: Callable[[Tensor], Tensor], **memory: Any) -> Tensor:
+        """Logits (N, V) of the N states that are `chosen` among those before the head, (B, L, D).
+
+        Args:
+            ids: (B, L) long.
+            mask: as from `mask`.
+            chosen: (B, L, D) -> (N, D).
+            memory: position_ids and past_key_values, for a decoder.
+        """
         # The last layer is the same in every architecture, what leads there is not: so it is handed fewer positions.
-        hook = head.register_forward_pre_hook(lambda _, args: (args[0][row.to(args[0].device), column.to(args[0].device)],))
+        network: Any = self.network
+        head = network.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, args: (chosen(args[0]),))
         try:
-            logits = self.network(ids, attention_mask=mask).logits
+            logits: Tensor = network(ids, attention_mask=mask, **memory).logits
         finally:
             hook.remove()
         assert logits.ndim == 2, f"{type(self.network).__name__} changes the shape of its logits"

@@ -197,6 +197,9 @@ class Blockwise(Around):
         due = k - (-(step.steps - blocks).clamp(min=0) * (m - k) // (n - blocks).clamp(min=1))
         return self.rule(step.within(block == now, due))
 
+    def block(self) -> int:
+        return self.length
+
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
         if self.remembers():
             return self.rule.sees(masked, open)

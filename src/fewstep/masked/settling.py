@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ class Trace:
             longer than `final` where that ends before its canvas does.
         known: (T,) the early rule's statistic at each step.
         progress: (T,) the share of the planned steps done, as the early rule counts them.
-        region: (n,) bool: where the early rule looks for the answer.
+        region: (m,) bool: where the early rule looks for the answer.
     """
 
     final: Decoded
@@ -35,6 +35,10 @@ class Trace:
     known: Tensor
     progress: Tensor
     region: Tensor
+
+    def against(self, final: Decoded) -> Trace:
+        """The same decoding, held against another final row."""
+        return replace(self, final=final)
 
     def hits(self, same: Same | None = None) -> Tensor:
         """At which steps the final answer was there already, (T,) bool."""
@@ -44,7 +48,7 @@ class Trace:
         """Which of `rows` (T, m) have the final answer, (T,) bool; without `same`: every token of the region."""
         rows = rows[:, : len(self.final.ids)]
         if same is None:
-            return (rows == self.final.ids)[:, self.region].all(1)
+            return (rows == self.final.ids)[:, self.region[: len(self.final.ids)]].all(1)
         return torch.tensor([same(row, self.final.ids) for row in rows])
 
 
@@ -116,7 +120,7 @@ def record_each(
             final = row._replace(ids=row.ids.cpu(), committed_at=row.committed_at.cpu())
             whole, statistics, shares = (torch.stack([entry[k] for entry in seen[number]]) for k in range(3))
             for place, found in enumerate(traces):
-                looked = seen[number][0][3][place, : len(final.ids)]  # later steps may have fewer columns
+                looked = seen[number][0][3][place, : whole.shape[1]]  # later steps may have fewer columns
                 found[number] = Trace(final, whole, statistics[:, place], shares[:, place], looked)
             seen[number].clear()
     return [[found[number] for number in range(len(rows))] for found in traces]

@@ -121,6 +121,10 @@ class CommitRule(Protocol):
         """Whether the rule returns a `Change`; what it decides is then shown to no reader before it is final."""
         return False
 
+    def block(self) -> int | None:
+        """The length of the blocks that it decides one after another, from the first open position on; None: no blocks."""
+        return None
+
 
 class Around(CommitRule):
     """A rule around a rule: needs what that needs, unless it says otherwise."""
@@ -135,6 +139,9 @@ class Around(CommitRule):
 
     def reopens(self) -> bool:
         return self.rule.reopens()
+
+    def block(self) -> int | None:
+        return self.rule.block()
 
 
 def all_or(enough: Tensor, step: Step, otherwise: Tensor | Change) -> Tensor | Change:

@@ -1,0 +1,5 @@
+"""python -m fewstep."""
+
+from .cli import main
+
+main()

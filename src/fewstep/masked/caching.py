@@ -1,0 +1,304 @@
+"""Caches: keys and values that a network has computed are used again where little has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .predictor import Canvas, NetworkPredictor
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keeps what stands before the block that is being decoded; the block and all behind it are computed at every read.
+
+    All of a row is computed when a block begins, and again after `refresh` reads.
+
+    Args:
+        block: length of the blocks, counted from a row's first open position; None is one block.
+        refresh: reads from one computation of all to the next, at most; 1 is no cache, None only when a block begins.
+
+    Raises:
+        ValueError: a block or a refresh below 1.
+
+    Reference: Wu et al. 2025, Fast-dLLM.
+    """
+
+    block: int | None = 32
+    refresh: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.block, self.refresh)
+
+    def window(self, start: int, end: int, length: int) -> tuple[int, int]:
+        """The columns that are computed at every read, from and to, while the block from `start` to `end` is decoded."""
+        return start, length
+
+
+@dataclass(frozen=True)
+class Dual:
+    """Keeps all but the block that is being decoded, and its neighbours; what is behind stays as at the last refresh.
+
+    Args:
+        block, refresh: as for `Prefix`.
+        around: how many neighbours on each side are computed with the block.
+
+    Raises:
+        ValueError: a block or a refresh below 1, or fewer neighbours than none.
+
+    Reference: Wu et al. 2025, Fast-dLLM; with neighbours Ma et al. 2025, dInfer ("vicinity refresh").
+    """
+
+    block: int | None = 32
+    refresh: int | None = None
+    around: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.block, self.refresh)
+        if self.around < 0:
+            raise ValueError(f"a block has no fewer neighbours than 0, got around = {self.around}")
+
+    def window(self, start: int, end: int, length: int) -> tuple[int, int]:
+        """As that of `Prefix`."""
+        return max(start - self.around, 0), min(end + self.around, length)
+
+
+class Cached:
+    """A network's predictor that remembers what it computed for the rows that are being decoded; each call is exact.
+
+    Args:
+        predictor: the network's.
+        cache: what is kept.
+
+    Raises:
+        ValueError: its network does not take keys and values back.
+    """
+
+    def __init__(self, predictor: NetworkPredictor, cache: Prefix | Dual) -> None:
+        if not predictor.decoder:
+            kind = type(predictor.network).__name__
+            raise ValueError(f"a {kind} takes no keys and values back, so it cannot be decoded with a cache; leave it out")
+        self.predictor, self.cache = predictor, cache
+        self.mask_id, self.eos_ids = predictor.mask_id, predictor.eos_ids
+
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        return self.predictor.networks
+
+    def __call__(self, canvas: Canvas, wanted: Tensor) -> Tensor:
+        return self.predictor(canvas, wanted)  # type: ignore[no-any-return]
+
+    def reading(self, canvas: Canvas) -> Memory:
+        """The memory of these rows, empty."""
+        return Memory(self.predictor, self.cache, [], None, [None] * len(canvas.ids))
+
+
+class _Read(NamedTuple):
+    """What is known of a row's last read."""
+
+    start: int  # of the block that was being decoded
+    reads: int  # since all of the row was computed, that one included
+
+
+class Memory:
+    """What a network has computed of the rows of a batch: keys and values of each layer, and the states before the head.
+
+    Rows do not see each other: each has a block, a count of reads and a window of its own.
+
+    Args:
+        predictor: computes.
+        cache: says which columns are computed when.
+        layers: keys and values of each in turn, (B, L, heads, D) each; none before the first read.
+        states: those before the head, (B, L, D); None before the first read.
+        last: of each row, None where it was not read yet.
+    """
+
+    def __init__(
+        self,
+        predictor: NetworkPredictor,
+        cache: Prefix | Dual,
+        layers: list[Tensor],
+        states: Tensor | None,
+        last: list[_Read | None],
+    ) -> None:
+        self.predictor, self.cache = predictor, cache
+        self.layers, self.states, self.last = layers, states, last
+
+    def read(self, canvas: Canvas, wanted: Tensor, changed: Tensor) -> Tensor:
+        whole, windows = self._plan(canvas, changed)
+        self._resize(canvas.ids.shape[1])
+        row, column = self.predictor.places(wanted)
+
+        def chosen() -> Tensor:
+            assert self.states is not None, "it has been read"
+            return self.states[row.to(self.states.device), column.to(self.states.device)]
+
+        if not windows:
+            return self._compute(canvas, range(len(self.last)), None, chosen)
+        if whole:  # these first, as all that is wanted is known after the last call
+            self._compute(canvas, whole, None, None)
+        return self._compute(canvas, list(windows), list(windows.values()), chosen)
+
+    def keep(self, rows: Sequence[int]) -> Memory:
+        return self._of([_rows(part, rows) for part in self._parts], [self.last[row] for row in rows])
+
+    def join(self, other: Memory) -> Memory:
+        ours, theirs = self._parts, other._parts
+        n, m = len(self.last), len(other.last)
+        width = max([part.shape[1] for part in (*ours, *theirs)], default=0)
+        # a side that was not read yet has no tensors, and what stands there is computed before it is used
+        ours = ours or [part.new_zeros(n, 0, *part.shape[2:]) for part in theirs]
+        theirs = theirs or [part.new_zeros(m, 0, *part.shape[2:]) for part in ours]
+        both = [torch.cat([_wide(a, width), _wide(b, width)]) for a, b in zip(ours, theirs, strict=True)]
+        return self._of(both, self.last + other.last)
+
+    @property
+    def _parts(self) -> list[Tensor]:
+        """All that was computed: the layers, and the states behind them."""
+        return [] if self.states is None else [*self.layers, self.states]
+
+    def _of(self, parts: list[Tensor], last: list[_Read | None]) -> Memory:
+        """The memory of other rows."""
+        return Memory(self.predictor, self.cache, parts[:-1], parts[-1] if parts else None, last)
+
+    def _plan(self, canvas: Canvas, changed: Tensor) -> tuple[list[int], dict[int, tuple[int, int]]]:
+        """Which rows are computed as a whole, and of the others by number the columns, from and to."""
+        whole, windows = [], {}
+        for row, (length, first, undecided, low, high) in enumerate(_spans(canvas, changed, self.predictor.mask_id)):
+            size = self.cache.block or length
+            start = first + max(undecided - first, 0) // size * size
+            last = self.last[row]
+            reads = 1 if last is None or last.start != start or last.reads == self.cache.refresh else last.reads + 1
+            self.last[row] = _Read(start, reads)
+            if reads == 1:
+                whole.append(row)
+            else:
+                begin, end = self.cache.window(start, min(start + size, length), length)
+                begin = max(begin - self.predictor.shift, 0)  # where the block's first position is predicted
+                windows[row] = min(begin, low), max(end, high)
+        return whole, windows
+
+    def _resize(self, width: int) -> None:
+        """To as many columns; what is cut off is padding."""
+        if self.states is not None:
+            self.layers, self.states = [_wide(part, width) for part in self.layers], _wide(self.states, width)
+
+    def _compute(
+        self,
+        canvas: Canvas,
+        rows: Sequence[int],
+        windows: list[tuple[int, int]] | None,
+        chosen: Callable[[], Tensor] | None,
+    ) -> Tensor:
+        """Computes and keeps columns of `rows`, all or those in `windows`; the logits of the states that are `chosen`."""
+        every = len(rows) == len(self.last)
+        place = torch.tensor(rows, dtype=torch.long, device=canvas.ids.device)
+        part = canvas if every else Canvas(*(tensor[place] for tensor in canvas))
+        update = _Update(self, None if every else place, part.ids.shape[1])
+        ids = self.predictor.seen(part)
+        column = torch.arange(update.width, device=ids.device)[None]
+        if windows is not None:
+            column = update.narrow(windows, ids.device)
+            ids = ids.gather(1, column)
+
+        def kept(states: Tensor) -> Tensor:
+            if self.states is None:
+                self.states = states.new_zeros(len(self.last), update.width, states.shape[-1])
+            update.write(self.states, states)
+            return states[0, :0] if chosen is None else chosen()
+
+        mask = self.predictor.mask(part)
+        return self.predictor.compute(ids, mask, kept, past_key_values=update, position_ids=column)
+
+
+class _Update:
+    """What transformers' attention asks in one call: it takes new keys and values, and gives all that may be seen.
+
+    Args:
+        memory: where they are kept.
+        rows: (b,) long, those that are computed; None is all.
+        width: of the canvas.
+    """
+
+    is_compileable = False
+
+    def __init__(self, memory: Memory, rows: Tensor | None, width: int) -> None:
+        self.memory, self.rows, self.width = memory, rows, width
+        self.written: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def narrow(self, windows: list[tuple[int, int]], device: torch.device) -> Tensor:
+        """From now on these columns of each row are computed, (b, W) long; a short row computes some for nothing."""
+        begin = torch.tensor([window[0] for window in windows], device=device)[:, None]
+        size = max(end - start for start, end in windows)
+        column = (begin + torch.arange(size, device=device)).clamp(max=self.width - 1)
+        places = [(row, slot, start + slot) for row, (start, end) in enumerate(windows) for slot in range(end - start)]
+        row, slot, where = torch.tensor(places, device=device).T
+        self.written = row if self.rows is None else self.rows[row], where, row, slot
+        return column
+
+    def write(self, kept: Tensor, new: Tensor) -> None:
+        """Puts what was computed, (b, W, …), where it belongs in (B, L, …)."""
+        if self.written is not None:
+            row, where, source, slot = (index.to(kept.device) for index in self.written)
+            kept[row, where] = new[source, slot]
+        elif self.rows is None:
+            kept.copy_(new)
+        else:
+            kept[self.rows.to(kept.device)] = new
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        """Keeps new keys and values, (b, heads, W, D) each, and gives those of all columns."""
+        new, layers = [keys.transpose(1, 2), values.transpose(1, 2)], self.memory.layers
+        if len(layers) == 2 * layer:
+            layers.extend(part.new_zeros(len(self.memory.last), self.width, *part.shape[2:]) for part in new)
+        ours = layers[2 * layer : 2 * layer + 2]
+        for kept, part in zip(ours, new, strict=True):
+            self.write(kept, part)
+        if self.written is None:
+            return keys, values
+        found = [kept if self.rows is None else kept[self.rows.to(kept.device)] for kept in ours]
+        return found[0].transpose(1, 2), found[1].transpose(1, 2)
+
+    def get_mask_sizes(self, *_: Any) -> tuple[int, int]:
+        """How many columns are seen, and how many were dropped before them."""
+        return self.width, 0
+
+    def get_query_offset(self, *_: Any) -> int:
+        """What transformers adds to the places of queries; masks are given, so it does not matter."""
+        return 0
+
+
+def _check(block: int | None, refresh: int | None) -> None:
+    if block is not None and block < 1:
+        raise ValueError(f"a block needs at least one position, got block = {block}")
+    if refresh is not None and refresh < 1:
+        raise ValueError(f"a cache is refreshed after at least one read, got refresh = {refresh}")
+
+
+def _rows(part: Tensor, rows: Sequence[int]) -> Tensor:
+    return part[torch.tensor(rows, dtype=torch.long, device=part.device)]
+
+
+def _wide(part: Tensor, width: int) -> Tensor:
+    """(B, L, …) with as many columns, new ones zero."""
+    if part.shape[1] >= width:
+        return part[:, :width]
+    return torch.cat([part, part.new_zeros(len(part), width - part.shape[1], *part.shape[2:])], 1)
+
+
+def _spans(canvas: Canvas, changed: Tensor, mask_id: int) -> list[list[int]]:
+    """Of each row its length, its first open column, its first undecided one, and where changes begin and end."""
+    width = canvas.ids.shape[1]
+    column = torch.arange(width, device=canvas.ids.device)
+    undecided = canvas.open & (canvas.ids == mask_id)
+    table = [
+        canvas.valid.sum(1),
+        *(torch.where(where, column, width).amin(1) for where in (canvas.open, undecided, changed)),
+        torch.where(changed, column + 1, 0).amax(1),
+    ]
+    found: list[list[int]] = torch.stack(table, 1).tolist()
+    return found
