@@ -15,7 +15,18 @@ import pytest
 import fewstep
 
 SOURCE = Path(fewstep.__file__).parent
-PARTS = ("core", "diffusion", "diffusion.formats", "diffusion.measure", "masked", "steering", "toys", "demo", "cli")
+PARTS = (
+    "core",
+    "diffusion",
+    "diffusion.formats",
+    "diffusion.measure",
+    "masked",
+    "steering",
+    "toys",
+    "demo",
+    "cli",
+    "__main__",
+)
 MAY_IMPORT = {  # beside itself
     "core": set(),
     "diffusion": {"core", "diffusion.formats", "diffusion.measure"},
@@ -26,6 +37,7 @@ MAY_IMPORT = {  # beside itself
     "toys": {"core"},
     "demo": {"core", "diffusion", "diffusion.formats", "diffusion.measure"},
     "cli": {"core", "diffusion", "diffusion.formats", "masked", "steering", "toys", "demo"},
+    "__main__": {"cli"},
     "__init__": {"core", "diffusion", "diffusion.formats", "diffusion.measure", "masked", "steering"},
 }
 # within diffusion/: what the training and the samplers are made of knows nothing of folders, runs, scores and reports
