@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
 from ..core.checks import at_least
 from ..diffusion.choices import SamplerName
-from .after import after_exporting, after_sampling
+from .after import after_exporting, after_sampling, say_next
 
 
 def sample(
@@ -59,6 +60,8 @@ def export(
     steps: tuple[int, ...] = (),
     middle: float | None = None,
     measured: Path | None = None,
+    form: Literal["pipeline", "adapter", "comfyui"] = "pipeline",
+    strength: float | None = None,
 ) -> None:
     """Export a tuned model as a folder that plain diffusers samples, verified in a fresh process.
 
@@ -69,13 +72,22 @@ def export(
             pipeline for each number; one of several segments has its own. By default what the model was tuned for.
         middle: noise level of the second of two steps, EDM students only.
         measured: a measure.json whose scores go into the model card.
+        form: of a LoRA student: a pipeline in which it is fused with its base, the adapter alone for `load_lora_weights` of
+            diffusers, or that and a second file under the names that ComfyUI has. A student of any number of calls becomes
+            an adapter for each number.
+        strength: of a LoRA student: 1, the default, is the student.
     """
     from ..diffusion.using import export_checkpoint
 
-    exported = export_checkpoint(checkpoint, out, steps=steps, middle=middle, measured=measured)
+    exported = export_checkpoint(
+        checkpoint, out, steps=steps, middle=middle, measured=measured, form=form, strength=strength
+    )
     for folder, written in exported.items():
-        print(f"{folder} is verified: its images differ from ours {written.agreement}")
-    after_exporting(folder, written.steps)
+        print(f"{folder} is verified: it differs from ours {written.agreement}")
+    if form == "pipeline":
+        after_exporting(folder, written.steps)
+    else:
+        say_next("sample", folder, "--out", "samples")
 
 
 def demo(*, out: Path = Path("demo"), images: int = 12_000, n: int = 1000, seed: int = 0) -> None:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .average import copied
+from .cond import Cond
 from .denoiser import Denoiser
 from .depth import blocks_of
-from .two_times import TwoTimes
+from .two_times import TwoTimes, check_solved, told_along
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -180,6 +181,36 @@ def _check_factors(network: nn.Module, factors: Mapping[str, Tensor], ranks: Map
             f"the adapter does not fit this {kind}, of which it should change {min(wrong, default='something')}; use it "
             "with the base that it was tuned on"
         )
+
+
+@torch.no_grad()
+def factors_along(student: Denoiser, levels: Tensor, cond: Cond | None = None) -> dict[str, Tensor]:
+    """The adapter for one walk, as `factors_of` names its factors.
+
+    What a student of any number of calls is told of the levels' ends becomes a change of the last layer of its time
+    embedding, of a rank of as many as there are levels: ΔW·h(t) = C(lo), the solution of least norm in float64. It leaves
+    the bias alone, which files of adapters do not hold.
+
+    Args:
+        student: with an adapter, on the CPU.
+        levels: of the walk, falling, (S,).
+        cond: see `baked`.
+
+    Raises:
+        ValueError: more levels than that the hidden layer could tell them apart.
+    """
+    factors = factors_of(student.network)
+    if not isinstance(student, TwoTimes):
+        return factors
+    for place, (hidden, shift) in told_along(student, levels, cond).items():
+        u, s, v = torch.linalg.svd(hidden, full_matrices=False)
+        known = s > 1e-12 * s[0]
+        a, b = v[known], (shift.T @ u / s)[:, known]
+        check_solved(hidden @ (b @ a).T, shift, hidden.shape[1])
+        for name, factor, along in ((f"{place}.lora_A.weight", a, 0), (f"{place}.lora_B.weight", b, 1)):
+            before = [factors[name].double()] if name in factors else []
+            factors[name] = torch.cat([*before, factor], along).float()
+    return factors
 
 
 def shared(denoiser: Model) -> Model:

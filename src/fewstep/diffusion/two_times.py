@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -130,25 +130,44 @@ def baked(student: TwoTimes, levels: Tensor, cond: Cond | None = None) -> Denois
     Raises:
         ValueError: more levels than that the hidden layer could tell them apart.
     """
-    lows = torch.cat([levels[1:], levels.new_zeros(1)]).float()
     network = copy.deepcopy(student.network)
     plain = student.around(network)
-    lasts = [embedding.linear_2 for embedding in _embeddings(network, student.places)]
-    first = plain.blank if cond is None else cond
-    seen = _hidden(plain, lasts, levels.float(), first.expand(len(levels)))
     with torch.no_grad():
-        for last, hidden, shift in zip(lasts, seen, student.shifts(lows), strict=True):
-            told = nn.functional.pad(hidden.double(), (0, 1), value=1.0)
-            change = torch.linalg.lstsq(told, shift.double(), driver="gelsd").solution
-            off, size = (told @ change - shift).abs().max(), shift.abs().max()
-            if off > 1e-6 * size:
-                raise ValueError(
-                    f"{len(levels)} levels are too many for a time embedding of {told.shape[1] - 1} hidden values, so this "
-                    "student has no plain network for them; ask for fewer steps"
-                )
+        for place, (hidden, shift) in told_along(student, levels, cond).items():
+            last: Any = network.get_submodule(place)
+            told = nn.functional.pad(hidden, (0, 1), value=1.0)
+            change = torch.linalg.lstsq(told, shift, driver="gelsd").solution
+            check_solved(told @ change, shift, hidden.shape[1])
             last.weight += change[:-1].T.to(last.weight.dtype)
             last.bias += change[-1].to(last.bias.dtype)
     return plain.eval()
+
+
+@torch.no_grad()
+def told_along(student: TwoTimes, levels: Tensor, cond: Cond | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+    """What the second time says along a walk, by the name of the last layer of each of the network's time embeddings.
+
+    Args:
+        student, levels, cond: as for `baked`.
+
+    Returns:
+        What the layer sees at each level, (S, hidden), and C(lo), which is added to its output, (S, width), in float64.
+    """
+    lows = torch.cat([levels[1:], levels.new_zeros(1)]).float()
+    lasts = {f"{place}.linear_2": student.network.get_submodule(f"{place}.linear_2") for place in student.places}
+    first = student.blank if cond is None else cond
+    seen = _hidden(student, list(lasts.values()), levels.float(), first.expand(len(levels)).until(lows))
+    both = zip(seen, student.shifts(lows), strict=True)
+    return {place: (hidden.double(), shift.double()) for place, (hidden, shift) in zip(lasts, both, strict=True)}
+
+
+def check_solved(found: Tensor, shift: Tensor, hidden: int) -> None:
+    """Raises ValueError where a change of the last layer does not say `shift` (S, width) of so many hidden values."""
+    if (found - shift).abs().max() > 1e-6 * shift.abs().max():
+        raise ValueError(
+            f"{len(shift)} levels are too many for a time embedding of {hidden} hidden values, so this student has no "
+            "plain network for them; ask for fewer steps"
+        )
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from ..core.receipt import receipt
 from .choices import SamplerName
 from .cond import labelled
 from .formats.exporting import Agreement, check_free, export
+from .formats.exporting_adapters import Form, Likeness, check_adapter, export_adapter
 from .formats.folder import load
 from .formats.pipelines import stock_pipeline
 from .measuring import scores_in
@@ -39,10 +40,10 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Exported:
-    """A folder that `export_checkpoint` wrote: for how many steps, and how well its images agree with ours."""
+    """A folder that `export_checkpoint` wrote: for how many steps, and how well it agrees with ours."""
 
     steps: int
-    agreement: Agreement
+    agreement: Agreement | Likeness
 
 
 def sample_checkpoint(
@@ -106,6 +107,8 @@ def export_checkpoint(
     steps: Sequence[int] = (),
     middle: float | None = None,
     measured: Path | None = None,
+    form: Form = "pipeline",
+    strength: float | None = None,
 ) -> Mapping[Path, Exported]:
     """Exports a tuned model, with what its receipt says in the model card; see `export`.
 
@@ -115,6 +118,9 @@ def export_checkpoint(
         steps: by default what the model was tuned for; a student of any number of calls becomes a pipeline for each.
         middle: noise level of the second of two steps, EDM students only.
         measured: a measure.json whose scores go into the model card.
+        form: of a LoRA student: a pipeline in which it is fused with its base; the adapter alone, as `load_lora_weights`
+            of diffusers takes it; or comfyui, the adapter with a second file under the names that ComfyUI has.
+        strength: of a LoRA student: 1 is the student.
 
     Returns:
         The folders that were written.
@@ -122,8 +128,8 @@ def export_checkpoint(
     Raises:
         ValueError: a diffusion model, steps that are not for this student, or what `export` raises.
     """
-    for each in steps:
-        at_least(1, steps=each)
+    at_least(1, steps=steps)
+    at_least(0, strength=strength)
     if middle is not None and 1 in steps:
         raise ValueError("--middle is the second of two consistency steps; leave it out with --steps 1")
     folders = {out / f"{each}-step": each for each in steps} if len(steps) > 1 else {out: steps[0] if steps else None}
@@ -131,12 +137,20 @@ def export_checkpoint(
         check_free(folder)
     card: dict[str, object] = {"checkpoint": checkpoint, **(scores_in(measured) if measured else {})}
     model = load(checkpoint)
+    model = model if strength is None else model.at(strength)
     if not model.is_student:
         raise ValueError(f"{checkpoint} is a diffusion model; tune it first, then export the few-step generator")
     walks = {folder: model.walk_in(each, middle) for folder, each in folders.items()}
+    card |= {name: model.receipt[name] for name in SAID if model.receipt.get(name) is not None}
+    card |= {} if strength is None else {"strength": strength}
+    if form != "pipeline":
+        check_adapter(model, form)
+        return {
+            folder: Exported(walk.steps, export_adapter(model, folder, walk=walk, form=form, card=card))
+            for folder, walk in walks.items()
+        }
     for walk in walks.values():
         stock_pipeline(model.denoiser, walk)  # all can be written, or none is
-    card |= {name: model.receipt[name] for name in SAID if model.receipt.get(name) is not None}
     return {folder: Exported(walk.steps, export(model, folder, walk=walk, card=card)) for folder, walk in walks.items()}
 
 

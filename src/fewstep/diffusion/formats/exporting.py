@@ -29,7 +29,7 @@ from .pipelines import stock_pipeline
 from .rounding import STEP, one_step_off
 
 ROOM = 8  # times what float32 moves our own images by is allowed; stock pipelines with random networks needed up to 3
-EXPORTED = ("model_index.json", NOTE, "README.md")  # by these an earlier export is known
+EXPORTED = (NOTE, "README.md")  # by these an earlier export is known
 
 
 class Agreement(NamedTuple):
@@ -139,13 +139,13 @@ def _sample_stock(
                 except subprocess.TimeoutExpired:
                     done(1)
         if process.returncode:
-            raise ValueError(f"stock diffusers cannot sample the exported folder: {_last_line(said)}")
+            raise ValueError(f"stock diffusers cannot sample the exported folder: {last_line(said)}")
         images: NDArray[np.float32] = np.load(out)
     return images
 
 
-def _last_line(said: str) -> str:
-    """Of a traceback the error itself."""
+def last_line(said: str) -> str:
+    """The error itself, of what a process said."""
     return (said.strip().splitlines() or ["it ended without a word"])[-1][:500]
 
 

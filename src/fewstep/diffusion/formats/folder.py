@@ -251,6 +251,11 @@ def _receipt(folder: Path) -> dict[str, Any]:
     return read_json(file, "it says how the model was made") if made_here and file.exists() else {}
 
 
+def network_folder(source: str | Path, part: str) -> Path:
+    """Where the network of a checkpoint lies, which its pipeline calls `part`."""
+    return part_folder(_folder(source), part)
+
+
 def _folder(source: str | Path) -> Path:
     model = Path(source) / "model"
     if (model / "model_index.json").exists() or is_adapter(model):  # a run

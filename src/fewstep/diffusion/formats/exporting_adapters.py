@@ -1,0 +1,175 @@
+"""export_adapter(): a LoRA student as a file that stock diffusers loads, verified before it appears."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core.files import atomic_folder
+from ...core.receipt import plain
+from ...core.weights import weight_files
+from ..denoiser import Denoiser
+from ..lora import base_of, factors_along, is_adapted, mark_of
+from ..model import Model
+from ..walk import Walk
+from . import stock_adapter
+from .adapters import check_for_comfyui, part_of, write_adapter, write_for_comfyui
+from .exporting import ROOM, check_free, last_line
+from .folder import network_folder, write_note
+from .network import WEIGHTS
+from .rounding import STEP
+
+Form = Literal["pipeline", "adapter", "comfyui"]
+
+
+class Likeness(NamedTuple):
+    """How well a base with an adapter agrees with the student, in parts of the largest output.
+
+    Attributes:
+        largest: difference over all levels of the walk.
+        allowed: several times what float32 rounding of the inputs moves our own output by.
+    """
+
+    largest: float
+    allowed: float
+
+    def __str__(self) -> str:
+        return (
+            f"by up to {self.largest:.2g} of the network's largest output (allowed: {self.allowed:.2g}, {ROOM} times as "
+            "far as float32 rounding moves ours)"
+        )
+
+
+def export_adapter(
+    model: Model,
+    folder: str | Path,
+    *,
+    walk: Walk | None = None,
+    form: Form = "adapter",
+    card: Mapping[str, Any] | None = None,
+) -> Likeness:
+    """Writes the adapter of `model` as `load_lora_weights` of diffusers takes it, and verifies it in a fresh process.
+
+    The fresh process loads the base with plain diffusers, and the adapter into it, and calls the network at the levels of
+    the walk. Only if it says what the student says does the folder appear.
+
+    Args:
+        model: a LoRA student, on the CPU.
+        folder: where to; only an earlier export there is replaced.
+        walk: another than the model's own. A student of any number of calls becomes an adapter for this one.
+        form: comfyui writes a second file, under the names that ComfyUI has for the layers.
+        card: facts for the model card, a line each.
+
+    Returns:
+        The largest difference, and what was allowed.
+
+    Raises:
+        ValueError: it is no LoRA student, stock diffusers loads no adapters into such a network, the outputs differ, or
+            something else is at `folder`.
+    """
+    check_free(Path(folder))
+    check_adapter(model, form)
+    chosen, denoiser = walk or model.walk, model.denoiser
+    network, levels = denoiser.network, chosen.levels(denoiser)
+    factors = factors_along(denoiser, levels)
+    call, ours, moved = _said(denoiser, levels)
+    with atomic_folder(Path(folder)) as temporary:
+        write_adapter(temporary, network, factors)
+        if form == "comfyui":
+            write_for_comfyui(temporary, network, factors)
+        write_note(temporary, chosen, base={"source": base_of(network), "weights": mark_of(network)})
+        theirs = _stock_said(temporary, network_folder(base_of(network), part_of(network)), part_of(network), call)
+        size = ours.abs().max()
+        likeness = Likeness(
+            float((theirs - ours).abs().max() / size), ROOM * max(float((moved - ours).abs().max() / size), STEP)
+        )
+        if not likeness.largest <= likeness.allowed:
+            raise ValueError(
+                f"the base with the exported adapter differs from the student {likeness}; nothing was exported"
+            )
+        facts = dict(card or {}) | {"verified": f"the network's output, largest difference {likeness.largest:.2g}"}
+        (temporary / "README.md").write_text(_card(Path(folder).name, chosen, denoiser, facts))
+    return likeness
+
+
+def check_adapter(model: Model, form: Form) -> None:
+    """Raises ValueError where `model` is no LoRA student, or nobody could load its adapter in this form."""
+    network: Any = model.denoiser.network
+    if not is_adapted(network):
+        raise ValueError(
+            "only a LoRA student has an adapter, and this one is none; leave --form out, or tune one with --lora"
+        )
+    if not hasattr(type(network), "load_lora_adapter"):
+        kind = type(network).__name__
+        raise ValueError(f"stock diffusers loads no adapters into a {kind}; leave --form out, which fuses it with its base")
+    if form == "comfyui":
+        check_for_comfyui(network)
+
+
+@torch.no_grad()
+def _said(denoiser: Denoiser, levels: Tensor) -> tuple[tuple[Any, Any], Tensor, Tensor]:
+    """How the network is called along a walk, what it says, and what it says where the levels are a rounding higher."""
+    seen: list[tuple[Any, Any, Tensor]] = []
+
+    def see(_: object, given: Any, named: Any, output: Any) -> None:
+        seen.append((given, named, output if isinstance(output, Tensor) else output[0]))
+
+    lows = torch.cat([levels[1:], levels.new_zeros(1)]).float()
+    cond = denoiser.blank.expand(len(levels)).until(lows)
+    noise = torch.randn(len(levels), *denoiser.space.shape, generator=torch.Generator().manual_seed(0))
+    hook = denoiser.network.register_forward_hook(see, with_kwargs=True)
+    try:
+        for sigma in (levels, levels * (1 + STEP)):
+            denoiser(sigma.float().view(-1, *[1] * (noise.ndim - 1)) * noise, sigma, cond)
+    finally:
+        hook.remove()
+    (given, named, ours), (*_, moved) = seen
+    return (given, named), ours, moved
+
+
+def _stock_said(adapter: Path, network: Path, part: str, call: tuple[Any, Any]) -> Tensor:
+    """What a fresh process gets from the base with the adapter."""
+    variants = [name.split("-")[0] for name in weight_files(network, WEIGHTS)[0].name.split(".")[1:-1]]
+    with tempfile.TemporaryDirectory() as scratch:
+        calls, out = Path(scratch) / "calls.pt", Path(scratch) / "said.npy"
+        torch.save(call, calls)
+        given = [str(each) for each in (network, adapter, part, *(variants or [""]), calls, out)]
+        command = [sys.executable, "-I", stock_adapter.__file__, *given]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"stock diffusers cannot load the exported adapter: {last_line(done.stderr)}")
+        return torch.from_numpy(np.load(out))
+
+
+def _card(name: str, walk: Walk, denoiser: Denoiser, facts: Mapping[str, Any]) -> str:
+    lines = "\n".join(f"- **{key}**: {plain(value)}" for key, value in facts.items())
+    base, levels = base_of(denoiser.network), walk.levels(denoiser)
+    times = ", ".join(f"{time:.6g}" for time in denoiser.schedule.time(levels).tolist())
+    return f"""---
+library_name: diffusers
+base_model: {base}
+tags: [lora, few-step, consistency, fewstep]
+---
+# {name}
+
+A few-step adapter, tuned with fewstep. It makes of its base a generator that is sampled by `{walk}`, without guidance:
+
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{base}")
+pipeline.load_lora_weights("{name}")
+```
+
+The network is called at the times {times}.
+
+{lines}
+"""

@@ -1,0 +1,27 @@
+"""Run as a script in a fresh process: a base with an adapter, by stock diffusers and nothing of ours.
+
+python stock_adapter.py NETWORK ADAPTER PART VARIANT CALLS.pt OUT.npy
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import torch
+
+
+def main(network: str, adapter: str, part: str, variant: str, calls: str, out: str) -> None:
+    """Writes what the network in a folder says with the adapter in another, called as the file of `calls` has it."""
+    kind = getattr(diffusers, json.loads((Path(network) / "config.json").read_text())["_class_name"])
+    model = kind.from_pretrained(network, local_files_only=True, variant=variant or None, torch_dtype=torch.float32)
+    model.load_lora_adapter(adapter, prefix=part, use_safetensors=True)
+    given, named = torch.load(calls, weights_only=True)
+    with torch.no_grad():
+        said = model(*given, **named)
+    np.save(out, (said if isinstance(said, torch.Tensor) else said[0]).numpy())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
