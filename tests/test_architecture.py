@@ -53,8 +53,9 @@ LOADERS = {  # what could run the code in a file, or of a folder, and who may ca
         "core/pretrained.py",
         "diffusion/formats/opening.py",
         "diffusion/formats/stock.py",
-    },  # the last samples our own export
-    "torch.load": {"core/files.py", "core/weights.py"},
+        "diffusion/formats/stock_adapter.py",
+    },  # the last two sample our own exports
+    "torch.load": {"core/files.py", "core/weights.py", "diffusion/formats/stock_adapter.py"},
     "pickle.load": set(),
 }
 

@@ -120,7 +120,8 @@ def _said(denoiser: Denoiser, levels: Tensor) -> tuple[tuple[Any, Any], Tensor, 
     seen: list[tuple[Any, Any, Tensor]] = []
 
     def see(_: object, given: Any, named: Any, output: Any) -> None:
-        seen.append((given, named, output if isinstance(output, Tensor) else output[0]))
+        said = output if isinstance(output, Tensor) else output[0]
+        seen.append((given, named, torch.stack(said) if isinstance(said, list) else said))  # some give a list of samples
 
     lows = torch.cat([levels[1:], levels.new_zeros(1)]).float()
     cond = denoiser.blank.expand(len(levels)).until(lows)

@@ -20,7 +20,8 @@ def main(network: str, adapter: str, part: str, variant: str, calls: str, out: s
     given, named = torch.load(calls, weights_only=True)
     with torch.no_grad():
         said = model(*given, **named)
-    np.save(out, (said if isinstance(said, torch.Tensor) else said[0]).numpy())
+    said = said if isinstance(said, torch.Tensor) else said[0]
+    np.save(out, (torch.stack(said) if isinstance(said, list) else said).numpy())
 
 
 if __name__ == "__main__":
