@@ -208,6 +208,10 @@ def single_file(place: Place) -> None:
     torch.save(hostile.Canary(place.outside / CANARY), place.here / "model.pt")
 
 
+def pickled_network(place: Place) -> None:
+    (place.here / "edm.pkl").write_bytes(pickle.dumps({"ema": hostile.Canary(place.outside / CANARY)}))
+
+
 def deep_calibration(place: Place) -> None:
     (place.here / "rule.json").write_text(hostile.DEEP)
 
@@ -234,6 +238,8 @@ COMMANDS: dict[str, tuple[Callable[[Place], object], str, str]] = {
         pickle_alone("image"), "sample checkpoint --steps 1 --out samples", "holds more than plain tensors"
     ),
     "sample: a single file": (single_file, "sample model.pt --steps 1 --out samples", "model.pt holds weights"),
+    "import: a pickle": (pickled_network, "import edm.pkl --out out", "which none of the networks needs"),
+    "import: tensors": (single_file, "import model.pt --out out", "holds more than plain tensors"),
     "settle: code in the features": (
         code_alone("vision"), "settle sound/image --features checkpoint --out settle", "does not know this evil"
     ),

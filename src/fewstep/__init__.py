@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .diffusion.formats.exporting import export as export
     from .diffusion.formats.folder import load as load
     from .diffusion.formats.folder import save as save
+    from .diffusion.formats.foreign.importing import import_checkpoint as import_checkpoint
     from .diffusion.loss import consistency_loss as consistency_loss
     from .diffusion.measure.dial import score as score
     from .diffusion.measuring import dial_checkpoints as dial_checkpoints
@@ -76,6 +77,7 @@ _NAMES = {
     "diffusion.denoiser": ["Denoiser", "edm", "flow", "vp"],
     "diffusion.formats.exporting": ["export"],
     "diffusion.formats.folder": ["load", "save"],
+    "diffusion.formats.foreign.importing": ["import_checkpoint"],
     "diffusion.loss": ["consistency_loss"],
     "diffusion.measure.dial": ["score"],
     "diffusion.measuring": ["dial_checkpoints", "measure_checkpoint", "settle_checkpoint"],

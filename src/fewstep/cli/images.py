@@ -90,6 +90,39 @@ def export(
         say_next("sample", folder, "--out", "samples")
 
 
+def import_(
+    file: Positional[Path],
+    /,
+    *,
+    out: Path,
+    kind: Literal["diffusion", "consistency"] | None = None,
+    size: int | None = None,
+    head: int | None = None,
+    part: str | None = None,
+    consistency_time: bool = False,
+) -> None:
+    """Write a checkpoint file of EDM, EDM2, ECT, FastGen or openai/consistency_models as a folder that every command takes.
+
+    No code in the file runs.
+
+    Args:
+        file: a .pkl, .pt, .pth or .safetensors.
+        out: the folder to write.
+        kind: what it was trained for, where neither the file nor its name says it.
+        size: side of its pictures in pixels, where its weights do not say it.
+        head: channels of an attention head; 64 in all published files.
+        part: what the names of its weights begin with, where it holds several networks.
+        consistency_time: give an ADM network of EDM the time that stock pipelines tell, before it is tuned for export.
+    """
+    at_least(1, size=size, head=head)
+    from ..diffusion.formats.foreign.importing import import_checkpoint
+
+    model = import_checkpoint(file, out, kind=kind, size=size, head=head, part=part, consistency_time=consistency_time)
+    shape = "x".join(map(str, model.denoiser.space.shape))
+    print(f"{out} holds a {type(model.denoiser.network).__name__} for {shape}, sampled by {model.walk}")
+    say_next("sample", out, "--out", "samples", *(("--label", 0) if model.denoiser.takes else ()))
+
+
 def demo(*, out: Path = Path("demo"), images: int = 12_000, n: int = 1000, seed: int = 0) -> None:
     """Turn the bundled diffusion checkpoint into a few-step generator, with pictures and scores.
 

@@ -12,16 +12,15 @@ ASSETS = Path(__file__).parent.parent / "assets"  # what comes with the package
 PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"]
 HUB_SECONDS = 5.0  # that the hub may take to say whether it has a repository
 JSON_BYTES, JSON_DEPTH = 16 << 20, 64  # far above any configuration
-_STATE = (
-    "weights or a training state without the network they belong to; save the model as a folder with the code that wrote it"
-)
+_IMPORTED = "`fewstep import` writes those of EDM, EDM2, ECT, FastGen and openai/consistency_models as a folder"
+_STATE = f"weights or a training state without the network they belong to; {_IMPORTED}"
 FILES = {  # what single files hold, and what to do with them
-    ".pkl": "a pickle, and reading it would run the code in it; save the model as a folder with the code that wrote it",
+    ".pkl": f"a pickle, and reading it would run the code in it; {_IMPORTED}, without running it",
     ".pt": _STATE,
     ".pth": _STATE,
     ".ckpt": _STATE,
     ".bin": "weights without the network they belong to; give the folder they came in",
-    ".safetensors": "weights without the network they belong to; give the folder they came in",
+    ".safetensors": f"weights without the network they belong to; give the folder they came in; {_IMPORTED}",
     ".gguf": "weights quantised for llama.cpp; give the folder of the model they were made from",
     ".onnx": "a network compiled for onnxruntime; give the folder of the model it was made from",
 }

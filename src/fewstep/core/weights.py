@@ -88,8 +88,12 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} is cut off or no safetensors file ({in_short(error)}); fetch or save it again") from error
 
 
-def _unpickled(file: Path) -> dict[str, Tensor]:
-    """What a .bin holds, as torch reads it when nothing but tensors and containers is allowed."""
+def read_torch(file: Path) -> Any:
+    """What a file of torch.save holds, as torch reads it when nothing but tensors and containers is allowed.
+
+    Raises:
+        ValueError: it is compressed, damaged, or holds anything else.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             ways = {entry.compress_type for entry in archive.infolist()}
@@ -98,11 +102,16 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     if ways - {zipfile.ZIP_STORED}:  # it could unpack to any size
         raise ValueError(f"{file} is a compressed archive, which torch.save does not write; save it as safetensors")
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True, mmap=bool(ways))
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=bool(ways))
     except Exception as error:  # zip, pickle and torch errors alike; torch's own message advises to run the code
         raise ValueError(
             f"{file} is damaged, or holds more than plain tensors, which only its code could read; save it as safetensors"
         ) from error
+
+
+def _unpickled(file: Path) -> dict[str, Tensor]:
+    """What a .bin holds."""
+    found = read_torch(file)
     if not isinstance(found, dict) or not all(isinstance(name, str) and _is_plain(value) for name, value in found.items()):
         raise ValueError(f"{file} does not hold tensors by their names, as state_dict() gives them; save it as safetensors")
     if sum(tensor.nbytes for tensor in found.values()) > 2 * file.stat().st_size:  # some weights may be shared

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from ...core.source import inside, read_json
 from ...core.weights import TooLargeError, at_most, check_finite, elements, read_weights
-from .parts import NETWORKS, WERE_CALLED
+from .parts import NETWORKS, OURS, WERE_CALLED
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # diffusers' names
 MOST = 1 << 20  # of any number in a network's configuration
@@ -45,7 +46,7 @@ def read_network(folder: Path) -> nn.Module:
         _try(folder, plan)
     weights = _named(weights, plan)
     _check_names(folder, plan.state_dict(), weights)
-    if plan.config["out_channels"] == 2 * plan.config["in_channels"]:
+    if kind not in OURS and plan.config["out_channels"] == 2 * plan.config["in_channels"]:
         settings["out_channels"] = plan.config["in_channels"]
         weights |= _mean(weights, kind, plan.config["in_channels"])
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and all are replaced
@@ -108,6 +109,13 @@ def _is_sound(value: Any, depth: int = 0) -> bool:
     return not isinstance(value, int | float) or -MOST <= value <= MOST
 
 
+def class_of(kind: str) -> Any:
+    """The class of a network that fewstep reads: diffusers', or one of ours where diffusers has none."""
+    import diffusers
+
+    return getattr(import_module(OURS[kind], __package__), kind) if kind in OURS else getattr(diffusers, kind)
+
+
 def _kind(folder: Path, config: Mapping[str, Any]) -> str:
     said = config.get("_class_name")
     kind = WERE_CALLED.get(said, said) if isinstance(said, str) else None
@@ -126,9 +134,7 @@ def _check_bits(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _settings(folder: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """What `config` says of the network itself and not of the library that wrote it."""
-    import diffusers
-
-    known = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    known = inspect.signature(class_of(kind).__init__).parameters
     settings = {name: value for name, value in config.items() if name in known and name != "self"}
     for name, value in settings.items():
         items = value if isinstance(value, list) else [value]
@@ -160,10 +166,8 @@ def _check_depth(folder: Path, settings: Mapping[str, Any], weights: int) -> Non
 
 
 def _build(folder: Path, kind: str, settings: Mapping[str, Any]) -> Any:
-    import diffusers
-
     try:
-        return getattr(diffusers, kind)(**settings)
+        return class_of(kind)(**settings)
     except TooLargeError:
         raise
     except Exception as error:  # whatever a constructor says of arguments that it was not made for

@@ -8,7 +8,8 @@ from typing import Any
 
 from ...core.source import inside, read_json
 
-NETWORKS = ("UNet2DModel", "DiTTransformer2DModel")
+OURS = {"SongUNet": ".foreign.song", "EDM2UNet": ".foreign.edm2"}  # and where they are, imported when one is read
+NETWORKS = ("UNet2DModel", "DiTTransformer2DModel", *OURS)
 WERE_CALLED = {"Transformer2DModel": "DiTTransformer2DModel"}  # published DiTs bear the older name
 HOMES = ("diffusers.models.unets.", "diffusers.models.transformers.")  # where diffusers keeps what denoises
 
@@ -45,7 +46,11 @@ def read_parts(folder: Path) -> Parts:
     classes = _classes(folder, index)
     pipeline = index.get("_class_name")
     said = pipeline if isinstance(pipeline, str) else "pipeline"
-    names = {part: WERE_CALLED.get(name, name) for part, (library, name) in classes.items() if library == "diffusers"}
+    names = {
+        part: WERE_CALLED.get(name, name)
+        for part, (library, name) in classes.items()
+        if library == "diffusers" or is_ours(library, name)
+    }
     networks = {part: name for part, name in names.items() if is_network(name)}
     listed = ", ".join(
         sorted(name if library == "diffusers" else f"{library}.{name}" for library, name in classes.values())
@@ -64,8 +69,13 @@ def read_parts(folder: Path) -> Parts:
 
 
 def is_network(name: str) -> bool:
-    """Whether diffusers has a network of that class that denoises."""
-    return str(getattr(_of_diffusers(name), "__module__", "")).startswith(HOMES)
+    """Whether there is a network of that class that denoises: in diffusers, or here."""
+    return name in OURS or str(getattr(_of_diffusers(name), "__module__", "")).startswith(HOMES)
+
+
+def is_ours(library: str, name: str) -> bool:
+    """Whether it is a network that diffusers does not have and fewstep does."""
+    return name in OURS and library.startswith("fewstep.")
 
 
 def part_folder(folder: Path, part: str) -> Path:
