@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
 from tiny_pipelines import CALLS, FAMILIES, tiny_pipeline
 from torch import Tensor
 
-from fewstep.core.seeds import generators
+from fewstep.core.seeds import generators, normal
 from fewstep.diffusion import samplers
+from fewstep.diffusion.calling import Calling
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.model import Model
-from fewstep.diffusion.schedule import PURE_NOISE, DiscreteVP
-from fewstep.diffusion.walk import Segments, prior
+from fewstep.diffusion.schedule import PURE_NOISE, DiscreteVP, TrigFlow
+from fewstep.diffusion.walk import Segments
 
 PROMPTS = ["a red boot", "a small house beside a large tree"]
 STEPS = 4
@@ -44,13 +46,50 @@ def levels(model: Model) -> Tensor:
     scheduler, schedule = model.pipeline.stock.scheduler, model.denoiser.schedule
     if isinstance(schedule, DiscreteVP):
         return schedule.ln_sigmas[scheduler.timesteps.long()].exp()
+    if isinstance(schedule, TrigFlow):
+        return (scheduler.betas[:STEPS].double() / scheduler.alphas[:STEPS].double()).clamp(max=PURE_NOISE)
     u = scheduler.sigmas[:STEPS].double()
     return torch.where(u < 1, u / (1 - u), PURE_NOISE)
 
 
+def whole(denoiser: Denoiser) -> Denoiser:
+    """The same told its time without a fraction, as the scheduler would."""
+
+    class Whole(Calling):
+        def told(self, time: Tensor) -> Tensor:
+            return super().told((time + 1e-6).floor())
+
+    for part in (denoiser, getattr(denoiser, "denoiser", denoiser)):
+        part.call = Whole(**vars(part.call))
+    return denoiser
+
+
+def begun(model: Model) -> Tensor:
+    """The state at the first of these levels, of the noise that the pipeline begins with."""
+    scheduler, shape, first = model.pipeline.stock.scheduler, model.denoiser.space.shape, levels(model)[0]
+    noise = normal(generators([0, 1]), shape).double()
+    if isinstance(scheduler, EulerDiscreteScheduler):
+        return noise * float(scheduler.init_noise_sigma)
+    return noise / model.denoiser.schedule.scale(first)
+
+
 def walked(model: Model, denoiser: Denoiser, cond) -> Tensor:
-    """DDIM, which is Euler for flows, by our loop on the scheduler's levels."""
-    return samplers.ddim(denoiser, prior(denoiser, generators([0, 1])), levels(model), cond)
+    """By our loop on the scheduler's levels, which is DDIM or Euler; by the scheduler's own where it is of higher order."""
+    x = begun(model)
+    if isinstance(model.pipeline.stock.scheduler, DPMSolverMultistepScheduler | UniPCMultistepScheduler):
+        denoiser = whole(denoiser)
+    if not isinstance(denoiser.schedule, TrigFlow):
+        return samplers.ddim(denoiser, x, levels(model), cond)
+    scheduler = model.pipeline.stock.scheduler
+    scheduler.set_timesteps(STEPS)
+    z = x * denoiser.schedule.scale(levels(model)[0])
+    for t, sigma in zip(scheduler.timesteps, levels(model), strict=True):
+        s = sigma.expand(2)
+        with torch.no_grad():
+            x0 = denoiser(z * (1 + sigma**2) ** 0.5, s, cond)
+        angle = sigma.atan()
+        z = scheduler.step((angle.cos() * z - x0) / angle.sin(), t, z).prev_sample
+    return z
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .calling import Calling, time_name
 from .cond import LENGTH, Cond
-from .recording import Call, Step, record
+from .recording import Call, Step, record, shifted
 
 Kind = Literal["rows", "list", "each", "shared"]
 COUNT = 3  # samples in a recording: no position, size or half has three rows by chance
@@ -50,6 +50,7 @@ class Manner:
         masks: the types of masks, which a pipeline leaves out where nothing is to be masked.
         off: the arguments that switch guidance off.
         guide: how it is switched on; None where it cannot be.
+        mu: by which the scheduler shifts its levels for samples of this size; None where it does not.
         first, null: conditions of a few samples, with something and with nothing.
     """
 
@@ -59,6 +60,7 @@ class Manner:
     masks: Mapping[str, torch.dtype]
     off: Mapping[str, object]
     guide: Guide | None
+    mu: float | None
     first: Cond
     null: Cond | None
 
@@ -140,7 +142,8 @@ def learn(pipeline: Any, network: nn.Module, told: Mapping[str, object]) -> Mann
             guided = None
         else:
             off = {name: _off(pipeline, network, told, name)}
-    steps = record(pipeline, network, dict(told) | off, steps=COUNT)
+    with shifted(pipeline.scheduler) as shift:
+        steps = record(pipeline, network, dict(told) | off, steps=COUNT)
     if any([len(call.x) for call in step.calls] != [COUNT] for step in steps):
         raise ValueError(f"{type(pipeline).__name__} calls its network more than once a step, without any guidance")
     calling, kinds = _calling(steps, network), _kinds(steps[0].calls[0].others)
@@ -149,7 +152,7 @@ def learn(pipeline: Any, network: nn.Module, told: Mapping[str, object]) -> Mann
         for each, value in steps[0].calls[0].others.items()
         if kinds[each] == "rows" and isinstance(value, Tensor) and value.ndim == 2 and "mask" in each
     }
-    plain = Manner(calling, tuple(steps[0].state.shape[1:]), kinds, masks, off, None, Cond(), None)
+    plain = Manner(calling, tuple(steps[0].state.shape[1:]), kinds, masks, off, None, shift.get("mu"), Cond(), None)
     first = plain.cond(steps[0].calls[0])
     if guided is None or name is None:
         return replace(plain, first=first)

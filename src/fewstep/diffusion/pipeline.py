@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -105,7 +106,7 @@ class Pipeline:
             for name, value in manner.first.rows.items()
         }
         if isinstance(schedule, Rectified):
-            schedule = _as_set_up(schedule, self.stock.scheduler)
+            schedule = _as_set_up(schedule, self.stock.scheduler.config, manner.mu)
         return Denoiser(
             self.network, schedule, prediction, space=Latents(manner.shape), takes=takes, call=manner.calling,
             blank=manner.first.part(slice(0, 1)),
@@ -206,13 +207,11 @@ class Pipeline:
             )
 
 
-def _as_set_up(schedule: Rectified, scheduler: Any) -> Rectified:
-    """The schedule from pure noise on, shifted as the pipeline shifts it for pictures of this size."""
+def _as_set_up(schedule: Rectified, config: Mapping[str, Any], mu: float | None) -> Rectified:
+    """The schedule from pure noise on, shifted as the pipeline shifts it for samples of this size."""
     shift = schedule.shift
-    if scheduler.config.get("use_dynamic_shifting"):
-        u = scheduler.sigmas[:COUNT].double()  # of COUNT + 1 steps, which were even
-        even = torch.linspace(1, 0, COUNT + 2, dtype=torch.float64)[:COUNT]
-        shift = float((u[1:].logit() - even[1:].logit()).mean().exp())
+    if config.get("use_dynamic_shifting") and mu is not None:
+        shift = math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
     return replace(schedule, shift=shift, sigma_max=PURE_NOISE)
 
 

@@ -138,6 +138,21 @@ def run(pipeline: Any, told: Mapping[str, object]) -> Tensor:
 
 
 @contextmanager
+def shifted(scheduler: Any) -> Iterator[dict[str, float]]:
+    """Yields a dictionary in which "mu" will be what the pipeline sets the scheduler up with, if it does."""
+    original, found = scheduler.set_timesteps, {}
+
+    @wraps(original)
+    def set_timesteps(*args: Any, **named: Any) -> Any:
+        if named.get("mu") is not None:
+            found["mu"] = float(named["mu"])
+        return original(*args, **named)
+
+    with replaced(scheduler, "set_timesteps", set_timesteps):
+        yield found
+
+
+@contextmanager
 def replaced(thing: Any, name: str, value: object) -> Iterator[None]:
     """Meanwhile thing.name is `value`, for this one object."""
     before = vars(thing).get(name, _Enough)
