@@ -123,6 +123,19 @@ def import_(
     say_next("sample", out, "--out", "samples", *(("--label", 0) if model.denoiser.takes else ()))
 
 
+def push(folder: Positional[Path], repository: Positional[str], /, *, private: bool = False) -> None:
+    """Upload an exported folder to the hub, as one commit.
+
+    Args:
+        folder: what `fewstep export` wrote.
+        repository: owner/name; it is made if there is none. Log in before with `hf auth login`.
+        private: a new repository is seen by its owner alone.
+    """
+    from ..core.hub import push as upload
+
+    print(upload(folder, repository, private=private))
+
+
 def demo(*, out: Path = Path("demo"), images: int = 12_000, n: int = 1000, seed: int = 0) -> None:
     """Turn the bundled diffusion checkpoint into a few-step generator, with pictures and scores.
 

@@ -30,7 +30,7 @@ def folder_of(source: str | Path, what: str, *, bundled: str, pickles: bool = Fa
     """The folder `source`, or the snapshot of the hub repository of that name.
 
     Args:
-        source: a folder, the id of a hub repository, owner/name, or "bundled".
+        source: a folder, the id of a hub repository, owner/name, "bundled", or "bundled-text" for the text-to-image model.
         what: what should be in it, for the errors, such as "diffusers folder".
         bundled: the one of the package's own that the name "bundled" stands for.
         pickles: whether .bin files are fetched too; whoever reads them must take plain tensors only.
@@ -38,7 +38,8 @@ def folder_of(source: str | Path, what: str, *, bundled: str, pickles: bool = Fa
     Raises:
         ValueError: it is neither.
     """
-    path = ASSETS / bundled if source == "bundled" else Path(source)
+    ours = {"bundled": bundled, "bundled-text": "text_to_image"}
+    path = ASSETS / ours[str(source)] if str(source) in ours else Path(source)
     if path.is_dir():
         return path
     name = str(source)

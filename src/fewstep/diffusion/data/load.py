@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...core.progress import track
 from ...core.source import ASSETS
+from .clothes import Clothes
 from .encoded import EncodedPictures, hub_pictures, parquet_pictures
 from .examples import Samples
 from .files import Archive, FilePictures, Folder, Tar
@@ -51,6 +52,11 @@ def load_images(source: str | Path, *, channels: int, size: int | tuple[int, int
             more than is kept in memory.
     """
     shape = shape_of(channels, size)
+    if source == "bundled-text":
+        clothes = Clothes(load_images("bundled", channels=1, size=28))
+        if clothes.shape != shape:
+            raise ValueError(f"the bundled clothes are 3x32x32, the model takes {'x'.join(map(str, shape))}")
+        return clothes
     ready = arrays_in(source, shape, labels=labels)
     if ready is not None:
         return ready
