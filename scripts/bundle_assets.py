@@ -19,11 +19,11 @@ import sys
 from pathlib import Path
 
 import torch
+from diffusers import DiffusionPipeline
 from train_features import read_idx
 
 from fewstep.core.source import ASSETS
 from fewstep.diffusion.data import Images, load_images, save_images
-from fewstep.diffusion.formats.folder import diffusion_pipeline, load
 from fewstep.masked.load import load_text, load_tokenizer
 
 
@@ -37,8 +37,8 @@ def assets(data: Path, run: Path) -> None:
     first = range(10_000)
     labels = torch.tensor([int(images.cond(k)["class_labels"]) for k in first], dtype=torch.uint8)
     save_images(Images(images.raw(first), labels), ASSETS / "fashion_mnist" / "images.npz")
-    pipeline = diffusion_pipeline(load(run / "model"))
     shutil.rmtree(ASSETS / "teacher", ignore_errors=True)
+    pipeline = DiffusionPipeline.from_pretrained(run / "model", local_files_only=True)
     pipeline.to(dtype=torch.float16).save_pretrained(ASSETS / "teacher")
     shutil.copy(run / "receipt.json", ASSETS / "teacher" / "receipt.json")
 
