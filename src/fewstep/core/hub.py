@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 CARD = "README.md"
@@ -24,17 +25,12 @@ def push(folder: str | Path, repository: str, *, private: bool = False) -> str:
         ValueError: it is no exported folder, the name is none, or the hub does not take it.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     folder = Path(folder)
     _check(folder)
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise ValueError(f"{repository!r} is no name on the hub; give owner/name") from error
-    if repository.count("/") != 1:
-        raise ValueError(f"{repository!r} does not say whose repository it is; give owner/name")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ValueError(f"{repository!r} is no name on the hub; give owner/name")
     hub = HfApi()
     try:
         hub.whoami()  # before gigabytes are read
