@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import fewstep, tiny
+from conftest import fewstep, fresh, tiny
 from families import FAMILIES
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -19,8 +19,11 @@ from torch.testing import assert_close
 from fewstep import Lessons, Loss, Run, Training, tune_checkpoint
 from fewstep.core.files import load_state
 from fewstep.core.interrupts import Interrupted
+from fewstep.diffusion.checkpoints import _choose_what_trains
+from fewstep.diffusion.choices import Choices
 from fewstep.diffusion.cond import NOTHING
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.depth import checkpointing, freeze, hold_in_bfloat16
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.lora import LoRA, adapt, at_strength, factors_of, fused, layers_of, mark_of
 from fewstep.diffusion.model import Model
@@ -218,8 +221,6 @@ def test_an_adapter_meets_its_own_base_or_a_sentence(tmp_path) -> None:
 
 @pytest.mark.parametrize("family", ["UNet2D, VP", "DiT, a time embedding in each block"])
 def test_frozen_blocks_do_not_train(family: str) -> None:
-    from fewstep.diffusion.depth import freeze
-
     denoiser, _ = FAMILIES[family]()
     freeze(denoiser.network, 1)
     block = "transformer_blocks.0." if "DiT" in family else "down_blocks.0."
@@ -228,3 +229,70 @@ def test_frozen_blocks_do_not_train(family: str) -> None:
     adapt(denoiser, LoRA(2), frozen=1)
     assert not [name for name in layers_of(denoiser.network) if name.startswith(block)]
     assert layers_of(denoiser.network)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch of its own RMSNorm under autocast
+@pytest.mark.parametrize("family", ATTENDING)
+def test_a_base_held_in_bfloat16_is_what_autocast_makes_of_it(family: str) -> None:
+    """Bit by bit, and so are the gradients of the factors."""
+    denoiser, cond = FAMILIES[family]()
+    adapted(denoiser)
+    x, t = torch.randn(2, *denoiser.space.shape), denoiser.schedule.grid(2).float()
+    said, gradients = [], []
+    mark, size = mark_of(denoiser.network), sum(p.nbytes for p in denoiser.parameters())
+    for held in (False, True):
+        if held:
+            hold_in_bfloat16(denoiser.network)
+        with torch.autocast("cpu", torch.bfloat16):
+            said.append(denoiser(x, t, cond.expand(2)))
+            said[-1].square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None]))
+        denoiser.zero_grad()
+    assert torch.equal(*said) and torch.equal(*gradients) and gradients[0].any()
+    assert {p.dtype for p in denoiser.parameters() if p.requires_grad} == {torch.float32}
+    assert mark_of(denoiser.network) == mark and sum(p.nbytes for p in denoiser.parameters()) < 0.9 * size
+
+
+def test_a_run_in_bfloat16_holds_its_base_so_and_gives_it_back_whole(place, monkeypatch) -> None:
+    from fewstep.diffusion import checkpoints
+
+    chosen = Run(Path("held"), precision="bf16"), Run(Path("whole"), precision="bf16")
+    models = []
+    for run in chosen:
+        fresh()
+        training = Training(images=16, batch=8, lora=2)
+        models.append(tune_checkpoint("teacher", Lessons("data.npz"), run, loss=Loss(segments="any"), training=training))
+        monkeypatch.setattr(checkpoints, "_autocasts", lambda run: False)
+    ours, theirs = (factors_of(model.denoiser.network) for model in models)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert {p.dtype for p in models[0].denoiser.parameters()} == {torch.float32}
+    assert torch.equal(models[0].sample([0]), models[1].sample([0]))
+
+
+@pytest.mark.parametrize("lora", [None, 2])
+def test_checkpointing_changes_no_weight(place, lora: int | None) -> None:
+    for out in ("kept", "again"):
+        run = Run(Path(out), precision="no", checkpointing=out == "again")
+        tune_checkpoint(
+            "teacher", Lessons("data.npz"), run, loss=Loss(segments="any"),
+            training=Training(images=24, batch=8, lora=lora, dropout=0.2),
+        )  # fmt: skip
+    kept, again = (load_state(f"{out}/state.pt")["student"] for out in ("kept", "again"))
+    assert kept.keys() == again.keys() and all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+def test_checkpointing_is_refused_where_it_would_be_wrong(tmp_path) -> None:
+    denoiser = FAMILIES["DiT, a time embedding in each block"]()[0]
+    for segments in (2, "any"):
+        student = TwoTimes(denoiser) if segments == "any" else denoiser
+        chosen = Choices(
+            Lessons("missing.npz"), Run(tmp_path, checkpointing=True), Loss(segments=segments), Training(images=8)
+        )
+        if segments == "any":
+            with pytest.raises(ValueError, match="leave it out of --segments any"):
+                _choose_what_trains("it", student, chosen)
+        else:
+            _choose_what_trains("it", student, chosen)
+            assert denoiser.network.is_gradient_checkpointing
+    with pytest.raises(ValueError, match="leave --checkpointing out"):
+        checkpointing(nn.Linear(1, 1))

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 
 from ..core.checks import at_least, positive
+from ..core.device import default_accelerator
 from ..core.files import writable
 from .choices import Choices, Lessons, Loss, Run, Training, averages, given, rate_of
 from .data import Paths, Source, load_images
 from .denoiser import Denoiser
-from .depth import checkpointing, freeze
+from .depth import blocks_of, checkpointing, freeze, hold_in_bfloat16
 from .formats.folder import load
 from .formats.pipelines import stock_pipeline
 from .lessons import made_for, paths_of, training_data, visited
@@ -118,10 +119,28 @@ def tune_checkpoint(
     stages = _stages(checkpoint, student, teacher, recipe | loss.fitted(student, teacher), chosen)
     if training.scratch:
         student = _renewed(student, training.seed)
-    return run_stages(
+    held = training.lora is not None and _autocasts(run)
+    if held:
+        hold_in_bfloat16(student.network)
+    model = run_stages(
         student, stages, run.out, resume=run.resume, precision=run.precision, accumulate=run.accumulate,
         save_every=run.save_every, teacher=None if named.is_student else lessons.teacher or checkpoint,
     )  # fmt: skip
+    return _read_back(run.out) if held else model
+
+
+def _autocasts(run: Run) -> bool:
+    """Whether the run computes in bfloat16 on processes that hold all of the student each."""
+    accelerator = default_accelerator(run.precision, run.accumulate)
+    return accelerator.mixed_precision == "bf16" and getattr(accelerator.state, "fsdp_plugin", None) is None
+
+
+def _read_back(out: Path) -> Model:
+    """The model of a run, once the main process has written it."""
+    from accelerate import PartialState
+
+    PartialState().wait_for_everyone()
+    return load(out)
 
 
 def _classes(samples: Source, data: str) -> int:
@@ -192,6 +211,12 @@ def _choose_what_trains(checkpoint: str, student: Denoiser, chosen: Choices) -> 
                 f"from its base, {base_of(network)}, for another one"
             )
     if chosen.run.checkpointing:
+        inside = tuple(f"{block}." for block in blocks_of(network))
+        if isinstance(student, TwoTimes) and any(place.startswith(inside) for place in student.places):
+            raise ValueError(
+                f"a {type(network).__name__} is told its times inside its blocks, which --checkpointing computes again "
+                "when the second time is gone; leave it out of --segments any"
+            )
         checkpointing(network)
 
 

@@ -116,6 +116,8 @@ class Denoiser(nn.Module):
     def predict(self, inputs: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """The network's raw output, in the dtype of `inputs`; a learned variance is dropped."""
         dtype = next(self.network.parameters()).dtype
+        if torch.is_autocast_enabled(inputs.device.type):  # which rounds where that does no harm; times are to stay apart
+            dtype = torch.promote_types(dtype, torch.float32)
         told = self.call.told(time).to(dtype)
         return self.call(self.network, inputs.to(dtype), told, cond.arguments(dtype, len(inputs))).to(inputs.dtype)
 
