@@ -127,8 +127,8 @@ def _share(within: str) -> float:
         tolerance = float(within.removesuffix("%")) / (100 if within.endswith("%") else 1)
     except ValueError:
         tolerance = math.nan
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"--within takes a share such as 5% or .05, not {within!r}")
+    if not 0 <= tolerance <= 1:
+        raise ValueError(f"--within takes a share such as 5% or .05, at most 100%, not {within!r}")
     return tolerance
 
 

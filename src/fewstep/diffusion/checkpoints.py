@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +14,14 @@ import torch
 from ..core.checks import at_least, positive
 from ..core.device import default_accelerator
 from ..core.files import writable
+from .asked import prompts_in
 from .choices import Choices, Lessons, Loss, Run, Training, averages, given, rate_of
 from .data import Paths, Source, load_images
 from .denoiser import Denoiser
 from .depth import blocks_of, checkpointing, freeze, hold_in_bfloat16
 from .formats.folder import load
 from .formats.pipelines import stock_pipeline
-from .lessons import made_for, paths_of, training_data, visited
+from .lessons import MADE, made_for, nothing_to, paths_of, training_data, visited
 from .lora import adapt, base_of, factors_of, fused, is_adapted, shared
 from .model import Model
 from .recipes import diffusion, ect_demo, new_denoiser, path_regression
@@ -112,11 +114,13 @@ def tune_checkpoint(
     chosen = Choices(lessons, run, loss, training)
     recipe = chosen.recipe()
     check_place(run.out, resume=run.resume)
-    student, named = _models(checkpoint, chosen)
+    prompts = None if lessons.prompts is None else prompts_in(lessons.prompts)
+    start, named = _models(checkpoint, chosen)
+    student = start.denoiser
+    _check_pipeline(named, chosen)
     _say_if_it_cannot_be_exported(student, chosen)
     _choose_what_trains(checkpoint, student, chosen)
-    teacher = lessons.guided(named.denoiser)
-    stages = _stages(checkpoint, student, teacher, recipe | loss.fitted(student, teacher), chosen)
+    stages = _stages(checkpoint, start, named, recipe, chosen, prompts)
     if training.scratch:
         student = _renewed(student, training.seed)
     held = training.lora is not None and _autocasts(run)
@@ -125,6 +129,7 @@ def tune_checkpoint(
     model = run_stages(
         student, stages, run.out, resume=run.resume, precision=run.precision, accumulate=run.accumulate,
         save_every=run.save_every, teacher=None if named.is_student else lessons.teacher or checkpoint,
+        pipeline=start.pipeline,
     )  # fmt: skip
     return _read_back(run.out) if held else model
 
@@ -157,7 +162,7 @@ def check_place(out: Path, *, resume: bool) -> None:
         check_new(folder, resume=resume)
 
 
-def _models(checkpoint: str, chosen: Choices) -> tuple[Denoiser, Model]:
+def _models(checkpoint: str, chosen: Choices) -> tuple[Model, Model]:
     """What is tuned, and its teacher, which may be another student where nothing is taught.
 
     Raises:
@@ -185,7 +190,27 @@ def _models(checkpoint: str, chosen: Choices) -> tuple[Denoiser, Model]:
     if chosen.are_taught:
         on_paths = chosen.lessons.are_paths or chosen.training.midtrain > 0
         _check_teacher(student, teacher.denoiser, along_paths=segments if on_paths and isinstance(segments, int) else None)
-    return student, teacher
+    return dataclasses.replace(start, denoiser=student), teacher
+
+
+def _check_pipeline(teacher: Model, chosen: Choices) -> None:
+    """Raises ValueError where something was chosen that pipelines, or this one, cannot do; before anything is made."""
+    lessons, pipeline = chosen.lessons, teacher.pipeline
+    if pipeline is None:
+        if lessons.guidance is not None:
+            lessons.guided(teacher)
+        if lessons.prompts is not None or lessons.teacher_steps is not None:
+            name = "prompts" if lessons.prompts is not None else "teacher-steps"
+            raise ValueError(f"--{name} is for pipelines that make latents, and this model makes pictures; leave it out")
+        return
+    if lessons.guidance is not None:
+        pipeline.manner.on(lessons.guidance, 1)
+    if lessons.null_label is not None:
+        raise ValueError("this pipeline knows itself what means nothing to it; leave --null-label out")
+    if lessons.mirror:
+        raise ValueError("--mirror flips pictures, and a pipeline's latents are none; leave it out")
+    if (lessons.are_paths or chosen.training.midtrain) and pipeline.prompted:
+        raise ValueError("--midtrain and --data paths are not for prompts yet; leave them out, or let the teacher hop")
 
 
 def _choose_what_trains(checkpoint: str, student: Denoiser, chosen: Choices) -> None:
@@ -239,17 +264,27 @@ def _say_if_it_cannot_be_exported(student: Denoiser, chosen: Choices) -> None:
         logger.warning("this student cannot be exported: %s", why)
 
 
-def _stages(checkpoint: str, student: Denoiser, teacher: Denoiser, recipe: dict[str, Any], chosen: Choices) -> list[Stage]:
-    """The tuning, behind path regression if that was asked for; what the teacher has to make for them is made here."""
+def _stages(
+    checkpoint: str, start: Model, named: Model, recipe: dict[str, Any], chosen: Choices, prompts: Sequence[str] | None
+) -> list[Stage]:
+    """The tuning, behind path regression if that was asked for; what the teacher has to make for them is made here.
+
+    Encoders and decoders of a pipeline are let go behind it.
+    """
     lessons, training, run = chosen.lessons, chosen.training, chosen.run
     made: dict[str, Any] = {"named": lessons.teacher or checkpoint, "seed": training.seed, "precision": run.precision}
-    paths = partial(paths_of, teacher, run.out, lessons.paths, segments=recipe["segments"], **made)
-    data: Source
-    if lessons.are_paths:
+    data: Source | None = None
+    if not lessons.are_paths:
+        data = training_data(start, lessons, run.out, teacher=named, prompts=prompts, **made)
+    teacher = lessons.guided(named, nothing_to(named) if data is None else data.null)
+    recipe = recipe | chosen.loss.fitted(start.denoiser, teacher)
+    paths = partial(paths_of, teacher, run.out, lessons.paths or MADE, segments=recipe["segments"], **made)
+    if data is None:
         data = paths(whole=False)
         recipe = recipe | path_regression(visited(teacher, recipe["segments"]))
-    else:
-        data = training_data(student, lessons.data, run.out, teacher=teacher, count=lessons.teacher_images, **made)
+    for model in (start, named):
+        if model.pipeline is not None:
+            model.pipeline.let_go()
     first = [_midtraining(paths(whole=True), recipe, training)] if training.midtrain else []
     facts = {
         "checkpoint": checkpoint,

@@ -15,9 +15,11 @@ from ..core.checks import at_least, positive
 
 if TYPE_CHECKING:
     from .average import Average
+    from .cond import Cond
     from .denoiser import Denoiser
     from .lora import LoRA
     from .loss import Hop, Weight
+    from .model import Model
     from .noise import Gap
     from .optim import Constant, Cosine, InverseSqrt, LearningRate
 
@@ -39,36 +41,59 @@ class Lessons:
     teacher: str | None = None
     """the diffusion checkpoint for hops, images and paths; by default the checkpoint itself, but a run that goes on from a
     student needs one."""
+    prompts: Path | None = None
+    """a text file, a prompt a line: what `--data teacher` asks a pipeline for, in turn. For a pipeline of classes, their
+    numbers; all of them by default."""
     guidance: float | None = None
-    """scale of the classifier-free guidance of a conditional teacher, in its hops, images and paths."""
+    """scale of the classifier-free guidance of a conditional teacher, in its hops, images and paths; for a pipeline the
+    guidance_scale of its own."""
     null_label: int | None = None
-    """the class that means "no class" to the network, for guidance."""
-    teacher_images: int = 4000
-    """how many images `--data teacher` makes."""
-    paths: int = 4000
-    """how many paths the teacher makes, for `--midtrain` and for `--data paths`."""
+    """the class that means "no class" to the network, for guidance; a pipeline knows what means nothing to it."""
+    teacher_images: int | None = None
+    """how many images `--data teacher` makes, 4000 unless given."""
+    teacher_steps: int | None = None
+    """steps of the pipeline's own scheduler that each of them takes; by default as many as the pipeline says."""
+    paths: int | None = None
+    """how many paths the teacher makes, for `--midtrain` and for `--data paths`, 4000 unless given."""
     mirror: bool = False
     """flip half of the images left to right."""
+    dropped: float | None = None
+    """share of examples whose prompt or class gives way to the one that means nothing, as guidance needs it learned."""
 
     def __post_init__(self) -> None:
-        at_least(1, teacher_images=self.teacher_images, paths=self.paths)
-        at_least(0, guidance=self.guidance, null_label=self.null_label)
+        at_least(1, teacher_images=self.teacher_images, teacher_steps=self.teacher_steps, paths=self.paths)
+        at_least(0, guidance=self.guidance, null_label=self.null_label, dropped=self.dropped)
+        if self.dropped is not None and self.dropped >= 1:
+            raise ValueError(f"--dropped is a share below 1, got {self.dropped:g}")
+        given_for_images = given(teacher_images=self.teacher_images, prompts=self.prompts, teacher_steps=self.teacher_steps)
+        for name in given_for_images if self.data != "teacher" else ():
+            raise ValueError(f"--{name.replace('_', '-')} is for --data teacher; leave it out with other data")
 
     @property
     def are_paths(self) -> bool:
         """Whether the teacher's paths are all that is learned."""
         return self.data == "paths"
 
-    def guided(self, teacher: Denoiser) -> Denoiser:
-        """The teacher, guided if that was asked for."""
+    def guided(self, teacher: Model, null: Cond | None = None) -> Denoiser:
+        """The teacher, guided if that was asked for; `null` is one row of conditions that stands for none.
+
+        Raises:
+            ValueError: nothing is known that stands for none, or the teacher cannot be guided.
+        """
         import torch
 
         from .cond import labelled
         from .denoiser import Guided
 
-        if self.guidance is None or self.null_label is None:
-            return teacher
-        return Guided(teacher, self.guidance, labelled(torch.tensor([self.null_label])))
+        if self.guidance is None:
+            return teacher.denoiser
+        if teacher.pipeline is not None and null is None:
+            raise ValueError("the data have no row that means nothing, which --guidance needs; encode them anew")
+        if teacher.pipeline is not None and null is not None:
+            return teacher.pipeline.guided(teacher.denoiser, self.guidance, null)
+        if self.null_label is None:
+            raise ValueError('guidance needs --null-label, the class that means "no class" to this network')
+        return Guided(teacher.denoiser, self.guidance, labelled(torch.tensor([self.null_label])))
 
 
 @dataclass(frozen=True)
@@ -302,8 +327,6 @@ class Choices:
             raise ValueError(
                 "guidance is the teacher's: use it with --hop euler, heun or addim, or --data teacher or paths"
             )
-        if guidance is not None and null_label is None:
-            raise ValueError('guidance needs --null-label, the class that means "no class" to this network')
         if null_label is not None and guidance is None:
             raise ValueError("--null-label belongs to --guidance; give both or none")
         if self.loss.is_any and (self.lessons.are_paths or self.training.midtrain):
@@ -313,6 +336,10 @@ class Choices:
             )
         if self.training.recipe == "any_step" and not self.loss.is_any:
             raise ValueError("--recipe any_step is for a student of any number of calls; say --segments any as well")
+        if self.lessons.teacher is not None and not self.are_taught:
+            raise ValueError("no teacher is asked for anything here; leave --teacher out, or let it hop, as by --hop heun")
+        if self.lessons.paths is not None and not (self.lessons.are_paths or self.training.midtrain):
+            raise ValueError("--paths is for --midtrain and --data paths; leave it out without them")
         said = self.loss.is_shaped or self.loss.is_taught or self.training.midtrain or self.lessons.mirror
         if self.lessons.are_paths and said:
             raise ValueError("--data paths says what the loss is: leave --hop, --midtrain, --mirror, gap and weight out")
@@ -338,7 +365,8 @@ class Choices:
         batch, parts = recipe["batch"], self.run.accumulate
         if batch % parts:
             raise ValueError(f"a batch of {batch} does not split into --accumulate {parts}; use a multiple of {parts}")
-        return recipe | {"mirror": self.lessons.mirror, "workers": self.run.workers, "compile": self.run.compile}
+        recipe |= given(dropped=self.lessons.dropped) | {"mirror": self.lessons.mirror}
+        return recipe | {"workers": self.run.workers, "compile": self.run.compile}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,35 +14,82 @@ from ..core.device import best_device, on_device
 from ..core.files import alone_in
 from ..core.nfe import count_nfe
 from ..core.seeds import derive
-from .data import Images, Paths, Samples, load_images
+from .asked import asked_of
+from .choices import Lessons
+from .cond import Cond
+from .data import Images, Paths, Samples, Table, load_images
+from .data.parted import notes_in
+from .data.table import MADE_OF, holds_arrays, is_table, open_folder
 from .denoiser import Denoiser, Guided
+from .encoding import teacher_latents
+from .formats.identity import identity_of
+from .model import Model
 from .runs import few_step
 from .teaching import Made, calls_of, load_made, save_made, teacher_images, teacher_paths
 
 logger = logging.getLogger(__name__)
 
+MADE = 4000  # images or paths that a teacher makes unless told otherwise
+
 
 def training_data(
-    student: Denoiser,
-    data: str,
+    student: Model,
+    lessons: Lessons,
     out: Path,
     *,
-    teacher: Denoiser,
+    teacher: Model,
+    prompts: Sequence[str] | None,
     named: str,
-    count: int,
     seed: int,
     precision: str | None,
 ) -> Samples:
-    """The data set called `data` at the size of the model, or `count` images of the `teacher`, kept in the run's folder.
+    """The data set of the `lessons` at the size of the model, or what the `teacher` makes, kept in the run's folder.
 
-    `named` is the checkpoint that the teacher was loaded from: what another one made is not taken for its own.
+    `named` is the checkpoint that the teacher was loaded from: what another one made is not taken for its own. A pipeline
+    makes latents of `prompts`, or of classes.
     """
-    if data != "teacher":
-        channels, size = picture_of(student)
-        return load_images(data, channels=channels, size=size, labels=bool(student.takes))
+    if lessons.data != "teacher":
+        return _encoded(student, lessons.data) if student.pipeline else _pictures(student.denoiser, lessons.data)
+    count = lessons.teacher_images or MADE
+    if teacher.pipeline is not None:
+        return teacher_latents(
+            teacher.pipeline, asked_of(teacher, prompts), out / "latents", count=count, seed=_first(seed),
+            steps=lessons.teacher_steps, guidance=lessons.guidance, precision=precision, teacher=named,
+        )  # fmt: skip
     make = partial(teacher_images, count=count, seed=_first(seed), precision=precision)
     facts: dict[str, Any] = {"teacher": named, "count": count, "seed": seed, "precision": precision}
-    return _made_once(Images, out / "images.safetensors", teacher, make, facts)
+    return _made_once(Images, out / "images.safetensors", lessons.guided(teacher), make, facts)
+
+
+def _pictures(denoiser: Denoiser, data: str) -> Samples:
+    channels, size = picture_of(denoiser)
+    return load_images(data, channels=channels, size=size, labels=bool(denoiser.takes))
+
+
+def _encoded(student: Model, data: str) -> Table:
+    """The table of latents that the student's pipeline encoded.
+
+    Raises:
+        ValueError: it is none, or another pipeline's.
+    """
+    assert student.pipeline is not None
+    path, space = Path(data), student.denoiser.space
+    if not (is_table(path) and holds_arrays(open_folder(path).features)):
+        if (path / MADE_OF).is_file():
+            raise ValueError(f"the table in {path} is not complete; go on with the command that began it")
+        raise ValueError(
+            f"this model is a pipeline, whose latents are encoded once: `fewstep encode {student.pipeline.source} {data} "
+            "--out TABLE`, then give TABLE as data; or tune it from prompts alone, with --data teacher"
+        )
+    table = Table(path, labelled=student.denoiser.classes is not None)
+    if table.shape != space.shape:
+        have, want = ("x".join(map(str, shape)) for shape in (table.shape, space.shape))
+        raise ValueError(f"{path} holds samples of {have}, the model takes {want}; encode the pictures with this pipeline")
+    if table.conditions.maker not in (None, identity_of(student.pipeline.source)):
+        raise ValueError(
+            f"{path} was encoded by another pipeline, whose encoders are not those of this model; encode the pictures again"
+        )
+    return table
 
 
 def picture_of(denoiser: Denoiser) -> tuple[int, tuple[int, int]]:
@@ -76,10 +123,19 @@ def visited(denoiser: Denoiser, segments: int) -> list[float]:
     return levels
 
 
+def nothing_to(model: Model) -> Cond | None:
+    """The row of conditions that stands for none to the pipeline of a model of classes; None where there is none."""
+    return None if model.pipeline is None or model.pipeline.prompted else model.pipeline.conditions([0])[1]
+
+
 def made_for(out: Path) -> dict[str, list[int]]:
-    """What the images and paths in a run's folder cost the teacher: calls and rows of its network for each."""
+    """What the images, latents and paths in a run's folder cost the teacher: calls and rows of its network for each."""
     files = (out / "images.safetensors", out / "paths.safetensors")
-    return {file.stem: calls_of(file) for file in files if file.exists()}
+    made = {file.stem: calls_of(file) for file in files if file.exists()}
+    if is_table(out / "latents"):
+        notes = notes_in(out / "latents")
+        made["latents"] = [notes["calls"], notes["rows"]]
+    return made
 
 
 def _made_once(

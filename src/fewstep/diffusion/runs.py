@@ -24,6 +24,7 @@ from .data import Paths, Source
 from .denoiser import Denoiser, config_of
 from .model import Model
 from .noise import FullGap
+from .pipeline import Pipeline
 from .saving import Saver, write_all
 from .step import Step, averages_in
 from .tuning import tune
@@ -52,6 +53,7 @@ def run(
     title: str = "tune",
     remedy: str = "a lower --rate or a --clip",
     made: Calls | None = None,
+    pipeline: Pipeline | None = None,
     **facts: Any,
 ) -> Model:
     """Tunes `denoiser`; leaves in `out` the averaged model (`model/`), `state.pt` to resume from and `receipt.json`.
@@ -71,6 +73,7 @@ def run(
         title: for the progress bar.
         remedy: what helps a run that diverged, as the command line has it.
         made: what the data cost the teacher that made them, for the receipt.
+        pipeline: that the denoiser's network belongs to, and that is saved with it.
         facts: for the receipt, and what must be the same when the run is resumed.
 
     Returns:
@@ -93,7 +96,7 @@ def run(
         seen = state["step"] * recipe["batch"] if state else 0
         if state and seen >= recipe["images"] and is_complete(out, folders, images=recipe["images"]):
             logger.info("the run in %s is complete: it has seen all its %d images", out, recipe["images"])
-            return Model(averages_in(state, denoiser)[0], walk)
+            return Model(averages_in(state, denoiser)[0], walk, pipeline=pipeline)
         kept = {"recipe": json.dumps(plain(recipe)), "facts": json.dumps(plain(facts)), "changes": json.dumps(changes)}
         facts |= {"recipe": recipe, "changes": changes, "resumed": state is not None}
         with (
@@ -107,7 +110,8 @@ def run(
             last = _driven(steps, recipe, show, saver) if seen != recipe["images"] else None  # all but the result is there
             state = saver.whole(last) if last else state
             assert state is not None  # from this run, or from the one before
-            models = [Model(average, walk) for average in (last.emas if last else averages_in(state, denoiser))]
+            averages = last.emas if last else averages_in(state, denoiser)
+            models = [Model(average, walk, pipeline=pipeline) for average in averages]
             if main:
                 write_all(out / "state.pt", state, dict(zip(folders, models, strict=True)))
             entries.update(_result(state, recipe["batch"], made or {}))

@@ -1,0 +1,134 @@
+"""Latents with what they are about, on the disk: made by a pipeline from prompts alone, or encoded from pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.device import best_device, fast_precision
+from ..core.nfe import count_nfe
+from .asked import in_turn
+from .cond import Cond, padded
+from .data import Table
+from .data.conditions import Conditions
+from .data.parted import Part, in_ranges, make_in_parts
+from .formats.identity import identity_of
+from .pipeline import Asked, Pipeline
+
+PART, PARTS = 64, 1000  # rows of a part at least, parts of a table at most
+
+
+class Encoder:
+    """What a pipeline tells its network for prompts, each row as long as the longest of all of them."""
+
+    def __init__(self, pipeline: Pipeline, asked: Asked) -> None:
+        self.pipeline, self.asked = pipeline, asked
+
+    def __call__(self, asked: Asked) -> Cond:
+        """The conditions of these, a row each."""
+        cond, _ = self.pipeline.conditions(asked)
+        return padded([cond, self._ruler])[0]
+
+    @cached_property
+    def null(self) -> Cond | None:
+        """The row that stands for none; None where the pipeline has none."""
+        _, null = self.pipeline.conditions(self.asked[:1])
+        return None if null is None else padded([null, self._ruler])[0]
+
+    def beside(self) -> Conditions:
+        """What lies beside the rows of a table."""
+        return Conditions.of(self(self.asked[:1]), self.null, identity_of(self.pipeline.source))
+
+    @cached_property
+    def _ruler(self) -> Cond:
+        """One row as long as the longest. Most pipelines pad all prompts to one length; of the others all are tried."""
+        some = sorted(range(len(self.asked)), key=lambda k: len(str(self.asked[k])))
+        ends = [self._longest(self.asked[k : k + 1]) for k in (some[0], some[-1])]
+        if _shape(ends[0]) == _shape(ends[1]):
+            return ends[0]
+        rows = [self._longest(self.asked[k : k + PART]) for k in range(0, len(self.asked), PART)]
+        return padded([*ends, *rows])[0]
+
+    def _longest(self, asked: Asked) -> Cond:
+        cond, _ = self.pipeline.conditions(asked)
+        return cond.part(slice(0, 1))
+
+
+def teacher_latents(
+    pipeline: Pipeline,
+    asked: Asked,
+    folder: Path,
+    *,
+    count: int,
+    seed: int,
+    steps: int | None = None,
+    guidance: float | None = None,
+    precision: str | None = None,
+    **facts: Any,
+) -> Table:
+    """What a pipeline makes of prompts or classes in turn, by its own scheduler, as a table with what its network is told.
+
+    The table is made in parts, by all processes of the run, and made once: the same call goes on where it was stopped.
+
+    Args:
+        pipeline: the teacher's.
+        asked: prompts, classes, or what stands for nothing; sample k is asked[k % len(asked)].
+        folder: of the table.
+        count: how many samples.
+        seed: the first sample's; sample k has seed + k.
+        steps: of the pipeline's scheduler; None is the pipeline's own number.
+        guidance: the pipeline's own scale; None is without.
+        precision: "no" (float32) or "bf16" in the network; None takes bfloat16 where the hardware computes it.
+        facts: what else decides the samples, such as the name of the checkpoint.
+
+    Raises:
+        ValueError: the pipeline has no guidance, or the table in `folder` is another.
+        Interrupted: the work was told to stop; what is made is kept.
+    """
+    import datasets
+
+    if guidance is not None:
+        pipeline.manner.on(guidance, 1)  # before anything is made
+    steps = own_steps(pipeline) if steps is None else steps
+    encoder = Encoder(pipeline, asked)
+
+    def make(rows: range) -> Part:
+        wanted, seeds = in_turn(asked, rows), [seed + k for k in rows]
+        pipeline.network.to(best_device())
+        with count_nfe(pipeline.network) as nfe, _autocast(precision):
+            x0 = pipeline.latents(wanted, seeds, steps=steps, guidance=guidance)
+        told = {"seed": (datasets.Value("int64"), seeds), "prompt": (datasets.Value("string"), list(map(str, wanted)))}
+        return Part(x0, encoder(wanted), told, {"calls": nfe.calls, "rows": nfe.rows})
+
+    facts |= {"count": count, "seed": seed, "steps": steps, "guidance": guidance, "precision": precision}
+    facts |= {"prompts": len(asked), "prompts_hash": _hash(asked), "call": pipeline.call}
+    return make_in_parts(folder, facts, _ranges(count), make, encoder.beside, title="the teacher")
+
+
+def own_steps(pipeline: Pipeline) -> int:
+    """The number of steps that the pipeline takes unless told otherwise."""
+    steps = inspect.signature(pipeline.stock.__call__).parameters["num_inference_steps"].default
+    return steps if isinstance(steps, int) else 50
+
+
+def _ranges(count: int) -> list[range]:
+    return in_ranges(count, max(PART, -(-count // PARTS)))
+
+
+def _shape(cond: Cond) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(rows.shape[1:]) for name, rows in cond.rows.items()}
+
+
+def _hash(asked: Asked) -> str:
+    return hashlib.sha256(json.dumps(list(asked)).encode()).hexdigest()[:16]
+
+
+def _autocast(precision: str | None) -> torch.autocast:
+    bf16 = (precision or fast_precision()) == "bf16"
+    return torch.autocast(best_device().type, torch.bfloat16, bf16)

@@ -1,0 +1,232 @@
+"""Latents on the disk, made by a stock pipeline: what is in the table, and what is tuned from it."""
+
+from __future__ import annotations
+
+import gc
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+from tiny_pipelines import CALLS, tiny_pipeline
+from torch import nn
+
+from fewstep.diffusion import runs
+from fewstep.diffusion.asked import asked_of, in_turn, prompts_in
+from fewstep.diffusion.checkpoints import tune_checkpoint
+from fewstep.diffusion.choices import Lessons, Loss, Run, Training
+from fewstep.diffusion.data import Table
+from fewstep.diffusion.encoding import teacher_latents
+from fewstep.diffusion.formats.folder import load
+from fewstep.diffusion.formats.identity import identity_of
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.walk import Consistency, Heun, Segments
+
+PROMPTS = ["a red boot", "a small house beside a large tree at night", "a blue dress"]
+FEW = Training(images=16, batch=8)
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries alone
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory) -> Path:
+    return tiny_pipeline("stable_diffusion", tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture(scope="module")
+def dit(tmp_path_factory) -> Path:
+    return tiny_pipeline("dit", tmp_path_factory.mktemp("dit"))
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    (tmp_path / "prompts.txt").write_text("\n\n".join(PROMPTS) + "\n")
+    return tmp_path / "prompts.txt"
+
+
+@pytest.mark.parametrize("guidance", [None, 3.0])
+def test_the_table_holds_what_the_stock_pipeline_makes_and_is_told(sd, tmp_path, guidance: float | None) -> None:
+    """Row k is prompt k in turn with its own seed; the null row is what the pipeline itself guides with."""
+    pipeline = load(sd).pipeline
+    table = teacher_latents(
+        pipeline, PROMPTS, tmp_path / "table", count=5, seed=7, steps=2, guidance=guidance, precision="no"
+    )
+    wanted = in_turn(PROMPTS, range(5))
+    theirs = pipeline.latents(wanted, range(7, 12), steps=2, guidance=guidance)
+    assert torch.allclose(table.raw(range(5)), theirs, atol=1e-6) and len(table) == 5
+    cond, null = pipeline.conditions(wanted)
+    for k in range(5):
+        assert torch.allclose(table.cond(k)["encoder_hidden_states"], cond.rows["encoder_hidden_states"][k], atol=1e-6)
+    assert torch.allclose(table.null.rows["encoder_hidden_states"], null.rows["encoder_hidden_states"], atol=1e-6)
+    receipt = json.loads((tmp_path / "table" / "receipt.json").read_text())
+    assert receipt["notes"] == {"calls": 2, "rows": 5 * 2 * (1 if guidance is None else 2)}
+    assert table.conditions.maker == identity_of(sd)
+
+
+def test_rows_of_different_lengths_are_padded_to_the_longest_of_all(tmp_path) -> None:
+    """Whichever part they are in."""
+    model = load(tiny_pipeline("flux", tmp_path / "flux"), call=CALLS["flux"])
+    table = teacher_latents(model.pipeline, PROMPTS, tmp_path / "table", count=4, seed=0, steps=1, precision="no")
+    assert table.shape == model.denoiser.space.shape == (16, 16)
+    assert set(table.cond(0)) == set(model.denoiser.takes) and {"img_ids", "txt_ids"} <= set(table.shared)
+    batch = next(iter_batches(table))
+    with torch.no_grad():
+        ours = model.denoiser(batch.x0 + batch.eps, torch.ones(4), batch.cond)
+    assert ours.shape == batch.x0.shape and ours.isfinite().all()
+
+
+def iter_batches(table: Table):
+    from fewstep.diffusion.data import Rows
+
+    return Rows(table, lambda z: z.exp(), seed=0).batches(0, 4, 4)
+
+
+def encoders() -> list[str]:
+    """The text encoders and decoders that are in memory."""
+    gc.collect()
+    kinds = [type(each).__name__ for each in gc.get_objects() if isinstance(each, nn.Module)]
+    return [kind for kind in kinds if "CLIPText" in kind or "Autoencoder" in kind]
+
+
+@pytest.mark.parametrize(
+    ("loss", "walk"),
+    [
+        (Loss(), Consistency()),
+        (Loss(segments=2, hop="heun"), Segments(2)),
+        (Loss(segments="any", hop="euler"), Segments(4)),
+    ],
+)
+def test_a_pipeline_is_tuned_from_prompts_alone(sd, prompts, tmp_path, monkeypatch, loss: Loss, walk) -> None:
+    """The student is a whole pipeline that is asked by prompts; nothing but the network is in memory while it is tuned."""
+    there: list[list[str]] = []
+    tune, guided = runs.tune, []
+
+    def tuned(denoiser, data, **options):
+        there.append(encoders())
+        guided.append(getattr(options["hop"], "teacher", None))
+        yield from tune(denoiser, data, **options)
+
+    monkeypatch.setattr(runs, "tune", tuned)
+    hops = loss.is_taught
+    lessons = Lessons("teacher", prompts=prompts, guidance=3.0, teacher_images=6, teacher_steps=2)
+    tune_checkpoint(str(sd), lessons, Run(tmp_path / "run", precision="no"), loss=loss, training=FEW)
+    assert there == [[]]
+    assert not hops or (guided[0].scale == 3.0 and torch.equal(
+        guided[0].null.rows["encoder_hidden_states"], Table(tmp_path / "run" / "latents").null.rows["encoder_hidden_states"]
+    ))  # fmt: skip
+    student = load(tmp_path / "run")
+    assert student.walk == walk and student.pipeline.prompted
+    cond, _ = student.pipeline.conditions(PROMPTS[:2])
+    assert student.sample([0, 1], cond).shape == (2, 3, 16, 16)
+    receipt = json.loads((tmp_path / "run" / "receipt.json").read_text())
+    assert receipt["network_calls"]["teacher, for latents"] == 2 and receipt["network_rows"]["teacher, for latents"] == 24
+
+
+def test_a_run_from_prompts_goes_on_bit_equal_without_its_encoders(sd, prompts, tmp_path, monkeypatch) -> None:
+    """The latents are made once; the text encoder is asked no more."""
+    lessons = Lessons("teacher", prompts=prompts, teacher_images=6, teacher_steps=1)
+    settings = {"loss": Loss(segments=2), "training": FEW}
+    whole = tune_checkpoint(str(sd), lessons, Run(tmp_path / "whole", precision="no"), **settings)
+    tune = runs.tune
+
+    def killed(denoiser, data, **options):
+        for step in tune(denoiser, data, **options):
+            yield step
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "tune", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune_checkpoint(str(sd), lessons, Run(tmp_path / "run", precision="no", save_every=0), **settings)
+    monkeypatch.setattr(runs, "tune", tune)
+    monkeypatch.setattr("fewstep.diffusion.pipeline.Pipeline.latents", None)
+    resumed = tune_checkpoint(str(sd), lessons, Run(tmp_path / "run", precision="no", resume=True), **settings)
+    assert all(map(torch.equal, whole.denoiser.state_dict().values(), resumed.denoiser.state_dict().values()))
+    with pytest.raises(ValueError, match=r"was made with guidance = None, not 2\.0"):
+        tune_checkpoint(
+            str(sd), Lessons("teacher", prompts=prompts, guidance=2.0, teacher_images=6, teacher_steps=1),
+            Run(tmp_path / "run", precision="no", resume=True), **settings,
+        )  # fmt: skip
+
+
+def test_a_pipeline_of_classes_is_asked_for_all_of_them_or_for_those_in_a_file(dit, tmp_path) -> None:
+    model = load(dit)
+    assert asked_of(model, None) == list(range(1000)) and asked_of(model, ["7", "3"]) == [7, 3]
+    (tmp_path / "classes.txt").write_text("7\n3\n")
+    lessons = Lessons("teacher", prompts=tmp_path / "classes.txt", guidance=2.0, teacher_images=3, teacher_steps=1)
+    tune_checkpoint(
+        str(dit), lessons, Run(tmp_path / "run", precision="no"), loss=Loss(segments=2, hop="euler"), training=FEW
+    )
+    table = Table(tmp_path / "run" / "latents")
+    assert [int(table.cond(k)["class_labels"]) for k in range(3)] == [7, 3, 7] and table.label_range == (3, 7)
+    assert int(table.null.rows["class_labels"]) == 1000
+    with pytest.raises(ValueError, match="asked by class, 0 to 999, not by 'a boot'"):
+        asked_of(model, ["a boot"])
+    with pytest.raises(ValueError, match="asked by class, 0 to 999, not by '1000'"):
+        asked_of(model, ["1000"])
+
+
+def test_prompts_are_the_lines_of_a_file(prompts, tmp_path) -> None:
+    assert prompts_in(prompts) == PROMPTS
+    (tmp_path / "windows.txt").write_bytes("\ufeffa boot\r\nein Stiefel für dich\r\n".encode())
+    assert prompts_in(tmp_path / "windows.txt") == ["a boot", "ein Stiefel für dich"]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b" \n\n", "there is no prompt in"),
+        (b"\xff\xd8\xff\xe0", "is no text"),
+        (b"a\0b", "zeros in it"),
+        (None, "is no file"),
+    ],
+)
+def test_a_file_without_prompts_is_one_sentence(tmp_path, content: bytes | None, sentence: str) -> None:
+    if content is not None:
+        (tmp_path / "prompts.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        prompts_in(tmp_path / "prompts.txt")
+    with pytest.raises(ValueError, match="is a folder; give a text file with a prompt a line"):
+        prompts_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "loss", "sentence"),
+    [
+        ("sd", {}, {}, "asked by prompts; give a text file of them, one a line, with --prompts"),
+        ("bundled", {"prompts": True}, {}, "--prompts is for pipelines that make latents"),
+        ("bundled", {"teacher_steps": 3}, {}, "--teacher-steps is for pipelines that make latents"),
+        ("sd", {"prompts": True, "null_label": 3, "guidance": 2.0}, {}, "leave --null-label out"),
+        ("sd", {"prompts": True, "mirror": True}, {}, "--mirror flips pictures"),
+        ("sd", {"data": "data.npz"}, {}, "whose latents are encoded once: `fewstep encode"),
+        ("sd", {"data": "paths"}, {"segments": 2}, "not for prompts yet"),
+        ("unguided", {"prompts": True, "guidance": 2.0}, {}, "no classifier-free guidance; leave --guidance out"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_said_before_anything_is_made(
+    sd, prompts, tmp_path, monkeypatch, kind: str, settings: dict, loss: dict, sentence: str
+) -> None:
+    monkeypatch.setattr("fewstep.diffusion.pipeline.Pipeline.latents", None)
+    if kind == "unguided":
+        manner = replace(load(sd).pipeline.manner, guide=None)
+        monkeypatch.setattr("fewstep.diffusion.pipeline.Pipeline.manner", manner)
+    checkpoint = "bundled" if kind == "bundled" else str(sd)
+    said = {"data": "teacher"} | settings | ({"prompts": prompts} if "prompts" in settings else {})
+    with pytest.raises(ValueError, match=sentence):
+        tune_checkpoint(checkpoint, Lessons(**said), Run(tmp_path / "run"), loss=Loss(**loss), training=FEW)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_table_of_another_pipeline_is_refused(sd, dit, tmp_path) -> None:
+    """Though its latents have the same shape; a student's own is the same as its teacher's."""
+    model = load(sd)
+    teacher_latents(model.pipeline, PROMPTS, tmp_path / "table", count=3, seed=0, steps=1)
+    with pytest.raises(ValueError, match="encoded by another pipeline"):
+        tune_checkpoint(str(dit), Lessons(str(tmp_path / "table")), Run(tmp_path / "run"), training=FEW)
+    from fewstep.diffusion.formats.folder import save
+
+    save(Model(model.denoiser, Heun(), pipeline=model.pipeline), tmp_path / "copy")
+    assert identity_of(tmp_path / "copy") == identity_of(sd) != identity_of(dit)
+    lessons = Lessons(str(tmp_path / "table"), dropped=0.5)
+    made = tune_checkpoint(str(tmp_path / "copy"), lessons, Run(tmp_path / "run", precision="no"), training=FEW)
+    assert made.pipeline is not None and tiny().takes == {}
