@@ -287,8 +287,8 @@ def wan(folder: Path) -> WanPipeline:
         freq_dim=16, ffn_dim=16, num_layers=1, rope_max_seq_len=32,
     )  # fmt: skip
     decoder = AutoencoderKLWan(
-        base_dim=4, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True], scale_factor_spatial=2,
-        scale_factor_temporal=2, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 1.0, 2.0],
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[True, True], scale_factor_spatial=4,
+        scale_factor_temporal=4, latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.7, 1.0, 2.0],
     )  # fmt: skip
     text = UMT5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     scheduler = UniPCMultistepScheduler(
@@ -369,7 +369,7 @@ CALLS: dict[str, dict[str, object]] = {  # where the defaults are too large for 
              "complex_human_instruction": None},
     "qwen_image": {"height": 16, "width": 16},
     "z_image": {"height": 16, "width": 16, "max_sequence_length": 48},
-    "wan": {"height": 16, "width": 16, "num_frames": 3, "max_sequence_length": 12},
+    "wan": {"height": 16, "width": 16, "num_frames": 5, "max_sequence_length": 12},
     "audio_ldm": {"audio_length_in_s": 0.004},
 }  # fmt: skip
 

@@ -128,3 +128,21 @@ def test_a_student_is_saved_as_its_whole_pipeline(folders, tmp_path, family: str
     assert torch.equal(back.sample([0, 1], cond), model.sample([0, 1], cond, walk=Segments(2)))
     carried = {part.name for part in folders(family).iterdir()}
     assert carried | {"fewstep.json"} == {part.name for part in (tmp_path / "student").iterdir()}
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("audio_ldm", "dance_diffusion")])
+def test_pictures_come_back_as_their_decoder_draws_them(folders, family: str) -> None:
+    """Encoded, scaled and laid out, and back by the pipeline's own tail: what the autoencoder alone makes of them."""
+    pipeline = opened(folders, family).pipeline
+    coder = pipeline.stock.vqvae if family == "ldm" else pipeline.stock.vae
+    pictures = torch.randint(0, 256, (2, *pipeline.shown), dtype=torch.uint8)
+    x = pictures.float() / 127.5 - 1
+    with torch.no_grad():
+        code = coder.encode(x.unsqueeze(2) if family == "qwen_image" else x)
+        latents = {"ldm": "latents", "sana": "latent"}.get(family)
+        alone = coder.decode(getattr(code, latents) if latents else code.latent_dist.mode()).sample
+    alone = ((alone.squeeze(2) if family == "qwen_image" else alone) / 2 + 0.5).clamp(0, 1) * 255
+    back = pipeline.decode(pipeline.encode(pictures))
+    assert (back - alone).abs().max() <= 0.51 and alone.std() > 1
+    with pytest.raises(ValueError, match="it encodes no others"):
+        pipeline.encode(torch.zeros(1, 3, *(2 * side for side in pipeline.shown[1:]), dtype=torch.uint8))

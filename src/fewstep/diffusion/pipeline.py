@@ -20,12 +20,14 @@ from .cond import Cond, Tokens, padded
 from .denoiser import Denoiser, Guided, takes_of
 from .manner import COUNT, Manner, learn
 from .prediction import Prediction
-from .recording import Call, answering, leave_early, record, replaced, run, watched
+from .recording import Call, answering, caught, leave_early, record, replaced, run, watched
 from .schedule import PURE_NOISE, Rectified, Schedule
 from .space import Latents
 
 PROMPTS = ("", "a picture", "a picture of a small house beside a large tree at night")  # of COUNT different lengths
 AT_ONCE = 16  # prompts that are encoded, and pictures that are decoded
+CODES = ("latent_dist", "latents", "latent")  # what diffusers' encoders return
+DIGIT = 4096  # of a place in a sample: two of them count further than any sample, and float32 tells them apart
 ASKED = {"prompt", "class_labels"}  # what a pipeline may be asked for beside numbers
 Asked = Sequence[str] | Sequence[int]
 
@@ -156,6 +158,57 @@ class Pipeline:
         """What the pipeline shows of samples x0 (B, *), channels first: uint8 pictures or videos, int16 sound."""
         return torch.cat([_shown(self._tail(part)) for part in x0.split(AT_ONCE)])
 
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The shape of what it shows of one sample, channels first."""
+        return tuple(self.decode(torch.zeros(1, *self.manner.shape)).shape[1:])
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) or videos (B, C, F, H, W), uint8, as samples x0 (B, *) in float32 on the CPU.
+
+        The mean of what the encoder says, scaled and laid out as the pipeline's tail takes them apart again.
+
+        Raises:
+            ValueError: there is no encoder, or they are of another size than the pipeline makes.
+        """
+        coder = self._coder()
+        place, scale, shift = self._layout(coder)
+        x0 = torch.empty(len(pictures), place.numel())
+        for rows in torch.arange(len(pictures)).split(AT_ONCE):
+            shown = (pictures[rows].float() / 127.5 - 1).to(scale.device)
+            code = coder.encode(shown.unsqueeze(2) if scale.ndim == 4 and shown.ndim == 4 else shown)
+            latents = next(found for found in (_mean(code, name) for name in CODES) if found is not None)
+            if latents.shape[1:] != scale.shape:
+                have, want = ("x".join(map(str, shape)) for shape in (pictures.shape[1:], self.shown))
+                raise ValueError(f"this pipeline makes pictures of {want}, so it encodes no others, such as {have}")
+            x0[rows[:, None], place.flatten()] = ((latents.float() - shift) / scale).flatten(1).cpu()
+        return x0.view(-1, *self.manner.shape)
+
+    def _coder(self) -> Any:
+        """The part that encodes and decodes pictures."""
+        for part in self.stock.components.values():
+            if isinstance(part, nn.Module) and hasattr(part, "encode") and hasattr(part, "decode"):
+                return part
+        raise ValueError(f"{self.source} has no part that encodes pictures; its network is told them as they are")
+
+    def _layout(self, coder: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Where each number of the decoder's input stands in a sample, and how it is scaled and shifted on its way there.
+
+        The tail is shown samples that say which number is which: nothing, ones, and two digits of the place.
+        """
+        total = math.prod(self.manner.shape)
+        place = torch.arange(total)
+        probes = torch.stack([torch.zeros(total), torch.ones(total), (place % DIGIT).float(), (place // DIGIT).float()])
+        with caught(coder, "decode") as given:
+            self._tail(probes.view(4, *self.manner.shape))
+        shift, one, low, high = given[0].float()
+        scale = one - shift
+        found = (((low - shift) / scale).round() + DIGIT * ((high - shift) / scale).round()).long().cpu()
+        if not torch.equal(found.flatten().sort().values, place):
+            raise ValueError(f"a {type(self.stock).__name__} does more with its latents than to scale and arrange them")
+        return found, scale, shift
+
     def _told(self, rows: Asked) -> dict[str, object]:
         """The arguments for these prompts or classes."""
         told: dict[str, object] = dict(self.call)
@@ -232,3 +285,10 @@ def _shown(result: Any) -> Tensor:
         sound = values if values.ndim == 3 else values.unsqueeze(1)
         return (sound.clamp(-1, 1) * 32767).round().to(torch.int16)
     return (values.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-1, 1)
+
+
+def _mean(code: Any, name: str) -> Tensor | None:
+    """What an encoder's answer holds under that name; of a distribution its mean."""
+    found: Any = getattr(code, name, None)
+    mean: Tensor | None = found.mode() if hasattr(found, "mode") and not isinstance(found, Tensor) else found
+    return mean
