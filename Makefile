@@ -3,13 +3,24 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint format wheel clean
+.PHONY: demo test terrain lint format wheel clean
 
 demo: .venv/ready  ## the bundled diffusion checkpoint becomes a few-step generator
 	$(BIN)/fewstep demo
 
 test: .venv/dev  ## all tests, a process a CPU, at most four; no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+terrain: .cache/terrain/reference.npz  ## a real consistency model from PyPI, which the tests read if it is there
+
+.cache/terrain/reference.npz: tests/terrain.txt scripts/terrain.py
+	rm -rf .cache/terrain
+	$(PYTHON) -m venv .cache/terrain/venv
+	.cache/terrain/venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --requirement tests/terrain.txt --dest .cache/terrain
+	.cache/terrain/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  onnx onnxruntime safetensors
+	.cache/terrain/venv/bin/python scripts/terrain.py .cache/terrain/adaptive_terrain_diffusion-*.whl .cache/terrain
 
 lint: .venv/dev  ## style and types
 	$(BIN)/ruff check .

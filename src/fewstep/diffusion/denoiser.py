@@ -214,7 +214,10 @@ def config_of(network: nn.Module) -> Mapping[str, Any]:
 
 
 def takes_of(network: nn.Module) -> dict[str, Classes | Tokens]:
-    """The conditions that a diffusers network needs, as far as its configuration says."""
+    """The conditions that a network needs: what it says itself, or a diffusers network's configuration."""
+    own: dict[str, Classes | Tokens] | None = getattr(type(network), "takes", None)
+    if own is not None:
+        return own
     config = config_of(network)
     if config.get("num_embeds_ada_norm"):
         return {"class_labels": Classes(config["num_embeds_ada_norm"], null=config["num_embeds_ada_norm"])}

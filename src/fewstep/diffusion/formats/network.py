@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...core.source import inside, read_json
 from ...core.weights import TooLargeError, at_most, check_finite, elements, read_weights
+from ..denoiser import takes_of
 from .parts import NETWORKS, OURS, WERE_CALLED
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # diffusers' names
@@ -184,8 +185,7 @@ def _try(folder: Path, plan: Any) -> None:
         return  # whoever needs a size says that it is missing
     if not (isinstance(sides, list | tuple) and len(sides) == 2 and all(_is_side(side) for side in sides)):
         raise ValueError(f"config.json in {folder} says sample_size = {size!r}, not a picture's side from 1 to {WIDEST}")
-    classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
-    cond = {"class_labels": torch.zeros(1, dtype=torch.long)} if classes else {}
+    cond = {name: torch.zeros(1, dtype=torch.long) for name in takes_of(plan)}
     try:
         given = plan(torch.empty(1, channels, *sides), torch.ones(1), **cond).sample.shape
     except Exception as error:  # whatever goes wrong inside a network of odd settings

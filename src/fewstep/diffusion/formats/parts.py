@@ -8,7 +8,11 @@ from typing import Any
 
 from ...core.source import inside, read_json
 
-OURS = {"SongUNet": ".foreign.song", "EDM2UNet": ".foreign.edm2"}  # and where they are, imported when one is read
+OURS = {
+    "SongUNet": ".foreign.song",
+    "EDM2UNet": ".foreign.edm2",
+    "ScalarUNet": ".foreign.scalar",
+}  # and where they are, imported when one is read
 NETWORKS = ("UNet2DModel", "DiTTransformer2DModel", *OURS)
 WERE_CALLED = {"Transformer2DModel": "DiTTransformer2DModel"}  # published DiTs bear the older name
 HOMES = ("diffusers.models.unets.", "diffusers.models.transformers.")  # where diffusers keeps what denoises

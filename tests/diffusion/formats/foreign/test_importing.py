@@ -13,7 +13,7 @@ from published import Weights
 from safetensors.torch import save_file
 
 import fewstep
-from fewstep.diffusion.cond import labelled
+from fewstep.diffusion.cond import Tokens, labelled
 from fewstep.diffusion.data import save_images
 from fewstep.diffusion.formats.pipelines import stock_pipeline
 from fewstep.diffusion.schedule import Karras
@@ -242,3 +242,29 @@ def test_an_imported_folder_is_sampled_and_tuned_like_any(tmp_path: Path, capsys
     assert fewstep.load("run").is_student
     with pytest.raises(ValueError, match="is there already"):
         fewstep.import_checkpoint("a.pkl", "run")
+
+
+def test_a_network_that_is_told_a_number_is_asked_for_it(tmp_path: Path) -> None:
+    """What openai's layout looks like with two layers in the place of its table of classes."""
+    settings, _ = OPENAI["scale and shift"]
+    weights, x, time = Weights(), torch.randn(2, 3, 64, 64), torch.tensor([75.0, -900.0])
+    published.openai(weights, x, time, torch.tensor([0, 3]), classes=CLASSES, **settings)
+    table = weights.pop("label_emb.weight")
+    for layer, inputs in ((0, 1), (2, 128)):
+        weights(f"label_emb.{layer}.weight", 128, inputs)
+        weights(f"label_emb.{layer}.bias", 128)
+    number = torch.tensor([0.2, 0.7])
+    hidden = torch.nn.functional.silu(number[:, None] @ weights["label_emb.0.weight"].T + weights["label_emb.0.bias"])
+    table[:2] = hidden @ weights["label_emb.2.weight"].T + weights["label_emb.2.bias"]
+    known = Weights()
+    known |= {"label_emb.weight": table} | weights
+    output = published.openai(known, x, time, torch.tensor([0, 1]), classes=CLASSES, **settings)
+    torch.save(dict(weights), tmp_path / "ct.pt")
+    fewstep.import_checkpoint(tmp_path / "ct.pt", tmp_path / "out", kind="consistency", head=32)
+    model = fewstep.load(tmp_path / "out")
+    assert model.denoiser.takes == {"number": Tokens(())}
+    with torch.no_grad():
+        found = model.denoiser.network(x, time, number).sample
+    torch.testing.assert_close(found, output, atol=2e-5 * float(output.abs().max()), rtol=0)
+    with pytest.raises(ValueError, match="needs number"):
+        model.sample(range(1))

@@ -23,6 +23,8 @@ UNSHAPED = {"dropout", "label_balance", "concat_balance", "channels_per_head", "
 SHAPED = {"img_resolution", "img_channels", "in_channels", "out_channels", "label_dim", "augment_dim", "model_channels",
           "channel_mult", "channel_mult_emb", "channel_mult_noise", "num_blocks", "attn_resolutions", "embedding_type",
           "encoder_type", "decoder_type", "model_type"}  # fmt: skip
+SCALAR = {"sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block", "attention_head_dim",
+          "down_block_types", "up_block_types", "resnet_time_scale_shift"}  # fmt: skip  # settings of a ScalarUNet
 ELSEWHERE = {"use_fp16", "sigma_data", "sigma_min", "sigma_max", "label_dropout", "logvar_channels"}
 
 
@@ -58,8 +60,14 @@ def recognised(
     for name in UNSHAPED & told.keys():
         _check(name, told[name])
     if layout == "openai":
-        size, named = from_openai(weights, size)
+        number = {name: weight for name, weight in weights.items() if re.fullmatch(r"label_emb\.[02]\.\w+", name)}
+        plain = {name: weight for name, weight in weights.items() if name not in number}
+        size, named = from_openai(plain, size)
         settings, renamed = in_diffusers(named, size, head=head or HEAD, interleaved=False)
+        if number:
+            told_one = {f"unet.{name}": weight for name, weight in renamed.items()} | number
+            kept = {name: value for name, value in settings.items() if name in SCALAR}
+            return Layout("ScalarUNet", kept, told_one, thousandfold=True)
         return Layout("UNet2DModel", settings, renamed, thousandfold=True)
     size, dropout = _size(weights), {"dropout": told["dropout"]} if "dropout" in told else {}
     if layout == "edm2":
