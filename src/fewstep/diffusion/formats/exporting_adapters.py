@@ -25,6 +25,7 @@ from .adapters import check_for_comfyui, part_of, write_adapter, write_for_comfy
 from .exporting import ROOM, check_free, last_line
 from .folder import network_folder, write_note
 from .network import WEIGHTS
+from .parts import read_parts
 from .rounding import STEP
 
 Form = Literal["pipeline", "adapter", "comfyui"]
@@ -85,7 +86,8 @@ def export_adapter(
         write_adapter(temporary, network, factors)
         if form == "comfyui":
             write_for_comfyui(temporary, network, factors)
-        write_note(temporary, chosen, base={"source": base_of(network), "weights": mark_of(network)})
+        base = {"source": base_of(network), "weights": mark_of(network)}
+        write_note(temporary, chosen, base=base, pipeline=model.pipeline)
         theirs = _stock_said(temporary, network_folder(base_of(network), part_of(network)), part_of(network), call)
         size = ours.abs().max()
         likeness = Likeness(
@@ -102,14 +104,21 @@ def export_adapter(
 
 def check_adapter(model: Model, form: Form) -> None:
     """Raises ValueError where `model` is no LoRA student, or nobody could load its adapter in this form."""
-    network: Any = model.denoiser.network
+    import diffusers
+
+    network = model.denoiser.network
     if not is_adapted(network):
         raise ValueError(
             "only a LoRA student has an adapter, and this one is none; leave --form out, or tune one with --lora"
         )
-    if not hasattr(type(network), "load_lora_adapter"):
-        kind = type(network).__name__
-        raise ValueError(f"stock diffusers loads no adapters into a {kind}; leave --form out, which fuses it with its base")
+    kinds = {type(network): "load_lora_adapter"}
+    if model.pipeline is not None:
+        kinds[getattr(diffusers, read_parts(model.pipeline.source).pipeline)] = "load_lora_weights"
+    for kind, loads in kinds.items():
+        if not hasattr(kind, loads):
+            raise ValueError(
+                f"stock diffusers loads no adapters into a {kind.__name__}; leave --form out, which fuses it with its base"
+            )
     if form == "comfyui":
         check_for_comfyui(network)
 
