@@ -58,7 +58,10 @@ def _edm(denoiser: Denoiser, schedule: Karras, walk: Consistency) -> DiffusionPi
     from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
 
     if schedule.time_scale != 250:
-        raise ValueError("this network was trained with EDM's own time, ln σ/4; stock pipelines give it 250·ln σ")
+        raise ValueError(
+            "this network was trained with EDM's own time, ln σ/4, and stock pipelines give it 250·ln σ; import an ADM "
+            "network with --consistency-time and tune that"
+        )
     settings = schedule.consistency_settings(walk.middle, denoiser.identity)
     return ConsistencyModelPipeline(unet=denoiser.network, scheduler=CMStochasticIterativeScheduler(**settings))
 

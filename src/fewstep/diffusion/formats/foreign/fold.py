@@ -9,12 +9,13 @@ import torch
 from ...schedule import Karras
 
 LEVELS = 4096  # noise levels that the change is fitted on; every other one checks it
-SMALLEST = 1e-11  # singular values beside the largest that count
+SMALLEST = 1e-8  # singular values beside the largest that count: with fewer, no weight grows
+MARGIN = 20.0  # noise levels in training lie so far outside of those that are sampled
 
 
 @torch.no_grad()
 def in_consistency_time(network: Any, schedule: Karras) -> float:
-    """Makes a UNet2DModel that was told time_scale·ln σ one that is told 250·ln σ, between sigma_min and sigma_max.
+    """Makes a UNet2DModel that was told time_scale·ln σ one that is told 250·ln σ, at the noise levels of training.
 
     With e(t) the sinusoids of a time, e(250·ln σ)·A + a fits e(time_scale·ln σ) by least squares in float64; W·A and
     W·a + b take the place of the first layer's W and b.
@@ -22,7 +23,7 @@ def in_consistency_time(network: Any, schedule: Karras) -> float:
     Returns:
         The largest difference of that layer's outputs at levels that were not fitted, over its largest output.
     """
-    first, low, high = network.time_embedding.linear_1, schedule.sigma_min, schedule.sigma_max
+    first, low, high = network.time_embedding.linear_1, schedule.sigma_min / MARGIN, schedule.sigma_max * MARGIN
     levels = torch.logspace(0, 1, LEVELS, base=high / low, dtype=torch.float64) * low
     old = network.time_proj(schedule.time_scale * levels.log()).double()
     new = torch.nn.functional.pad(network.time_proj(250 * levels.log()).double(), (0, 1), value=1.0)
