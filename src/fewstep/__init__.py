@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .diffusion.denoiser import edm as edm
     from .diffusion.denoiser import flow as flow
     from .diffusion.denoiser import vp as vp
+    from .diffusion.encoding import encode_data as encode_data
     from .diffusion.formats.exporting import export as export
     from .diffusion.formats.folder import load as load
     from .diffusion.formats.folder import save as save
@@ -75,6 +76,7 @@ _NAMES = {
     "diffusion.cond": ["Cond", "labelled"],
     "diffusion.data": ["Images", "Table", "load_images", "make_table"],
     "diffusion.denoiser": ["Denoiser", "edm", "flow", "vp"],
+    "diffusion.encoding": ["encode_data"],
     "diffusion.formats.exporting": ["export"],
     "diffusion.formats.folder": ["load", "save"],
     "diffusion.formats.foreign.importing": ["import_checkpoint"],

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny
+from pictures import png, put
 from tiny_pipelines import CALLS, tiny_pipeline
 from torch import nn
 
@@ -17,11 +18,12 @@ from fewstep.diffusion import runs
 from fewstep.diffusion.asked import asked_of, in_turn, prompts_in
 from fewstep.diffusion.checkpoints import tune_checkpoint
 from fewstep.diffusion.choices import Lessons, Loss, Run, Training
-from fewstep.diffusion.data import Table
-from fewstep.diffusion.encoding import teacher_latents
-from fewstep.diffusion.formats.folder import load
+from fewstep.diffusion.data import Images, Rows, Table, load_images, save_images
+from fewstep.diffusion.encoding import encode_data, teacher_latents
+from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.formats.identity import identity_of
 from fewstep.diffusion.model import Model
+from fewstep.diffusion.pipeline import Pipeline
 from fewstep.diffusion.walk import Consistency, Heun, Segments
 
 PROMPTS = ["a red boot", "a small house beside a large tree at night", "a blue dress"]
@@ -77,8 +79,6 @@ def test_rows_of_different_lengths_are_padded_to_the_longest_of_all(tmp_path) ->
 
 
 def iter_batches(table: Table):
-    from fewstep.diffusion.data import Rows
-
     return Rows(table, lambda z: z.exp(), seed=0).batches(0, 4, 4)
 
 
@@ -223,10 +223,103 @@ def test_a_table_of_another_pipeline_is_refused(sd, dit, tmp_path) -> None:
     teacher_latents(model.pipeline, PROMPTS, tmp_path / "table", count=3, seed=0, steps=1)
     with pytest.raises(ValueError, match="encoded by another pipeline"):
         tune_checkpoint(str(dit), Lessons(str(tmp_path / "table")), Run(tmp_path / "run"), training=FEW)
-    from fewstep.diffusion.formats.folder import save
-
     save(Model(model.denoiser, Heun(), pipeline=model.pipeline), tmp_path / "copy")
     assert identity_of(tmp_path / "copy") == identity_of(sd) != identity_of(dit)
     lessons = Lessons(str(tmp_path / "table"), dropped=0.5)
     made = tune_checkpoint(str(tmp_path / "copy"), lessons, Run(tmp_path / "run", precision="no"), training=FEW)
     assert made.pipeline is not None and tiny().takes == {}
+
+
+COLOURS = {"a.png": (255, 0, 0), "b.png": (0, 0, 255), "c.png": (20, 200, 90)}
+
+
+def pictures(folder: Path, captions: bool = True) -> Path:
+    """Pictures of several sizes, one of them broken, with captions."""
+    files = {name: png(colour, (16 + 4 * k, 16)) for k, (name, colour) in enumerate(COLOURS.items())}
+    said = [{"file_name": name, "text": f"a {name[0]} dress"} for name in [*files, "x.png"]]
+    more = {"metadata.jsonl": "\n".join(map(json.dumps, said)).encode()} if captions else {}
+    put(folder, files | {"x.png": b"broken"} | more)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["stable_diffusion", "flux"])
+def test_encoded_pictures_are_what_the_pipelines_own_decoder_makes_of_its_own_encoder(tmp_path, family: str) -> None:
+    """The tail on the latents in the table is the reconstruction by the VAE alone; conditions are those of the captions."""
+    folder, call = tiny_pipeline(family, tmp_path / family), CALLS.get(family, {})
+    table = encode_data(str(folder), str(pictures(tmp_path / "data")), tmp_path / "table", call=call)
+    model = load(folder, call=call)
+    vae, x0 = model.pipeline.stock.vae, table.raw(range(3))
+    shown = load_images(tmp_path / "data", channels=3, size=16).raw(range(3)).float() / 127.5 - 1
+    with torch.no_grad():
+        theirs = vae.decode(vae.encode(shown).latent_dist.mode()).sample
+    theirs = ((theirs / 2 + 0.5).clamp(0, 1) * 255).round()
+    assert (model.pipeline.decode(x0).float() - theirs).abs().max() <= 1 and theirs.std() > 1
+    cond, null = model.pipeline.conditions([f"a {name[0]} dress" for name in COLOURS])
+    for name in cond.rows:
+        ours = torch.stack([table.cond(k)[name] for k in range(3)])
+        assert torch.allclose(ours[:, : cond.rows[name].shape[1]] if ours.ndim > 1 else ours, cond.rows[name], atol=1e-6)
+    assert (null is None) == (table.null is None) and len(table) == 3
+    assert json.loads((tmp_path / "table" / "receipt.json").read_text())["notes"] == {"skipped": 1}
+    assert table.conditions.maker == identity_of(folder)
+
+
+def test_encoding_goes_on_and_its_table_tunes_the_pipeline(sd, tmp_path, monkeypatch) -> None:
+    """Captions are dropped at training time, guidance is tuned in, and no encoder is in memory then."""
+    monkeypatch.setattr("fewstep.diffusion.encoding.PART", 1)
+    data, encode, there = pictures(tmp_path / "data"), Pipeline.encode, []
+
+    def stopped(self: Pipeline, shown: torch.Tensor) -> torch.Tensor:
+        there.append(len(shown))
+        if len(there) == 2:
+            raise RuntimeError("out of power")
+        return encode(self, shown)
+
+    monkeypatch.setattr(Pipeline, "encode", stopped)
+    with pytest.raises(RuntimeError, match="out of power"):
+        encode_data(str(sd), str(data), tmp_path / "table")
+    with pytest.raises(ValueError, match="is not complete; go on with the command that began it"):
+        tune_checkpoint(str(sd), Lessons(str(tmp_path / "table")), Run(tmp_path / "run"), training=FEW)
+    table = encode_data(str(sd), str(data), tmp_path / "table")
+    assert len(there) == 4 and len(table) == 3
+    tune, seen = runs.tune, []
+
+    def tuned(*args, **options):
+        seen.append((encoders(), options["dropped"]))
+        yield from tune(*args, **options)
+
+    monkeypatch.setattr(runs, "tune", tuned)
+    lessons = Lessons(str(tmp_path / "table"), guidance=2.0, dropped=0.3)
+    tune_checkpoint(str(sd), lessons, Run(tmp_path / "run", precision="no"), loss=Loss(hop="heun"), training=FEW)
+    assert seen == [([], 0.3)] and load(tmp_path / "run").pipeline.prompted
+
+
+def test_a_pipeline_of_classes_encodes_classes(dit, tmp_path) -> None:
+    save_images(
+        Images(torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8), torch.tensor([5, 0, 999])), tmp_path / "a.npz"
+    )
+    table = encode_data(str(dit), str(tmp_path / "a.npz"), tmp_path / "table")
+    assert [int(table.cond(k)["class_labels"]) for k in range(3)] == [5, 0, 999]
+    save_images(Images(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.tensor([1000])), tmp_path / "b.npz")
+    with pytest.raises(ValueError, match="has the class 1000, and the pipeline knows 0 to 999"):
+        encode_data(str(dit), str(tmp_path / "b.npz"), tmp_path / "other")
+    save_images(Images(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), tmp_path / "c.npz")
+    with pytest.raises(ValueError, match="has no classes, by which this pipeline is asked"):
+        encode_data(str(dit), str(tmp_path / "c.npz"), tmp_path / "other")
+
+
+def test_what_cannot_be_encoded_is_said_before_anything_is_made(sd, tmp_path, monkeypatch) -> None:
+    save_images(Images(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), tmp_path / "a.npz")
+    monkeypatch.setattr(Pipeline, "encode", None)
+    for checkpoint, data, sentence in (
+        (sd, pictures(tmp_path / "data", captions=False), "4 of 4 pictures in .* have no caption, the first is a.png"),
+        (sd, tmp_path / "a.npz", "has no captions, by which this pipeline is asked"),
+        (sd, tmp_path / "missing", "there is no image folder"),
+        ("bundled", tmp_path / "a.npz", "nothing is to be encoded; give .* as data"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            encode_data(str(checkpoint), str(data), tmp_path / "table")
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="there is something else in"):
+        encode_data(str(sd), str(pictures(tmp_path / "more")), tmp_path / "table")
+    assert [path.name for path in (tmp_path / "table").iterdir()] == ["letter.txt"]

@@ -1,4 +1,4 @@
-"""The command that writes data as a table."""
+"""The commands that write data as tables."""
 
 from __future__ import annotations
 
@@ -53,3 +53,22 @@ def table(
         say_next("tune", like, "--data", out, "--out", "few-step")
     elif size[0] == size[-1]:
         say_next("train", out, "--channels", shape[0], "--size", size[0], "--out", "teacher")
+
+
+def encode(checkpoint: Positional[str], data: Positional[str], /, *, out: Path) -> None:
+    """Encode pictures with captions once, by a pipeline's own encoders: a table of latents to tune it with.
+
+    It is written part by part, by all processes together if there are several, and the same command goes on where it was
+    stopped. While the pipeline is tuned its encoders are not needed.
+
+    Args:
+        checkpoint: a folder or hub id of a pipeline, or a run of it.
+        data: a folder, a zip or a .tar of images with captions in a metadata.jsonl (`file_name` and `text`) or in a .txt
+            beside each; a .parquet or a hub data set with a column `text` or `caption`. Classes for a pipeline of classes.
+        out: folder of the table.
+    """
+    from ..diffusion.encoding import encode_data
+
+    written = encode_data(checkpoint, data, out)
+    print(f"{len(written)} rows of {'x'.join(map(str, written.shape))} in {out}")
+    say_next("tune", checkpoint, "--data", out, "--out", "few-step")

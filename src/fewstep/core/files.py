@@ -177,6 +177,16 @@ def writable_file(path: Path) -> None:
     writable(path.parent)
 
 
+def check_room(path: Path, needed: int) -> None:
+    """Raises ValueError where the disk that will have `path` has no room for so many bytes."""
+    room = shutil.disk_usage(next(place for place in path.absolute().parents if place.exists())).free
+    if needed > room:
+        raise ValueError(
+            f"the table takes {needed / 2**30:,.1f} GiB, and there is room for {room / 2**30:,.1f} at {path}; choose "
+            "another place with --out"
+        )
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -5,21 +5,29 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import logging
+import math
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from ..core.device import best_device, fast_precision
+from ..core.files import check_room, writable
 from ..core.nfe import count_nfe
 from .asked import in_turn
+from .captioned import captioned
 from .cond import Cond, padded
 from .data import Table
 from .data.conditions import Conditions
-from .data.parted import Part, in_ranges, make_in_parts
+from .data.parted import Part, in_ranges, make_in_parts, notes_in
+from .formats.folder import load
 from .formats.identity import identity_of
 from .pipeline import Asked, Pipeline
+
+logger = logging.getLogger(__name__)
 
 PART, PARTS = 64, 1000  # rows of a part at least, parts of a table at most
 
@@ -97,10 +105,11 @@ def teacher_latents(
         pipeline.manner.on(guidance, 1)  # before anything is made
     steps = own_steps(pipeline) if steps is None else steps
     encoder = Encoder(pipeline, asked)
+    pipeline.network.to(best_device())  # where the others go, too
+    _check_room(folder, count, pipeline, encoder)
 
     def make(rows: range) -> Part:
         wanted, seeds = in_turn(asked, rows), [seed + k for k in rows]
-        pipeline.network.to(best_device())
         with count_nfe(pipeline.network) as nfe, _autocast(precision):
             x0 = pipeline.latents(wanted, seeds, steps=steps, guidance=guidance)
         told = {"seed": (datasets.Value("int64"), seeds), "prompt": (datasets.Value("string"), list(map(str, wanted)))}
@@ -109,6 +118,67 @@ def teacher_latents(
     facts |= {"count": count, "seed": seed, "steps": steps, "guidance": guidance, "precision": precision}
     facts |= {"prompts": len(asked), "prompts_hash": _hash(asked), "call": pipeline.call}
     return make_in_parts(folder, facts, _ranges(count), make, encoder.beside, title="the teacher")
+
+
+def encode_data(checkpoint: str, data: str, out: Path, *, call: Mapping[str, object] | None = None) -> Table:
+    """Encodes pictures with their captions, or their classes, by a pipeline's own encoders: a table to tune it with.
+
+    The table is made in parts, by all processes of the run: the same call goes on where it was stopped. What cannot be
+    read is skipped and said.
+
+    Args:
+        checkpoint: a folder or hub id of a pipeline, or a run of it.
+        data: a folder, a zip or a .tar of images with captions in a `metadata.jsonl` or in files beside them; a .parquet or
+            a hub data set with a column `text` or `caption`. Classes are read as `load_images` reads them.
+        out: folder of the table.
+        call: as for `load`.
+
+    Raises:
+        ValueError: no such pipeline or data, captions or classes are missing, or something else is in `out`.
+        Interrupted: the work was told to stop; what is made is kept.
+    """
+    writable(out)
+    model = load(checkpoint, call=call)
+    pipeline = model.pipeline
+    if pipeline is None:
+        raise ValueError(f"{checkpoint} is told pictures as they are, so nothing is to be encoded; give {data} as data")
+    pictures = captioned(data, shown_by(pipeline), model)
+    encoder = Encoder(pipeline, pictures.asked)
+    pipeline.network.to(best_device())  # where the others go, too
+    _check_room(out, len(pictures), pipeline, encoder)
+
+    def make(rows: range) -> Part:
+        found = [(k, picture) for k, picture in ((k, pictures.read(k)) for k in rows) if picture is not None]
+        kept = [k for k, _ in found]
+        wanted = [pictures.asked[k % len(pictures.asked)] for k in kept]
+        shape, skipped = pipeline.manner.shape, len(rows) - len(kept)
+        if not found:
+            return Part(torch.empty(0, *shape), encoder(pictures.asked[:1]).part(slice(0, 0)), {}, {"skipped": skipped})
+        x0 = pipeline.encode(torch.stack([picture for _, picture in found]))
+        return Part(x0, encoder(cast(Asked, wanted)), {}, {"skipped": skipped})
+
+    facts = {"pipeline": identity_of(pipeline.source), "source": data, "pictures": len(pictures), "call": pipeline.call}
+    facts |= {"prompts_hash": _hash(pictures.asked), "shape": pipeline.manner.shape}
+    table = make_in_parts(out, facts, _ranges(len(pictures)), make, encoder.beside, title=f"encoding {data}")
+    skipped = notes_in(out).get("skipped", 0)
+    if skipped:
+        logger.warning("skipped %d unreadable of %d images", skipped, len(pictures))
+    return table
+
+
+def shown_by(pipeline: Pipeline) -> tuple[int, int, int]:
+    """(C, H, W) of the pictures that a pipeline makes; ValueError if it makes anything else."""
+    shape = pipeline.shown
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(f"this pipeline makes samples of {'x'.join(map(str, shape))}, and fewstep encodes pictures alone")
+    return shape[0], shape[1], shape[2]
+
+
+def _check_room(out: Path, count: int, pipeline: Pipeline, encoder: Encoder) -> None:
+    """Raises ValueError where the disk has no room for the table."""
+    cond = encoder(encoder.asked[:1])
+    row = 4 * math.prod(pipeline.manner.shape) + sum(value.nbytes for value in cond.rows.values())
+    check_room(out, count * row)
 
 
 def own_steps(pipeline: Pipeline) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.files import atomic_folder
+from ...core.files import atomic_folder, check_room
 from ...core.receipt import receipt
 from ..cond import CLASS
 from .labels import read_labels
@@ -41,12 +40,7 @@ def make_table(
     if out.exists():
         raise ValueError(f"{out} is already there; choose another folder for the table with --out")
     plan = _plan(source, shape_of(channels, size), labels=labels)
-    room = shutil.disk_usage(next(place for place in out.absolute().parents if place.exists())).free
-    if plan.bytes > room:
-        raise ValueError(
-            f"the table takes {plan.bytes / 2**30:,.1f} GiB, and there is room for {room / 2**30:,.1f} at {out}; choose "
-            "another place with --out"
-        )
+    check_room(out, plan.bytes)
     facts = {"source": str(source), "shape": plan.shape, "classes": plan.names}
     with atomic_folder(out) as folder, receipt(folder / "receipt.json", **facts) as entries:
         write_table(folder, plan.features, plan.batches(entries))
