@@ -53,6 +53,7 @@ LOADERS = {  # what could run the code in a file, or of a folder, and who may ca
         "core/pretrained.py",
         "diffusion/formats/opening.py",
         "diffusion/formats/stock.py",
+        "diffusion/formats/stock_asked.py",
         "diffusion/formats/stock_adapter.py",
     },  # the last two sample our own exports
     "torch.load": {"core/files.py", "core/weights.py", "diffusion/formats/stock_adapter.py"},

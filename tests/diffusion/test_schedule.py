@@ -156,3 +156,17 @@ def test_scheduler_configurations_both_ways(parametrisation: str) -> None:
     denoiser = of[parametrisation] if parametrisation in of else tiny(parametrisation)
     config = json.loads(schedulers.write(denoiser).to_json_string())
     assert schedulers.read(config) == (denoiser.schedule, denoiser.prediction)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_levels_of_a_flow_scheduler_that_is_told_none(steps: int, shift: float) -> None:
+    """Set up by a number of steps alone, and made to end where the even levels do, it has the stretched ones."""
+    schedule = Rectified(shift=shift, sigma_max=PURE_NOISE, stretched=True)
+    even = Rectified(shift=shift, sigma_max=PURE_NOISE).grid(steps)
+    last = float(even[-1] / (1 + even[-1]))
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, shift_terminal=last if steps > 1 else None)
+    scheduler.set_timesteps(steps)
+    ours = schedule.grid(steps)
+    torch.testing.assert_close((ours / (1 + ours)).float(), scheduler.sigmas[:-1], rtol=0, atol=2e-6)
+    assert (ours[[0, -1]] == even[[0, -1]]).all()

@@ -51,10 +51,10 @@ def after_exporting(folder: Path, steps: int) -> None:
 
 
 def _exports(model: Model) -> bool:
-    from ..diffusion.formats.pipelines import stock_pipeline
+    from ..diffusion.formats.pipelines import check_exportable
 
     try:
-        stock_pipeline(model.denoiser, model.walk)
+        check_exportable(model.denoiser, model.walk, model.pipeline)
     except ValueError:
         return False
     return True

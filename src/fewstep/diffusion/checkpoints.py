@@ -20,10 +20,11 @@ from .data import Paths, Source, load_images
 from .denoiser import Denoiser
 from .depth import blocks_of, checkpointing, freeze, hold_in_bfloat16
 from .formats.folder import load
-from .formats.pipelines import stock_pipeline
+from .formats.pipelines import check_exportable
 from .lessons import MADE, made_for, nothing_to, paths_of, training_data, visited
 from .lora import adapt, base_of, factors_of, fused, is_adapted, shared
 from .model import Model
+from .pipeline import Pipeline
 from .recipes import diffusion, ect_demo, new_denoiser, path_regression
 from .runs import check_new, few_step
 from .runs import run as run_in_folder
@@ -118,7 +119,7 @@ def tune_checkpoint(
     start, named = _models(checkpoint, chosen)
     student = start.denoiser
     _check_pipeline(named, chosen)
-    _say_if_it_cannot_be_exported(student, chosen)
+    _say_if_it_cannot_be_exported(student, chosen, start.pipeline)
     _choose_what_trains(checkpoint, student, chosen)
     stages = _stages(checkpoint, start, named, recipe, chosen, prompts)
     if training.scratch:
@@ -254,12 +255,12 @@ def _check_teacher(student: Denoiser, teacher: Denoiser, *, along_paths: int | N
         raise ValueError("the teacher's noise levels are not those of the checkpoint, so its paths lead nowhere here")
 
 
-def _say_if_it_cannot_be_exported(student: Denoiser, chosen: Choices) -> None:
+def _say_if_it_cannot_be_exported(student: Denoiser, chosen: Choices, pipeline: Pipeline | None) -> None:
     """Before hours are spent. A diffusion model is no student, and nobody exports it."""
     if chosen.loss.gap == "full" and not chosen.lessons.are_paths:
         return
     try:
-        stock_pipeline(student, few_step(chosen.recipe()["segments"]))
+        check_exportable(student, few_step(chosen.recipe()["segments"]), pipeline)
     except ValueError as why:
         logger.warning("this student cannot be exported: %s", why)
 

@@ -204,7 +204,7 @@ def discrete_vp(config: Mapping[str, Any]) -> DiscreteVP:
 
 def flow(network: nn.Module, **settings: float) -> Denoiser:
     """A flow-matching checkpoint that predicts eps − x0; `settings` are those of `Rectified`."""
-    return Denoiser(network, Rectified(**settings), velocity)
+    return Denoiser(network, Rectified(**settings), velocity)  # type: ignore[arg-type]
 
 
 def config_of(network: nn.Module) -> Mapping[str, Any]:

@@ -51,6 +51,7 @@ class Manner:
         off: the arguments that switch guidance off.
         guide: how it is switched on; None where it cannot be.
         mu: by which the scheduler shifts its levels for samples of this size; None where it does not.
+        sigmas: the levels that the pipeline hands to its scheduler for COUNT + 1 steps; None where it hands it none.
         first, null: conditions of a few samples, with something and with nothing.
     """
 
@@ -61,6 +62,7 @@ class Manner:
     off: Mapping[str, object]
     guide: Guide | None
     mu: float | None
+    sigmas: tuple[float, ...] | None
     first: Cond
     null: Cond | None
 
@@ -152,7 +154,7 @@ def learn(pipeline: Any, network: nn.Module, told: Mapping[str, object]) -> Mann
         for each, value in steps[0].calls[0].others.items()
         if kinds[each] == "rows" and isinstance(value, Tensor) and value.ndim == 2 and "mask" in each
     }
-    plain = Manner(calling, tuple(steps[0].state.shape[1:]), kinds, masks, off, None, shift.get("mu"), Cond(), None)
+    plain = Manner(calling, tuple(steps[0].state.shape[1:]), kinds, masks, off, None, shift.mu, shift.sigmas, Cond(), None)
     first = plain.cond(steps[0].calls[0])
     if guided is None or name is None:
         return replace(plain, first=first)

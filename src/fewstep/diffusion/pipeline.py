@@ -86,6 +86,10 @@ class Pipeline:
     def _parameters(self) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(self.stock.__call__).parameters
 
+    def accepts(self, name: str) -> bool:
+        """Whether the pipeline has an argument of that name."""
+        return name in self._parameters
+
     @property
     def prompted(self) -> bool:
         """Whether it is asked by prompts."""
@@ -109,11 +113,17 @@ class Pipeline:
             for name, value in manner.first.rows.items()
         }
         if isinstance(schedule, Rectified):
-            schedule = _as_set_up(schedule, self.stock.scheduler.config, manner.mu)
+            schedule = _as_set_up(schedule, self.stock.scheduler.config, manner)
         return Denoiser(
             self.network, schedule, prediction, space=Latents(manner.shape), takes=takes, call=manner.calling,
             blank=manner.first.part(slice(0, 1)),
         )  # fmt: skip
+
+    def examples(self, count: int) -> Asked:
+        """Something that it can be asked for, `count` times."""
+        if self.prompted:
+            return [PROMPTS[1 + k % (COUNT - 1)] for k in range(count)]
+        return list(range(count))
 
     @torch.no_grad()
     def conditions(self, prompts: Asked) -> tuple[Cond, Cond | None]:
@@ -261,12 +271,12 @@ class Pipeline:
             )
 
 
-def _as_set_up(schedule: Rectified, config: Mapping[str, Any], mu: float | None) -> Rectified:
+def _as_set_up(schedule: Rectified, config: Mapping[str, Any], manner: Manner) -> Rectified:
     """The schedule from pure noise on, shifted as the pipeline shifts it for samples of this size."""
-    shift = schedule.shift
+    shift, mu = schedule.shift, manner.mu
     if config.get("use_dynamic_shifting") and mu is not None:
         shift = math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
-    return replace(schedule, shift=shift, sigma_max=PURE_NOISE)
+    return replace(schedule, shift=shift, sigma_max=PURE_NOISE, stretched=manner.sigmas is None)
 
 
 def _parts(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -137,15 +137,23 @@ def run(pipeline: Any, told: Mapping[str, object]) -> Tensor:
     return ends[-1]
 
 
+@dataclass
+class SetUp:
+    """What a pipeline told its scheduler before the first step."""
+
+    mu: float | None = None
+    sigmas: tuple[float, ...] | None = None
+
+
 @contextmanager
-def shifted(scheduler: Any) -> Iterator[dict[str, float]]:
-    """Yields a dictionary in which "mu" will be what the pipeline sets the scheduler up with, if it does."""
-    original, found = scheduler.set_timesteps, {}
+def shifted(scheduler: Any) -> Iterator[SetUp]:
+    """Yields what the pipeline will set the scheduler up with, once it has."""
+    original, found = scheduler.set_timesteps, SetUp()
 
     @wraps(original)
     def set_timesteps(*args: Any, **named: Any) -> Any:
-        if named.get("mu") is not None:
-            found["mu"] = float(named["mu"])
+        found.mu = None if named.get("mu") is None else float(named["mu"])
+        found.sigmas = None if named.get("sigmas") is None else tuple(map(float, named["sigmas"]))
         return original(*args, **named)
 
     with replaced(scheduler, "set_timesteps", set_timesteps):

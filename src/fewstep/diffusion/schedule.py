@@ -250,6 +250,8 @@ class Rectified:
         shift: s of a shifted schedule: sampling steps are even in u', where u = s·u'/(1 + (s − 1)·u').
         sigma_max: where sampling starts; u = 1 itself is infinitely far away in these coordinates.
         time_scale: 1000 for diffusers' flow schedulers.
+        stretched: whether the steps are those of a scheduler that is told no levels: it spaces u' evenly down to 1/1000 and
+            stretches 1 − u afterwards, so that the last step begins where it would otherwise; those between move a little.
 
     Reference: Lipman et al. 2023, Flow Matching; Esser et al. 2024, Scaling Rectified Flow Transformers, eq. 23 (shift).
     """
@@ -258,6 +260,7 @@ class Rectified:
     sigma_max: float = 500.0
     sigma_min: float = 0.002
     time_scale: float = 1000.0
+    stretched: bool = False
 
     sigma_data = 1.0
     origin = 0.0
@@ -277,9 +280,16 @@ class Rectified:
         """Even in the unshifted u', from sigma_max down."""
         top = self.sigma_max / (1 + self.sigma_max)
         top = top / (self.shift - (self.shift - 1) * top)
-        even = top * (1 - torch.arange(steps, dtype=torch.float64) / steps)
-        u = self.shift * even / (1 + (self.shift - 1) * even)
+        share = torch.arange(steps, dtype=torch.float64)
+        u = self._shifted(top * (1 - share / steps))
+        if self.stretched and steps > 2:
+            lowest = self._shifted(torch.tensor(1 / self.time_scale, dtype=torch.float64))
+            free = 1 - self._shifted(1 - share * (1 - lowest) / (steps - 1))
+            u[1:] = 1 - free[1:] * (1 - u[-1]) / free[-1]
         return u / (1 - u)
+
+    def _shifted(self, even: Tensor) -> Tensor:
+        return self.shift * even / (1 + (self.shift - 1) * even)
 
     def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
         """The same levels: there is no stock scheduler that would have others."""

@@ -322,8 +322,9 @@ def _at_the_ends(denoiser: Denoiser, data: Source) -> Cond:
     Classes that the network does not take are left out, as training leaves them out.
     """
     first, last = data.cond(0), data.cond(len(data) - 1)
-    rows = {name: torch.stack([first[name], last[name]]) for name in first if name != CLASS}
-    if CLASS in denoiser.takes:
+    embedded = denoiser.classes is None and CLASS in denoiser.takes  # under that name some networks take a text
+    rows = {name: torch.stack([first[name], last[name]]) for name in first if name != CLASS or embedded}
+    if denoiser.classes is not None:
         if data.label_range is None:
             raise ValueError("this checkpoint is conditional on classes, but the data has no labels; give labelled data")
         rows[CLASS] = torch.tensor(data.label_range)

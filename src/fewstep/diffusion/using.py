@@ -19,8 +19,9 @@ from .choices import SamplerName
 from .cond import labelled
 from .formats.exporting import Agreement, check_free, export
 from .formats.exporting_adapters import Form, Likeness, check_adapter, export_adapter
+from .formats.exporting_asked import Closeness
 from .formats.folder import load
-from .formats.pipelines import stock_pipeline
+from .formats.pipelines import check_exportable
 from .measuring import scores_in
 from .model import Model
 from .two_times import TwoTimes
@@ -43,7 +44,7 @@ class Exported:
     """A folder that `export_checkpoint` wrote: for how many steps, and how well it agrees with ours."""
 
     steps: int
-    agreement: Agreement | Likeness
+    agreement: Agreement | Likeness | Closeness
 
 
 def sample_checkpoint(
@@ -150,7 +151,7 @@ def export_checkpoint(
             for folder, walk in walks.items()
         }
     for walk in walks.values():
-        stock_pipeline(model.denoiser, walk)  # all can be written, or none is
+        check_exportable(model.denoiser, walk, model.pipeline)  # all can be written, or none is
     return {folder: Exported(walk.steps, export(model, folder, walk=walk, card=card)) for folder, walk in walks.items()}
 
 

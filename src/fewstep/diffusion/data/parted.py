@@ -51,7 +51,7 @@ class Part:
         features = {LATENTS: arrays_of(self.latents.shape[1:], "float32")}
         values: dict[str, Any] = {LATENTS: self.latents.float().contiguous().numpy()}
         for name, rows in self.cond.rows.items():
-            if name == CLASS:
+            if name == CLASS and rows.ndim == 1:  # some networks take a text under that name
                 features[LABEL], values[LABEL] = datasets.Value("int64"), rows.long().numpy()
             else:
                 features[COLUMN + name], values[COLUMN + name] = arrays_of(rows.shape[1:], kept_as(rows.dtype)), kept(rows)

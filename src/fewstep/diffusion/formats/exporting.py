@@ -24,6 +24,7 @@ from ..denoiser import Denoiser
 from ..model import Model
 from ..walk import Consistency, Segments, Walk, sample
 from . import stock
+from .exporting_asked import Closeness, export_asked
 from .folder import NOTE, write_note
 from .pipelines import stock_pipeline
 from .rounding import STEP, one_step_off
@@ -57,7 +58,7 @@ def export(
     walk: Walk | None = None,
     card: Mapping[str, Any] | None = None,
     seeds: Sequence[int] = range(4),
-) -> Agreement:
+) -> Agreement | Closeness:
     """Writes `model` as a stock few-step pipeline with a model card, and verifies it in a fresh process.
 
     The fresh process loads the folder with plain diffusers and samples the same seeds as our own sampler. Only if they
@@ -77,8 +78,12 @@ def export(
     Raises:
         ValueError: there is no stock pipeline for it, the stock pipeline gives other images, or something else is at
             `folder`.
+
+    A student of a pipeline that is asked for something is written as that pipeline; see `export_asked`.
     """
     check_free(Path(folder))
+    if model.pipeline is not None:
+        return export_asked(model, Path(folder), walk=walk, card=card, seeds=seeds[:2])
     start = time.monotonic()
     chosen, denoiser = walk or model.walk, copy.deepcopy(model.denoiser).cpu().eval()
     pipeline = stock_pipeline(denoiser, chosen)

@@ -115,13 +115,16 @@ def _save_pipeline(model: Model, pipeline: Pipeline, folder: Path) -> None:
         write_note(temporary, model.walk, pipeline=pipeline)
 
 
-def carry(source: Path, folder: Path, network: Any) -> None:
-    """Writes the pipeline in `source` into `folder` with `network` in the place of its own."""
+def carry(source: Path, folder: Path, network: Any, scheduler: Any = None) -> None:
+    """Writes the pipeline in `source` into `folder` with `network`, and `scheduler` if given, in the place of its own."""
     parts = read_parts(source)
     index = read_json(source / "model_index.json", "a diffusers pipeline folder has one at its top")
     index[parts.network] = ["diffusers", type(network).__name__]
+    if scheduler is not None:
+        index["scheduler"] = ["diffusers", type(scheduler).__name__]
+        scheduler.save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    for part in (*parts.others, "scheduler"):
+    for part in (*parts.others, *(["scheduler"] if scheduler is None else [])):
         for file in files_of(source, part):
             (folder / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
             _linked(file.resolve(), folder / file.relative_to(source))

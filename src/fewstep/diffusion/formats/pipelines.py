@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..denoiser import Denoiser
 from ..lora import fused, is_adapted
-from ..schedule import DiscreteVP, Karras
+from ..pipeline import Pipeline
+from ..schedule import DiscreteVP, Karras, Rectified
 from ..two_times import TwoTimes, baked
 from ..walk import Consistency, Segments, Walk
 from . import schedulers
@@ -41,17 +42,73 @@ def stock_pipeline(denoiser: Denoiser, walk: Walk) -> DiffusionPipeline:
     )
 
 
+def few_step_scheduler(denoiser: Denoiser, walk: Walk, pipeline: Pipeline) -> Any:
+    """The stock scheduler with which `pipeline` takes the student in the place of its network along `walk`.
+
+    Raises:
+        ValueError: there is none, and why; a sentence for before the tuning.
+    """
+    if not isinstance(walk, Consistency | Segments):
+        raise ValueError(f"only few-step generators are exported, and {walk} samples a diffusion model")
+    schedule = denoiser.schedule
+    if isinstance(schedule, Rectified):
+        return _flow(schedule, walk, pipeline)
+    if not isinstance(schedule, DiscreteVP):
+        raise ValueError(
+            f"no stock scheduler takes few steps on the {type(schedule).__name__} schedule of this pipeline; sample the "
+            "student with fewstep"
+        )
+    return _lcm(denoiser, schedule) if isinstance(walk, Consistency) else _first_order(denoiser, schedule, walk.steps)
+
+
+def check_exportable(denoiser: Denoiser, walk: Walk, pipeline: Pipeline | None) -> None:
+    """Raises ValueError where no stock pipeline takes the student along `walk`."""
+    if pipeline is None:
+        stock_pipeline(denoiser, walk)
+    else:
+        few_step_scheduler(denoiser, walk, pipeline)
+
+
+def plain(denoiser: Denoiser, walk: Walk) -> Denoiser:
+    """A student in the checkpoint's own architecture for this walk: a LoRA is fused, a second time baked."""
+    denoiser = fused(denoiser) if is_adapted(denoiser.network) else denoiser
+    return baked(denoiser, walk.levels(denoiser)) if isinstance(denoiser, TwoTimes) else denoiser
+
+
+def _flow(schedule: Rectified, walk: Consistency | Segments, pipeline: Pipeline) -> Any:
+    """Euler or LCM on the levels of the schedule, whether the pipeline hands its scheduler even ones or none."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
+
+    handed = pipeline.manner.sigmas
+    if handed is not None and any(abs(u - 1 + k / len(handed)) > 1e-4 for k, u in enumerate(handed)):
+        raise ValueError(
+            "this pipeline hands its scheduler noise levels of its own, which no stock scheduler replaces; sample the "
+            "student with fewstep"
+        )
+    last = float(schedule.grid(walk.steps)[-1])
+    kind = FlowMatchLCMScheduler if isinstance(walk, Consistency) else FlowMatchEulerDiscreteScheduler
+    return kind(
+        num_train_timesteps=int(schedule.time_scale), shift=schedule.shift,
+        shift_terminal=last / (1 + last) if schedule.stretched and walk.steps > 1 else None,
+    )  # fmt: skip
+
+
 def _vp(denoiser: Denoiser, schedule: DiscreteVP) -> DiffusionPipeline:
-    from diffusers import DDPMPipeline, LCMScheduler
+    from diffusers import DDPMPipeline
 
     _unconditional(denoiser, "DDPMPipeline")
+    return DDPMPipeline(unet=denoiser.network, scheduler=_lcm(denoiser, schedule))
+
+
+def _lcm(denoiser: Denoiser, schedule: DiscreteVP) -> Any:
+    from diffusers import LCMScheduler
+
     # original_inference_steps = T makes the pipeline's n timesteps T − 1 − floor(i·T/n); f has a skip connection of its
     # own, so LCM's is shut by a large timestep_scaling, at every timestep but 0
-    lcm = LCMScheduler.from_config(
+    return LCMScheduler.from_config(
         schedulers.vp_config(denoiser, schedule), original_inference_steps=schedule.num_train_timesteps,
         clip_sample=False, timestep_spacing="leading", timestep_scaling=1e6,
     )  # fmt: skip
-    return DDPMPipeline(unet=denoiser.network, scheduler=lcm)
 
 
 def _edm(denoiser: Denoiser, schedule: Karras, walk: Consistency) -> DiffusionPipeline:
@@ -67,31 +124,37 @@ def _edm(denoiser: Denoiser, schedule: Karras, walk: Consistency) -> DiffusionPi
 
 
 def _multistep(denoiser: Denoiser, walk: Segments) -> DiffusionPipeline:
-    """A DDIMPipeline where the segments divide the schedule's timesteps.
-
-    Where they do not, DDIMScheduler goes to a level beside the one where it calls the network next, so the same step is
-    taken by the first-order DPM solver.
-    """
-    from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DPMSolverMultistepScheduler
+    from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
 
     if not isinstance(denoiser.schedule, DiscreteVP):
         raise ValueError(
             "only VP checkpoints of a UNet2DModel have a stock pipeline for several segments; sample this one with fewstep"
         )
     _unconditional(denoiser, "DDIMPipeline")
-    config = schedulers.vp_config(denoiser, denoiser.schedule)
-    if denoiser.schedule.num_train_timesteps % walk.steps == 0:
-        ddim = DDIMScheduler.from_config(config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
-        return DDIMPipeline(unet=denoiser.network, scheduler=ddim)
-    if denoiser.schedule.ends_in_pure_noise:
+    scheduler = _first_order(denoiser, denoiser.schedule, walk.steps)
+    kind = DDIMPipeline if isinstance(scheduler, DDIMScheduler) else DDPMPipeline
+    return kind(unet=denoiser.network, scheduler=scheduler)
+
+
+def _first_order(denoiser: Denoiser, schedule: DiscreteVP, steps: int) -> Any:
+    """DDIM where the segments divide the schedule's timesteps.
+
+    Where they do not, DDIMScheduler goes to a level beside the one where it calls the network next, so the same step is
+    taken by the first-order DPM solver.
+    """
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+    config = schedulers.vp_config(denoiser, schedule)
+    if schedule.num_train_timesteps % steps == 0:
+        return DDIMScheduler.from_config(config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
+    if schedule.ends_in_pure_noise:
         raise ValueError(
-            f"{walk.steps} segments do not divide {denoiser.schedule.num_train_timesteps} timesteps, and no stock solver "
+            f"{steps} segments do not divide {schedule.num_train_timesteps} timesteps, and no stock solver "
             "starts such steps from pure noise (rescale_betas_zero_snr); choose a number of segments that divides them"
         )
-    solver = DPMSolverMultistepScheduler.from_config(
+    return DPMSolverMultistepScheduler.from_config(
         config, timestep_spacing="trailing", solver_order=1, algorithm_type="dpmsolver++", final_sigmas_type="zero"
     )
-    return DDPMPipeline(unet=denoiser.network, scheduler=solver)
 
 
 def _unconditional(denoiser: Denoiser, pipeline: str) -> None:

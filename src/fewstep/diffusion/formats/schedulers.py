@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..denoiser import Denoiser, discrete_vp
@@ -40,9 +41,12 @@ def _is_flow(config: Mapping[str, Any]) -> bool:
 
 def _read_flow(config: Mapping[str, Any], kind: str) -> tuple[Schedule, Prediction]:
     # diffusers has no setting for where sampling starts, `write` leaves it there
-    own = {"sigma_max": _numbers(config, "sigma_max")[0]} if kind.startswith("FlowMatch") and "sigma_max" in config else {}
-    shift = config.get("shift" if kind.startswith("FlowMatch") else "flow_shift", 1.0)
-    return Rectified(shift=float(shift), time_scale=float(config.get("num_train_timesteps", 1000)), **own), velocity
+    ours = kind.startswith("FlowMatch")
+    shift = float(config.get("shift" if ours else "flow_shift", 1.0))
+    schedule = Rectified(shift=shift, time_scale=float(config.get("num_train_timesteps", 1000)))
+    if ours and "sigma_max" in config:
+        schedule = replace(schedule, sigma_max=_numbers(config, "sigma_max")[0])
+    return schedule, velocity
 
 
 def _read_own(config: Mapping[str, Any], kind: str) -> tuple[Schedule, Prediction] | None:
