@@ -6,17 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from masked.test_load import CASES, write
 from masked.tiny_bert import save_bert
 from masked.toy import Toy, masks
 from pretended import DEVICE, Pretended
 
 from fewstep.core import device
+from fewstep.masked.caching import Cached, Dual, Prefix
 from fewstep.masked.decoding import decode
 from fewstep.masked.early import EarlyCommit
 from fewstep.masked.likelihood import log_likelihood
 from fewstep.masked.load import load_text
 from fewstep.masked.predictor import Guided
 from fewstep.masked.rules import KLASS, Blockwise, EntropyBound, Factor, Hierarchical, Threshold, TopK
+from fewstep.masked.schedule import Stairs
 from fewstep.masked.step import CommitRule
 
 ROWS = [masks("12" + "_" * n) for n in (9, 5, 7)]
@@ -34,13 +37,13 @@ def _without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_decoding_needs_no_float64_and_few_numbers_back(rule: CommitRule, temperature: float) -> None:
-    """Texts are those of the CPU. A step waits to learn where to look, whether the logits are numbers, how far the rows are
-    and what to tell of it; four times more for noise, which is drawn on the host, and once for a lottery there."""
+    """Texts are those of the CPU. A step waits once, to learn how far the rows are; the toy once more, to learn where to
+    look; four times for noise and once for a lottery, which are drawn on the host where there is no float64."""
     toy = Toy().float()
     expected = decode(toy, ROWS, rule, temperature=temperature)
     with Pretended() as asked:
         found = decode(toy.to(DEVICE), [row.to(DEVICE) for row in ROWS], rule, temperature=temperature)
-        a_step = 4 + 4 * (temperature > 0) + (rule == TopK("chance"))
+        a_step = 2 + 4 * (temperature > 0) + (rule == TopK("chance"))
         assert asked.reads <= a_step * max(row.nfe for row in expected) + 12  # to begin, and where rows leave
         assert [row.ids.tolist() for row in found] == [row.ids.tolist() for row in expected]
     assert [(row.nfe, row.positions) for row in found] == [(row.nfe, row.positions) for row in expected]
@@ -58,10 +61,27 @@ def test_guidance_and_likelihoods_need_no_float64() -> None:
 
 
 def test_a_network_of_transformers_needs_no_float64(tmp_path: Path) -> None:
-    """It waits once more a step, to learn whether anything is padded, and transformers perhaps as often."""
+    """Where rows are padded transformers itself waits once a step."""
     predictor, rows = load_text(save_bert(tmp_path)), [torch.tensor([8, 9] + [1] * n) for n in (5, 3)]
     expected = decode(predictor, rows, TopK())
     with Pretended() as asked:
         found = decode(predictor.requires_grad_(False).to(DEVICE), [row.to(DEVICE) for row in rows], TopK())
-        assert asked.reads <= 6 * expected[0].nfe + 12
+        assert asked.reads <= 2 * expected[0].nfe + 12
+        assert [row.ids.tolist() for row in found] == [row.ids.tolist() for row in expected]
+
+
+@pytest.mark.parametrize("cache", [None, Prefix(4), Dual(4), Dual(4, refresh=2)], ids=repr)
+@pytest.mark.parametrize("name", ["llada", "dream"])
+def test_one_wait_a_step(name: str, cache: Prefix | Dual | None, tmp_path: Path) -> None:
+    """Whatever is kept, with rows of several lengths. What is more is asked once: what the rows are, as they enter."""
+    config, weights, _ = CASES[name]
+    predictor = load_text(write(tmp_path, config, weights(config))).requires_grad_(False)
+    rule = EarlyCommit(Blockwise(TopK(), 4), Stairs((1e9,), ()))
+    rows = [torch.tensor([1, 2] + [38] * n) for n in (5, 12, 8)]
+    made = Cached(predictor, cache) if cache else predictor
+    expected = decode(made, rows, rule)
+    with Pretended() as asked:
+        predictor.to(DEVICE)
+        found = decode(made, [row.to(DEVICE) for row in rows], rule)
+        assert asked.reads <= max(row.nfe for row in expected) + 2 * len(rows) + 2
         assert [row.ids.tolist() for row in found] == [row.ids.tolist() for row in expected]

@@ -21,7 +21,7 @@ from fewstep.masked.predictor import Canvas, pad
 from fewstep.masked.rules import KLASS, Blockwise, EntropyBound, Factor, Hierarchical, Last, Threshold, TopK
 from fewstep.masked.schedule import Cosine, Exponential, Linear, Scaled, Span, Stairs, Suffix
 from fewstep.masked.settling import record
-from fewstep.masked.step import CommitRule, Step
+from fewstep.masked.step import CommitRule, Scores, Step
 
 unit = st.floats(0, 1)
 base = st.one_of(
@@ -95,7 +95,7 @@ def make_step(probabilities: Any, **changes: Any) -> Step:
     blank = torch.zeros(1, len(probabilities), dtype=torch.long)
     return Step(
         **{
-            "logits": logits, "where": where, "masked": masked, "open": torch.ones_like(masked),
+            "scores": Scores(logits), "where": where, "masked": masked, "open": torch.ones_like(masked),
             "held": blank - 1, "proposal": blank.index_put(where, logits.argmax(-1)), "unchanged": blank,
             "drift": torch.zeros(1, len(probabilities), 0), "seed": torch.tensor([7]),
             "index": torch.tensor([0]), "steps": torch.tensor([4]), "deadline": torch.tensor([4]),

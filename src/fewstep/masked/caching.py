@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .predictor import Canvas, NetworkPredictor
+from .predictor import Canvas, NetworkPredictor, facts_of
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ class Memory:
         self.layers, self.states, self.last = layers, states, last
 
     def read(self, canvas: Canvas, wanted: Tensor, changed: Tensor) -> Tensor:
-        whole, windows = self._plan(canvas, changed)
+        whole, windows = self._plan(canvas, wanted, changed)
         self._resize(canvas.ids.shape[1])
-        row, column = self.predictor.places(wanted)
+        row, column = self.predictor.places(canvas, wanted)
 
         def chosen() -> Tensor:
             assert self.states is not None, "it has been read"
@@ -165,10 +165,11 @@ class Memory:
         """The memory of other rows."""
         return Memory(self.predictor, self.cache, parts[:-1], parts[-1] if parts else None, last)
 
-    def _plan(self, canvas: Canvas, changed: Tensor) -> tuple[list[int], dict[int, tuple[int, int]]]:
+    def _plan(self, canvas: Canvas, wanted: Tensor, changed: Tensor) -> tuple[list[int], dict[int, tuple[int, int]]]:
         """Which rows are computed as a whole, and of the others by number the columns, from and to."""
         whole, windows = [], {}
-        for row, (length, first, undecided, low, high) in enumerate(_spans(canvas, changed, self.predictor.mask_id)):
+        facts = canvas.facts or facts_of(canvas, wanted, changed, self.predictor.mask_id)
+        for row, (length, first, undecided, low, high, _) in enumerate(torch.stack(facts, 1).tolist()):
             size = self.cache.block or length
             start = first + max(undecided - first, 0) // size * size
             last = self.last[row]
@@ -197,7 +198,7 @@ class Memory:
         """Computes and keeps columns of `rows`, all or those in `windows`; the logits of the states that are `chosen`."""
         every = len(rows) == len(self.last)
         place = torch.tensor(rows, dtype=torch.long, device=canvas.ids.device)
-        part = canvas if every else Canvas(*(tensor[place] for tensor in canvas))
+        part = canvas if every else canvas.part(place)
         update = _Update(self, None if every else place, part.ids.shape[1])
         ids = self.predictor.seen(part)
         column = torch.arange(update.width, device=ids.device)[None]
@@ -246,7 +247,7 @@ class _Update:
             row, where, source, slot = (index.to(kept.device) for index in self.written)
             kept[row, where] = new[source, slot]
         elif self.rows is None:
-            kept.copy_(new)
+            kept[:] = new
         else:
             kept[self.rows.to(kept.device)] = new
 
@@ -288,17 +289,3 @@ def _wide(part: Tensor, width: int) -> Tensor:
     if part.shape[1] >= width:
         return part[:, :width]
     return torch.cat([part, part.new_zeros(len(part), width - part.shape[1], *part.shape[2:])], 1)
-
-
-def _spans(canvas: Canvas, changed: Tensor, mask_id: int) -> list[list[int]]:
-    """Of each row its length, its first open column, its first undecided one, and where changes begin and end."""
-    width = canvas.ids.shape[1]
-    column = torch.arange(width, device=canvas.ids.device)
-    undecided = canvas.open & (canvas.ids == mask_id)
-    table = [
-        canvas.valid.sum(1),
-        *(torch.where(where, column, width).amin(1) for where in (canvas.open, undecided, changed)),
-        torch.where(changed, column + 1, 0).amax(1),
-    ]
-    found: list[list[int]] = torch.stack(table, 1).tolist()
-    return found

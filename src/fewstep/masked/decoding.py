@@ -13,10 +13,10 @@ from ..core.device import at_least_float32, wide, widest, with_float64
 from ..core.nfe import NFE, count_nfe
 from ..core.progress import progress
 from .noise import gumbel
-from .predictor import Canvas, MaskPredictor
+from .predictor import Canvas, Facts, MaskPredictor, places
 from .reading import Reading
-from .rows import Batch, Progress, Stop, begin, progress_of
-from .step import Change, CommitRule, Step
+from .rows import Batch, Progress, Stop, begin, look
+from .step import Change, CommitRule, Scores, Step
 
 
 class Decoded(NamedTuple):
@@ -68,7 +68,7 @@ def walk(
 
     A row is finished when nothing is undecided, or when everything before an end of text or a stop is decided; text given
     inside the canvas must be reached first, so only what is behind the last of it can end a row. What is finished is final,
-    whatever a rule would reopen next.
+    whatever a rule would reopen next. The host waits for the device once a step, to learn how far the rows are.
 
     Args: as for `decode`; rows enter in their order.
     """
@@ -84,28 +84,31 @@ def walk(
             free = min(batch - (0 if state is None else len(state.number)), len(rows) - entered)
             if free:
                 new = slice(entered, entered + free)
-                fresh = begin(rows[new], seeds[new], entered, predictor.mask_id, steps=steps, history=rule.remembers())
+                fresh = begin(rows[new], seeds[new], entered, predictor.mask_id, rule, steps=steps)
                 unread = predictor.reading(fresh.canvas)
                 state = fresh if state is None else state.join(fresh)
                 reading = unread if reading is None else reading.join(unread)
                 entered += free
             assert state is not None and reading is not None
             canvas, masked = state.canvas, state.open & (state.ids == predictor.mask_id)
-            wanted = rule.sees(masked, state.open)
-            where = _places(wanted)
+            where = places(state.wanted, int(canvas.facts.wanted.sum()) if canvas.facts else None)
             spent = _spent(counters)
-            logits = at_least_float32(reading.read(canvas, wanted, state.changed))  # (N, V)
+            logits = at_least_float32(reading.read(canvas, state.wanted, state.changed))  # (N, V)
             nfe, positions = ((_spent(counters) - spent) / len(state.number)).tolist()
-            logits = logits.index_fill(1, torch.tensor([predictor.mask_id], device=logits.device), -torch.inf)
-            best = logits.max(-1)
-            state = state.seen(torch.full_like(state.ids, -1).index_put(where, best.indices))
+            logits[:, predictor.mask_id] = -torch.inf
+            scores = Scores(logits)
+            state = state.seen(torch.full_like(state.ids, -1).index_put(where, scores.best[1]))
             if rule.remembers():
-                predictions, state = _drift(predictions, logits, where, state)
+                predictions, state = _drift(predictions, scores, where, state)
             proposal = state.likeliest if temperature == 0 else _sample(logits, where, state, temperature)
-            step = _step(state, logits, where, masked, proposal)
-            change = _change(rule, step, state.late[:, None], best.values)
-            state = state.step(change, proposal, predictor.mask_id, nfe=nfe, positions=positions)
-            far = progress_of(state, predictor.mask_id, ends, stop, reopens=rule.reopens())
+            step = _step(state, scores, where, masked, proposal)
+            change = _change(rule, step, state.late[:, None])
+            idle = ~(change.commit | ~state.late[:, None]).any(1).all()
+            state = state.step(change, proposal, predictor.mask_id, rule, nfe=nfe, positions=positions)
+            state, far, (broken, stuck) = look(
+                state, predictor.mask_id, ends, stop, reopens=rule.reopens(), asked=(scores.best[0].isnan().any(), idle)
+            )
+            _check_step(rule, broken=broken, stuck=stuck)
             yield Walked(canvas, step, state, far, _finished(state, far))
             going_on = [row for row, p in enumerate(far) if p.end is None]
             if len(going_on) < len(far):
@@ -160,12 +163,13 @@ def decode(
 
 def tell(walks: Iterator[Walked], rows: Sequence[Tensor], mask_id: int) -> Iterator[Walked]:
     """The steps of a `walk` over `rows`, and how many of all positions are decided is told; see `progress`."""
-    with progress("decoding", sum(int((row == mask_id).sum()) for row in rows)) as more:
+    left = {number: int((row == mask_id).sum()) for number, row in enumerate(rows)}
+    with progress("decoding", sum(left.values())) as more:
         for walked in walks:
             yield walked
-            undecided = walked.rows.open & (walked.rows.committed_at < 0)
-            ended = [row for row, p in enumerate(walked.progress) if p.end is not None]
-            more(int(walked.step.masked.sum() - undecided.sum() + undecided[ended].sum()))
+            now = {p.number: p.left if p.end is None else 0 for p in walked.progress}
+            more(sum(left[number] - undecided for number, undecided in now.items()))
+            left |= now
 
 
 def stream(walks: Iterator[Walked]) -> Iterator[tuple[int, list[int], Decoded | None]]:
@@ -205,14 +209,15 @@ def _spent(counters: list[NFE]) -> Tensor:
     )
 
 
-def _drift(before: Tensor | None, logits: Tensor, where: tuple[Tensor, Tensor], state: Batch) -> tuple[Tensor, Batch]:
+def _drift(before: Tensor | None, scores: Scores, where: tuple[Tensor, Tensor], state: Batch) -> tuple[Tensor, Batch]:
     """KL(now ‖ before) at `where` becomes the last of each position's drifts; log-probabilities (N, V) in and out."""
-    log_p = logits.log_softmax(-1)
+    log_p = scores.logits - scores.normaliser[:, None]
     moved = log_p.new_full((len(log_p),), torch.inf)
-    if before is not None:
+    if before is not None and len(before):
         found = state.before[where]
-        now, then = log_p[found >= 0], before[found[found >= 0]]
-        moved[found >= 0] = (now.exp() * (now - then).masked_fill(now == -torch.inf, 0.0)).sum(-1)  # 0·log 0 is 0
+        then = before[found.clamp(min=0)]
+        parts = log_p.exp() * (log_p - then).masked_fill(log_p == -torch.inf, 0.0)  # 0·log 0 is 0
+        moved = torch.where(found >= 0, parts.sum(-1), moved)
     place = torch.full_like(state.before, -1).index_put(where, torch.arange(len(log_p), device=log_p.device))
     newest = torch.full(state.ids.shape, torch.inf, device=log_p.device, dtype=state.drift.dtype)
     newest = newest.index_put(where, moved.to(newest.dtype))
@@ -225,48 +230,41 @@ def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Batch, temperat
     The noise is drawn where there is float64: in float32 one in thirty million would be infinite, and chosen.
     """
     home, drawn_at = logits.device, with_float64(logits.device)
-    counts = where[0].bincount(minlength=len(state.ids)).tolist()
+    counts = Facts(*state.facts.T).wanted.tolist()
     sampled = []
-    for part, seed, step, column in zip(
-        logits.split(counts), state.seed.tolist(), state.made.tolist(), where[1].to(drawn_at).split(counts), strict=True
-    ):
+    rows = [each.to(drawn_at) for each in (state.seed, state.made)]
+    for part, seed, step, column in zip(logits.split(counts), *rows, where[1].to(drawn_at).split(counts), strict=True):
         noise = gumbel(seed, step, column, part.shape[1]).to(widest(home)).to(home)
         sampled.append((wide(part) + temperature * noise).argmax(-1))
     return torch.full_like(state.ids, -1).index_put(where, torch.cat(sampled))
 
 
-def _places(wanted: Tensor) -> tuple[Tensor, Tensor]:
-    row, column = wanted.nonzero(as_tuple=True)
-    return row, column
-
-
-def _step(state: Batch, logits: Tensor, where: tuple[Tensor, Tensor], masked: Tensor, proposal: Tensor) -> Step:
+def _step(state: Batch, scores: Scores, where: tuple[Tensor, Tensor], masked: Tensor, proposal: Tensor) -> Step:
     """What the rule sees."""
     held = state.ids.masked_fill(masked | ~state.open, -1)
     return Step(
-        logits, where, masked, state.open, held, proposal, state.unchanged, state.drift, state.seed, state.made,
+        scores, where, masked, state.open, held, proposal, state.unchanged, state.drift, state.seed, state.made,
         state.steps, deadline=state.steps,
     )  # fmt: skip
 
 
-def _change(rule: CommitRule, step: Step, late: Tensor, best: Tensor) -> Change:
-    """What the rule says, as far as it may: nothing is reopened in a row that is `late` (B, 1).
-
-    Refuses to go on from largest logits `best` (N,) that are not numbers, or where a row is late and commits nothing.
-    """
+def _change(rule: CommitRule, step: Step, late: Tensor) -> Change:
+    """What the rule says, as far as it may: nothing is reopened in a row that is `late` (B, 1)."""
     said = rule(step)
     if isinstance(said, Change) and not rule.reopens():
         raise ValueError(f"{rule} reopens positions and does not say so: its reopens() must return True")
     commit, reopen = said if isinstance(said, Change) else (said, torch.zeros_like(said))
-    change = Change(commit & step.masked, reopen & (step.held >= 0) & ~late)
-    broken, idle = torch.stack([best.isnan().any(), ~(change.commit | ~late).any(1).all()]).tolist()
+    return Change(commit & step.masked, reopen & (step.held >= 0) & ~late)
+
+
+def _check_step(rule: CommitRule, *, broken: bool, stuck: bool) -> None:
+    """Refuses to go on from logits that are not numbers, or where a row is late and nothing of it was committed."""
     if broken:
         raise FloatingPointError("the network's logits are not numbers; check its weights, or load it in float32")
-    if idle:
+    if stuck:
         raise ValueError(
             f"{rule} committed nothing at its last step or later; there a rule must commit a position of each row"
         )
-    return change
 
 
 def _finished(state: Batch, far: list[Progress]) -> dict[int, Decoded]:

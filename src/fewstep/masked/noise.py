@@ -30,10 +30,10 @@ def mix(bits: Tensor) -> Tensor:
     return bits ^ _shift(bits, 31)
 
 
-def gumbel(seed: int, step: int, column: Tensor, size: int) -> Tensor:
+def gumbel(seed: Tensor | int, step: Tensor | int, column: Tensor, size: int) -> Tensor:
     """Standard Gumbel noise for one row at the columns (n,), float64, shape (n, size)."""
     token = torch.arange(size, device=column.device)
-    u = uniform(torch.full_like(column, seed)[:, None], step, column[:, None], token)
+    u = uniform((torch.zeros_like(column) + seed)[:, None], step, column[:, None], token)
     return u.log_().neg_().log_().neg_()
 
 

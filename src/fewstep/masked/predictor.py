@@ -14,6 +14,17 @@ from ..core.device import at_least_float32
 from .reading import Combined, Plain, Reading
 
 
+class Facts(NamedTuple):
+    """What the host knows of the rows of a canvas, so that it need not wait for the device; (B,) long each, on the CPU."""
+
+    length: Tensor  # of the row
+    first: Tensor  # column of its first open position
+    undecided: Tensor  # column of its first position without a token
+    low: Tensor  # changes begin at this column
+    high: Tensor  # and end before this one; where there are none it is below
+    wanted: Tensor  # how many positions are wanted
+
+
 class Canvas(NamedTuple):
     """Rows of text with holes, padded on the right to one length.
 
@@ -23,6 +34,13 @@ class Canvas(NamedTuple):
     ids: Tensor  # (B, L) long, the mask token where nothing is decided yet
     valid: Tensor  # (B, L) bool, False on the padding
     open: Tensor  # (B, L) bool, the positions that are to be filled, decided by now or not
+    facts: Facts | None = None  # where the decoder tells them
+
+    def part(self, rows: Tensor) -> Canvas:
+        """These rows (b,) alone, of as many columns."""
+        near = rows.cpu()
+        facts = None if self.facts is None else Facts(*(fact[near] for fact in self.facts))
+        return Canvas(self.ids[rows], self.valid[rows], self.open[rows], facts)
 
     @property
     def prompt(self) -> Tensor:
@@ -33,7 +51,8 @@ class Canvas(NamedTuple):
 class MaskPredictor(Protocol):
     """Predicts hidden tokens: f(canvas, wanted) -> logits.
 
-    wanted is (B, L) bool; the result (N, V) holds the raw logits of its N true positions, row after row, left to right.
+    wanted is (B, L) bool; the result (N, V) holds the raw logits of its N true positions, row after row, left to right. It
+    belongs to the caller, who may write into it.
 
     Attributes:
         mask_id: the token that stands for "not decided".
@@ -101,7 +120,7 @@ class NetworkPredictor(nn.Module):
         return next(self.network.parameters()).device
 
     def forward(self, canvas: Canvas, wanted: Tensor) -> Tensor:
-        row, column = self.places(wanted)
+        row, column = self.places(canvas, wanted)
         if getattr(self.network, "get_output_embeddings", lambda: None)() is None:
             logits: Tensor = self.network(self.seen(canvas), attention_mask=self.mask(canvas)).logits
             return logits[row, column]
@@ -109,9 +128,9 @@ class NetworkPredictor(nn.Module):
             self.seen(canvas), self.mask(canvas), lambda hidden: hidden[row.to(hidden.device), column.to(hidden.device)]
         )
 
-    def places(self, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def places(self, canvas: Canvas, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Rows and columns, (N,) each, where the network says what stands at the N wanted positions."""
-        row, column = wanted.nonzero(as_tuple=True)
+        row, column = places(wanted, None if canvas.facts is None else int(canvas.facts.wanted.sum()))
         return row, (column - 1).clamp(min=0) if self.shift else column
 
     def seen(self, canvas: Canvas) -> Tensor:
@@ -130,7 +149,8 @@ class NetworkPredictor(nn.Module):
 
     def mask(self, canvas: Canvas) -> Tensor | None:
         """What the network may see: every position that is no padding. None is all; without a mask attention is quicker."""
-        if bool(canvas.valid.all()):
+        length, facts = canvas.ids.shape[1], canvas.facts
+        if bool(canvas.valid.all() if facts is None else (facts.length == length).all()):
             return None
         return canvas.valid[:, None, None] if self.decoder else canvas.valid.long()
 
@@ -218,7 +238,9 @@ class _Twice:
 def _twice(canvas: Canvas, mask_id: int) -> Canvas:
     """The rows, and behind them the same with their prompt masked."""
     hidden = canvas._replace(ids=canvas.ids.masked_fill(canvas.prompt, mask_id))
-    return Canvas(*(torch.cat(pair) for pair in zip(canvas, hidden, strict=True)))
+    both = [torch.cat(pair) for pair in zip(canvas[:3], hidden[:3], strict=True)]
+    facts = canvas.facts and Facts(*(torch.cat([fact, fact]) for fact in canvas.facts))
+    return Canvas(both[0], both[1], both[2], facts)
 
 
 class Suppressed:
@@ -248,12 +270,31 @@ class Suppressed:
         return logits.index_fill(1, torch.tensor(self.tokens, dtype=torch.long, device=logits.device), -torch.inf)
 
 
+def facts_of(canvas: Canvas, wanted: Tensor, changed: Tensor, mask_id: int) -> Facts:
+    """Those of a canvas, on its device."""
+    width = canvas.ids.shape[1]
+    column = torch.arange(width, device=canvas.ids.device)
+    undecided = canvas.open & (canvas.ids == mask_id)
+    first, following, low = (torch.where(where, column, width).amin(1) for where in (canvas.open, undecided, changed))
+    high = torch.where(changed, column + 1, 0).amax(1)
+    return Facts(canvas.valid.sum(1), first, following, low, high, wanted.sum(1))
+
+
 def pad(rows: Sequence[Tensor], mask_id: int) -> Canvas:
     """One canvas from rows of token ids (L_i,); every mask token in them is an open position."""
     lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
     ids = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     valid = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
     return Canvas(ids, valid, (ids == mask_id) & valid)
+
+
+def places(flags: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the true values of (B, L), (N,) each, row after row; with `n`, their number, nobody waits."""
+    if n is None or flags.device.type == "cpu":
+        row, column = flags.nonzero(as_tuple=True)
+        return row, column
+    found = flags.flatten().to(torch.uint8).sort(descending=True, stable=True).indices[:n]
+    return found // flags.shape[1], found % flags.shape[1]
 
 
 def scatter(values: Tensor, where: tuple[Tensor, Tensor], shape: torch.Size, fill: Any) -> Tensor:

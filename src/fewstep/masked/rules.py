@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .step import Around, Change, CommitRule, Step
+from .step import Around, Change, CommitRule, Scores, Step
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class Last(Around):
 
     def __call__(self, step: Step) -> Tensor | Change:
         tokens = torch.tensor(self.tokens, dtype=torch.long, device=step.logits.device)
-        return self.rule(replace(step, logits=step.logits.index_fill(1, tokens, -torch.inf)))
+        return self.rule(replace(step, scores=Scores(step.logits.index_fill(1, tokens, -torch.inf))))
 
 
 def _probability(confidence: float) -> None:

@@ -15,11 +15,41 @@ from .predictor import scatter
 
 
 @dataclass(frozen=True)
+class Scores:
+    """Logits (N, V), and what is computed over the whole vocabulary: each at most once, however many ask."""
+
+    logits: Tensor
+
+    @cached_property
+    def best(self) -> tuple[Tensor, Tensor]:
+        """The largest logits and their tokens, (N,) each."""
+        values, tokens = self.logits.max(-1)
+        return values, tokens
+
+    @cached_property
+    def second(self) -> Tensor:
+        """The second largest logits, (N,)."""
+        others: Tensor = self.logits.scatter(1, self.best[1][:, None], -torch.inf)
+        return others.amax(-1)
+
+    @cached_property
+    def normaliser(self) -> Tensor:
+        """ln Σ exp of the logits, (N,)."""
+        return self.logits.logsumexp(-1)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Of the predictions, in nats, (N,)."""
+        parts: Tensor = torch.special.entr(self.logits.softmax(-1))
+        return parts.sum(-1)
+
+
+@dataclass(frozen=True)
 class Step:
     """What a commit rule sees at one decoding step. Statistics are computed when a rule asks, over (B, L).
 
     Attributes:
-        logits: at the positions that were wanted, row after row, the mask token's own at −inf; (N, V).
+        scores: the logits at the positions that were wanted, row after row, the mask token's own at −inf; (N, V).
         where: their rows and columns, (N,) each.
         masked: still undecided, and the rule may commit it; (B, L) bool.
         open: undecided at the start; (B, L) bool.
@@ -34,7 +64,7 @@ class Step:
         deadline: the step by which `masked` should be decided; (B,) long.
     """
 
-    logits: Tensor
+    scores: Scores
     where: tuple[Tensor, Tensor]
     masked: Tensor
     open: Tensor
@@ -48,6 +78,11 @@ class Step:
     deadline: Tensor
 
     @property
+    def logits(self) -> Tensor:
+        """Those of `scores`, (N, V)."""
+        return self.scores.logits
+
+    @property
     def left(self) -> Tensor:
         """Steps until the deadline, this one included, (B,) long, at least 1."""
         return (self.deadline - self.index).clamp(min=1)
@@ -56,24 +91,23 @@ class Step:
     def confidence(self) -> Tensor:
         """The probability of the proposal, (B, L), −1 where no logits were wanted."""
         chosen = self.logits.gather(1, self.proposal[self.where][:, None]).squeeze(1)
-        return scatter((chosen - self.logits.logsumexp(-1)).exp(), self.where, self.masked.shape, -1.0)
+        return scatter((chosen - self.scores.normaliser).exp(), self.where, self.masked.shape, -1.0)
 
     @cached_property
     def gap(self) -> Tensor:
         """The largest logit minus the second largest, (B, L), 0 where no logits were wanted."""
-        top = self.logits.topk(2, dim=-1).values
-        return scatter(top[:, 0] - top[:, 1], self.where, self.masked.shape, 0.0)
+        return scatter(self.scores.best[0] - self.scores.second, self.where, self.masked.shape, 0.0)
 
     @cached_property
     def margin(self) -> Tensor:
         """The largest probability minus the second largest, (B, L), 0 where no logits were wanted."""
-        top = self.logits.softmax(-1).topk(2, dim=-1).values
-        return scatter(top[:, 0] - top[:, 1], self.where, self.masked.shape, 0.0)
+        first, second = ((top - self.scores.normaliser).exp() for top in (self.scores.best[0], self.scores.second))
+        return scatter(first - second, self.where, self.masked.shape, 0.0)
 
     @cached_property
     def entropy(self) -> Tensor:
         """Of the prediction, in nats, (B, L), 0 where no logits were wanted."""
-        return scatter(torch.special.entr(self.logits.softmax(-1)).sum(-1), self.where, self.masked.shape, 0.0)
+        return scatter(self.scores.entropy, self.where, self.masked.shape, 0.0)
 
     @cached_property
     def lottery(self) -> Tensor:

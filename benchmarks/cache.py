@@ -1,0 +1,105 @@
+"""What caches gain for a masked diffusion language model of LLaDA's layout and vocabulary, with random weights.
+
+    OMP_NUM_THREADS=1 nice -n 5 python benchmarks/cache.py --out runs/cache.json
+
+Every round decodes the same items with every cache, one after another, and counts this process's processor seconds; what is
+reported are ratios within a round. The weights are random, so that only the cost means something, and not the text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fewstep.core.receipt import receipt
+from fewstep.masked.caching import Cached, Dual, Prefix
+from fewstep.masked.decoding import decode
+from fewstep.masked.predictor import MaskPredictor, NetworkPredictor
+from fewstep.masked.rules import Blockwise, Threshold, TopK
+from fewstep.masked.step import CommitRule
+
+VOCABULARY, MASK = 126_464, 126_336  # LLaDA's
+
+
+def network(width: int, layers: int, dtype: torch.dtype) -> NetworkPredictor:
+    """Of LLaDA's layout, with random weights; its embedding and its head are two tables, as LLaDA's are."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=8 * width // 3 // 64 * 64, num_hidden_layers=layers,
+        num_attention_heads=width // 64, max_position_embeddings=4096, is_causal=False, use_cache=False,
+    )  # fmt: skip
+    made = LlamaForCausalLM(config)
+    for module in made.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = False
+    return NetworkPredictor(made.to(dtype).eval(), mask_id=MASK, decoder=True)
+
+
+def items(n: int, prompt: int, length: int) -> list[Tensor]:
+    rng = torch.Generator().manual_seed(1)
+    prompts = torch.randint(VOCABULARY - 200, (n, prompt), generator=rng)
+    return [torch.cat([ids, torch.full((length,), MASK)]) for ids in prompts]
+
+
+def seconds(predictor: MaskPredictor, rows: Sequence[Tensor], rule: CommitRule) -> tuple[float, list[Any]]:
+    """Of the processor, and the rows."""
+    start = time.process_time()
+    found = decode(predictor, rows, rule, batch=len(rows))
+    return time.process_time() - start, found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=448)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--block", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=1, help="items at once")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threshold", type=float, help="decide what is so sure at once, in place of one token a step")
+    parser.add_argument("--precision", choices=["no", "bf16"], default="no")
+    parser.add_argument("--caches", nargs="+", default=["none", "prefix", "dual"])
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(arguments)
+    plain = network(args.width, args.layers, torch.bfloat16 if args.precision == "bf16" else torch.float32)
+    caches: dict[str, MaskPredictor] = {
+        "none": plain, "prefix": Cached(plain, Prefix(args.block)), "dual": Cached(plain, Dual(args.block)),
+        "dual, refreshed every 8": Cached(plain, Dual(args.block, refresh=8)),
+    }  # fmt: skip
+    rule = Blockwise(TopK() if args.threshold is None else Threshold(args.threshold), args.block)
+    rows = items(args.batch, args.prompt, args.length)
+    size = sum(p.numel() for p in plain.network.parameters())
+    facts = {"parameters": size, "threads": torch.get_num_threads(), **vars(args)}
+    with receipt(args.out, **facts) as entries:
+        decode(plain, items(1, 8, 2), rule)  # what is made at the first call
+        times: dict[str, list[float]] = {name: [] for name in args.caches}
+        for _ in range(args.rounds):
+            for name in args.caches:
+                spent, found = seconds(caches[name], rows, rule)
+                times[name].append(spent)
+                if len(times[name]) == 1:
+                    entries[name] = {
+                        "calls": statistics.fmean(row.nfe for row in found),
+                        "positions": statistics.fmean(row.positions for row in found),
+                    }
+        for name, spent in times.items():
+            ratios = [base / own for base, own in zip(times[args.caches[0]], spent, strict=True)]
+            entries[name] |= {"seconds": spent, "speedup": ratios}
+            told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(
+                f"{name:24} {entries[name]['positions']:9.0f} positions, {statistics.median(spent):8.2f} processor seconds "
+                f"for {len(rows)} of them; {told} x {args.caches[0]}"
+            )
+
+
+if __name__ == "__main__":
+    main()
