@@ -151,7 +151,8 @@ def test_a_run_from_prompts_goes_on_bit_equal_without_its_encoders(sd, prompts, 
 
 def test_a_pipeline_of_classes_is_asked_for_all_of_them_or_for_those_in_a_file(dit, tmp_path) -> None:
     model = load(dit)
-    assert asked_of(model, None) == list(range(1000)) and asked_of(model, ["7", "3"]) == [7, 3]
+    assert asked_of(model.pipeline, model.denoiser, None) == list(range(1000))
+    assert asked_of(model.pipeline, model.denoiser, ["7", "3"]) == [7, 3]
     (tmp_path / "classes.txt").write_text("7\n3\n")
     lessons = Lessons("teacher", prompts=tmp_path / "classes.txt", guidance=2.0, teacher_images=3, teacher_steps=1)
     tune_checkpoint(
@@ -161,9 +162,9 @@ def test_a_pipeline_of_classes_is_asked_for_all_of_them_or_for_those_in_a_file(d
     assert [int(table.cond(k)["class_labels"]) for k in range(3)] == [7, 3, 7] and table.label_range == (3, 7)
     assert int(table.null.rows["class_labels"]) == 1000
     with pytest.raises(ValueError, match="asked by class, 0 to 999, not by 'a boot'"):
-        asked_of(model, ["a boot"])
+        asked_of(model.pipeline, model.denoiser, ["a boot"])
     with pytest.raises(ValueError, match="asked by class, 0 to 999, not by '1000'"):
-        asked_of(model, ["1000"])
+        asked_of(model.pipeline, model.denoiser, ["1000"])
 
 
 def test_prompts_are_the_lines_of_a_file(prompts, tmp_path) -> None:

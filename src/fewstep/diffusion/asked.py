@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.weights import in_short
-from .model import Model
-from .pipeline import Asked
+from .denoiser import Denoiser
+from .pipeline import Asked, Pipeline
 
 
 def prompts_in(file: Path) -> list[str]:
@@ -30,15 +30,14 @@ def prompts_in(file: Path) -> list[str]:
     return prompts
 
 
-def asked_of(model: Model, prompts: Sequence[str] | None) -> Asked:
-    """What the pipeline of `model` is asked for, in turn: these prompts, or classes by their numbers.
+def asked_of(pipeline: Pipeline | None, denoiser: Denoiser, prompts: Sequence[str] | None) -> Asked:
+    """What a pipeline, around the network of `denoiser`, is asked for in turn: these prompts, or classes by their numbers.
 
     A pipeline of classes is asked for all of them where no prompts are given; one that is told nothing, for "".
 
     Raises:
         ValueError: prompts for a pipeline that takes none, none for one that does, or a class that it does not know.
     """
-    pipeline, denoiser = model.pipeline, model.denoiser
     if pipeline is None or not (pipeline.prompted or denoiser.classes):
         if prompts is not None:
             raise ValueError("this model is told nothing but noise, so it takes no --prompts; leave them out")
@@ -62,3 +61,8 @@ def asked_of(model: Model, prompts: Sequence[str] | None) -> Asked:
 def in_turn(asked: Asked, rows: Sequence[int]) -> Asked:
     """What is asked for in these rows, the first again after the last."""
     return [asked[k % len(asked)] for k in rows]  # type: ignore[return-value]
+
+
+def once(asked: Asked) -> Asked:
+    """The same, each once, in their order."""
+    return list(dict.fromkeys(asked))  # type: ignore[return-value]

@@ -388,8 +388,14 @@ class Scoring:
     """samples at once."""
     precision: Literal["no", "bf16"] = "no"
     """no (float32) or bf16."""
+    prompts: Path | None = None
+    """a text file, a prompt a line, of which pipelines are asked for one after another; for a pipeline of classes their
+    numbers, by default as often as the real images have them."""
+    guidance: float | None = None
+    """guidance_scale of a teacher that is a pipeline; by default what the student was tuned with."""
 
     def __post_init__(self) -> None:
+        at_least(0, guidance=self.guidance)
         at_least(20, n=self.n)  # for an interval
         at_least(1, batch=self.batch)
         at_least(0, seed=self.seed)

@@ -52,8 +52,9 @@ def training_data(
         return _encoded(student, lessons.data) if student.pipeline else _pictures(student.denoiser, lessons.data)
     count = lessons.teacher_images or MADE
     if teacher.pipeline is not None:
+        asked = asked_of(teacher.pipeline, teacher.denoiser, prompts)
         return teacher_latents(
-            teacher.pipeline, asked_of(teacher, prompts), out / "latents", count=count, seed=_first(seed),
+            teacher.pipeline, asked, out / "latents", count=count, seed=_first(seed),
             steps=lessons.teacher_steps, guidance=lessons.guidance, precision=precision, teacher=named,
         )  # fmt: skip
     make = partial(teacher_images, count=count, seed=_first(seed), precision=precision)

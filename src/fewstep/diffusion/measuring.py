@@ -11,14 +11,15 @@ from typing import Any
 import torch
 
 from ..core.checks import at_least, positive
-from ..core.device import best_device, on_device
+from ..core.device import best_device
 from ..core.files import writable
 from ..core.nfe import count_nfe
 from ..core.receipt import receipt
-from .choices import Scoring
+from .asked import asked_of, once, prompts_in
+from .choices import Scoring, given
 from .cond import labelled
 from .data import load_images
-from .denoiser import Denoiser
+from .denoiser import Guided
 from .formats.folder import load
 from .measure.comparing import Comparison, common_shape, compare, image_shape
 from .measure.dial import Setting
@@ -74,12 +75,12 @@ def measure_checkpoint(
     Raises:
         ValueError: numbers that cannot be, something that cannot be loaded, or models and data that do not go together.
     """
-    _check(scoring, steps, teacher_calls)
+    prompts = _check(scoring, steps, teacher_calls)
     student = load(checkpoint).to(best_device())
     settings = student_settings(student, steps, middle=middle)
     if teacher:
-        settings = diffusion_settings(diffusion_model(teacher), teacher_calls) + settings
-    return _measured(settings, scoring, {"student": student}, checkpoint=checkpoint, teacher=teacher)
+        settings = _teacher_settings(teacher, teacher_calls, scoring, [student], prompts) + settings
+    return _measured(settings, scoring, {"student": student}, prompts, checkpoint=checkpoint, teacher=teacher)
 
 
 def dial_checkpoints(
@@ -108,15 +109,17 @@ def dial_checkpoints(
         raise ValueError("name at least one run to compare with the teacher")
     names = _names(runs)
     at_least(0, strengths=strengths)
-    _check(scoring, steps, teacher_calls)
-    settings, students = diffusion_settings(diffusion_model(teacher), teacher_calls), {}
+    prompts = _check(scoring, steps, teacher_calls)
+    settings: list[Setting] = []
+    students: dict[str, Model] = {}
     for run, name in zip(runs, names, strict=True):
         student = load(run).to(best_device())
         for title, each in {f"{name} at {s:g}": student.at(s) for s in strengths}.items() or [(name, student)]:
             students[title] = each
             settings += student_settings(each, steps, name=title)
+    settings = _teacher_settings(teacher, teacher_calls, scoring, list(students.values()), prompts) + settings
     facts = {"strengths": strengths} if strengths else {}
-    return _measured(settings, scoring, students, within=within, runs=runs, teacher=teacher, **facts)
+    return _measured(settings, scoring, students, prompts, within=within, runs=runs, teacher=teacher, **facts)
 
 
 def settle_checkpoint(
@@ -151,7 +154,7 @@ def settle_checkpoint(
     at_least(0, seed=seed, label=label)
     positive(within=within)
     writable(out)
-    denoiser = diffusion_model(checkpoint)
+    denoiser = diffusion_model(checkpoint).denoiser
     shape = image_shape(denoiser)
     if bool(denoiser.takes) != (label is not None):
         raise ValueError("this checkpoint " + ("needs a --label" if denoiser.takes else "takes no --label"))
@@ -190,26 +193,54 @@ def scores_in(file: Path) -> dict[str, dict[str, float]]:
         raise ValueError(f"{file} is not what fewstep measure or dial wrote: {error!r}") from error
 
 
-def diffusion_model(checkpoint: str) -> Denoiser:
+def diffusion_model(checkpoint: str) -> Model:
     """The diffusion model of a run or any other checkpoint, on the best device; ValueError if it is a student."""
     model = load(checkpoint)
     if model.is_student:
         raise ValueError(f"{checkpoint} is a student, no diffusion model any more; name the one that it was tuned from")
-    return on_device(model.denoiser)
+    return model.to(best_device())
 
 
-def _check(scoring: Scoring, steps: Sequence[int], teacher_calls: Sequence[int]) -> None:
-    """Raises ValueError where scores cannot be made or not be written."""
+def _teacher_settings(
+    checkpoint: str, calls: Sequence[int], scoring: Scoring, students: Sequence[Model], prompts: Sequence[str] | None
+) -> list[Setting]:
+    """The teacher at each number of calls, under the guidance that its students were tuned with or that was asked for.
+
+    Raises:
+        ValueError: it is a student, it has no guidance, or the students were tuned with different ones.
+    """
+    model = diffusion_model(checkpoint)
+    denoiser, pipeline, guidance = model.denoiser, model.pipeline, scoring.guidance
+    if pipeline is None and guidance is not None:
+        raise ValueError("--guidance is for teachers that are pipelines; leave it out")
+    if pipeline is not None:
+        tuned = {student.receipt.get("guidance") for student in students}
+        if guidance is None and len(tuned) > 1:
+            raise ValueError(f"these students were tuned with different guidance, {tuned}; say the teacher's by --guidance")
+        guidance = tuned.pop() if guidance is None else guidance
+    if pipeline is not None and guidance is not None:
+        asked = asked_of(pipeline, denoiser, prompts)
+        null = pipeline.conditions([0] if denoiser.classes else once(asked))[1]  # as long as the longest prompt
+        if null is None:
+            raise ValueError("this teacher has no classifier-free guidance; leave --guidance out")
+        denoiser = pipeline.guided(denoiser, guidance, null)
+    return diffusion_settings(denoiser, calls, pipeline=pipeline)
+
+
+def _check(scoring: Scoring, steps: Sequence[int], teacher_calls: Sequence[int]) -> list[str] | None:
+    """The prompts; raises ValueError where scores cannot be made or not be written."""
     if not steps or not teacher_calls:
         raise ValueError("--steps and --teacher-calls each need at least one number")
     at_least(1, steps=steps, teacher_calls=teacher_calls)
     writable(scoring.out)
+    return None if scoring.prompts is None else prompts_in(scoring.prompts)
 
 
 def _measured(
     settings: list[Setting],
     scoring: Scoring,
     models: Mapping[str, Model],
+    prompts: Sequence[str] | None,
     *,
     within: float | None = None,
     **facts: Any,
@@ -217,15 +248,20 @@ def _measured(
     """Scores `settings` against the data; the results are in the folder."""
     for setting in settings:
         setting.walk.levels(setting.denoiser)  # all numbers of calls are possible, before the first is sampled
+        if setting.pipeline is not None or prompts is not None:
+            asked_of(setting.pipeline, setting.denoiser, prompts)  # and all can be asked for that
     channels, height, width = shape = common_shape(settings)
     bundled = scoring.data == "bundled"
     taken = scoring.features or ("fashion" if bundled else "random")
     networks = fitting(taken, shape)
-    conditional = any(setting.denoiser.takes for setting in settings)
+    conditional = prompts is None and any(setting.denoiser.classes for setting in settings)
     images = load_images(scoring.data, channels=channels, size=(height, width), labels=conditional).shuffled()
+    guidance = next((setting.denoiser.scale for setting in settings if isinstance(setting.denoiser, Guided)), None)
+    facts |= given(guidance=guidance, asked_in=None if prompts is None else str(scoring.prompts))
     found = compare(
         settings, images, scoring.out, n=scoring.n, networks=networks, bundled=bundled, seed=scoring.seed,
-        batch=scoring.batch, precision=scoring.precision, within=within, data=scoring.data, **facts,
+        batch=scoring.batch, precision=scoring.precision, within=within, prompts=prompts,
+        data=scoring.data, **facts,
     )  # fmt: skip
     return Measured(found, taken, models)
 

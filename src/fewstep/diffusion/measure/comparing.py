@@ -12,9 +12,12 @@ import torch
 from torch import nn
 
 from ...core.receipt import receipt
+from ..asked import asked_of, in_turn, once
 from ..cond import CLASS, NOTHING, Cond, labelled
 from ..data import Samples
 from ..denoiser import Denoiser
+from ..encoding import shown_by
+from ..pipeline import Pipeline
 from ..report import plot, sheet
 from ..space import Pixels
 from .dial import Looks, Point, Setting, difference, recommend, scores
@@ -45,11 +48,16 @@ def image_shape(denoiser: Denoiser) -> tuple[int, int, int]:
 
 def common_shape(settings: Sequence[Setting]) -> tuple[int, int, int]:
     """(C, H, W) of the images that all of them make; ValueError if there is no such shape."""
-    first = settings[0]
+    shapes = {setting.pipeline: _shape(setting) for setting in settings}
+    first = shapes[settings[0].pipeline]
     for setting in settings:
-        if image_shape(setting.denoiser) != image_shape(first.denoiser):
-            raise ValueError(f"{setting.name} makes images of another shape than {first.name}")
-    return image_shape(first.denoiser)
+        if shapes[setting.pipeline] != first:
+            raise ValueError(f"{setting.name} makes images of another shape than {settings[0].name}")
+    return first
+
+
+def _shape(setting: Setting) -> tuple[int, int, int]:
+    return image_shape(setting.denoiser) if setting.pipeline is None else shown_by(setting.pipeline)
 
 
 def compare(
@@ -64,6 +72,7 @@ def compare(
     batch: int = 250,
     precision: str = "no",
     within: float | None = None,
+    prompts: Sequence[str] | None = None,
     **facts: Any,
 ) -> Comparison:
     """Scores `settings` on the same seeds; leaves measure.json, quality.png and samples.png in `out`.
@@ -78,6 +87,7 @@ def compare(
         seed: of the first sample.
         batch: samples at once.
         precision: "no" (float32) or "bf16" in the models.
+        prompts: what pipelines are asked for in turn; classes as often as the real images have them if left out.
         within: asks where on the dial to stand: how much worse than the teacher's best, as a share, is good enough.
         facts: for the receipt.
 
@@ -89,7 +99,7 @@ def compare(
     views = [View.of(name, network, images, bundled=bundled) for name, network in networks.items()]
     real, first = Looks.over(images), views[0].name
     with receipt(out / "measure.json", features=first, seed=seed, precision=precision, **facts) as entries:
-        cond = partial(_labels, images=images, n=n)
+        cond = partial(_told, images=images, n=n, prompts=prompts, known={})
         points = scores(settings, range(seed, seed + n), views, batch=batch, precision=precision, cond=cond)
         entries |= {"points": [point.summary() for point in points], "real": real._asdict()}
         teachers = [point for point in points if point.name == "teacher"]
@@ -106,6 +116,21 @@ def compare(
         plot(points, out / "quality.png")
         sheet(points, out / "samples.png")
     return Comparison(points, real, said)
+
+
+def _told(setting: Setting, images: Samples, n: int, prompts: Sequence[str] | None, known: dict[Pipeline, Cond]) -> Cond:
+    """What a model is given: classes, or whatever its pipeline makes of classes or prompts, which is kept in `known`."""
+    pipeline, denoiser = setting.pipeline, setting.denoiser
+    if pipeline is None:
+        return _labels(denoiser, images, n)
+    if pipeline not in known:
+        by_class = denoiser.classes is not None and prompts is None
+        asked = _labels(denoiser, images, n).rows[CLASS].tolist() if by_class else asked_of(pipeline, denoiser, prompts)
+        each_once = once(asked)
+        place = {each: k for k, each in enumerate(each_once)}
+        rows = torch.tensor([place[each] for each in in_turn(asked, range(n))])
+        known[pipeline] = pipeline.conditions(each_once)[0].part(rows)
+    return known[pipeline]
 
 
 def _labels(denoiser: Denoiser, images: Samples, n: int) -> Cond:

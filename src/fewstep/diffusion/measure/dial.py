@@ -17,6 +17,7 @@ from ...core.progress import SHORT, progress
 from ..cond import NOTHING, Cond
 from ..data import Samples
 from ..denoiser import Denoiser
+from ..pipeline import Pipeline
 from ..walk import Walk, sample
 from .features import View, extract, in_parts
 from .scores import Array, Coverage, coverage, frechet, kid, sliced
@@ -26,11 +27,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Setting:
-    """A model and how to sample it: `name` is its line in the plot."""
+    """A model and how to sample it: `name` is its line in the plot, `pipeline` the one that decodes its samples, if any."""
 
     name: str
     denoiser: Denoiser
     walk: Walk
+    pipeline: Pipeline | None = None
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Samples x0 (B, *) as uint8 pictures (B, C, H, W)."""
+        return self.denoiser.space.decode(x0) if self.pipeline is None else self.pipeline.decode(x0)
 
 
 class Looks(NamedTuple):
@@ -138,7 +144,7 @@ def score(
     with count_nfe(denoiser.network) as nfe, torch.autocast(denoiser.device.type, torch.bfloat16, precision == "bf16"):
         x0 = sample(denoiser, seeds, setting.walk, cond, batch=batch)
     seconds = time.perf_counter() - start
-    images = denoiser.space.decode(x0)
+    images = setting.decode(x0)
     features = {view.name: extract(view.network, images) for view in views}
     seen, some_real = features[first.name], first.real.features[: len(seeds)]
     return Point(
@@ -166,14 +172,14 @@ def scores(
     *,
     batch: int = 250,
     precision: str = "no",
-    cond: Callable[[Denoiser], Cond] = lambda denoiser: NOTHING,
+    cond: Callable[[Setting], Cond] = lambda setting: NOTHING,
 ) -> list[Point]:
-    """A point of each setting on the same seeds; see `score`. `cond` says what a denoiser is given."""
+    """A point of each setting on the same seeds; see `score`. `cond` says what a model is given."""
     points = []
     with progress("scoring", len(seeds) * sum(setting.walk.calls for setting in settings)) as done:
         for setting in settings:
             with count_nfe(setting.denoiser.network, done):
-                given = cond(setting.denoiser)
+                given = cond(setting)
                 points.append(score(setting, seeds, views, batch=batch, precision=precision, cond=given))
             if points[-1].seconds > SHORT:  # else the table comes soon enough
                 found = ", ".join(f"{distance} ({name})" for name, distance in points[-1].frechet.items())

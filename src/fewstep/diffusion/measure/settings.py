@@ -6,15 +6,19 @@ from collections.abc import Sequence
 
 from ..denoiser import Denoiser
 from ..model import Model
+from ..pipeline import Pipeline
 from ..walk import DDIM, Heun
 from .dial import Setting
 
 HEUN_FROM = 20  # network calls from which the teacher is sampled with Heun's method; at 11 DDIM still leads, docs/log.md
 
 
-def diffusion_settings(teacher: Denoiser, nfe: Sequence[int], name: str = "teacher") -> list[Setting]:
+def diffusion_settings(
+    teacher: Denoiser, nfe: Sequence[int], name: str = "teacher", pipeline: Pipeline | None = None
+) -> list[Setting]:
     """The teacher as a diffusion model: DDIM for few calls, Heun's method for many (an odd number of calls)."""
-    return [Setting(name, teacher, Heun((calls + 1) // 2) if calls >= HEUN_FROM else DDIM(calls)) for calls in nfe]
+    walks = [Heun((calls + 1) // 2) if calls >= HEUN_FROM else DDIM(calls) for calls in nfe]
+    return [Setting(name, teacher, walk, pipeline) for walk in walks]
 
 
 def student_settings(
@@ -25,6 +29,6 @@ def student_settings(
     A diffusion model is sampled as one.
     """
     if not student.is_student:
-        return diffusion_settings(student.denoiser, steps, name)
+        return diffusion_settings(student.denoiser, steps, name, student.pipeline)
     each: Sequence[int | None] = steps if student.takes_any_steps else [None]
-    return [Setting(name, student.denoiser, student.walk_in(n, middle)) for n in each]
+    return [Setting(name, student.denoiser, student.walk_in(n, middle), student.pipeline) for n in each]
