@@ -9,7 +9,17 @@ import pytest
 from scipy import stats
 from scipy.stats import binom
 
-from fewstep.core.intervals import gap_closed, jackknife, mean_difference, share, share_difference, upper_bound
+from fewstep.core.intervals import (
+    chance_of_none,
+    gap_closed,
+    holm,
+    jackknife,
+    jackknives,
+    mean_difference,
+    share,
+    share_difference,
+    upper_bound,
+)
 from fewstep.diffusion.measure.scores import Reference, frechet
 
 
@@ -110,3 +120,24 @@ def test_differences_of_shares_have_tangos_interval() -> None:
         _, low, high = share_difference(int(gained), int(lost), n)
         covered += low <= -0.04 <= high
     assert 0.93 < covered / 1000 < 0.98
+
+
+def test_several_statistics_have_the_intervals_that_each_has_alone() -> None:
+    x = gaussian(60, 2)
+    both = jackknives(lambda rows: x[rows].std(0), 60)
+    assert both == [jackknife(lambda rows, k=k: float(x[rows, k].std()), 60) for k in (0, 1)]
+
+
+def test_the_chance_of_no_difference_is_students() -> None:
+    a, b = gaussian(30, 2).T
+    found = mean_difference(a, b)
+    assert chance_of_none(found, 29) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    assert (chance_of_none(mean_difference(a, a), 29), chance_of_none(mean_difference(a, a - 1), 29)) == (1, 0)
+
+
+def test_holm_is_the_textbook_procedure() -> None:
+    """Step down: the smallest times m, the next times m − 1, none below its predecessor."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    drawn = np.random.default_rng(0).random((2000, 20))
+    wrong = np.mean([(holm(p) <= 0.05).any() for p in drawn])
+    assert 0.035 < wrong < 0.065  # of families in which nothing is there to be found

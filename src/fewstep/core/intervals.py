@@ -22,28 +22,53 @@ class Estimate(NamedTuple):
 
 
 def jackknife(statistic: Callable[[NDArray[np.intp]], float], n: int, groups: int = 20) -> Estimate:
-    """A statistic of `n` samples with a 95 % interval by the delete-a-group jackknife.
+    """A statistic of `n` samples with a 95 % interval by the delete-a-group jackknife; see `jackknives`."""
+    return jackknives(lambda rows: [statistic(rows)], n, groups)[0]
+
+
+def jackknives(statistics: Callable[[NDArray[np.intp]], ArrayLike], n: int, groups: int = 20) -> list[Estimate]:
+    """Statistics of `n` samples with 95 % intervals by the delete-a-group jackknife.
 
     Unlike the bootstrap it repeats no sample, which a Fréchet distance would see as missing variety. For a paired
     comparison pass the difference of two scores on the same rows.
 
     Args:
-        statistic: takes the rows to use, an index array.
+        statistics: takes the rows to use, an index array; several numbers come from one look at them.
         n: number of samples.
         groups: how many groups are left out in turn, 2 to n.
 
     Returns:
-        The statistic of all rows, with value ± t·standard error, t of groups − 1 degrees of freedom.
+        Each statistic of all rows, with value ± t·standard error, t of groups − 1 degrees of freedom.
 
     Reference: Shao and Tu 1995, The Jackknife and Bootstrap.
     """
     if not 2 <= groups <= n:
         raise ValueError(f"a jackknife of {n} samples needs 2 to {n} groups, got {groups}")
     rows = np.arange(n)
-    left_out = np.array([statistic(rows[rows % groups != group]) for group in range(groups)])
-    error = np.sqrt((groups - 1) / groups * ((left_out - left_out.mean()) ** 2).sum())
-    value, reach = statistic(rows), stats.t.ppf(0.975, groups - 1) * error
-    return Estimate(value, value - reach, value + reach)
+    left_out = np.array([statistics(rows[rows % groups != group]) for group in range(groups)])
+    error = np.sqrt((groups - 1) / groups * ((left_out - left_out.mean(0)) ** 2).sum(0))
+    values, reach = np.asarray(statistics(rows)), stats.t.ppf(0.975, groups - 1) * error
+    return [Estimate(float(v), float(v - r), float(v + r)) for v, r in zip(values, reach, strict=True)]
+
+
+def chance_of_none(difference: Estimate, freedom: int) -> float:
+    """p of "there is no difference", of an estimate whose interval is Student's with `freedom` degrees of freedom."""
+    reach = difference.high - difference.value
+    if reach <= 0:
+        return float(difference.value == 0)
+    return float(2 * stats.t.sf(abs(difference.value) / reach * stats.t.ppf(0.975, freedom), freedom))
+
+
+def holm(chances: ArrayLike) -> NDArray[np.float64]:
+    """p of several tests, so adjusted that one at most α errs with probability α at most, however the tests hang together.
+
+    Reference: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure.
+    """
+    p = np.asarray(chances, np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order]).clip(max=1)
+    return adjusted
 
 
 def share(right: ArrayLike) -> Estimate:

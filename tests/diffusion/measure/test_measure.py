@@ -132,7 +132,9 @@ def test_every_figure_stands_in_two_representations(fashion) -> None:
 def test_looks_are_numpys() -> None:
     images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
     array = images.double().numpy()
-    assert Looks.of(images) == pytest.approx((array.mean(), array.reshape(5, -1).std(1, ddof=1).mean()))
+    steps = (np.abs(np.diff(array, axis=2)).mean() + np.abs(np.diff(array, axis=3)).mean()) / 2
+    contrast = array.reshape(5, -1).std(1, ddof=1).mean()
+    assert Looks.of(images) == pytest.approx((array.mean(), contrast, steps, np.ptp(array, axis=1).mean()))
 
 
 def test_a_point_counts_and_scores(fashion) -> None:
@@ -190,7 +192,7 @@ def made_up(name: str, nfe: int, *shifts: float, seen_by: list[View]) -> Point:
         {},
         frechets[view.name],
         nothing,
-        Looks(0, 0),
+        Looks(0, 0, 0, 0),
         1.0,
         "cpu",
         1,

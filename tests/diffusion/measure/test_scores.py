@@ -12,7 +12,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from fewstep.diffusion.measure import scores
-from fewstep.diffusion.measure.scores import Reference, coverage, directions, frechet, kid, sliced
+from fewstep.diffusion.measure.scores import Reference, coverage, directions, frechet, kid, mind, nearest, sliced, vendi
 
 
 def gaussian(n: int, d: int, mean: float = 0.0, std: float = 1.0, seed: int = 0) -> np.ndarray:
@@ -122,3 +122,35 @@ def test_sliced_of_a_shift_is_known() -> None:
     points = one.mean() + one.std(ddof=1) * np.repeat([-1.0, 1.0], 2000)[:, None] * math.sqrt(3999 / 4000)
     assert np.allclose([points.mean(), points.var(ddof=1)], [one.mean(), one.var(ddof=1)])
     assert sliced(points, one) == pytest.approx(0.535, abs=0.03)
+
+
+def test_mind_is_that_of_the_paper() -> None:
+    """3·D times the mean over directions of the mean square between sorted projections, at equal numbers."""
+    ours, real = gaussian(50, 6, std=2, seed=1), gaussian(50, 6, mean=0.3, seed=2)
+    along = directions(6, 128)
+    expected = 18 * ((np.sort(ours @ along, 0) - np.sort(real @ along, 0)) ** 2).mean()
+    assert mind(ours, real) == pytest.approx(expected)
+    assert mind(np.repeat(ours, 3, 0), real) == pytest.approx(expected)  # the same distribution of more samples
+
+
+def test_mind_of_a_shift_is_three_times_its_square() -> None:
+    """Each direction sees (u·s)², whose mean over directions is |s|²/D: Fréchet's distance of a shift, times 3."""
+    x, shift = gaussian(40, 5), np.array([2.0, 0, 0, 1, 0])
+    assert mind(x + shift, x, count=20_000) == pytest.approx(3 * 5, rel=0.03)
+
+
+@pytest.mark.parametrize("n", [4, 30])
+def test_vendi_is_the_number_of_different_ones(n: int) -> None:
+    """m orthogonal ones, as often as each other, are m; in the rows' matrix and in the columns' alike."""
+    apart = np.eye(8)[np.arange(n) % 4] * np.arange(1, n + 1)[:, None]
+    assert vendi(apart) == pytest.approx(4, rel=0.01)
+    x = gaussian(n, 8)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    values = np.linalg.eigvalsh(unit @ unit.T / n).clip(min=1e-300)
+    assert vendi(x) == pytest.approx(np.exp(-(values * np.log(values)).sum()))
+
+
+def test_the_nearest_is_found_in_parts() -> None:
+    x, y = gaussian(23, 4), gaussian(9, 4, seed=3)
+    expected = np.linalg.norm(x[:, None] - y, axis=2).min(1)
+    assert np.allclose(nearest(x, y, batch=5), expected) and np.allclose(nearest(y, y), 0)

@@ -40,23 +40,40 @@ class Setting:
 
 
 class Looks(NamedTuple):
-    """What a glance sees, in grey levels of 0 to 255: mean brightness, and the mean deviation within an image."""
+    """What a glance sees, in grey levels of 0 to 255, of an image and on average.
+
+    Attributes:
+        grey: mean brightness.
+        contrast: the mean deviation within an image.
+        sharpness: the mean difference between neighbouring pixels.
+        saturation: how far the strongest colour of a pixel is from the weakest; 0 in grey images.
+    """
 
     grey: float
     contrast: float
+    sharpness: float
+    saturation: float
 
     @classmethod
     def of(cls, images: Tensor) -> Looks:
         """Those of uint8 images (N, C, H, W)."""
-        pixels = images.flatten(1).float()
-        return cls(float(pixels.mean()), float(pixels.std(1).mean()))
+        return cls(*map(float, cls.each(images).mean(0)))
+
+    @staticmethod
+    def each(images: Tensor) -> Tensor:
+        """Those of every uint8 image (N, C, H, W), (N, 4)."""
+        pixels = images.float()
+        steps = [pixels.diff(dim=axis).abs().flatten(1).mean(1) for axis in (-1, -2)]
+        colour = (pixels.amax(1) - pixels.amin(1)).flatten(1).mean(1)
+        flat = pixels.flatten(1)
+        return torch.stack([flat.mean(1), flat.std(1), (steps[0] + steps[1]) / 2, colour], 1)
 
     @classmethod
     def over(cls, images: Samples) -> Looks:
         """Those of the first 10,000 images of a data set."""
         count = min(10_000, len(images))
-        parts = [(len(part) / count, cls.of(part)) for part in in_parts(images, count)]
-        return cls(sum(share * part.grey for share, part in parts), sum(share * part.contrast for share, part in parts))
+        seen = torch.cat([cls.each(part) for part in in_parts(images, count)])
+        return cls(*map(float, seen.mean(0)))
 
 
 @dataclass(frozen=True)
@@ -71,7 +88,7 @@ class Point:
         sliced: sliced Wasserstein distance to as many real images, by the name of the view.
         kid, coverage: in the first view: the kernel distance; precision, recall, density and coverage against as many
             real images.
-        looks: mean grey and contrast.
+        looks: mean grey, contrast, sharpness and saturation.
         seconds: spent sampling; images_per_second at that batch on that device.
         images: uint8, (n, C, H, W). features: (n, D) by the name of the view.
     """

@@ -97,13 +97,49 @@ def sliced(features: Array, real: Array, count: int = 128) -> float:
 
     Reference: Bonneel et al. 2015, Sliced and Radon Wasserstein Barycenters of Measures; there W2.
     """
+    widths, apart = _transport(features, real, count)
+    return float((widths @ np.abs(apart)).mean())
+
+
+def mind(features: Array, real: Array, count: int = 128) -> float:
+    """Monge Inception distance: 3·D·W2² along a direction, the mean over `count` of them. Its unit is that of Fréchet's.
+
+    Its bias falls with n as well, but it needs a tenth of the samples that a Fréchet distance needs.
+
+    Reference: Berthet et al. 2026, MIND: Monge Inception Distance for Generative Models Evaluation.
+    """
+    widths, apart = _transport(features, real, count)
+    return float(3 * features.shape[1] * (widths @ apart**2).mean())
+
+
+def _transport(features: Array, real: Array, count: int) -> tuple[Array, Array]:
+    """Along each direction how far each share of the samples is carried: shares (K,), distances (K, count)."""
     along = directions(features.shape[1], count)
     ours, theirs = np.sort(features @ along, 0), np.sort(real @ along, 0)
     n, m = len(ours), len(theirs)
     # both quantile functions are steps; between two neighbours of these cuts, in units of 1/(n·m), neither moves
     cuts = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
     widths = np.diff(cuts, prepend=0) / (n * m)
-    return float((widths @ np.abs(ours[(cuts - 1) // m] - theirs[(cuts - 1) // n])).mean())
+    return widths, ours[(cuts - 1) // m] - theirs[(cuts - 1) // n]
+
+
+def vendi(features: Array) -> float:
+    """How many different samples there are, 1 to n: exp of the entropy of the eigenvalues of K/n, K their cosines.
+
+    It grows with n: two values compare at the same number of samples only.
+
+    Reference: Friedman and Dieng 2023, The Vendi Score, eq. 2; the matrix with D rows has the same eigenvalues.
+    """
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True).clip(min=1e-12)
+    n, d = unit.shape
+    values = linalg.eigvalsh(unit.T @ unit if d < n else unit @ unit.T) / n
+    kept = values[values > 0]
+    return float(np.exp(-(kept * np.log(kept)).sum()))
+
+
+def nearest(features: Array, others: Array, batch: int = 250) -> Array:
+    """Distance of each (N, D) to the nearest of the others (M, D), (N,)."""
+    return np.concatenate([cdist(part, others).min(1) for part in np.split(features, range(batch, len(features), batch))])
 
 
 class Coverage(NamedTuple):
@@ -121,12 +157,20 @@ def coverage(features: Array, real: Array) -> Coverage:
     Reference: Kynkäänniemi et al. 2019, Improved Precision and Recall, eq. 2 (k = 3); Naeem et al. 2020, Reliable
     Fidelity and Diversity Metrics, eq. 4-5 (k = 5).
     """
-    across = cdist(real, features)  # (real, samples)
-    of_real, of_samples = np.sort(cdist(real, real), 1), np.sort(cdist(features, features), 1)  # column 0 is itself
-    inside = across <= of_real[:, 5:6]
+    return covered(cdist(real, features), radii(cdist(real, real)), cdist(features, features))
+
+
+def radii(within: Array) -> Array:
+    """Distances of each to its 3rd and its 5th neighbour, (N, 2), from those among all, (N, N)."""
+    return np.partition(within, (3, 5), axis=1)[:, [3, 5]]  # the nearest is itself
+
+
+def covered(across: Array, of_real: Array, within: Array) -> Coverage:
+    """The same from distances: of real ones (M,) to samples (M, n), among samples (n, n), and the `radii` of the real."""
+    inside = across <= of_real[:, 1:]
     return Coverage(
-        precision=float((across <= of_real[:, 3:4]).any(0).mean()),
-        recall=float((across <= of_samples[None, :, 3]).any(1).mean()),
+        precision=float((across <= of_real[:, :1]).any(0).mean()),
+        recall=float((across <= radii(within)[None, :, 0]).any(1).mean()),
         density=float(inside.sum(0).mean() / 5),
         coverage=float(inside.any(1).mean()),
     )
