@@ -238,7 +238,10 @@ def assets(out: Path) -> None:
     target = ASSETS / "text_to_image"
     shutil.rmtree(target, ignore_errors=True)
     with atomic_folder(target) as folder:
-        pipeline(out).to(dtype=torch.float16).save_pretrained(folder)
+        made = pipeline(out).to(dtype=torch.float16)
+        for part in (made.unet, made.vae):
+            part.register_to_config(_name_or_path="")  # else the folder of the run
+        made.save_pretrained(folder)
         (folder / "prompts.txt").write_text("\n".join(CAPTIONS) + "\n")
         shutil.copy(out / "receipt.json", folder / "receipt.json")
 
@@ -269,10 +272,10 @@ if __name__ == "__main__":
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.stage == "vae":
-        train_vae(args.out, images=args.images or 150_000)
+        train_vae(args.out, images=args.images or 80_000)
     elif args.stage == "latents":
-        encode(args.out, count=args.images or 60_000)
+        encode(args.out, count=args.images or 40_000)
     elif args.stage == "unet":
-        train_unet(args.out, images=args.images or 600_000, width=args.width)
+        train_unet(args.out, images=args.images or 330_000, width=args.width)
     else:
         assets(args.out)
