@@ -55,7 +55,7 @@ def table(
         say_next("train", out, "--channels", shape[0], "--size", size[0], "--out", "teacher")
 
 
-def encode(checkpoint: Positional[str], data: Positional[str], /, *, out: Path) -> None:
+def encode(checkpoint: Positional[str], data: Positional[str], /, *, out: Path, n: int | None = None) -> None:
     """Encode pictures with captions once, by a pipeline's own encoders: a table of latents to tune it with.
 
     It is written part by part, by all processes together if there are several, and the same command goes on where it was
@@ -66,9 +66,10 @@ def encode(checkpoint: Positional[str], data: Positional[str], /, *, out: Path) 
         data: a folder, a zip or a .tar of images with captions in a metadata.jsonl (`file_name` and `text`) or in a .txt
             beside each; a .parquet or a hub data set with a column `text` or `caption`. Classes for a pipeline of classes.
         out: folder of the table.
+        n: so many of the pictures, drawn without order; all of them unless given.
     """
     from ..diffusion.encoding import encode_data
 
-    written = encode_data(checkpoint, data, out)
+    written = encode_data(checkpoint, data, out, n=n)
     print(f"{len(written)} rows of {'x'.join(map(str, written.shape))} in {out}")
     say_next("tune", checkpoint, "--data", out, "--out", "few-step")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from .data import Samples
 from .data.clothes import Clothes
 from .data.labels import read_labels
 from .data.load import arrays_in, bytes_of, load_images, pictures_in
+from .data.order import Order
 from .data.pixels import decode
 from .model import Model
 from .pipeline import Asked
@@ -36,6 +38,13 @@ class Captioned:
 
     def __len__(self) -> int:
         return self.count
+
+    def some(self, count: int) -> Captioned:
+        """So many of them, drawn without order; the same each time."""
+        order = Order(self.count, 0)
+        rows = [order(k) for k in range(min(count, self.count))]
+        asked = cast(Asked, [self.asked[k % len(self.asked)] for k in rows])
+        return Captioned(len(rows), lambda k: self.read(rows[k]), asked)
 
 
 def captioned(data: str, shape: tuple[int, int, int], model: Model) -> Captioned:

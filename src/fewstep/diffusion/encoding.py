@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 
+from ..core.checks import at_least
 from ..core.device import best_device, fast_precision
 from ..core.files import check_room, writable
 from ..core.nfe import count_nfe
@@ -120,7 +121,9 @@ def teacher_latents(
     return make_in_parts(folder, facts, _ranges(count), make, encoder.beside, title="the teacher")
 
 
-def encode_data(checkpoint: str, data: str, out: Path, *, call: Mapping[str, object] | None = None) -> Table:
+def encode_data(
+    checkpoint: str, data: str, out: Path, *, n: int | None = None, call: Mapping[str, object] | None = None
+) -> Table:
     """Encodes pictures with their captions, or their classes, by a pipeline's own encoders: a table to tune it with.
 
     The table is made in parts, by all processes of the run: the same call goes on where it was stopped. What cannot be
@@ -131,18 +134,22 @@ def encode_data(checkpoint: str, data: str, out: Path, *, call: Mapping[str, obj
         data: a folder, a zip or a .tar of images with captions in a `metadata.jsonl` or in files beside them; a .parquet or
             a hub data set with a column `text` or `caption`. Classes are read as `load_images` reads them.
         out: folder of the table.
+        n: so many of the pictures, drawn without order; all of them unless given.
         call: as for `load`.
 
     Raises:
         ValueError: no such pipeline or data, captions or classes are missing, or something else is in `out`.
         Interrupted: the work was told to stop; what is made is kept.
     """
+    at_least(1, n=n)
     writable(out)
     model = load(checkpoint, call=call)
     pipeline = model.pipeline
     if pipeline is None:
         raise ValueError(f"{checkpoint} is told pictures as they are, so nothing is to be encoded; give {data} as data")
     pictures = captioned(data, shown_by(pipeline), model)
+    if n is not None:
+        pictures = pictures.some(n)
     encoder = Encoder(pipeline, pictures.asked)
     pipeline.network.to(best_device())  # where the others go, too
     _check_room(out, len(pictures), pipeline, encoder)
