@@ -31,9 +31,13 @@ if TYPE_CHECKING:
     from .diffusion.denoiser import vp as vp
     from .diffusion.encoding import encode_data as encode_data
     from .diffusion.formats.exporting import export as export
+    from .diffusion.formats.exporting_adapters import export_adapter as export_adapter
     from .diffusion.formats.folder import load as load
     from .diffusion.formats.folder import save as save
     from .diffusion.formats.foreign.importing import import_checkpoint as import_checkpoint
+    from .diffusion.lora import LoRA as LoRA
+    from .diffusion.lora import adapt as adapt
+    from .diffusion.lora import fused as fused
     from .diffusion.loss import consistency_loss as consistency_loss
     from .diffusion.measure.dial import score as score
     from .diffusion.measuring import dial_checkpoints as dial_checkpoints
@@ -78,8 +82,10 @@ _NAMES = {
     "diffusion.denoiser": ["Denoiser", "edm", "flow", "vp"],
     "diffusion.encoding": ["encode_data"],
     "diffusion.formats.exporting": ["export"],
+    "diffusion.formats.exporting_adapters": ["export_adapter"],
     "diffusion.formats.folder": ["load", "save"],
     "diffusion.formats.foreign.importing": ["import_checkpoint"],
+    "diffusion.lora": ["LoRA", "adapt", "fused"],
     "diffusion.loss": ["consistency_loss"],
     "diffusion.measure.dial": ["score"],
     "diffusion.measuring": ["dial_checkpoints", "measure_checkpoint", "settle_checkpoint"],

@@ -104,6 +104,20 @@ def test_the_strength_is_a_dial_between_the_teacher_and_the_student(place, monke
     assert points["run at 0"] == points["teacher"] != points["run at 1"]
 
 
+def test_an_export_is_fused_with_its_base_where_nobody_loads_adapters(place, monkeypatch, stock_here) -> None:
+    """Stock diffusers samples what our own walk samples, at each number of calls and at half of the strength."""
+    tuned("run", loss=Loss(segments="any"), lora=2, rate=0.01, average=(0.1,))
+    fewstep(monkeypatch, "export run --steps 2 4 --out few")
+    fewstep(monkeypatch, "export run --steps 2 --strength .5 --out half")
+    bases = [load_file(f"{place}/unet/diffusion_pytorch_model.safetensors") for place in ("teacher", "few/2-step", "half")]
+    base, whole, half = (weights["mid_block.resnets.0.conv1.weight"] for weights in bases)
+    assert_close(2 * (half - base), whole - base, atol=1e-7, rtol=1e-3)
+    assert (whole - base).abs().max() > 1e-5 and bases[0].keys() == bases[1].keys()
+    with pytest.raises(SystemExit):
+        fewstep(monkeypatch, "export run --steps 2 --form adapter --out other")
+    assert not Path("other").exists()
+
+
 @pytest.mark.parametrize("segments", [2, "any"])
 def test_a_run_holds_the_adapter_alone_and_its_folder_says_the_rest(place, segments) -> None:
     before = load("teacher").denoiser

@@ -60,7 +60,7 @@ def export(
     steps: tuple[int, ...] = (),
     middle: float | None = None,
     measured: Path | None = None,
-    form: Literal["pipeline", "adapter", "comfyui"] = "pipeline",
+    form: Literal["pipeline", "adapter", "comfyui"] | None = None,
     strength: float | None = None,
 ) -> None:
     """Export a tuned model as a folder that plain diffusers samples, verified in a fresh process.
@@ -72,9 +72,9 @@ def export(
             pipeline for each number; one of several segments has its own. By default what the model was tuned for.
         middle: noise level of the second of two steps, EDM students only.
         measured: a measure.json whose scores go into the model card.
-        form: of a LoRA student: a pipeline in which it is fused with its base, the adapter alone for `load_lora_weights` of
-            diffusers, or that and a second file under the names that ComfyUI has. A student of any number of calls becomes
-            an adapter for each number.
+        form: a pipeline, in which a LoRA student is fused with its base; the adapter alone for `load_lora_weights` of
+            diffusers; or comfyui, that and a second file under the names that ComfyUI has. By default the adapter of a LoRA
+            student, where stock diffusers loads it, and else a pipeline.
         strength: of a LoRA student: 1, the default, is the student.
     """
     from ..diffusion.using import export_checkpoint
@@ -84,7 +84,7 @@ def export(
     )
     for folder, written in exported.items():
         print(f"{folder} is verified: it differs from ours {written.agreement}")
-    if form == "pipeline":
+    if (folder / "model_index.json").exists():
         after_exporting(folder, written.steps)
     else:
         say_next("sample", folder, "--out", "samples")

@@ -18,7 +18,7 @@ from ..core.receipt import receipt
 from .choices import SamplerName
 from .cond import labelled
 from .formats.exporting import Agreement, check_free, export
-from .formats.exporting_adapters import Form, Likeness, check_adapter, export_adapter
+from .formats.exporting_adapters import Form, Likeness, check_adapter, export_adapter, usual_form
 from .formats.exporting_asked import Closeness
 from .formats.folder import load
 from .formats.pipelines import check_exportable
@@ -108,7 +108,7 @@ def export_checkpoint(
     steps: Sequence[int] = (),
     middle: float | None = None,
     measured: Path | None = None,
-    form: Form = "pipeline",
+    form: Form | None = None,
     strength: float | None = None,
 ) -> Mapping[Path, Exported]:
     """Exports a tuned model, with what its receipt says in the model card; see `export`.
@@ -119,8 +119,9 @@ def export_checkpoint(
         steps: by default what the model was tuned for; a student of any number of calls becomes a pipeline for each.
         middle: noise level of the second of two steps, EDM students only.
         measured: a measure.json whose scores go into the model card.
-        form: of a LoRA student: a pipeline in which it is fused with its base; the adapter alone, as `load_lora_weights`
-            of diffusers takes it; or comfyui, the adapter with a second file under the names that ComfyUI has.
+        form: a pipeline, in which a LoRA student is fused with its base; the adapter alone, as `load_lora_weights` of
+            diffusers takes it; or comfyui, the adapter with a second file under the names that ComfyUI has. By default the
+            adapter of a LoRA student, where stock diffusers loads it, and else a pipeline.
         strength: of a LoRA student: 1 is the student.
 
     Returns:
@@ -144,6 +145,7 @@ def export_checkpoint(
     walks = {folder: model.walk_in(each, middle) for folder, each in folders.items()}
     card |= {name: model.receipt[name] for name in SAID if model.receipt.get(name) is not None}
     card |= {} if strength is None else {"strength": strength}
+    form = form or usual_form(model)
     if form != "pipeline":
         check_adapter(model, form)
         return {

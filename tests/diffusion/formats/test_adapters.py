@@ -216,5 +216,5 @@ def test_what_has_no_adapter_or_no_loader_is_refused() -> None:
     with pytest.raises(ValueError, match="only a LoRA student has an adapter"):
         export_adapter(Model(plain, Segments(2)), "nowhere")
     adapt(plain, LoRA(2))
-    with pytest.raises(ValueError, match="loads no adapters into a UNet2DModel"):
+    with pytest.raises(ValueError, match="loads no adapters into a UNet2DModel; take --form pipeline"):
         export_adapter(Model(plain, Segments(2)), "nowhere")

@@ -104,23 +104,29 @@ def export_adapter(
 
 def check_adapter(model: Model, form: Form) -> None:
     """Raises ValueError where `model` is no LoRA student, or nobody could load its adapter in this form."""
+    if not is_adapted(model.denoiser.network):
+        raise ValueError("only a LoRA student has an adapter, and this is none; leave --form out, or tune one with --lora")
+    if without_loader := _without_loader(model):
+        raise ValueError(
+            f"stock diffusers loads no adapters into a {without_loader}; take --form pipeline, which fuses it with its base"
+        )
+    if form == "comfyui":
+        check_for_comfyui(model.denoiser.network)
+
+
+def usual_form(model: Model) -> Form:
+    """The adapter alone, if there is one and stock diffusers loads it."""
+    return "adapter" if is_adapted(model.denoiser.network) and not _without_loader(model) else "pipeline"
+
+
+def _without_loader(model: Model) -> str:
+    """The name of what stock diffusers loads no adapters into, "" if it does."""
     import diffusers
 
-    network = model.denoiser.network
-    if not is_adapted(network):
-        raise ValueError(
-            "only a LoRA student has an adapter, and this one is none; leave --form out, or tune one with --lora"
-        )
-    kinds = {type(network): "load_lora_adapter"}
+    kinds = {type(model.denoiser.network): "load_lora_adapter"}
     if model.pipeline is not None:
         kinds[getattr(diffusers, read_parts(model.pipeline.source).pipeline)] = "load_lora_weights"
-    for kind, loads in kinds.items():
-        if not hasattr(kind, loads):
-            raise ValueError(
-                f"stock diffusers loads no adapters into a {kind.__name__}; leave --form out, which fuses it with its base"
-            )
-    if form == "comfyui":
-        check_for_comfyui(network)
+    return next((kind.__name__ for kind, loads in kinds.items() if not hasattr(kind, loads)), "")
 
 
 @torch.no_grad()
