@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
 from ..core.checks import at_least
 from ..diffusion.choices import SamplerName
 from .after import after_exporting, after_sampling, say_next
+
+if TYPE_CHECKING:
+    from ..diffusion.model import Model
 
 
 def sample(
@@ -22,6 +25,7 @@ def sample(
     sampler: SamplerName | None = None,
     middle: float | None = None,
     label: int | None = None,
+    number: float | None = None,
     strength: float | None = None,
     seed: int = 0,
     batch: int = 250,
@@ -38,6 +42,7 @@ def sample(
             default what the model was tuned for, and heun for a diffusion model.
         middle: noise level of the second of two steps, EDM students only.
         label: class of the images, for conditional models.
+        number: what the network is told, for one that takes a number in the place of a class.
         strength: of a LoRA student: 0 is its base, 1 the student; by default 1.
         seed: of the first image; image k has seed + k and is the same at any batch size.
         batch: images at once.
@@ -45,7 +50,8 @@ def sample(
     from ..diffusion.using import sample_checkpoint
 
     sampled = sample_checkpoint(
-        checkpoint, out, n=n, steps=steps, sampler=sampler, middle=middle, label=label, strength=strength, seed=seed,
+        checkpoint, out, n=n, steps=steps, sampler=sampler, middle=middle, label=label, number=number,
+        strength=strength, seed=seed,
         batch=batch,
     )  # fmt: skip
     print(f"{n} samples in {out}, {sampled.calls:.0f} network calls each")
@@ -120,7 +126,14 @@ def import_(
     model = import_checkpoint(file, out, kind=kind, size=size, head=head, part=part, consistency_time=consistency_time)
     shape = "x".join(map(str, model.denoiser.space.shape))
     print(f"{out} holds a {type(model.denoiser.network).__name__} for {shape}, sampled by {model.walk}")
-    say_next("sample", out, "--out", "samples", *(("--label", 0) if model.denoiser.takes else ()))
+    say_next("sample", out, "--out", "samples", *_example(model))
+
+
+def _example(model: Model) -> tuple[str | int, ...]:
+    """A condition that the network takes, as a flag."""
+    if model.denoiser.classes is not None:
+        return "--label", 0
+    return ("--number", 0) if "number" in model.denoiser.takes else ()
 
 
 def push(folder: Positional[Path], repository: Positional[str], /, *, private: bool = False) -> None:

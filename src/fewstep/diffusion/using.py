@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from ..core.nfe import count_nfe
 from ..core.progress import progress
 from ..core.receipt import receipt
 from .choices import SamplerName
-from .cond import labelled
+from .cond import Cond, labelled
+from .denoiser import Denoiser
 from .formats.exporting import Agreement, check_free, export
 from .formats.exporting_adapters import Form, Likeness, check_adapter, export_adapter, usual_form
 from .formats.exporting_asked import Closeness
@@ -56,6 +58,7 @@ def sample_checkpoint(
     sampler: SamplerName | None = None,
     middle: float | None = None,
     label: int | None = None,
+    number: float | None = None,
     strength: float | None = None,
     seed: int = 0,
     batch: int = 250,
@@ -69,6 +72,7 @@ def sample_checkpoint(
         steps, middle: as for `Model.walk_in`.
         sampler: another than the model's own.
         label: class of the samples, for conditional models.
+        number: what a network is told that takes a number in the place of a class.
         strength: of a LoRA student: 0 is its base, 1 the student.
         seed: of the first sample; sample k has seed + k and is the same at any batch size.
         batch: samples at once.
@@ -86,12 +90,18 @@ def sample_checkpoint(
     model = load(checkpoint).to(best_device())
     model = model if strength is None else model.at(strength)
     walk, denoiser = _walk(model, sampler, steps, middle), model.denoiser
-    if bool(denoiser.takes) != (label is not None):
-        raise ValueError("this checkpoint " + ("needs a --label" if denoiser.takes else "takes no --label"))
-    cond = labelled(None if label is None else torch.full((n,), label))
+    cond = _asked(denoiser, n, label, number)
     seeds = range(seed, seed + n)
     levels = walk.levels(denoiser).tolist()
-    facts = {"checkpoint": checkpoint, "walk": walk, "levels": levels, "label": label, "seed": seed, "n": n}
+    facts = {
+        "checkpoint": checkpoint,
+        "walk": walk,
+        "levels": levels,
+        "label": label,
+        "number": number,
+        "seed": seed,
+        "n": n,
+    }
     facts |= {} if strength is None else {"strength": strength}
     with receipt(out / "receipt.json", **facts) as entries:
         with progress("sampling", n * walk.calls) as done, count_nfe(denoiser.network, done) as nfe:
@@ -155,6 +165,22 @@ def export_checkpoint(
     for walk in walks.values():
         check_exportable(model.denoiser, walk, model.pipeline)  # all can be written, or none is
     return {folder: Exported(walk.steps, export(model, folder, walk=walk, card=card)) for folder, walk in walks.items()}
+
+
+def _asked(denoiser: Denoiser, n: int, label: int | None, number: float | None) -> Cond:
+    """What `n` samples are about; ValueError where the checkpoint is asked by something else."""
+    if number is not None and not math.isfinite(number):
+        raise ValueError(f"--number must be a number, got {number}")
+    takes_number = "number" in denoiser.takes
+    for flag, given, takes in (
+        ("label", label, bool(denoiser.takes) and not takes_number),
+        ("number", number, takes_number),
+    ):
+        if takes != (given is not None):
+            raise ValueError(f"this checkpoint {'needs a' if takes else 'takes no'} --{flag}")
+    if number is not None:
+        return Cond({"number": torch.full((n,), number)})
+    return labelled(None if label is None else torch.full((n,), label))
 
 
 def _walk(model: Model, sampler: SamplerName | None, steps: int | None, middle: float | None) -> Walk:

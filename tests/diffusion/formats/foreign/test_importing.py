@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import published
 import pytest
 import torch
@@ -9,11 +10,12 @@ from conftest import fewstep as run
 from conftest import noise_images
 from hostile import Canary
 from persisted import EasyDict, Persistent, module, onehot, write
+from PIL import Image
 from published import Weights
 from safetensors.torch import save_file
 
 import fewstep
-from fewstep.diffusion.cond import Tokens, labelled
+from fewstep.diffusion.cond import Cond, Tokens, labelled
 from fewstep.diffusion.data import save_images
 from fewstep.diffusion.formats.pipelines import stock_pipeline
 from fewstep.diffusion.schedule import Karras
@@ -158,6 +160,8 @@ def test_edms_time_becomes_that_of_stock_pipelines(tmp_path: Path) -> None:
 
 def wrong(case: str, folder: Path) -> tuple[Path, dict[str, object]]:
     weights, *_ = made("DDPM++", classes=False)
+    same = dict.fromkeys(map(str, range(20_000)), torch.ones(64))
+    first = {"enc.16x16_conv.weight": torch.ones(1 << 20, 1, 1, 1)}
     narrow = {name: weight[:64] for name, weight in made("ADM", classes=False)[0].items()}
     files = {
         "there is no file": (folder / "none.pkl", {}),
@@ -182,6 +186,10 @@ def wrong(case: str, folder: Path) -> tuple[Path, dict[str, object]]:
         "has no first layer": (saved(folder / "ect6.pt", {"map_layer0.weight": torch.ones(4, 4)}), {}),
         "holds values that are not finite": (saved(folder / "ect7.pt", spoilt(weights)), {}),
         "which UNet2DModel would normalise in other groups": (saved(folder / "ect8.pt", narrow), {}),
+        "larger together than the file": (saved(folder / "ect10.pt", same), {}),
+        "more parts than any network": (saved(folder / "ect11.pt", wide()), {}),
+        "another shape of": (saved(folder / "ect12.pt", giant(made("EDM2", classes=False)[0])), {}),
+        "no multiples of 1048576": (saved(folder / "ect13.pt", weights | first), {}),
         "leave --consistency-time out": (saved(folder / "ect9.pt", weights), {"consistency_time": True}),
     }  # fmt: skip
     (folder / "net.onnx").write_bytes(b"")
@@ -203,6 +211,20 @@ def only(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: weight for name, weight in weights.items() if name.startswith("enc.")}
 
 
+def wide() -> dict[str, object]:
+    """A thousand of a thousand of a thousand, in a small file."""
+    inner: dict[str, object] = {"a": torch.ones(1)}
+    for _ in range(3):
+        inner = {str(k): inner for k in range(1000)}
+    return inner
+
+
+def giant(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A network of a million channels, of which the file holds a row."""
+    names = [name for name in weights if name.startswith("enc.") and name.endswith(("conv.weight", "conv_res0.weight"))]
+    return weights | {name: torch.ones(1 << 20, 1, 1, 1) for name in names}
+
+
 def spoilt(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return weights | {"map_layer0.bias": torch.full_like(weights["map_layer0.bias"], torch.nan)}
 
@@ -213,7 +235,8 @@ WRONG = (
     "says that dropout of its network is 'x'", "says sigma_data = -1", "does not say whether it is a diffusion model",
     "holds no network of EDM", "holds several networks (one, two)", "is damaged, or holds more than plain tensors",
     "as published; fetch it again", "has no emb_noise.weight", "has no first layer", "holds values that are not finite",
-    "leave --consistency-time out",
+    "leave --consistency-time out", "larger together than the file", "more parts than any network", "another shape of",
+    "no multiples of 1048576",
 )  # fmt: skip
 
 
@@ -244,7 +267,7 @@ def test_an_imported_folder_is_sampled_and_tuned_like_any(tmp_path: Path, capsys
         fewstep.import_checkpoint("a.pkl", "run")
 
 
-def test_a_network_that_is_told_a_number_is_asked_for_it(tmp_path: Path) -> None:
+def test_a_network_that_is_told_a_number_is_asked_for_it(tmp_path: Path, capsys, monkeypatch) -> None:
     """What openai's layout looks like with two layers in the place of its table of classes."""
     settings, _ = OPENAI["scale and shift"]
     weights, x, time = Weights(), torch.randn(2, 3, 64, 64), torch.tensor([75.0, -900.0])
@@ -268,3 +291,13 @@ def test_a_network_that_is_told_a_number_is_asked_for_it(tmp_path: Path) -> None
     torch.testing.assert_close(found, output, atol=2e-5 * float(output.abs().max()), rtol=0)
     with pytest.raises(ValueError, match="needs number"):
         model.sample(range(1))
+    for flags, sentence in {
+        "": "needs a --number", " --number 1 --label 1": "takes no --label", " --number nan": "must be a number",
+    }.items():  # fmt: skip
+        with pytest.raises(SystemExit):
+            run(monkeypatch, f"sample {tmp_path / 'out'} --out {tmp_path / 'samples'} --n 1 --steps 1{flags}")
+        assert sentence in capsys.readouterr().err
+    run(monkeypatch, f"sample {tmp_path / 'out'} --out {tmp_path / 'samples'} --n 1 --steps 1 --number 0.5")
+    asked = model.sample([0], Cond({"number": torch.tensor([0.5])}), walk=fewstep.Consistency(1))
+    made = torch.from_numpy(np.array(Image.open(tmp_path / "samples" / "000000.png"))).permute(2, 0, 1)
+    assert made.equal(asked[0])

@@ -92,3 +92,14 @@ def test_the_change_of_time_is_as_exact_as_float32(channels: int) -> None:
         found = network.time_embedding(network.time_proj(250 * levels))
     torch.testing.assert_close(found, wanted, atol=1e-5 * float(wanted.abs().max()), rtol=0)
     assert network.time_embedding.linear_1.weight.abs().max() < 5 * before, "nor does a large weight wait for its gradient"
+
+
+def test_published_sizes_are_met() -> None:
+    """Millions of weights of EDM2-XS to XXL (Karras et al. 2024, table 2) and of EDM's DDPM++ for CIFAR-10."""
+    channels = (128, 192, 256, 320, 384, 448)
+    latents = {"in_channels": 4, "out_channels": 4, "num_class_embeds": 1000}
+    with torch.device("meta"):
+        made = [EDM2UNet(sample_size=64, model_channels=each, **latents) for each in channels]
+        made.append(SongUNet(channel_mult=(2, 2, 2)))
+    counts = [sum(weight.numel() for weight in network.parameters()) / 1e6 for network in made]
+    assert counts == pytest.approx([125, 280, 498, 777, 1119, 1523, 55.7], abs=0.6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ CLASSES: dict[str, Kind] = {"EDMPrecond": "diffusion", "EDM2Loss": "diffusion", 
 BEGINNINGS: dict[str, Kind] = {"edm": "diffusion", "cd_": "consistency", "ct_": "consistency", "ecm": "consistency",
                                "ect": "consistency"}  # fmt: skip
 OTHERS = {"VPPrecond": "VP", "VEPrecond": "VE", "iDDPMPrecond": "iDDPM"}
-DEEPEST = 4  # dicts of tensors within dicts
+DEEPEST, MOST = 4, 100_000  # dicts of tensors within dicts, and what is in all of them
 
 logger = logging.getLogger("fewstep")
 
@@ -81,8 +81,10 @@ def import_checkpoint(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; choose another folder with --out")
     writable(out.parent)
-    content = _content(file)
     try:
+        content = _content(file)
+        if sum(tensor.nbytes for tensor in content.tensors.values()) > 2 * file.stat().st_size:
+            raise RefusedError("has tensors that are larger together than the file, so it is broken; fetch it again")
         trained = kind or _trained(file, content)
         layout = recognised(content.tensors, content.told, size=size, head=head, part=part)
         network = _network(layout)
@@ -104,27 +106,26 @@ def _content(file: Path) -> Content:
     if ending == ".safetensors":
         return Content(read_safetensors(file))
     if ending in (".pt", ".pth", ".bin", ".ckpt"):
-        held = read_torch(file)
-        tensors = dict(_flat(held))
-        if sum(tensor.nbytes for tensor in tensors.values()) > 2 * file.stat().st_size:
-            raise ValueError(f"the tensors in {file} are larger than the file, so it is broken; fetch it again")
-        return Content(tensors)
+        return Content(_flat(read_torch(file)))
     if ending == ".pkl":
-        try:
-            return _unpickled(read_pickle(file))
-        except RefusedError as said:
-            raise ValueError(f"{file} {said}") from None
+        return _unpickled(read_pickle(file))
     raise ValueError(f"{file} is no .pkl, .pt, .pth or .safetensors, which fewstep import reads")
 
 
-def _flat(held: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+def _flat(held: Any) -> dict[str, Tensor]:
     """The tensors in dicts within dicts, by their dotted names."""
-    if isinstance(held, dict) and depth < DEEPEST:
-        for name, value in held.items():
-            if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
-                yield f"{prefix}{name}", value
-            else:
-                yield from _flat(value, f"{prefix}{name}.", depth + 1)
+    found: dict[str, Tensor] = {}
+    waiting, seen = [("", held, 0)], 0
+    while waiting:
+        prefix, value, depth = waiting.pop()
+        if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized:
+            found[prefix] = value
+        elif isinstance(value, dict) and depth < DEEPEST:
+            seen += len(value)
+            if seen > MOST:
+                raise RefusedError("has more parts than any network")
+            waiting += [(f"{prefix}.{name}" if prefix else str(name), inner, depth + 1) for name, inner in value.items()]
+    return found
 
 
 def _unpickled(held: Any) -> Content:
@@ -158,11 +159,11 @@ def _trained(file: Path, content: Content) -> Kind:
 def _network(layout: Layout) -> nn.Module:
     """The network with its weights, in float32."""
     try:
-        with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and all are replaced
-            network: nn.Module = class_of(layout.kind)(**layout.settings)
+        with torch.device("meta"):  # costs no memory, whatever the sizes
+            plan: nn.Module = class_of(layout.kind)(**layout.settings)
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ZeroDivisionError) as error:
         raise RefusedError(f"describes no {layout.kind} ({error!s:.200})") from None
-    expected, found = network.state_dict(), layout.weights
+    expected, found = plan.state_dict(), layout.weights
     wrong = {
         "no": expected.keys() - found.keys(),
         "an unknown": found.keys() - expected.keys(),
@@ -171,6 +172,8 @@ def _network(layout: Layout) -> nn.Module:
     said = [f"{fault} {min(names):.100}" for fault, names in wrong.items() if names]
     if said:
         raise RefusedError(f"has {', '.join(said)}, so it is no {layout.kind} as published; fetch it again")
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and all are replaced
+        network: nn.Module = class_of(layout.kind)(**layout.settings)
     network.load_state_dict({name: weight.float() for name, weight in found.items()})
     return network
 

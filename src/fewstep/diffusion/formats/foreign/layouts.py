@@ -112,6 +112,7 @@ def _size(weights: Mapping[str, Tensor]) -> int:
 def _song(weights: Mapping[str, Tensor], size: int) -> dict[str, Any]:
     channels = len(weights[f"enc.{size}x{size}_conv.weight"])
     embedded, told = weights["map_layer0.weight"].shape
+    _check_multiples(channels, embedded, told)
     beside = {"residual": "_aux_residual.weight", "skip": "_aux_skip.weight"}
     return _ladder(weights, size, channels, "qkv") | {
         "in_channels": weights[f"enc.{size}x{size}_conv.weight"].shape[1],
@@ -147,6 +148,7 @@ def _ladder(weights: Mapping[str, Tensor], size: int, unit: int, attention: str,
     """What EDM's three networks have in common; `unit` is what their channels are multiples of."""
     down, _ = rungs(weights, size, layer=layer)
     widths = {rung.size: rung.outputs for rung in down if rung.kind == "block"}
+    _check_multiples(unit, *widths.values())
     return {
         "sample_size": size,
         "model_channels": unit,
@@ -154,6 +156,13 @@ def _ladder(weights: Mapping[str, Tensor], size: int, unit: int, attention: str,
         "layers_per_block": sum(rung.kind == "block" and rung.size == size for rung in down),
         "attn_resolutions": [side for side in widths if f"enc.{side}x{side}_block0.{attention}.weight" in weights],
     }
+
+
+def _check_multiples(unit: int, *widths: int) -> None:
+    if not unit or any(not width or width % unit for width in widths):
+        raise RefusedError(
+            f"has layers of widths that are no multiples of {unit}, so it is no published network; fetch it again"
+        )
 
 
 def _check(name: str, value: Any) -> None:

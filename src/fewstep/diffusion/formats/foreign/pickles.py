@@ -82,10 +82,11 @@ def weights_of(module: Node) -> dict[str, Tensor]:
         RefusedError: modules within modules without end, or what should be a tensor is none.
     """
     found: dict[str, Tensor] = {}
-    waiting = [("", module, 0)]
+    waiting, seen = [("", module, 0)], 0
     while waiting:
         prefix, node, depth = waiting.pop()
-        if depth > 16 or len(found) + len(waiting) > HIGH:
+        seen += 1 + len(node.state.get("_modules") or ())  # one that is there twice is two
+        if depth > 16 or seen > HIGH or len(found) > HIGH:
             raise RefusedError("holds modules within modules without end, so it is no network")
         for kind in ("_parameters", "_buffers"):
             for name, tensor in _entries(node, kind):
