@@ -21,7 +21,9 @@ from conftest import noise_images
 from hostile import ADAPTERS, CANARY, EVERYWHERE, IMAGES, KINDS, LANGUAGE, MODELS, STUDENTS, TOKENIZERS, UNTOUCHED, Spoil
 
 import fewstep
+from fewstep.diffusion.cond import Cond
 from fewstep.diffusion.data import make_table, save_images
+from fewstep.diffusion.data.conditions import Conditions
 from fewstep.diffusion.measure.features import extractor
 from fewstep.masked.load import load_text, load_tokenizer
 from fewstep.steering.load import load_trio
@@ -191,6 +193,27 @@ def pickled_table(place: Place) -> None:
         file.write_bytes(pickle.dumps(hostile.Canary(place.outside / CANARY)))
 
 
+def conditions(spoil: Callable[[Path, Place], object]) -> Callable[[Place], object]:
+    """A table with conditions, in whose files somebody has put something else."""
+
+    def make(place: Place) -> None:
+        save_images(noise_images(8, size=28), place.here / "images.npz")
+        make_table(place.here / "images.npz", place.here / "table", channels=1, size=28)
+        Conditions.of(Cond({"text": torch.ones(1, 2)}), Cond({"text": torch.ones(1, 2)})).write(place.here / "table")
+        spoil(place.here / "table", place)
+
+    return make
+
+
+def canary(name: str) -> Callable[[Path, Place], object]:
+    return lambda folder, place: (folder / name).write_bytes(pickle.dumps(hostile.Canary(place.outside / CANARY)))
+
+
+def pipe(folder: Path, place: Place) -> None:
+    (folder / "conditions.safetensors").unlink()
+    os.mkfifo(folder / "conditions.safetensors")
+
+
 def pickled_state(place: Place) -> None:
     """A run of one step whose saved state is somebody else's."""
     save_images(noise_images(8, size=28), place.here / "images.npz")
@@ -248,6 +271,24 @@ COMMANDS: dict[str, tuple[Callable[[Place], object], str, str]] = {
     ),
     "tune: a pickled table": (
         pickled_table, "tune sound/image --data table --out run --images 8 --batch 8", "is not a readable table"
+    ),
+    "tune: pickled conditions": (
+        conditions(canary("conditions.safetensors")), "tune sound/image --data table --out run --images 8 --batch 8",
+        "no safetensors file",
+    ),
+    "tune: conditions of a pickle": (
+        conditions(canary("conditions.json")), "tune sound/image --data table --out run --images 8 --batch 8",
+        "is not valid JSON",
+    ),
+    "tune: deep conditions": (
+        conditions(lambda folder, place: (folder / "conditions.json").write_text(hostile.DEEP)),
+        "tune sound/image --data table --out run --images 8 --batch 8", "nested without end",
+    ),
+    "tune: conditions that never end": (
+        conditions(pipe), "tune sound/image --data table --out run --images 8 --batch 8", "no conditions.safetensors"
+    ),
+    "tune: a pickle of prompts": (
+        pickled_images, "tune sound/image --data teacher --prompts images.npz --out run", "is no text"
     ),
     "tune: a pickled state": (
         pickled_state, "tune sound/image --data images.npz --out run --images 16 --batch 8 --resume", "not a saved state"

@@ -199,3 +199,14 @@ def test_conditions_that_hold_anything_else_are_not_written(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"cannot keep the condition shared\.a, which is a dict"):
         Conditions({}, {"a": {}}).write(tmp_path)
     assert labelled(torch.tensor([1])).rows.keys() == {"class_labels"}
+
+
+def test_conditions_that_are_no_numbers_are_named(tmp_path) -> None:
+    text = torch.ones(4, 3, 8).bfloat16()
+    text[2, 1, 1] = float("nan")
+    table = table_of(tmp_path / "table", Cond({"text": text}), None)
+    assert torch.equal(table.cond(1)["text"], text[1])
+    with pytest.raises(ValueError, match=r"text in row 2 of .*table holds numbers that are not finite"):
+        table.cond(2)
+    with pytest.raises(ValueError, match=r"null\.text in .* not finite"):
+        table_of(tmp_path / "other", Cond({"text": text[:2]}), Cond({"text": text[2:3]}))

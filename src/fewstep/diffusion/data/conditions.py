@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...core.source import read_json
-from ...core.weights import read_safetensors
+from ...core.source import inside, read_json
+from ...core.weights import check_finite, read_safetensors
 from ..cond import Cond
 
 COLUMN = "cond."  # how the name of a column of conditions begins
@@ -73,7 +73,11 @@ class Conditions:
         """
         if not (folder / SAID).exists():
             return cls()
-        said, tensors = read_json(folder / SAID, WHY), read_safetensors(folder / TENSORS)
+        said = read_json(inside(folder, SAID), WHY)
+        if not inside(folder, TENSORS).is_file():  # nor a pipe that would never end
+            raise ValueError(f"there is no {TENSORS} in {folder}: it holds what the conditions of a table share")
+        tensors = read_safetensors(folder / TENSORS)
+        check_finite(tensors.items(), folder)
         try:
             dtypes = {name: _dtype(kind) for name, kind in said["dtypes"].items()}
             shared = {name: _meant(value, tensors) for name, value in said["shared"].items()}

@@ -123,6 +123,9 @@ class Table(Samples):
     def cond(self, k: int) -> Mapping[str, Tensor]:
         kinds = self.conditions.dtypes
         rows = {name: meant(column[k], kinds.get(name)) for name, column in self._cond.items()}
+        for name, value in rows.items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise ValueError(f"{name} in row {k} of {self.path} holds numbers that are not finite; leave such rows out")
         return rows if self.label_range is None else rows | {CLASS: torch.tensor(int(self._labels[k]))}
 
     @property
