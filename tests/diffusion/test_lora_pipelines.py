@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from tiny_pipelines import CALLS, FAMILIES, tiny_pipeline
@@ -15,7 +17,7 @@ from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.lora import LoRA, adapt, layers_of
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.two_times import TwoTimes
-from fewstep.diffusion.walk import Segments
+from fewstep.diffusion.walk import Segments, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries alone
 LOADS = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "sana", "qwen_image", "z_image", "wan")
@@ -71,14 +73,17 @@ def test_an_any_step_student_becomes_an_adapter_of_the_pipeline(tmp_path, monkey
     assert likeness.largest <= likeness.allowed < 1e-3
     again = load(tmp_path / "adapter")
     assert type(again.denoiser) is not TwoTimes and again.walk == Segments(4)
-    cond = again.pipeline.conditions(asked(again))[0]
-    ours, theirs = (Segments(4)(each.denoiser, x(each), [], cond).float() for each in (student, again))
-    assert (ours - theirs).abs().max() < 1e-5 * ours.abs().max()
-
-
-def x(model: Model) -> torch.Tensor:
-    noise = torch.randn(2, *model.denoiser.space.shape, generator=torch.Generator().manual_seed(0))
-    return noise.double() * model.denoiser.schedule.prior_std
+    cond = student.pipeline.conditions(asked(student))[0]
+    ours = sample(student.denoiser, [0, 1], Segments(4), cond)
+    assert (sample(again.denoiser, [0, 1], Segments(4), cond) - ours).abs().max() < 1e-5 * ours.abs().max()
+    stock = load(base, call=CALLS.get(family, {})).pipeline
+    stock.stock.load_lora_weights(str(tmp_path / "adapter"))
+    kind = json.loads((tmp_path / "adapter/scheduler/scheduler_config.json").read_text())["_class_name"]
+    stock.stock.scheduler = getattr(diffusers, kind).from_pretrained(tmp_path / "adapter", subfolder="scheduler")
+    theirs = stock.latents(asked(student), [0, 1], steps=4)
+    assert (theirs - ours).abs().max() < 1e-4 * ours.abs().max()
+    readme = (tmp_path / "adapter/README.md").read_text()
+    assert f'pipeline.scheduler = {kind}.from_pretrained("adapter"' in readme and "num_inference_steps=4" in readme
 
 
 def test_every_family_is_tried_or_has_no_attention_by_its_names(tmp_path) -> None:

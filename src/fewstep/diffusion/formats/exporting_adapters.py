@@ -26,6 +26,7 @@ from .exporting import ROOM, check_free, last_line
 from .folder import network_folder, write_note
 from .network import WEIGHTS
 from .parts import read_parts
+from .pipelines import few_step_scheduler
 from .rounding import STEP
 
 Form = Literal["pipeline", "adapter", "comfyui"]
@@ -59,6 +60,8 @@ def export_adapter(
 ) -> Likeness:
     """Writes the adapter of `model` as `load_lora_weights` of diffusers takes it, and verifies it in a fresh process.
 
+    The stock scheduler that a pipeline needs with it lies in scheduler/.
+
     The fresh process loads the base with plain diffusers, and the adapter into it, and calls the network at the levels of
     the walk. Only if it says what the student says does the folder appear.
 
@@ -80,6 +83,7 @@ def export_adapter(
     check_adapter(model, form)
     chosen, denoiser = walk or model.walk, model.denoiser
     network, levels = denoiser.network, chosen.levels(denoiser)
+    scheduler = None if model.pipeline is None else few_step_scheduler(denoiser, chosen, model.pipeline)
     factors = factors_along(denoiser, levels)
     call, ours, moved = _said(denoiser, levels)
     with atomic_folder(Path(folder)) as temporary:
@@ -98,7 +102,9 @@ def export_adapter(
                 f"the base with the exported adapter differs from the student {likeness}; nothing was exported"
             )
         facts = dict(card or {}) | {"verified": f"the network's output, largest difference {likeness.largest:.2g}"}
-        (temporary / "README.md").write_text(_card(Path(folder).name, chosen, denoiser, facts))
+        if scheduler is not None:
+            scheduler.save_pretrained(temporary / "scheduler")
+        (temporary / "README.md").write_text(_card(Path(folder).name, model, chosen, scheduler, facts))
     return likeness
 
 
@@ -165,10 +171,9 @@ def _stock_said(adapter: Path, network: Path, part: str, call: tuple[Any, Any]) 
         return torch.from_numpy(np.load(out))
 
 
-def _card(name: str, walk: Walk, denoiser: Denoiser, facts: Mapping[str, Any]) -> str:
+def _card(name: str, model: Model, walk: Walk, scheduler: Any, facts: Mapping[str, Any]) -> str:
     lines = "\n".join(f"- **{key}**: {plain(value)}" for key, value in facts.items())
-    base, levels = base_of(denoiser.network), walk.levels(denoiser)
-    times = ", ".join(f"{time:.6g}" for time in denoiser.schedule.time(levels).tolist())
+    base = base_of(model.denoiser.network)
     return f"""---
 library_name: diffusers
 base_model: {base}
@@ -176,16 +181,29 @@ tags: [lora, few-step, consistency, fewstep]
 ---
 # {name}
 
-A few-step adapter, tuned with fewstep. It makes of its base a generator that is sampled by `{walk}`, without guidance:
+An adapter, tuned with fewstep, that makes a few-step generator of its base:
 
 ```python
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("{base}")
-pipeline.load_lora_weights("{name}")
+{_example(name, model, walk, scheduler)}
 ```
-
-The network is called at the times {times}.
 
 {lines}
 """
+
+
+def _example(name: str, model: Model, walk: Walk, scheduler: Any) -> str:
+    """How plain diffusers takes the adapter; guidance is off, as it is tuned in."""
+    load = f"""from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{base_of(model.denoiser.network)}")
+pipeline.load_lora_weights("{name}")"""
+    if model.pipeline is None:
+        times = model.denoiser.schedule.time(walk.levels(model.denoiser)).tolist()
+        return f"{load}  # the network is called at the times {', '.join(f'{time:.6g}' for time in times)}"
+    kind, told = type(scheduler).__name__, model.pipeline.call | dict(model.pipeline.manner.off)
+    asked = ['"a prompt"'] if model.pipeline.prompted else []
+    given = ", ".join([*asked, f"num_inference_steps={walk.steps}", *(f"{key}={value!r}" for key, value in told.items())])
+    load = load.replace("import DiffusionPipeline", f"import DiffusionPipeline, {kind}")
+    return f"""{load}
+pipeline.scheduler = {kind}.from_pretrained("{name}", subfolder="scheduler")
+pipeline({given})"""
