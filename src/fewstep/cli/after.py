@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..diffusion.model import Model
+    from ..diffusion.using import Exported
 
 
 def say_next(*words: object) -> None:
@@ -15,16 +16,22 @@ def say_next(*words: object) -> None:
     print("next: " + shlex.join(["fewstep", *map(str, words)]))
 
 
-def after_tuning(checkpoint: object, *, conditional: bool) -> None:
+def after_tuning(checkpoint: object, model: Model) -> None:
     """A student is looked at."""
-    say_next("sample", checkpoint, "--out", "samples", *(("--label", 0) if conditional else ()))
+    asked: tuple[object, ...] = ()
+    if model.pipeline is not None and model.pipeline.prompted:
+        asked = ("--prompt", "a picture")
+    elif model.denoiser.classes:
+        asked = ("--label", 0)
+    say_next("sample", checkpoint, "--out", "samples", *asked)
 
 
 def after_sampling(checkpoint: str, model: Model) -> None:
     """A diffusion model is tuned; a student is measured where its data are known, else it is exported if it can be."""
     data, teacher = model.receipt.get("source"), model.receipt.get("teacher")
     if not model.is_student:
-        say_next("tune", checkpoint, "--data", data if _is_there(data) else "teacher", "--out", "few-step")
+        asked = ("--prompts", "prompts.txt") if model.pipeline is not None and model.pipeline.prompted else ()
+        say_next("tune", checkpoint, "--data", data if _is_there(data) else "teacher", *asked, "--out", "few-step")
     elif _is_there(data):
         beside = ("--teacher", teacher) if _is_there(teacher) else ()
         say_next("measure", checkpoint, *beside, "--data", data, "--out", "scores")
@@ -41,10 +48,16 @@ def after_measuring(checkpoint: str, model: Model, data: str, scores: Path, *, s
         say_next("export", checkpoint, *at, "--out", "few-step-model", "--measured", scores)
 
 
-def after_exporting(folder: Path, steps: int) -> None:
+def after_exporting(folder: Path, written: Exported) -> None:
     """A stock pipeline is sampled without us."""
+    from ..diffusion.formats.exporting import Agreement
+
+    if not isinstance(written.agreement, Agreement):  # it is asked for something
+        print(f"next: what {folder / 'README.md'} says of sampling it by plain diffusers")
+        return
     program = (
-        f"from diffusers import DiffusionPipeline as P; P.from_pretrained({str(folder)!r})(num_inference_steps={steps})"
+        f"from diffusers import DiffusionPipeline as P; P.from_pretrained({str(folder)!r})"
+        f"(num_inference_steps={written.steps})"
         ".images[0].save('sample.png')"
     )
     print("next: " + shlex.join(["python", "-c", program]))

@@ -20,12 +20,16 @@ def sample(
     /,
     *,
     out: Path,
-    n: int = 16,
+    n: int | None = None,
     steps: int | None = None,
     sampler: SamplerName | None = None,
     middle: float | None = None,
     label: int | None = None,
     number: float | None = None,
+    prompt: str | None = None,
+    prompts: Path | None = None,
+    guidance: float | None = None,
+    call: tuple[str, ...] = (),
     strength: float | None = None,
     seed: int = 0,
     batch: int = 250,
@@ -35,14 +39,18 @@ def sample(
     Args:
         checkpoint: a run, a diffusers folder or a hub id, tuned or not.
         out: folder for the images.
-        n: how many.
+        n: how many; 16, or one for each prompt.
         steps: of the sampler, by default what the model was tuned for, or 2, or 18 of heun, which makes 2·steps − 1 network
             calls.
         sampler: consistency for a tuned model, ddim for one of several segments, heun or ddim for a diffusion model; by
-            default what the model was tuned for, and heun for a diffusion model.
+            default what the model was tuned for, and heun for a diffusion model, or its own pipeline where it has one.
         middle: noise level of the second of two steps, EDM students only.
         label: class of the images, for conditional models.
         number: what the network is told, for one that takes a number in the place of a class.
+        prompt: what a text-to-image pipeline, or any other that is told a text, is asked for.
+        prompts: a text file of prompts instead, one a line, which take turns.
+        guidance: scale of the classifier-free guidance of a diffusion pipeline; it is tuned into students.
+        call: arguments for the pipeline where its defaults are not wanted, such as height=256 width=256.
         strength: of a LoRA student: 0 is its base, 1 the student; by default 1.
         seed: of the first image; image k has seed + k and is the same at any batch size.
         batch: images at once.
@@ -50,11 +58,10 @@ def sample(
     from ..diffusion.using import sample_checkpoint
 
     sampled = sample_checkpoint(
-        checkpoint, out, n=n, steps=steps, sampler=sampler, middle=middle, label=label, number=number,
-        strength=strength, seed=seed,
-        batch=batch,
+        checkpoint, out, n=n, steps=steps, sampler=sampler, middle=middle, label=label, number=number, prompt=prompt,
+        prompts=prompts, guidance=guidance, call=call, strength=strength, seed=seed, batch=batch,
     )  # fmt: skip
-    print(f"{n} samples in {out}, {sampled.calls:.0f} network calls each")
+    print(f"{sampled.count} samples in {out}, {sampled.calls:.0f} network calls each")
     after_sampling(checkpoint, sampled.model)
 
 
@@ -91,7 +98,7 @@ def export(
     for folder, written in exported.items():
         print(f"{folder} is verified: it differs from ours {written.agreement}")
     if (folder / "model_index.json").exists():
-        after_exporting(folder, written.steps)
+        after_exporting(folder, written)
     else:
         say_next("sample", folder, "--out", "samples")
 

@@ -87,4 +87,4 @@ def tune(
 
     model = tune_checkpoint(checkpoint, lessons, run, loss=loss, training=training)
     print(f"the few-step generator is in {run.out / 'model'}")
-    after_tuning(run.out, conditional=bool(model.denoiser.takes))
+    after_tuning(run.out, model)

@@ -6,6 +6,7 @@ import gc
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +23,11 @@ from .manner import COUNT, Manner, learn
 from .prediction import Prediction
 from .recording import Call, answering, caught, leave_early, record, replaced, run, watched
 from .schedule import PURE_NOISE, Rectified, Schedule
-from .space import Latents
+from .space import Latents, Pixels, Space, Video, Waveform
 
 PROMPTS = ("", "a picture", "a picture of a small house beside a large tree at night")  # of COUNT different lengths
 AT_ONCE = 16  # prompts that are encoded, and pictures that are decoded
+FPS = 16  # of videos: no pipeline says it
 CODES = ("latent_dist", "latents", "latent")  # what diffusers' encoders return
 DIGIT = 4096  # of a place in a sample: two of them count further than any sample, and float32 tells them apart
 ASKED = {"prompt", "class_labels"}  # what a pipeline may be asked for beside numbers
@@ -79,7 +81,8 @@ class Pipeline:
         """How the pipeline calls its network."""
         if self._manner is None:
             rows: Asked = list(PROMPTS) if self.prompted else [0] * COUNT
-            self._manner = learn(self.stock, self.network, self._told(rows) | {"num_inference_steps": COUNT + 1})
+            with _silence():  # nobody asked for these prompts
+                self._manner = learn(self.stock, self.network, self._told(rows) | {"num_inference_steps": COUNT + 1})
         return self._manner
 
     @cached_property
@@ -167,6 +170,22 @@ class Pipeline:
     def decode(self, x0: Tensor) -> Tensor:
         """What the pipeline shows of samples x0 (B, *), channels first: uint8 pictures or videos, int16 sound."""
         return torch.cat([_shown(self._tail(part)) for part in x0.split(AT_ONCE)])
+
+    def space_of(self, raw: Tensor) -> Space:
+        """The space that saves what `decode` gave."""
+        if raw.dtype == torch.int16:
+            return Waveform(tuple(raw.shape[1:]), self._rate())  # type: ignore[arg-type]
+        shape = tuple(raw.shape[1:])
+        return Video(shape, FPS) if len(shape) == 4 else Pixels(shape)  # type: ignore[arg-type]
+
+    def _rate(self) -> int:
+        """Samples of sound a second, as a part of the pipeline says."""
+        for part in self.stock.components.values():
+            config = getattr(part, "config", None)
+            for name in ("sampling_rate", "sample_rate"):
+                if isinstance(rate := getattr(config, name, None), int):
+                    return rate
+        raise ValueError(f"no part of {self.source} says how many samples its sound has a second")
 
     @property
     def shown(self) -> tuple[int, ...]:
@@ -256,7 +275,10 @@ class Pipeline:
             return leave_early(self.stock, told)
 
     def _check(self) -> None:
-        """Raises ValueError where the pipeline needs more than prompts or classes."""
+        """Raises ValueError where the pipeline needs more than prompts or classes, or takes no such argument."""
+        unknown = sorted(self.call.keys() - self._parameters.keys())
+        if unknown:
+            raise ValueError(f"a {type(self._stock).__name__} takes no {', '.join(unknown)}; it has other arguments")
         needed = {
             name
             for name, parameter in self._parameters.items()
@@ -277,6 +299,19 @@ def _as_set_up(schedule: Rectified, config: Mapping[str, Any], manner: Manner) -
     if config.get("use_dynamic_shifting") and mu is not None:
         shift = math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
     return replace(schedule, shift=shift, sigma_max=PURE_NOISE, stretched=manner.sigmas is None)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Meanwhile diffusers reports errors alone."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _parts(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -19,6 +19,7 @@ from ..core.receipt import receipt
 from .choices import SamplerName
 from .cond import Cond, labelled
 from .denoiser import Denoiser
+from .drawing import Wanted, arguments, draw
 from .formats.exporting import Agreement, check_free, export
 from .formats.exporting_adapters import Form, Likeness, check_adapter, export_adapter, usual_form
 from .formats.exporting_asked import Closeness
@@ -35,9 +36,10 @@ SAID = ("teacher", "source", "classes", "recipe_name", "recipe", "versions")  # 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What `sample_checkpoint` did: the model, and the calls of its network that a sample took."""
+    """What `sample_checkpoint` did: the model, how many samples, and the calls of its network that each took."""
 
     model: Model
+    count: int
     calls: float
 
 
@@ -53,13 +55,17 @@ def sample_checkpoint(
     checkpoint: str,
     out: Path,
     *,
-    n: int = 16,
+    n: int | None = None,
     steps: int | None = None,
     sampler: SamplerName | None = None,
     middle: float | None = None,
     label: int | None = None,
     number: float | None = None,
+    prompt: str | None = None,
+    prompts: Path | None = None,
+    guidance: float | None = None,
     strength: float | None = None,
+    call: Sequence[str] = (),
     seed: int = 0,
     batch: int = 250,
 ) -> Sampled:
@@ -68,12 +74,15 @@ def sample_checkpoint(
     Args:
         checkpoint: a run, a diffusers folder or a hub id, tuned or not.
         out: folder for the samples.
-        n: how many.
+        n: how many; 16, or one for each prompt.
         steps, middle: as for `Model.walk_in`.
-        sampler: another than the model's own.
+        sampler: another than the model's own, which is the stock pipeline itself where a diffusion model has one.
         label: class of the samples, for conditional models.
         number: what a network is told that takes a number in the place of a class.
+        prompt, prompts: what a pipeline is asked for: one, or a text file with one a line, which take turns.
+        guidance: scale of a diffusion pipeline's classifier-free guidance.
         strength: of a LoRA student: 0 is its base, 1 the student.
+        call: arguments for a stock pipeline where its defaults are not wanted, such as "height=256".
         seed: of the first sample; sample k has seed + k and is the same at any batch size.
         batch: samples at once.
 
@@ -81,15 +90,23 @@ def sample_checkpoint(
         ValueError: numbers that cannot be, a run in `out`, no such checkpoint, or a walk or a label that is not for it.
     """
     at_least(1, n=n, steps=steps, batch=batch)
-    at_least(0, seed=seed, label=label, strength=strength)
+    at_least(0, seed=seed, label=label, strength=strength, guidance=guidance)
+    wanted = Wanted(prompt, prompts, label, guidance)
     if middle is not None and (steps == 1 or sampler not in (None, "consistency")):
         raise ValueError("--middle is the second of two consistency steps; leave it out with one step or another --sampler")
     writable(out)
     if (out / "state.pt").exists():  # its receipt has the name of ours
         raise ValueError(f"there is a run in {out}; choose another folder for the samples")
-    model = load(checkpoint).to(best_device())
+    model = load(checkpoint, call=arguments(call) if call else None).to(best_device())
     model = model if strength is None else model.at(strength)
-    walk, denoiser = _walk(model, sampler, steps, middle), model.denoiser
+    if model.pipeline is not None:
+        own = sampler is None and not model.is_student
+        chosen = None if own else _walk(model, sampler, steps, middle)
+        drawn = draw(model, wanted, out, n=n, walk=chosen, seed=seed, steps=steps, batch=batch, checkpoint=checkpoint)
+        return Sampled(model, *drawn)
+    if wanted.is_any or call:
+        raise ValueError("this checkpoint has no pipeline that could be asked; leave --prompt, --guidance and --call out")
+    n, walk, denoiser = 16 if n is None else n, _walk(model, sampler, steps, middle), model.denoiser
     cond = _asked(denoiser, n, label, number)
     seeds = range(seed, seed + n)
     levels = walk.levels(denoiser).tolist()
@@ -108,7 +125,7 @@ def sample_checkpoint(
             x0 = walked(denoiser, seeds, walk, cond, batch=batch)
         denoiser.space.save(denoiser.space.decode(x0), out, [f"{k:06d}" for k in seeds])
         entries |= {"nfe_per_sample": nfe.rows / n, "network_calls": nfe.calls}
-    return Sampled(model, nfe.rows / n)
+    return Sampled(model, n, nfe.rows / n)
 
 
 def export_checkpoint(

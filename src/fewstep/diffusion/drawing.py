@@ -1,0 +1,126 @@
+"""Samples of a model whose pipeline is asked for something: prompts or classes in, pictures, videos or sound out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.nfe import count_nfe
+from ..core.progress import progress
+from ..core.receipt import receipt
+from .asked import asked_of, in_turn, prompts_in
+from .cond import NOTHING, Cond
+from .denoiser import Denoiser
+from .encoding import own_steps
+from .model import Model
+from .pipeline import Asked, Pipeline
+from .walk import Walk, sample
+
+AT_ONCE = 16  # samples, unless fewer are asked for
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be drawn: a prompt or several in turn, or a class, and under which guidance."""
+
+    prompt: str | None = None
+    prompts: Path | None = None
+    label: int | None = None
+    guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        if sum(given is not None for given in (self.prompt, self.prompts, self.label)) > 1:
+            raise ValueError("give a --prompt, a file of --prompts or a --label, one of them")
+
+    @property
+    def is_any(self) -> bool:
+        """Whether anything was asked for that needs a pipeline."""
+        return self.prompt is not None or self.prompts is not None or self.guidance is not None
+
+    def asked(self, model: Model) -> Asked:
+        """What the pipeline of `model` is asked for, in turn.
+
+        Raises:
+            ValueError: it is not asked for such things.
+        """
+        if model.pipeline is not None and model.pipeline.prompted and self.label is not None:
+            raise ValueError("this pipeline is asked by prompts; give a --prompt instead of --label")
+        if self.label is not None:
+            return asked_of(model.pipeline, model.denoiser, [str(self.label)])
+        if self.prompt is not None:
+            return asked_of(model.pipeline, model.denoiser, [self.prompt])
+        if self.prompts is None and model.pipeline is not None and model.pipeline.prompted:
+            raise ValueError("this pipeline is asked by prompts; give a --prompt, or a text file of --prompts, one a line")
+        return asked_of(model.pipeline, model.denoiser, None if self.prompts is None else prompts_in(self.prompts))
+
+
+def arguments(words: Sequence[str]) -> dict[str, object]:
+    """Arguments for a stock pipeline from words such as height=256; what is no JSON is a text.
+
+    Raises:
+        ValueError: a word without a name and a value.
+    """
+    told: dict[str, object] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (equals and name.isidentifier()):
+            raise ValueError(f"--call takes arguments of the pipeline such as height=256, not {word!r}")
+        try:
+            told[name] = json.loads(value)
+        except ValueError:
+            told[name] = value
+    return told
+
+
+def draw(model: Model, wanted: Wanted, out: Path, *, n: int | None, walk: Walk | None, seed: int, steps: int | None,
+         batch: int, checkpoint: str) -> tuple[int, float]:  # fmt: skip
+    """Saves samples with a receipt beside them; returns how many, and the calls of the network that each took.
+
+    Args:
+        model: with a pipeline, on its device.
+        wanted: what is drawn.
+        out: folder.
+        n: how many; one for each prompt if left out, or 16 where there are none.
+        walk: how; None is the pipeline itself with its own scheduler.
+        seed: of the first sample.
+        steps: of the pipeline's scheduler, where it samples itself.
+        batch: samples at once.
+        checkpoint: for the receipt.
+    """
+    pipeline, asked = model.pipeline, wanted.asked(model)
+    assert pipeline is not None
+    if wanted.guidance is not None and model.is_student:
+        raise ValueError("guidance is tuned into a student; leave --guidance out")
+    prompts = wanted.prompt is not None or wanted.prompts is not None
+    count = n if n is not None else len(asked) if prompts else 16
+    rows, seeds = in_turn(asked, range(count)), range(seed, seed + count)
+    if wanted.guidance is not None:
+        pipeline.manner.on(wanted.guidance, 1)  # or it says that there is none
+    steps = own_steps(pipeline) if steps is None else steps
+    cond, null = (NOTHING, None) if walk is None else pipeline.conditions(rows)  # before calls are counted
+    denoiser = _guided(model, pipeline, wanted.guidance, null)
+    facts: dict[str, object] = {
+        "checkpoint": checkpoint,
+        "walk": walk or f"{type(pipeline.stock).__name__} in {steps} steps",
+        "asked": asked,
+    }
+    facts |= {"guidance": wanted.guidance, "call": pipeline.call, "seed": seed, "n": count}
+    calls = (walk.calls if walk else steps) * (1 if wanted.guidance is None else 2)
+    with receipt(out / "receipt.json", **facts) as entries:
+        with progress("sampling", count * calls) as done, count_nfe(pipeline.network, done) as nfe:
+            if walk is None:
+                x0 = pipeline.latents(rows, seeds, steps=steps, guidance=wanted.guidance)
+            else:
+                x0 = sample(denoiser, seeds, walk, cond, batch=min(batch, AT_ONCE))
+        raw = pipeline.decode(x0)
+        pipeline.space_of(raw).save(raw, out, [f"{k:06d}" for k in seeds])
+        entries |= {"nfe_per_sample": nfe.rows / count, "network_calls": nfe.calls}
+    return count, nfe.rows / count
+
+
+def _guided(model: Model, pipeline: Pipeline, guidance: float | None, null: Cond | None) -> Denoiser:
+    if guidance is None or null is None:
+        return model.denoiser
+    return pipeline.guided(model.denoiser, guidance, null)
