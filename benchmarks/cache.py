@@ -2,18 +2,17 @@
 
     OMP_NUM_THREADS=1 nice -n 5 python benchmarks/cache.py --out runs/cache.json
 
-Every round decodes the same items with every cache, one after another, and counts this process's processor seconds; what is
-reported are ratios within a round. The weights are random, so that only the cost means something, and not the text.
+Every cache decodes the same items; they take turns step by step, and this process's processor seconds are counted, so that
+a slow moment of the machine hits all of them. What is reported are ratios within a round. The weights are random: only the
+cost means something, and not the text.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fewstep.core.receipt import receipt
 from fewstep.masked.caching import Cached, Dual, Prefix
-from fewstep.masked.decoding import decode
+from fewstep.masked.decoding import walk
 from fewstep.masked.predictor import MaskPredictor, NetworkPredictor
 from fewstep.masked.rules import Blockwise, Threshold, TopK
 from fewstep.masked.step import CommitRule
@@ -49,11 +48,24 @@ def items(n: int, prompt: int, length: int) -> list[Tensor]:
     return [torch.cat([ids, torch.full((length,), MASK)]) for ids in prompts]
 
 
-def seconds(predictor: MaskPredictor, rows: Sequence[Tensor], rule: CommitRule) -> tuple[float, list[Any]]:
-    """Of the processor, and the rows."""
-    start = time.process_time()
-    found = decode(predictor, rows, rule, batch=len(rows))
-    return time.process_time() - start, found
+def measured(
+    predictors: dict[str, MaskPredictor], rows: Sequence[Tensor], rule: CommitRule, steps: int | None
+) -> dict[str, tuple[float, float]]:
+    """Processor seconds and positions of each, for the first `steps` of decoding or all; they take turns step by step."""
+    walks = {name: walk(predictor, rows, rule, batch=len(rows)) for name, predictor in predictors.items()}
+    spent, positions = dict.fromkeys(walks, 0.0), dict.fromkeys(walks, 0.0)
+    made = 0
+    while walks and made != steps:
+        for name, each in list(walks.items()):
+            start = time.process_time()
+            walked = next(each, None)
+            spent[name] += time.process_time() - start
+            if walked is None:
+                del walks[name]
+            else:
+                positions[name] = float(walked.rows.positions.sum())
+        made += 1
+    return {name: (spent[name], positions[name]) for name in spent}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--block", type=int, default=32)
     parser.add_argument("--batch", type=int, default=1, help="items at once")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="only the first so many; whole blocks of steps cost what all of them do")
     parser.add_argument("--threshold", type=float, help="decide what is so sure at once, in place of one token a step")
     parser.add_argument("--precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--caches", nargs="+", default=["none", "prefix", "dual"])
@@ -80,25 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = sum(p.numel() for p in plain.network.parameters())
     facts = {"parameters": size, "threads": torch.get_num_threads(), **vars(args)}
     with receipt(args.out, **facts) as entries:
-        decode(plain, items(1, 8, 2), rule)  # what is made at the first call
-        times: dict[str, list[float]] = {name: [] for name in args.caches}
+        measured(caches, items(1, 8, 2), rule, None)  # what is made at the first call
+        entries["rounds"] = []
         for _ in range(args.rounds):
-            for name in args.caches:
-                spent, found = seconds(caches[name], rows, rule)
-                times[name].append(spent)
-                if len(times[name]) == 1:
-                    entries[name] = {
-                        "calls": statistics.fmean(row.nfe for row in found),
-                        "positions": statistics.fmean(row.positions for row in found),
-                    }
-        for name, spent in times.items():
-            ratios = [base / own for base, own in zip(times[args.caches[0]], spent, strict=True)]
-            entries[name] |= {"seconds": spent, "speedup": ratios}
-            told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-            print(
-                f"{name:24} {entries[name]['positions']:9.0f} positions, {statistics.median(spent):8.2f} processor seconds "
-                f"for {len(rows)} of them; {told} x {args.caches[0]}"
-            )
+            found = measured({name: caches[name] for name in args.caches}, rows, rule, args.steps)
+            entries["rounds"].append(found)
+            base = found[args.caches[0]][0]
+            for name, (spent, positions) in found.items():
+                told = f"{base / spent:.2f} x {args.caches[0]}"
+                print(f"{name:24} {positions:9.0f} positions, {spent:8.2f} processor seconds; {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,21 @@ ROWS = [torch.tensor([1, 2, 38, 4, 38, 38, 7]), torch.tensor([38, 9, 38]), torch
 CASES = {
     "llada": (LLADA, llada_weights, plain_llada),
     "llada, tied": (LLADA | {"weight_tying": True}, llada_weights, plain_llada),
+    "llada 1.5": (LLADA | {"n_kv_heads": 4, "mlp_hidden_size": 64}, llada_weights, plain_llada),
     "dream": (DREAM, dream_weights, plain_dream),
+    "dream-coder": (DREAM | {"rope_theta": 10000.0, "sliding_window": 24}, dream_weights, plain_dream),
+    "diffucoder": (
+        DREAM
+        | {
+            "auto_map": {"AutoModel": "modeling_dream.DreamModel"},
+            "mask_token_id": 38,
+            "eos_token_id": 35,
+            "pad_token_id": 35,
+            "rope_theta": 500000.0,
+        },
+        dream_weights,
+        plain_dream,
+    ),
 }
 
 
@@ -251,7 +265,7 @@ def test_guidance_is_the_formula_and_a_predictor(tmp_path: Path) -> None:
         ({"model_type": "nonsense"}, "does not know this nonsense"),
         (LLADA | {"num_experts": 64}, "mixture of 64 experts .*dInfer runs"),
         ({"model_type": "diffusion_gemma"}, "DiffusionGemmaForBlockDiffusion generates with it"),
-        ({"model_type": "llada2_moe"}, "LLaDA2Pipeline generates with it"),
+        ({"model_type": "llada2_moe"}, "this LLaDA2's config.json does not say its vocab_size"),
         (LLADA | {"n_layers": "two"}, "n_layers = 'two', which is no number"),
         (LLADA | {"eos_token_id": "end"}, "eos_token_id = 'end', which is no token id"),
         (DREAM | {"hidden_size": 32.5}, "makes no network"),

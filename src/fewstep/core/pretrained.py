@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,7 @@ def load_network(
     dtype: torch.dtype | str = "auto",
     device: str | None = None,
     names: Mapping[str, str] | None = None,
+    changed: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
     pickled: bool = False,
     exact: bool = False,
 ) -> PreTrainedModel:
@@ -78,6 +79,7 @@ def load_network(
         dtype: of the weights; "auto" as they were saved.
         device: where to, or "auto" to spread it over all there are; None is the CPU.
         names: regular expressions and what they turn into, from the file's names of weights to transformers'.
+        changed: makes transformers' weights of the file's, where other names are not enough.
         pickled: also take pytorch_model.bin, if it holds plain tensors only; its pickle is never executed.
         exact: refuse weights that the network does not have.
 
@@ -85,6 +87,7 @@ def load_network(
         ValueError: the files are broken, do not fit the configuration, or hold values that are not finite.
     """
     weights = read_weights(folder, ("model.safetensors", *(["pytorch_model.bin"] if pickled else [])))
+    weights = changed(weights) if changed else weights
     if not builds(auto, config):
         raise ValueError(f"{folder} holds a {config.model_type}, which is not a {what}")
     skeleton = _skeleton(folder, config, auto, weights)
@@ -202,7 +205,8 @@ def _copy_tokenizer(folder: Path, place: Path) -> None:
         if file.stat().st_size > LARGEST_VOCABULARY:
             raise ValueError(f"{file} is larger than {LARGEST_VOCABULARY >> 20} MiB, so it is no part of a tokenizer")
         if file.name in SETTINGS:
-            content = read_json(file, "it says how to read the vocabulary")
-            (place / file.name).write_text(json.dumps(cleaned(content, file)), encoding="utf-8")
+            content = cleaned(read_json(file, "it says how to read the vocabulary"), file)
+            said = {key: value for key, value in content.items() if value is not None}  # some are warned of by name alone
+            (place / file.name).write_text(json.dumps(said), encoding="utf-8")
         else:
             shutil.copyfile(file, place / file.name)

@@ -23,7 +23,6 @@ from .decoding import Decoded, decode, stream, tell, walk
 from .early import EarlyCommit
 from .predictor import MaskPredictor, NetworkPredictor
 from .prompts import StopStrings, read_prompts, text_of, token_ids
-from .rules import DEFAULT
 from .schedule import Suffix
 from .settling import Settled, Trace, emergence, record, same_place, settle
 from .step import CommitRule
@@ -186,9 +185,10 @@ def open_decoder(
         raise ValueError("a --calibration brings its own rule; leave --rule, --early and their options out")
     found = calibrated(calibration, text.settings(model, compute)) if calibration else None
     tokenizer = compute.tokenizer(model)
-    made = found or early.around(rule.made(tokenizer), answer_follows=bool(text.suffix))
+    rule.made(tokenizer)  # what is wrong with it is said before anything large is read
     never = token_ids(tokenizer, text.suppress)
     network = compute.open(model, tokenizer)
+    made = found or early.around(rule.made(tokenizer, network.block), answer_follows=bool(text.suffix))
     predictor = text.around_network(network, never, made)
     exact = text.without_cache().around_network(network, never, made)
     return Decoder(model, predictor, exact, network, tokenizer, made, text, compute)
@@ -226,11 +226,12 @@ def calibrate_prompts(
     decoder = open_decoder(model, text, rule, Early("prophet", prophet), compute)
     early, settings = decoder.rule, text.settings(model, compute)
     assert isinstance(early, EarlyCommit)  # prophet is one
+    default = Rule().made(decoder.tokenizer, decoder.network.block)
     with receipt(receipt_of(out), **settings, file=file, seed=compute.seed):
         found = calibrate(
             decoder.predictor, decoder.rows(items), early, epsilon=epsilon, delta=delta, steps=text.steps,
             temperature=text.temperature, seeds=compute.seeds(len(items)), batch=compute.batch,
-            beside=None if early.rule == DEFAULT else DEFAULT,
+            beside=None if early.rule == default else default,
             exact=None if text.cache == "none" else decoder.exact,
         )  # fmt: skip
         found = replace(found, settings=settings)

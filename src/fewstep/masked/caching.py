@@ -4,12 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .predictor import Canvas, NetworkPredictor, facts_of
+
+
+class Row(NamedTuple):
+    """What is known of a row at a read; the same as in `Facts`."""
+
+    length: int
+    first: int
+    undecided: int
+    low: int
+    high: int
+    until: int
+
+
+State = tuple[int, int]  # what a cache notes of a row at a read, to know at the next what has become of it
+
+
+class Cache(Protocol):
+    """Says which columns of a row are computed at a read."""
+
+    def columns(self, row: Row, last: State | None, shift: int, /) -> tuple[int, int, State]:
+        """From and to which column, and what to note; `last` is what was noted at the last read, None at the first.
+
+        What stands at a column is predicted `shift` columns before it.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,9 +59,9 @@ class Prefix:
     def __post_init__(self) -> None:
         _check(self.block, self.refresh)
 
-    def window(self, start: int, end: int, length: int) -> tuple[int, int]:
-        """The columns that are computed at every read, from and to, while the block from `start` to `end` is decoded."""
-        return start, length
+    def columns(self, row: Row, last: State | None, shift: int) -> tuple[int, int, State]:
+        start, _, state = _turn(row, last, self.block, self.refresh)
+        return _window(row, state, start - shift, row.length)
 
 
 @dataclass(frozen=True)
@@ -62,9 +87,46 @@ class Dual:
         if self.around < 0:
             raise ValueError(f"a block has no fewer neighbours than 0, got around = {self.around}")
 
-    def window(self, start: int, end: int, length: int) -> tuple[int, int]:
-        """As that of `Prefix`."""
-        return max(start - self.around, 0), min(end + self.around, length)
+    def columns(self, row: Row, last: State | None, shift: int) -> tuple[int, int, State]:
+        start, end, state = _turn(row, last, self.block, self.refresh)
+        return _window(row, state, start - self.around - shift, end + self.around)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Keeps the blocks that do not change of a model in which no block sees a later one; exact, whatever the rule.
+
+    Args:
+        size: of the blocks, counted from the first column.
+
+    Reference: Arriola et al. 2025, Block Diffusion; Cheng et al. 2025, SDAR; Wu et al. 2025, Fast-dLLM v2.
+    """
+
+    size: int
+
+    def columns(self, row: Row, last: State | None, shift: int) -> tuple[int, int, State]:
+        done = 0 if last is None else last[0]  # what stands before it is as it was
+        if row.low < row.length:
+            done = min(done, row.low // self.size * self.size)
+        end = min(-(-row.until // self.size) * self.size, row.length)
+        if end <= done:  # nothing new is wanted, and the first block is always right
+            return 0, min(self.size, row.length), (max(done, min(self.size, row.length)), 0)
+        return done, end, (end, 0)
+
+
+def _turn(row: Row, last: State | None, block: int | None, refresh: int | None) -> tuple[int, int, State]:
+    """From and to where the block stands whose turn it is, and it with how often it was read since all was computed."""
+    size = block or row.length
+    start = row.first + max(row.undecided - row.first, 0) // size * size
+    again = last is not None and last[0] == start and last[1] != refresh
+    return start, min(start + size, row.length), (start, last[1] + 1 if again and last else 1)
+
+
+def _window(row: Row, state: State, begin: int, end: int) -> tuple[int, int, State]:
+    """These columns and those that changed; all of them at the first read of a block."""
+    if state[1] == 1:
+        return 0, row.length, state
+    return max(min(begin, row.low), 0), min(max(end, row.high), row.length), state
 
 
 class Cached:
@@ -75,13 +137,17 @@ class Cached:
         cache: what is kept.
 
     Raises:
-        ValueError: its network does not take keys and values back.
+        ValueError: its network does not take keys and values back, or has an exact cache already.
     """
 
-    def __init__(self, predictor: NetworkPredictor, cache: Prefix | Dual) -> None:
+    def __init__(self, predictor: NetworkPredictor, cache: Cache) -> None:
+        kind = type(predictor.network).__name__
         if not predictor.decoder:
-            kind = type(predictor.network).__name__
             raise ValueError(f"a {kind} takes no keys and values back, so it cannot be decoded with a cache; leave it out")
+        if predictor.block is not None:
+            raise ValueError(
+                "this model was trained on blocks, and its finished ones are kept as they are; leave the cache out"
+            )
         self.predictor, self.cache = predictor, cache
         self.mask_id, self.eos_ids = predictor.mask_id, predictor.eos_ids
 
@@ -94,14 +160,7 @@ class Cached:
 
     def reading(self, canvas: Canvas) -> Memory:
         """The memory of these rows, empty."""
-        return Memory(self.predictor, self.cache, [], None, [None] * len(canvas.ids))
-
-
-class _Read(NamedTuple):
-    """What is known of a row's last read."""
-
-    start: int  # of the block that was being decoded
-    reads: int  # since all of the row was computed, that one included
+        return Memory.empty(self.predictor, self.cache, canvas)
 
 
 class Memory:
@@ -114,19 +173,24 @@ class Memory:
         cache: says which columns are computed when.
         layers: keys and values of each in turn, (B, L, heads, D) each; none before the first read.
         states: those before the head, (B, L, D); None before the first read.
-        last: of each row, None where it was not read yet.
+        last: what the cache noted of each row, None where it was not read yet.
     """
 
     def __init__(
         self,
         predictor: NetworkPredictor,
-        cache: Prefix | Dual,
+        cache: Cache,
         layers: list[Tensor],
         states: Tensor | None,
-        last: list[_Read | None],
+        last: list[State | None],
     ) -> None:
         self.predictor, self.cache = predictor, cache
         self.layers, self.states, self.last = layers, states, last
+
+    @classmethod
+    def empty(cls, predictor: NetworkPredictor, cache: Cache, canvas: Canvas) -> Memory:
+        """Of the rows of this canvas, before they are read."""
+        return cls(predictor, cache, [], None, [None] * len(canvas.ids))
 
     def read(self, canvas: Canvas, wanted: Tensor, changed: Tensor) -> Tensor:
         whole, windows = self._plan(canvas, wanted, changed)
@@ -161,7 +225,7 @@ class Memory:
         """All that was computed: the layers, and the states behind them."""
         return [] if self.states is None else [*self.layers, self.states]
 
-    def _of(self, parts: list[Tensor], last: list[_Read | None]) -> Memory:
+    def _of(self, parts: list[Tensor], last: list[State | None]) -> Memory:
         """The memory of other rows."""
         return Memory(self.predictor, self.cache, parts[:-1], parts[-1] if parts else None, last)
 
@@ -169,18 +233,13 @@ class Memory:
         """Which rows are computed as a whole, and of the others by number the columns, from and to."""
         whole, windows = [], {}
         facts = canvas.facts or facts_of(canvas, wanted, changed, self.predictor.mask_id)
-        for row, (length, first, undecided, low, high, _) in enumerate(torch.stack(facts, 1).tolist()):
-            size = self.cache.block or length
-            start = first + max(undecided - first, 0) // size * size
-            last = self.last[row]
-            reads = 1 if last is None or last.start != start or last.reads == self.cache.refresh else last.reads + 1
-            self.last[row] = _Read(start, reads)
-            if reads == 1:
-                whole.append(row)
+        for number, known in enumerate(torch.stack(facts, 1).tolist()):
+            row = Row(*known[: len(Row._fields)])
+            begin, end, self.last[number] = self.cache.columns(row, self.last[number], int(self.predictor.shift))
+            if (begin, end) == (0, row.length):
+                whole.append(number)
             else:
-                begin, end = self.cache.window(start, min(start + size, length), length)
-                begin = max(begin - self.predictor.shift, 0)  # where the block's first position is predicted
-                windows[row] = min(begin, low), max(end, high)
+                windows[number] = begin, end
         return whole, windows
 
     def _resize(self, width: int) -> None:
@@ -212,7 +271,7 @@ class Memory:
             update.write(self.states, states)
             return states[0, :0] if chosen is None else chosen()
 
-        mask = self.predictor.mask(part)
+        mask = self.predictor.mask(part, None if windows is None else column)
         return self.predictor.compute(ids, mask, kept, past_key_values=update, position_ids=column)
 
 

@@ -132,8 +132,9 @@ class Rule:
 
     rule: Base = "threshold"
     """Decides what is sure enough (threshold, factor, entropy-bound, klass, hierarchical), or a number by --schedule."""
-    block_length: int = 32
-    """The text is decided block by block; as long as --gen-length means all at once."""
+    block_length: int | None = None
+    """The text is decided block by block; as long as --gen-length means all at once. 32 if left out, or the length of the
+    blocks that the model was trained on; those may be divided."""
     confidence: float | None = None
     """Of threshold, klass and hierarchical; 0.99 if left out."""
     low: float | None = None
@@ -147,8 +148,8 @@ class Rule:
     last: tuple[str, ...] = ()
     """Tokens that are decided last, by their names: '<|endoftext|>' '<|eot_id|>' in LLaDA's tables of some tasks."""
 
-    def made(self, tokenizer: PreTrainedTokenizerBase) -> CommitRule:
-        """The rule itself."""
+    def made(self, tokenizer: PreTrainedTokenizerBase, block: int | None = None) -> CommitRule:
+        """The rule itself, for a model that was trained on blocks of so many tokens, or on none."""
         from .prompts import token_ids
         from .rules import DEFAULT, KLASS, SURE, Blockwise, EntropyBound, Factor, Hierarchical, Last, TopK
 
@@ -157,7 +158,7 @@ class Rule:
             "random": TopK("chance"), "threshold": DEFAULT.rule, "factor": Factor(), "entropy-bound": EntropyBound(),
             "klass": KLASS(SURE), "hierarchical": Hierarchical(SURE),
         }  # fmt: skip
-        options = [option.name for option in fields(self) if option.default is None]
+        options = [option.name for option in fields(self) if option.default is None and option.name != "block_length"]
         given = {name: value for name in options if (value := getattr(self, name)) is not None}
         for option in given:
             takes = [name for name, rule in rules.items() if option in {part.name for part in fields(rule)}]
@@ -166,7 +167,15 @@ class Rule:
                     f"--{option} is of --rule {', '.join(takes)} and not of {self.rule}; leave one of them out"
                 )
         rule: CommitRule = replace(rules[self.rule], **given)
-        return Blockwise(Last(rule, token_ids(tokenizer, self.last)) if self.last else rule, self.block_length)
+        rule = Last(rule, token_ids(tokenizer, self.last)) if self.last else rule
+        if block is None:
+            return Blockwise(rule, 32 if self.block_length is None else self.block_length)
+        length = self.block_length or block
+        if block % length:
+            raise ValueError(
+                f"this model was trained on blocks of {block}, which --block-length {length} does not divide; leave it out"
+            )
+        return Blockwise(rule, length, aligned=True)
 
 
 @dataclass(frozen=True)

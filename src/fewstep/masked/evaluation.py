@@ -37,9 +37,10 @@ def evaluate_masked(
     from .harness import HarnessLM
 
     tokenizer, asked = compute.tokenizer(model), masked.asked
-    rule = masked.early.around(masked.rule.made(tokenizer), answer_follows=False)
+    masked.rule.made(tokenizer)  # what is wrong with it is said before anything large is read
     never = token_ids(tokenizer, asked.suppress)  # in generation only
     network = compute.open(model, tokenizer)
+    rule = masked.early.around(masked.rule.made(tokenizer, network.block), answer_follows=False)
     predictor = asked.around_network(network, (), rule)
     exact = asked.without_cache().around_network(network, (), rule) if masked.compare else None
     lm = HarnessLM(

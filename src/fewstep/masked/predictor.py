@@ -22,7 +22,8 @@ class Facts(NamedTuple):
     undecided: Tensor  # column of its first position without a token
     low: Tensor  # changes begin at this column
     high: Tensor  # and end before this one; where there are none it is below
-    wanted: Tensor  # how many positions are wanted
+    until: Tensor  # no position is wanted from this column on
+    wanted: Tensor  # how many are
 
 
 class Canvas(NamedTuple):
@@ -88,6 +89,8 @@ class NetworkPredictor(nn.Module):
         max_length: longest canvas, None where the network has no limit.
         decoder: the network is one of transformers' decoders that was told to see both ways: it takes masks of four
             dimensions, position_ids and past_key_values, so that its keys and values can be kept.
+        block: positions see their own block of so many, counted from the first column, and the blocks before it; None: all.
+            Of a decoder that was trained so.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class NetworkPredictor(nn.Module):
         shift: bool = False,
         max_length: int | None = None,
         decoder: bool = False,
+        block: int | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -108,7 +112,7 @@ class NetworkPredictor(nn.Module):
         self.pad_id = pad_id
         self.shift = shift
         self.max_length = max_length
-        self.decoder = decoder
+        self.decoder, self.block = decoder, block
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -147,8 +151,15 @@ class NetworkPredictor(nn.Module):
             )
         return canvas.ids.masked_fill(~canvas.valid, self.pad_id)
 
-    def mask(self, canvas: Canvas) -> Tensor | None:
-        """What the network may see: every position that is no padding. None is all; without a mask attention is quicker."""
+    def mask(self, canvas: Canvas, column: Tensor | None = None) -> Tensor | None:
+        """What the network may see from the `column`s (B, W) that it computes, or from all: whatever is no padding.
+
+        None is everything; without a mask attention is quicker.
+        """
+        if self.block is not None:
+            every = torch.arange(canvas.ids.shape[1], device=canvas.ids.device)
+            here = (every[None] if column is None else column) // self.block
+            return (every // self.block <= here[:, :, None])[:, None] & canvas.valid[:, None, None]
         length, facts = canvas.ids.shape[1], canvas.facts
         if bool(canvas.valid.all() if facts is None else (facts.length == length).all()):
             return None
@@ -174,8 +185,13 @@ class NetworkPredictor(nn.Module):
         assert logits.ndim == 2, f"{type(self.network).__name__} changes the shape of its logits"
         return logits.to(ids.device)
 
-    def reading(self, canvas: Canvas) -> Plain:
-        return Plain(self)
+    def reading(self, canvas: Canvas) -> Reading:
+        """Plain, or of a model that was trained on blocks the memory of those that are finished; both are exact."""
+        if self.block is None:
+            return Plain(self)
+        from .caching import Blocks, Memory
+
+        return Memory.empty(self, Blocks(self.block), canvas)
 
 
 class Guided:
@@ -276,8 +292,8 @@ def facts_of(canvas: Canvas, wanted: Tensor, changed: Tensor, mask_id: int) -> F
     column = torch.arange(width, device=canvas.ids.device)
     undecided = canvas.open & (canvas.ids == mask_id)
     first, following, low = (torch.where(where, column, width).amin(1) for where in (canvas.open, undecided, changed))
-    high = torch.where(changed, column + 1, 0).amax(1)
-    return Facts(canvas.valid.sum(1), first, following, low, high, wanted.sum(1))
+    high, until = (torch.where(where, column + 1, 0).amax(1) for where in (changed, wanted))
+    return Facts(canvas.valid.sum(1), first, following, low, high, until, wanted.sum(1))
 
 
 def pad(rows: Sequence[Tensor], mask_id: int) -> Canvas:

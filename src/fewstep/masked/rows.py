@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     made: Tensor  # (b,) steps done
     nfe: Tensor  # (b,) network calls so far; on the CPU, as are
     positions: Tensor  # (b,) positions that were computed for it so far
-    facts: Tensor  # (b, 6) those of its canvas
+    facts: Tensor  # (b, 7) those of its canvas
 
     @property
     def canvas(self) -> Canvas:

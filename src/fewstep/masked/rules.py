@@ -166,7 +166,8 @@ class Hierarchical(CommitRule):
 class Blockwise(Around):
     """Semi-autoregressive: `rule` works on the first block that is not decided yet.
 
-    Blocks of `length` positions are counted from a row's first open position. Each of the N that hold open positions gets a
+    Blocks of `length` positions are counted from a row's first open position, or where they are `aligned` from its first
+    column, as models that were trained on blocks see them. Each of the N that hold open positions gets a
     step, and their further positions share the other steps: the k-th is due at k + ⌈(steps − N)·(m − k)/(n − N)⌉, where m
     of the row's n open positions stand up to its end. With full blocks that is ⌈steps·k/N⌉, as published; with n steps it
     is one position a step. Steps that one block did not need are the next one's.
@@ -179,6 +180,7 @@ class Blockwise(Around):
 
     rule: CommitRule = TopK()
     length: int = 32
+    aligned: bool = False
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -186,7 +188,9 @@ class Blockwise(Around):
 
     def _block(self, masked: Tensor, open: Tensor) -> tuple[Tensor, Tensor]:
         """The block of each position, (B, L) long, and the one whose turn it is, (B, 1) long."""
-        block = (torch.arange(open.shape[1], device=open.device) - _first(open)[:, None]).clamp(min=0) // self.length
+        column = torch.arange(open.shape[1], device=open.device)
+        begin = torch.zeros_like(_first(open)) if self.aligned else _first(open)
+        block = (column - begin[:, None]).clamp(min=0) // self.length
         return block, block.masked_fill(~masked, open.shape[1] - 1).amin(1, keepdim=True)
 
     def __call__(self, step: Step) -> Tensor | Change:
