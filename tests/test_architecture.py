@@ -24,6 +24,7 @@ PARTS = (
     "steering",
     "toys",
     "demo",
+    "demo_text",
     "cli",
     "__main__",
 )
@@ -36,7 +37,8 @@ MAY_IMPORT = {  # beside itself
     "steering": {"core", "masked"},
     "toys": {"core"},
     "demo": {"core", "diffusion", "diffusion.formats", "diffusion.measure"},
-    "cli": {"core", "diffusion", "diffusion.formats", "masked", "steering", "toys", "demo"},
+    "demo_text": {"core", "diffusion"},
+    "cli": {"core", "diffusion", "diffusion.formats", "masked", "steering", "toys", "demo", "demo_text"},
     "__main__": {"cli"},
     "__init__": {"core", "diffusion", "diffusion.formats", "diffusion.measure", "masked", "steering"},
 }

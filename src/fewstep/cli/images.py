@@ -156,18 +156,26 @@ def push(folder: Positional[Path], repository: Positional[str], /, *, private: b
     print(upload(folder, repository, private=private))
 
 
-def demo(*, out: Path = Path("demo"), images: int = 12_000, n: int = 1000, seed: int = 0) -> None:
+def demo(
+    *, out: Path = Path("demo"), text: bool = False, images: int | None = None, n: int | None = None, seed: int = 0
+) -> None:
     """Turn the bundled diffusion checkpoint into a few-step generator, with pictures and scores.
 
     Args:
         out: folder for everything it makes; an earlier demo there is replaced.
-        images: training images to see; more buys quality, fewer is quicker.
-        n: samples for each score.
+        text: the bundled text-to-image pipeline instead: a LoRA for few calls, with the guidance in it.
+        images: training images to see, 12,000 unless given; more buys quality, fewer is quicker.
+        n: samples for each score, 1000 unless given, or 300 of the text-to-image pipeline.
         seed: of everything random.
     """
     at_least(1, images=images)
     at_least(20, n=n)
     at_least(0, seed=seed)
-    from ..demo import demo as run
+    if text:
+        from ..demo_text import demo_text
 
-    run(out, images=images, n=n, seed=seed)
+        demo_text(out, images=images or 12_000, n=n or 300, seed=seed)
+    else:
+        from ..demo import demo as run
+
+        run(out, images=images or 12_000, n=n or 1000, seed=seed)

@@ -374,7 +374,8 @@ class Scoring:
     """What samples are scored against, and how."""
 
     data: str
-    """real images to compare with: an .npz, a folder or zip, a .parquet, a table, a hub data set, or `bundled`."""
+    """real images to compare with: an .npz, a folder or zip, a .parquet, a table, a hub data set, `bundled` or
+    `bundled-text`."""
     out: Path
     """folder for measure.json, quality.png and samples.png."""
     n: int = 1000
@@ -393,6 +394,9 @@ class Scoring:
     numbers, by default as often as the real images have them."""
     guidance: float | None = None
     """guidance_scale of a teacher that is a pipeline; by default what the student was tuned with."""
+    match: str | None = None
+    """says how well pictures match their prompts: the folder or hub id of a CLIP model, or clothes (bundled); by default
+    clothes for `bundled-text` data."""
 
     def __post_init__(self) -> None:
         at_least(0, guidance=self.guidance)

@@ -24,6 +24,7 @@ from .formats.folder import load
 from .measure.comparing import Comparison, common_shape, compare, image_shape
 from .measure.dial import Setting
 from .measure.features import fitting
+from .measure.matching import match
 from .measure.settings import diffusion_settings, student_settings
 from .measure.settling import QUANTILES, Settling, settle
 from .model import Model
@@ -254,12 +255,16 @@ def _measured(
     bundled = scoring.data == "bundled"
     taken = scoring.features or ("fashion" if bundled else "random")
     networks = fitting(taken, shape)
+    named = scoring.match or ("clothes" if scoring.data == "bundled-text" and prompts else None)
+    judge = None if named is None else match(named)
+    if scoring.match and not prompts:
+        raise ValueError("--match judges pictures by their prompts; give --prompts as well, or leave it out")
     conditional = prompts is None and any(setting.denoiser.classes for setting in settings)
     images = load_images(scoring.data, channels=channels, size=(height, width), labels=conditional).shuffled()
     guidance = next((setting.denoiser.scale for setting in settings if isinstance(setting.denoiser, Guided)), None)
-    facts |= given(guidance=guidance, asked_in=None if prompts is None else str(scoring.prompts))
+    facts |= given(guidance=guidance, match=named, asked_in=None if prompts is None else str(scoring.prompts))
     found = compare(
-        settings, images, scoring.out, n=scoring.n, networks=networks, bundled=bundled, seed=scoring.seed,
+        settings, images, scoring.out, n=scoring.n, networks=networks, judge=judge, bundled=bundled, seed=scoring.seed,
         batch=scoring.batch, precision=scoring.precision, within=within, prompts=prompts,
         data=scoring.data, **facts,
     )  # fmt: skip

@@ -12,26 +12,39 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ..core.files import atomic_file
+from ..core.intervals import Estimate
 from .measure.dial import Looks, Point
 from .measure.settling import QUANTILES, Settling
 
 
 def table(points: Sequence[Point], real: Looks) -> Table:
-    """One row a measured point; Fréchet distances with 95 % intervals in each view. It fits 80 columns."""
+    """One row a measured point; Fréchet distances with 95 % intervals in each view. It fits 80 columns.
+
+    Where prompts were judged, how well they are matched stands in the place of grey and contrast.
+    """
     looks = f"real images: grey {real.grey:.0f}, contrast {real.contrast:.0f}"
     said = f"Fréchet distances ± 95 %; n = {points[0].n}, same seeds; {points[0].device}; {looks}"
     rows = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, caption=said)
     for column in ("model", "sampler"):
         rows.add_column(column, no_wrap=True)
-    for column in ("calls", *(Path(name).name for name in points[0].frechet), "grey", "contr.", "recall", "img/s"):
+    judged = points[0].match is not None
+    seen = ("match",) if judged else ("grey", "contr.")
+    for column in ("calls", *(Path(name).name for name in points[0].frechet), *seen, "recall", "img/s"):
         rows.add_column(column, justify="right", no_wrap=True)
     for p in points:
         rows.add_row(
             p.name, p.sampler, f"{p.nfe:.0f}",
             *(f"{_short(d.value)} ± {_short(d.high - d.value)}" for d in p.frechet.values()),
-            f"{p.looks.grey:.0f}", f"{p.looks.contrast:.0f}", f"{p.coverage.recall:.2f}", f"{p.images_per_second:.0f}",
+            *((_match(p.match),) if p.match else (f"{p.looks.grey:.0f}", f"{p.looks.contrast:.0f}")),
+            f"{p.coverage.recall:.2f}", f"{p.images_per_second:.0f}",
         )  # fmt: skip
     return rows
+
+
+def _match(found: Estimate) -> str:
+    """A share as .912, a CLIP score as 27.3, with its interval."""
+    digits = 3 if found.value <= 1 else 1
+    return f"{found.value:.{digits}f} ± {found.high - found.value:.{digits}f}"
 
 
 def _short(value: float) -> str:

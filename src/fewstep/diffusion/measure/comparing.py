@@ -22,6 +22,7 @@ from ..report import plot, sheet
 from ..space import Pixels
 from .dial import Looks, Point, Setting, difference, recommend, scores
 from .features import View
+from .matching import Match
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def compare(
     precision: str = "no",
     within: float | None = None,
     prompts: Sequence[str] | None = None,
+    judge: Match | None = None,
     **facts: Any,
 ) -> Comparison:
     """Scores `settings` on the same seeds; leaves measure.json, quality.png and samples.png in `out`.
@@ -88,6 +90,7 @@ def compare(
         batch: samples at once.
         precision: "no" (float32) or "bf16" in the models.
         prompts: what pipelines are asked for in turn; classes as often as the real images have them if left out.
+        judge: says how well a picture matches its prompt; see `matching.match`.
         within: asks where on the dial to stand: how much worse than the teacher's best, as a share, is good enough.
         facts: for the receipt.
 
@@ -100,7 +103,8 @@ def compare(
     real, first = Looks.over(images), views[0].name
     with receipt(out / "measure.json", features=first, seed=seed, precision=precision, **facts) as entries:
         cond = partial(_told, images=images, n=n, prompts=prompts, known={})
-        points = scores(settings, range(seed, seed + n), views, batch=batch, precision=precision, cond=cond)
+        match = partial(judge, prompts=[prompts[k % len(prompts)] for k in range(n)]) if judge and prompts else None
+        points = scores(settings, range(seed, seed + n), views, batch=batch, precision=precision, cond=cond, match=match)
         entries |= {"points": [point.summary() for point in points], "real": real._asdict()}
         teachers = [point for point in points if point.name == "teacher"]
         if teachers:

@@ -107,6 +107,7 @@ class Point:
     batch: int
     images: Tensor = field(repr=False)
     features: dict[str, Array] = field(repr=False)
+    match: Estimate | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -124,6 +125,7 @@ class Point:
             "kid": self.kid._asdict(),
             **self.coverage._asdict(),
             **self.looks._asdict(),
+            **({} if self.match is None else {"match": self.match._asdict()}),
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.images_per_second, 2),
             "device": self.device,
@@ -139,6 +141,7 @@ def score(
     batch: int = 250,
     precision: str = "no",
     cond: Cond = NOTHING,
+    match: Callable[[Tensor], Tensor] | None = None,
 ) -> Point:
     """Samples `seeds`, rounds to uint8 and scores what the extractors of the `views` see.
 
@@ -150,6 +153,7 @@ def score(
         batch: samples at once.
         precision: "no" (float32) or "bf16" in the network.
         cond: passed to the denoiser, one row a seed.
+        match: says of the images how well each matches what was asked for, (N,).
     """
     first = views[0]
     if len(seeds) < 20:
@@ -179,6 +183,7 @@ def score(
         batch=batch,
         images=images,
         features=features,
+        match=None if match is None else _mean(match(images)),
     )
 
 
@@ -190,6 +195,7 @@ def scores(
     batch: int = 250,
     precision: str = "no",
     cond: Callable[[Setting], Cond] = lambda setting: NOTHING,
+    match: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Point]:
     """A point of each setting on the same seeds; see `score`. `cond` says what a model is given."""
     points = []
@@ -197,11 +203,16 @@ def scores(
         for setting in settings:
             with count_nfe(setting.denoiser.network, done):
                 given = cond(setting)
-                points.append(score(setting, seeds, views, batch=batch, precision=precision, cond=given))
+                points.append(score(setting, seeds, views, batch=batch, precision=precision, cond=given, match=match))
             if points[-1].seconds > SHORT:  # else the table comes soon enough
                 found = ", ".join(f"{distance} ({name})" for name, distance in points[-1].frechet.items())
                 logger.info("%s, %.0f calls: Fréchet distance %s", setting.name, points[-1].nfe, found)
     return points
+
+
+def _mean(each: Tensor) -> Estimate:
+    values = each.double().cpu().numpy()
+    return jackknife(lambda rows: float(values[rows].mean()), len(values))
 
 
 def _distance(features: Array, view: View) -> Estimate:

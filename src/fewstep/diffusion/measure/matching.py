@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,12 @@ from ...core.weights import in_short
 from ..data.clothes import CAPTIONS, COLOURS, EDGE, PALETTE
 from .features import FashionFeatures
 
-Match = Callable[[Tensor, Sequence[str]], Tensor]  # uint8 pictures (B, C, H, W), B prompts -> how well they match, (B,)
+
+class Match(Protocol):
+    """Says how well pictures match their prompts."""
+
+    def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Of uint8 pictures (B, C, H, W) and B prompts, a number each, (B,), the larger the better."""
 
 
 def match(name: str) -> Match:
@@ -49,6 +55,7 @@ class ClothesMatch(nn.Module):
         unknown = next((prompt for prompt in prompts if prompt not in CAPTIONS), None)
         if unknown is not None:
             raise ValueError(f"the bundled pictures have no caption {unknown!r}; one of theirs is {CAPTIONS[1]!r}")
+        pictures = pictures.to(self.garments.head.weight.device)
         asked = torch.tensor([CAPTIONS.index(prompt) for prompt in prompts], device=pictures.device)
         grey = pictures.amax(1, keepdim=True)[..., EDGE:-EDGE, EDGE:-EDGE]
         garment = self.garments.classify(grey).argmax(1)
@@ -89,6 +96,7 @@ class ClipMatch(nn.Module):
 
     @torch.no_grad()
     def forward(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        pictures = pictures.to(self.mean.device)
         side = self.network.config.vision_config.image_size
         pixels = interpolate(pictures.expand(-1, 3, -1, -1).float() / 255, (side, side), mode="bicubic", antialias=True)
         longest = self.network.config.text_config.max_position_embeddings
