@@ -143,6 +143,31 @@ def _example(model: Model) -> tuple[str | int, ...]:
     return ("--number", 0) if "number" in model.denoiser.takes else ()
 
 
+def check(checkpoint: Positional[str], /, *, rank: int = 16, call: tuple[str, ...] = ()) -> None:
+    """Say what a checkpoint is, how it is asked, and what memory a run with it would take, before one begins.
+
+    Nothing is computed with its network. The memory is that of weights, gradients, optimizer and one average, by
+    arithmetic; activations come on top, and a teacher that hops or is guided takes the weights once more.
+
+    Args:
+        checkpoint: a run, a diffusers folder or a hub id.
+        rank: of the LoRA in the table of memory.
+        call: arguments for its pipeline where the defaults are not wanted, such as height=256 width=256.
+    """
+    at_least(1, rank=rank)
+    from ..diffusion.checking import check_checkpoint
+
+    checked = check_checkpoint(checkpoint, rank=rank, call=call)
+    wide = max(len(name) for name, _ in checked.facts)
+    for name, said in checked.facts:
+        print(f"{name:{wide}}  {said}")
+    wide = max(len(way.name) for way in checked.memory)
+    print(f"\n{'GiB':{wide}}  weights  gradients  optimizer  averages    all")
+    for way in checked.memory:
+        sizes = [f"{size / 2**30:.2f}" for size in (way.weights, way.gradients, way.optimizer, way.averages, way.total)]
+        print(f"{way.name:{wide}}  {sizes[0]:>7}  {sizes[1]:>9}  {sizes[2]:>9}  {sizes[3]:>8}  {sizes[4]:>5}")
+
+
 def push(folder: Positional[Path], repository: Positional[str], /, *, private: bool = False) -> None:
     """Upload an exported folder to the hub, as one commit.
 

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+from conftest import fewstep
+from tiny_pipelines import CALLS, tiny_pipeline
+
+from fewstep.diffusion.checking import check_checkpoint, memory_of
+from fewstep.diffusion.formats.folder import load
+from fewstep.diffusion.lora import LoRA, adapt, factors_of
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries alone
+
+
+def test_a_pipeline_is_described(tmp_path, monkeypatch, capsys) -> None:
+    folder = tiny_pipeline("flux", tmp_path)
+    call = " ".join(f"{name}={value}" for name, value in CALLS["flux"].items())
+    fewstep(monkeypatch, f"check {folder} --rank 2 --call {call}")
+    said = capsys.readouterr().out
+    for part in (
+        "FluxPipeline", "FluxTransformer2DModel, ", "Rectified(shift=1.58", "velocity", "16x16", "by prompts",
+        "by true_cfg_scale", "12x16", "T5EncoderModel", "FlowMatchLCMScheduler", "FlowMatchEulerDiscreteScheduler",
+        "LoRA of rank 2, base in bfloat16",
+    ):  # fmt: skip
+        assert part in said, part
+
+
+def test_a_checkpoint_without_a_pipeline_is_described(place) -> None:
+    facts = dict(check_checkpoint("teacher").facts)
+    assert (
+        facts["a sample"] == "1x28x28" and facts["export Segments(steps=4)"] == "DDIMPipeline" and "pipeline" not in facts
+    )
+
+
+def test_the_memory_is_counted_as_what_trains(tmp_path) -> None:
+    """A full tuning holds five times the weights; a LoRA its factors five times, and the base once."""
+    denoiser = load(tiny_pipeline("stable_diffusion", tmp_path)).denoiser
+    total = sum(p.numel() for p in denoiser.network.parameters())
+    full, lora, half = memory_of(denoiser.network, 3)
+    adapt(denoiser, LoRA(3))
+    trained = sum(factor.numel() for factor in factors_of(denoiser.network).values())
+    assert full.total == 20 * total
+    assert (lora.total, half.total) == (4 * total + 20 * trained, 2 * total + 20 * trained)
