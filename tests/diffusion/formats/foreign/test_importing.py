@@ -188,6 +188,7 @@ def wrong(case: str, folder: Path) -> tuple[Path, dict[str, object]]:
         "which UNet2DModel would normalise in other groups": (saved(folder / "ect8.pt", narrow), {}),
         "larger together than the file": (saved(folder / "ect10.pt", same), {}),
         "more parts than any network": (saved(folder / "ect11.pt", wide()), {}),
+        "is told two times": (saved(folder / "ect14.pt", weights | {"map_layer0.weight": torch.ones(64, 32)}), {}),
         "another shape of": (saved(folder / "ect12.pt", giant(made("EDM2", classes=False)[0])), {}),
         "no multiples of 1048576": (saved(folder / "ect13.pt", weights | first), {}),
         "leave --consistency-time out": (saved(folder / "ect9.pt", weights), {"consistency_time": True}),
@@ -236,7 +237,7 @@ WRONG = (
     "holds no network of EDM", "holds several networks (one, two)", "is damaged, or holds more than plain tensors",
     "as published; fetch it again", "has no emb_noise.weight", "has no first layer", "holds values that are not finite",
     "leave --consistency-time out", "larger together than the file", "more parts than any network", "another shape of",
-    "no multiples of 1048576",
+    "no multiples of 1048576", "is told two times",
 )  # fmt: skip
 
 

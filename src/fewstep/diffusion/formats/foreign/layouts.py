@@ -113,6 +113,10 @@ def _song(weights: Mapping[str, Tensor], size: int) -> dict[str, Any]:
     channels = len(weights[f"enc.{size}x{size}_conv.weight"])
     embedded, told = weights["map_layer0.weight"].shape
     _check_multiples(channels, embedded, told)
+    if told != channels and "map_noise.freqs" not in weights:  # FastGen's mean flow looks like this
+        raise RefusedError(
+            "is told two times, or waves of another width than any published network; fewstep reads none of it"
+        )
     beside = {"residual": "_aux_residual.weight", "skip": "_aux_skip.weight"}
     return _ladder(weights, size, channels, "qkv") | {
         "in_channels": weights[f"enc.{size}x{size}_conv.weight"].shape[1],
