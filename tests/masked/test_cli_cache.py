@@ -20,7 +20,7 @@ from fewstep.cli.text_measuring import evaluate
 from fewstep.masked.caching import Cached, Dual
 from fewstep.masked.calibration import Calibration, boldest
 from fewstep.masked.calibration import calibrate as find
-from fewstep.masked.changes import changes
+from fewstep.masked.changes import count_changes
 from fewstep.masked.decoding import Decoded, decode
 from fewstep.masked.early import EarlyCommit
 from fewstep.masked.load import load_text
@@ -73,12 +73,12 @@ def test_changes_are_counted_behind_the_last_given_text() -> None:
 
     found = [row([9, 1, 5, 2, 3], [0, 2]), row([9, 1, 2], [0]), row([9, 4, 4, 4], [0])]
     exact = [row([9, 7, 5, 2, 3], [0, 2]), row([9, 1, 2, 3], [0]), row([9, 5, 4, 5], [0])]
-    told = changes(found, exact)
+    told = count_changes(found, exact)
     assert (told.answers, told.n, told.ids, told.of) == (2, 3, 1 + 2, 2 + 3 + 3)
     assert told.ids_share.value == 3 / 8 and 0 <= told.ids_share.low < 3 / 8 < told.ids_share.high <= 1
-    assert changes(found[:1], exact[:1]).ids_share == (0, 0, 1)
+    assert count_changes(found[:1], exact[:1]).ids_share == (0, 0, 1)
     with pytest.raises(ValueError, match="same rows twice, got 3 and 2"):
-        changes(found, exact[:2])
+        count_changes(found, exact[:2])
 
 
 def test_rule_and_cache_are_calibrated_together(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

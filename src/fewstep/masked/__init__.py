@@ -11,8 +11,13 @@ if TYPE_CHECKING:
     from .answering import calibrate_prompts as calibrate_prompts
     from .answering import open_decoder as open_decoder
     from .answering import settle_prompts as settle_prompts
+    from .caching import Cached as Cached
+    from .caching import Dual as Dual
+    from .caching import Prefix as Prefix
     from .calibration import Calibration as Calibration
     from .calibration import calibrate as calibrate
+    from .changes import Changes as Changes
+    from .changes import count_changes as count_changes
     from .choices import Compute as Compute
     from .choices import Early as Early
     from .choices import Exam as Exam
@@ -65,7 +70,9 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "answering": ["Decoder", "calibrate_prompts", "open_decoder", "settle_prompts"],
+    "caching": ["Cached", "Dual", "Prefix"],
     "calibration": ["Calibration", "calibrate"],
+    "changes": ["Changes", "count_changes"],
     "choices": ["Compute", "Early", "Exam", "Masked", "Prophet", "Rule", "Text"],
     "decoding": ["Decoded", "decode", "stream", "walk"],
     "early": ["EarlyCommit", "StableAndConfident", "sched"],

@@ -17,7 +17,7 @@ from ..core.files import atomic_file, writable_file
 from ..core.nfe import count_nfe
 from ..core.receipt import receipt
 from .calibration import Calibration, calibrate, calibrated
-from .changes import Changes, changes
+from .changes import Changes, count_changes
 from .choices import Compute, Early, Prophet, Rule, Text, comparable
 from .decoding import Decoded, decode, stream, tell, walk
 from .early import EarlyCommit
@@ -92,7 +92,7 @@ class Decoder:
         """What the cache has changed in the answers that were `found`; decodes all once more, without it."""
         rows = self.rows(items)
         options = {"seeds": self.compute.seeds(len(rows)), "batch": self.compute.batch, **self._options(stop)}
-        return changes(found, decode(self.exact, rows, self.rule, **options))
+        return count_changes(found, decode(self.exact, rows, self.rule, **options))
 
     def save(
         self,

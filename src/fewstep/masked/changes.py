@@ -38,7 +38,7 @@ class Changes(NamedTuple):
         )
 
 
-def changes(found: Sequence[Decoded], exact: Sequence[Decoded]) -> Changes:
+def count_changes(found: Sequence[Decoded], exact: Sequence[Decoded]) -> Changes:
     """What differs between the rows as they were found and as they are: what follows the last given text in them.
 
     Raises:

@@ -16,7 +16,7 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from ..core.progress import track
-from .changes import Changes, changes
+from .changes import Changes, count_changes
 from .decoding import Decoded, decode
 from .likelihood import is_greedy, log_likelihood, rolling
 from .predictor import MaskPredictor, Suppressed
@@ -135,7 +135,7 @@ class HarnessLM(LM):  # type: ignore[misc, unused-ignore]
     @property
     def changed(self) -> Changes | None:
         """What the cache has changed in the texts that were generated so far."""
-        return changes(*self.texts) if self.texts[0] else None
+        return count_changes(*self.texts) if self.texts[0] else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The conversation in the tokenizer's own format; without a generation prompt its last turn stays open.
