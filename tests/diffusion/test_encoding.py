@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import fewstep, tiny
 from pictures import png, put
 from tiny_pipelines import CALLS, tiny_pipeline
 from torch import nn
@@ -324,3 +324,23 @@ def test_what_cannot_be_encoded_is_said_before_anything_is_made(sd, tmp_path, mo
     with pytest.raises(ValueError, match="there is something else in"):
         encode_data(str(sd), str(pictures(tmp_path / "more")), tmp_path / "table")
     assert [path.name for path in (tmp_path / "table").iterdir()] == ["letter.txt"]
+
+
+def test_a_pipeline_is_called_as_it_is_wanted_from_the_command_line_on(tmp_path, monkeypatch, capsys) -> None:
+    """What `--call` says stays with the student, and another size is another sample."""
+    folder, data = tiny_pipeline("flux", tmp_path / "flux"), pictures(tmp_path / "data")
+    (tmp_path / "prompts.txt").write_text("a red boot\n")
+    monkeypatch.chdir(tmp_path)
+    call = "--call height=8 width=16 max_sequence_length=12"
+    fewstep(monkeypatch, f"encode {folder} {data} --out table {call}")
+    assert "next: fewstep tune" in capsys.readouterr().out and Table("table").shape == (8, 16)
+    fewstep(monkeypatch, f"tune {folder} --data table --out run --images 8 --batch 8 --precision no {call}")
+    student = load("run")
+    assert student.pipeline.call == {"height": 8, "width": 16, "max_sequence_length": 12}
+    cond, _ = student.pipeline.conditions(["a red boot"])
+    assert student.sample([0], cond).shape == (1, 3, 8, 16)
+    lessons = Lessons("table", call=("height=16", "width=16", "max_sequence_length=12"))
+    with pytest.raises(ValueError, match="holds samples of 8x16, the model takes 16x16; encode the pictures"):
+        tune_checkpoint(str(folder), lessons, Run(tmp_path / "other"), training=FEW)
+    with pytest.raises(ValueError, match="--call is for pipelines that make latents"):
+        tune_checkpoint("bundled", Lessons("bundled", call=("height=16",)), Run(tmp_path / "other"), training=FEW)

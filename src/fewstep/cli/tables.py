@@ -55,7 +55,9 @@ def table(
         say_next("train", out, "--channels", shape[0], "--size", size[0], "--out", "teacher")
 
 
-def encode(checkpoint: Positional[str], data: Positional[str], /, *, out: Path, n: int | None = None) -> None:
+def encode(
+    checkpoint: Positional[str], data: Positional[str], /, *, out: Path, n: int | None = None, call: tuple[str, ...] = ()
+) -> None:
     """Encode pictures with captions once, by a pipeline's own encoders: a table of latents to tune it with.
 
     It is written part by part, by all processes together if there are several, and the same command goes on where it was
@@ -67,9 +69,11 @@ def encode(checkpoint: Positional[str], data: Positional[str], /, *, out: Path, 
             beside each; a .parquet or a hub data set with a column `text` or `caption`. Classes for a pipeline of classes.
         out: folder of the table.
         n: so many of the pictures, drawn without order; all of them unless given.
+        call: arguments for the pipeline where its defaults are not wanted, such as height=256 width=256.
     """
+    from ..diffusion.drawing import arguments
     from ..diffusion.encoding import encode_data
 
-    written = encode_data(checkpoint, data, out, n=n)
+    written = encode_data(checkpoint, data, out, n=n, call=arguments(call) if call else None)
     print(f"{len(written)} rows of {'x'.join(map(str, written.shape))} in {out}")
-    say_next("tune", checkpoint, "--data", out, "--out", "few-step")
+    say_next("tune", checkpoint, "--data", out, *(("--call", *call) if call else ()), "--out", "few-step")

@@ -19,6 +19,7 @@ from .choices import Choices, Lessons, Loss, Run, Training, averages, given, rat
 from .data import Paths, Source, load_images
 from .denoiser import Denoiser
 from .depth import blocks_of, checkpointing, freeze, hold_in_bfloat16
+from .drawing import arguments
 from .formats.folder import load
 from .formats.pipelines import check_exportable
 from .lessons import MADE, made_for, nothing_to, paths_of, training_data, visited
@@ -170,10 +171,11 @@ def _models(checkpoint: str, chosen: Choices) -> tuple[Model, Model]:
         ValueError: the one cannot become what was asked for, or the other cannot teach it.
     """
     named, segments = chosen.lessons.teacher or checkpoint, chosen.loss.segments
-    start = load(checkpoint)
+    call = arguments(chosen.lessons.call) if chosen.lessons.call else None
+    start = load(checkpoint, call=call)
     # what a LoRA leaves as it is teaches it, too, and is in memory once
     alike = chosen.training.lora is not None and named == checkpoint
-    teacher = dataclasses.replace(start, denoiser=shared(start.denoiser)) if alike else load(named)
+    teacher = dataclasses.replace(start, denoiser=shared(start.denoiser)) if alike else load(named, call=call)
     if isinstance(start.denoiser, TwoTimes) and not chosen.loss.is_any:
         raise ValueError(f"{checkpoint} takes any number of calls already; go on from it with --segments any")
     if chosen.are_taught and teacher.is_student:
@@ -200,8 +202,8 @@ def _check_pipeline(teacher: Model, chosen: Choices) -> None:
     if pipeline is None:
         if lessons.guidance is not None:
             lessons.guided(teacher)
-        if lessons.prompts is not None or lessons.teacher_steps is not None:
-            name = "prompts" if lessons.prompts is not None else "teacher-steps"
+        said = given(prompts=lessons.prompts, teacher_steps=lessons.teacher_steps, call=lessons.call or None)
+        for name in (each.replace("_", "-") for each in said):
             raise ValueError(f"--{name} is for pipelines that make latents, and this model makes pictures; leave it out")
         return
     if lessons.guidance is not None:

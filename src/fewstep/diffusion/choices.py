@@ -60,6 +60,9 @@ class Lessons:
     dropped: float | None = None
     """share of examples whose prompt or class gives way to the one that means nothing, as guidance needs it learned."""
 
+    call: tuple[str, ...] = ()
+    """arguments for the pipelines of teacher and student where their defaults are not wanted, such as height=256."""
+
     def __post_init__(self) -> None:
         at_least(1, teacher_images=self.teacher_images, teacher_steps=self.teacher_steps, paths=self.paths)
         at_least(0, guidance=self.guidance, null_label=self.null_label, dropped=self.dropped)

@@ -194,9 +194,12 @@ def scores_in(file: Path) -> dict[str, dict[str, float]]:
         raise ValueError(f"{file} is not what fewstep measure or dial wrote: {error!r}") from error
 
 
-def diffusion_model(checkpoint: str) -> Model:
-    """The diffusion model of a run or any other checkpoint, on the best device; ValueError if it is a student."""
-    model = load(checkpoint)
+def diffusion_model(checkpoint: str, call: Mapping[str, object] | None = None) -> Model:
+    """The diffusion model of a run or any other checkpoint, on the best device; ValueError if it is a student.
+
+    `call` is as for `load`.
+    """
+    model = load(checkpoint, call=call)
     if model.is_student:
         raise ValueError(f"{checkpoint} is a student, no diffusion model any more; name the one that it was tuned from")
     return model.to(best_device())
@@ -210,7 +213,8 @@ def _teacher_settings(
     Raises:
         ValueError: it is a student, it has no guidance, or the students were tuned with different ones.
     """
-    model = diffusion_model(checkpoint)
+    calls_of = [student.pipeline.call for student in students if student.pipeline is not None and student.pipeline.call]
+    model = diffusion_model(checkpoint, call=calls_of[0] if calls_of else None)  # samples of the students' size
     denoiser, pipeline, guidance = model.denoiser, model.pipeline, scoring.guidance
     if pipeline is None and guidance is not None:
         raise ValueError("--guidance is for teachers that are pipelines; leave it out")
