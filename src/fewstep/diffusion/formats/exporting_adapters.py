@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -172,12 +173,13 @@ def _stock_said(adapter: Path, network: Path, part: str, call: tuple[Any, Any]) 
 
 
 def _card(name: str, model: Model, walk: Walk, scheduler: Any, facts: Mapping[str, Any]) -> str:
-    lines = "\n".join(f"- **{key}**: {plain(value)}" for key, value in facts.items())
+    said = {key: value if isinstance(value, str) else json.dumps(plain(value)) for key, value in facts.items()}
+    lines = "\n".join(f"- **{key}**: {value}" for key, value in said.items())
     base = base_of(model.denoiser.network)
+    on_hub = "" if Path(base).exists() else f"base_model: {base}\n"
     return f"""---
 library_name: diffusers
-base_model: {base}
-tags: [lora, few-step, consistency, fewstep]
+{on_hub}tags: [lora, few-step, consistency, fewstep]
 ---
 # {name}
 
