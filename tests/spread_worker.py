@@ -20,6 +20,7 @@ from fewstep.diffusion import runs
 from fewstep.diffusion.average import Exponential
 from fewstep.diffusion.cond import NOTHING
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.lora import LoRA, adapt
 from fewstep.diffusion.noise import ECTGap
 from fewstep.diffusion.optim import Constant, RAdam
 from fewstep.diffusion.step import Step
@@ -46,6 +47,12 @@ def half_frozen() -> Denoiser:
     return denoiser
 
 
+def low_rank() -> Denoiser:
+    denoiser = TwoTimes(tiny())
+    adapt(denoiser, LoRA(2))
+    return denoiser
+
+
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     """Of gradients that are zero Adam would blow up the rounding."""
     return torch.optim.SGD(parameters, momentum=0.9)
@@ -57,6 +64,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 RUNS: dict[str, tuple[Callable[[], Denoiser], dict[str, Any]]] = {
     "frozen": (half_frozen, {"optimizer": sgd, "rate": Constant(1e-2)}),
+    "lora": (low_rank, {"optimizer": sgd, "rate": Constant(1e-2), "segments": (1, 2, 4)}),
     "two": (lambda: TwoTimes(tiny()), {"optimizer": RAdam(), "rate": Constant(1e-4), "segments": (1, 2, 4)}),
 }
 
