@@ -234,13 +234,14 @@ def pipeline(out: Path) -> StableDiffusionPipeline:
 
 
 def assets(out: Path) -> None:
-    """The stock folder in half precision, with the receipt."""
+    """The stock folder in half precision but for the text encoder, with the receipt."""
     target = ASSETS / "text_to_image"
     shutil.rmtree(target, ignore_errors=True)
     with atomic_folder(target) as folder:
         made = pipeline(out).to(dtype=torch.float16)
         for part in (made.unet, made.vae):
             part.register_to_config(_name_or_path="")  # else the folder of the run
+        made.text_encoder.float()  # transformers reads weights as they were saved, diffusers in float32
         made.save_pretrained(folder)
         (folder / "prompts.txt").write_text("\n".join(CAPTIONS) + "\n")
         shutil.copy(out / "receipt.json", folder / "receipt.json")

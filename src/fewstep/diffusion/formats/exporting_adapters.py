@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...core.files import atomic_folder
 from ...core.receipt import plain
+from ...core.source import folder_of
 from ...core.weights import weight_files
 from ..denoiser import Denoiser
 from ..lora import base_of, factors_along, is_adapted, mark_of
@@ -193,11 +194,19 @@ An adapter, tuned with fewstep, that makes a few-step generator of its base:
 """
 
 
+def _known_to_diffusers(base: str) -> str:
+    """Where plain diffusers finds a base: what comes with fewstep has a name that only fewstep knows."""
+    bundled = base.startswith("bundled")
+    return str(folder_of(base, "diffusers folder", bundled="teacher").resolve()) if bundled else base
+
+
 def _example(name: str, model: Model, walk: Walk, scheduler: Any) -> str:
     """How plain diffusers takes the adapter; guidance is off, as it is tuned in."""
-    load = f"""from diffusers import DiffusionPipeline
+    base = _known_to_diffusers(base_of(model.denoiser.network))
+    load = f"""import torch
+from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{base_of(model.denoiser.network)}")
+pipeline = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.float32)
 pipeline.load_lora_weights("{name}")"""
     if model.pipeline is None:
         times = model.denoiser.schedule.time(walk.levels(model.denoiser)).tolist()

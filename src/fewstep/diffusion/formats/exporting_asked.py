@@ -132,7 +132,8 @@ def example(name: str, pipeline: Pipeline, told: Mapping[str, object], asked: As
         words.insert(0, repr(asked[-1]))
     elif pipeline.by_class:
         words.insert(0, f"class_labels=[{asked[-1]}]")
-    return f"DiffusionPipeline.from_pretrained({name!r})({', '.join(words)})[0]"
+    # in one precision: transformers reads a part as it was saved, and diffusers in float32
+    return f"DiffusionPipeline.from_pretrained({name!r}, torch_dtype=torch.float32)({', '.join(words)})[0]"
 
 
 def _card(name: str, pipeline: Pipeline, told: Mapping[str, object], asked: Asked, facts: Mapping[str, Any]) -> str:
@@ -149,6 +150,7 @@ A few-step generator, tuned from a diffusion pipeline with fewstep. Guidance is 
 samples it:
 
 ```python
+import torch
 from diffusers import DiffusionPipeline
 
 samples = {example(name, pipeline, told, asked)}
