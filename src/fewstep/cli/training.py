@@ -76,8 +76,8 @@ def tune(
     Start it with `accelerate launch` for several GPUs, with `torchrun` for several processes on CPUs.
 
     Args:
-        checkpoint: a diffusers folder or hub id that holds a UNet2DModel or DiTTransformer2DModel, an earlier run, or
-            `bundled` for the small model that comes with the package.
+        checkpoint: a diffusers folder or hub id, such as a text-to-image pipeline or one of a UNet2DModel, an earlier
+            run, or `bundled` or `bundled-text` for the small models that come with the package.
         lessons: what the student learns from.
         run: where and how it is computed.
         loss: what the student is asked for.

@@ -36,8 +36,9 @@ class Lessons:
 
     data: str
     """an .npz, a folder or zip of images, a .parquet, a table, a hub data set, `bundled` (Fashion-MNIST), or `teacher` for
-    images that the teacher makes. Or `paths`: the student learns its teacher's whole sampling paths by heart, at the noise
-    levels where it is sampled and nowhere else."""
+    images that the teacher makes, which for a pipeline are latents of --prompts; a pipeline takes no other data but a table
+    of `fewstep encode`. Or `paths`: the student learns its teacher's whole sampling paths by heart, at the noise levels
+    where it is sampled and nowhere else."""
     teacher: str | None = None
     """the diffusion checkpoint for hops, images and paths; by default the checkpoint itself, but a run that goes on from a
     student needs one."""
