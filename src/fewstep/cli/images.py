@@ -162,9 +162,10 @@ def check(checkpoint: Positional[str], /, *, rank: int = 16, call: tuple[str, ..
     for name, said in checked.facts:
         print(f"{name:{wide}}  {said}")
     wide = max(len(way.name) for way in checked.memory)
-    print(f"\n{'GiB':{wide}}  weights  gradients  optimizer  averages    all")
+    unit, size_of = ("GiB", 2**30) if checked.memory[0].total >= 2**30 else ("MiB", 2**20)
+    print(f"\n{unit:{wide}}  weights  gradients  optimizer  averages    all")
     for way in checked.memory:
-        sizes = [f"{size / 2**30:.2f}" for size in (way.weights, way.gradients, way.optimizer, way.averages, way.total)]
+        sizes = [f"{size / size_of:.2f}" for size in (way.weights, way.gradients, way.optimizer, way.averages, way.total)]
         print(f"{way.name:{wide}}  {sizes[0]:>7}  {sizes[1]:>9}  {sizes[2]:>9}  {sizes[3]:>8}  {sizes[4]:>5}")
 
 

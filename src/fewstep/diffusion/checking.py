@@ -67,7 +67,7 @@ def check_checkpoint(checkpoint: str, *, rank: int = 16, call: Sequence[str] = (
     kind = type(network).__name__
     facts = [("network", f"{kind}, {elements(network.parameters()):,} parameters")]
     facts += [("schedule", str(denoiser.schedule)), ("prediction", _name(denoiser.prediction))]
-    facts += [("a sample", "x".join(map(str, denoiser.space.shape))), ("sampled by", str(model.walk))]
+    facts += [("a sample", "x".join(map(str, denoiser.space.shape))), ("sampled by", _sampled(model))]
     facts += _conditions(denoiser)
     if model.pipeline is not None:
         facts = [("pipeline", type(model.pipeline.stock).__name__), *facts, *_beside(model)]
@@ -137,6 +137,11 @@ def _exported(model: Model, walk: Walk) -> str:
         return type(few_step_scheduler(model.denoiser, walk, model.pipeline)).__name__
     except ValueError as why:
         return f"not: {why}"
+
+
+def _sampled(model: Model) -> str:
+    own = model.pipeline is not None and not model.is_student
+    return "its own scheduler" if own else str(model.walk)
 
 
 def _name(prediction: object) -> str:
