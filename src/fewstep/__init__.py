@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .diffusion.loss import consistency_loss as consistency_loss
     from .diffusion.measure.dial import score as score
     from .diffusion.measuring import dial_checkpoints as dial_checkpoints
+    from .diffusion.measuring import ledger_checkpoints as ledger_checkpoints
     from .diffusion.measuring import measure_checkpoint as measure_checkpoint
     from .diffusion.measuring import settle_checkpoint as settle_checkpoint
     from .diffusion.model import Model as Model
@@ -88,7 +89,7 @@ _NAMES = {
     "diffusion.lora": ["LoRA", "adapt", "fused"],
     "diffusion.loss": ["consistency_loss"],
     "diffusion.measure.dial": ["score"],
-    "diffusion.measuring": ["dial_checkpoints", "measure_checkpoint", "settle_checkpoint"],
+    "diffusion.measuring": ["dial_checkpoints", "ledger_checkpoints", "measure_checkpoint", "settle_checkpoint"],
     "diffusion.model": ["Model"],
     "diffusion.tuning": ["tune"],
     "diffusion.using": ["export_checkpoint", "sample_checkpoint"],

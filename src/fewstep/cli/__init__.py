@@ -17,14 +17,14 @@ import tyro
 
 from .images import check, demo, export, import_, push, sample
 from .language import train_text
-from .measuring import dial, measure, settle
+from .measuring import dial, ledger, measure, settle
 from .proxy import proxy
 from .tables import encode, table
 from .text import calibrate, decode
 from .text_measuring import evaluate, settle_text
 from .training import train, tune
 
-IMAGES = (demo, check, train, tune, sample, measure, dial, settle, export, push, table, encode, import_)
+IMAGES = (demo, check, train, tune, sample, measure, dial, ledger, settle, export, push, table, encode, import_)
 TEXT = (train_text, decode, calibrate, settle_text, evaluate, proxy)
 Work = Callable[[], None]
 COMMANDS = {command.__name__.strip("_").replace("_", "-"): command for command in (*IMAGES, *TEXT)}

@@ -80,6 +80,45 @@ def dial(
     after_measuring(run, measured.models[best], scoring.data, scoring.out / "measure.json", strength=strength)
 
 
+def ledger(
+    before: Positional[str],
+    after: Positional[str],
+    /,
+    *,
+    scoring: Annotated[Scoring, OmitArgPrefixes],
+    within: str = "10%",
+    steps: int | None = None,
+    strength: float | None = None,
+    teacher_calls: int = 35,
+) -> None:
+    """Say what a change to a diffusion checkpoint gained and lost, how sure that is, and what to do.
+
+    Args:
+        before: the diffusion checkpoint.
+        after: a student of it, or the same checkpoint after another change.
+        scoring: against what, and how.
+        within: so small a difference, as a share of what was there, counts as kept: 10% or .1.
+        steps: of the student, by default its own number.
+        strength: of a LoRA student: 0 is its base, 1 the student.
+        teacher_calls: network calls of a diffusion checkpoint: DDIM for few, Heun's method from 20 on.
+    """
+    from rich.console import Console
+
+    from ..diffusion.measuring import ledger_checkpoints
+    from ..diffusion.report import ledger_table
+
+    found = ledger_checkpoints(
+        before, after, scoring, within=_share(within), steps=steps, strength=strength, teacher_calls=teacher_calls
+    )
+    console = Console(highlight=False)
+    console.print(ledger_table(found.ledger))
+    for sentence in (*found.ledger.sentences(), *found.ledger.notes):
+        console.print(sentence, markup=False)
+    _say_features(found.features, scoring.features is None)
+    out = scoring.out
+    print(f"all figures, plots and pictures: {out / 'ledger.json'}, {out / 'ledger.png'}, {out / 'samples.png'}")
+
+
 def settle(
     checkpoint: Positional[str],
     /,

@@ -381,7 +381,7 @@ class Scoring:
     """real images to compare with: an .npz, a folder or zip, a .parquet, a table, a hub data set, `bundled` or
     `bundled-text`."""
     out: Path
-    """folder for measure.json, quality.png and samples.png."""
+    """folder for figures, plots and pictures."""
     n: int = 1000
     """samples for each score; scores compare only at the same n."""
     features: str | None = None

@@ -1,14 +1,15 @@
-"""Scores of checkpoints in a folder: all that `fewstep measure`, `dial` and `settle` do."""
+"""Scores of checkpoints in a folder: all that `fewstep measure`, `dial`, `ledger` and `settle` do."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from ..core.checks import at_least, positive
 from ..core.device import best_device
@@ -18,17 +19,19 @@ from ..core.receipt import receipt
 from .asked import asked_of, once, prompts_in
 from .choices import Scoring, given
 from .cond import labelled
-from .data import load_images
+from .data import Samples, load_images
 from .denoiser import Guided
 from .formats.folder import load
+from .measure.accounting import made_to_denoise, take_stock
 from .measure.comparing import Comparison, common_shape, compare, image_shape
 from .measure.dial import Setting
-from .measure.features import fitting
-from .measure.matching import match
+from .measure.features import View, fitting
+from .measure.ledger import Ledger
+from .measure.matching import Match, match
 from .measure.settings import diffusion_settings, student_settings
 from .measure.settling import QUANTILES, Settling, settle
 from .model import Model
-from .report import plot_settling
+from .report import plot_ledger, plot_settling, sheet
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,14 @@ class Measured:
     found: Comparison
     features: str
     models: Mapping[str, Model]
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """A ledger of two checkpoints, by the features of this name."""
+
+    ledger: Ledger
+    features: str
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,59 @@ def dial_checkpoints(
     settings = _teacher_settings(teacher, teacher_calls, scoring, list(students.values()), prompts) + settings
     facts = {"strengths": strengths} if strengths else {}
     return _measured(settings, scoring, students, prompts, within=within, runs=runs, teacher=teacher, **facts)
+
+
+def ledger_checkpoints(
+    before: str,
+    after: str,
+    scoring: Scoring,
+    *,
+    within: float = 0.1,
+    steps: int | None = None,
+    strength: float | None = None,
+    teacher_calls: int = 35,
+) -> Balanced:
+    """What a change to a diffusion checkpoint gained and lost; leaves ledger.json, two plots and pictures in the folder.
+
+    Args:
+        before: the diffusion checkpoint.
+        after: a student of it, or the same diffusion checkpoint after another change.
+        scoring: against what, how, and the folder.
+        within: so small a difference, as a share of what was there, counts as kept.
+        steps: of the student; its own number if left out.
+        strength: of a LoRA student: 0 is its base, 1 the student.
+        teacher_calls: network calls of a diffusion checkpoint: DDIM for few, Heun's method from 20 on.
+
+    Raises:
+        ValueError: numbers that cannot be, something that cannot be loaded, or models and data that do not go together.
+    """
+    positive(within=within)
+    at_least(0, strength=strength)
+    prompts = _check(scoring, [1 if steps is None else steps], [teacher_calls])
+    model = load(after).to(best_device())
+    model = model if strength is None else model.at(strength)
+    settings = _teacher_settings(before, [teacher_calls], scoring, [model], prompts)
+    if model.is_student:
+        walk = model.walk_in(steps)
+        settings.append(Setting("after", model.denoiser, walk, model.pipeline))
+    elif steps is not None:
+        raise ValueError(f"{after} is a diffusion model, sampled like the other; leave --steps out")
+    else:
+        settings += _teacher_settings(after, [teacher_calls], scoring, [model], prompts)
+    real = _compared(settings, scoring, prompts)
+    views = [View.of(name, net, real.images, bundled=scoring.data == "bundled") for name, net in real.networks.items()]
+    facts = {"before": before, "checkpoint": after, "data": scoring.data, "features": real.features, "seed": scoring.seed}
+    facts |= {"n": scoring.n, "precision": scoring.precision} | given(strength=strength, match=real.named)
+    with receipt(scoring.out / "ledger.json", **facts) as entries:
+        ledger, points = take_stock(
+            replace(settings[0], name="before"), replace(settings[1], name="after"), real.images, views,
+            n=scoring.n, denoises=made_to_denoise(model), prompts=prompts, judge=real.judge, seed=scoring.seed, batch=scoring.batch,
+            precision=scoring.precision, within=within,
+        )  # fmt: skip
+        entries.update(ledger.summary(), points=[point.summary() for point in points])
+        plot_ledger(ledger, scoring.out / "ledger.png")
+        sheet(points, scoring.out / "samples.png")
+    return Balanced(ledger, real.features)
 
 
 def settle_checkpoint(
@@ -251,13 +315,39 @@ def _measured(
     **facts: Any,
 ) -> Measured:
     """Scores `settings` against the data; the results are in the folder."""
+    real = _compared(settings, scoring, prompts)
+    guidance = next((setting.denoiser.scale for setting in settings if isinstance(setting.denoiser, Guided)), None)
+    facts |= given(guidance=guidance, match=real.named, asked_in=None if prompts is None else str(scoring.prompts))
+    found = compare(
+        settings, real.images, scoring.out, n=scoring.n, networks=real.networks, judge=real.judge,
+        bundled=scoring.data == "bundled", seed=scoring.seed, batch=scoring.batch, precision=scoring.precision,
+        within=within, prompts=prompts, data=scoring.data, **facts,
+    )  # fmt: skip
+    return Measured(found, real.features, models)
+
+
+class _Against(NamedTuple):
+    """Real images in an order of chance, extractors, the name of the first; who judges matches, and by which name."""
+
+    images: Samples
+    networks: dict[str, nn.Module]
+    features: str
+    judge: Match | None
+    named: str | None
+
+
+def _compared(settings: Sequence[Setting], scoring: Scoring, prompts: Sequence[str] | None) -> _Against:
+    """What samples are compared with, and by whom.
+
+    Raises:
+        ValueError: a setting cannot be sampled, or they and the data do not go together.
+    """
     for setting in settings:
         setting.walk.levels(setting.denoiser)  # all numbers of calls are possible, before the first is sampled
         if setting.pipeline is not None or prompts is not None:
             asked_of(setting.pipeline, setting.denoiser, prompts)  # and all can be asked for that
     channels, height, width = shape = common_shape(settings)
-    bundled = scoring.data == "bundled"
-    taken = scoring.features or ("fashion" if bundled else "random")
+    taken = scoring.features or ("fashion" if scoring.data == "bundled" else "random")
     networks = fitting(taken, shape)
     named = scoring.match or ("clothes" if scoring.data == "bundled-text" and prompts else None)
     judge = None if named is None else match(named)
@@ -265,14 +355,7 @@ def _measured(
         raise ValueError("--match judges pictures by their prompts; give --prompts as well, or leave it out")
     conditional = prompts is None and any(setting.denoiser.classes for setting in settings)
     images = load_images(scoring.data, channels=channels, size=(height, width), labels=conditional).shuffled()
-    guidance = next((setting.denoiser.scale for setting in settings if isinstance(setting.denoiser, Guided)), None)
-    facts |= given(guidance=guidance, match=named, asked_in=None if prompts is None else str(scoring.prompts))
-    found = compare(
-        settings, images, scoring.out, n=scoring.n, networks=networks, judge=judge, bundled=bundled, seed=scoring.seed,
-        batch=scoring.batch, precision=scoring.precision, within=within, prompts=prompts,
-        data=scoring.data, **facts,
-    )  # fmt: skip
-    return Measured(found, taken, models)
+    return _Against(images, networks, taken, judge, named)
 
 
 def _names(runs: Sequence[str]) -> list[str]:

@@ -102,7 +102,7 @@ def compare(
     views = [View.of(name, network, images, bundled=bundled) for name, network in networks.items()]
     real, first = Looks.over(images), views[0].name
     with receipt(out / "measure.json", features=first, seed=seed, precision=precision, **facts) as entries:
-        cond = partial(_told, images=images, n=n, prompts=prompts, known={})
+        cond = partial(told, images=images, n=n, prompts=prompts, known={})
         match = partial(judge, prompts=[prompts[k % len(prompts)] for k in range(n)]) if judge and prompts else None
         points = scores(settings, range(seed, seed + n), views, batch=batch, precision=precision, cond=cond, match=match)
         entries |= {"points": [point.summary() for point in points], "real": real._asdict()}
@@ -122,7 +122,7 @@ def compare(
     return Comparison(points, real, said)
 
 
-def _told(setting: Setting, images: Samples, n: int, prompts: Sequence[str] | None, known: dict[Pipeline, Cond]) -> Cond:
+def told(setting: Setting, images: Samples, n: int, prompts: Sequence[str] | None, known: dict[Pipeline, Cond]) -> Cond:
     """What a model is given: classes, or whatever its pipeline makes of classes or prompts, which is kept in `known`."""
     pipeline, denoiser = setting.pipeline, setting.denoiser
     if pipeline is None:

@@ -17,6 +17,7 @@ from ...core.progress import track
 from ...core.source import ASSETS, folder_of
 from ...core.weights import in_short
 from ..data import Samples
+from ..data.clothes import NOUNS
 from .scores import Array, Reference
 
 VISION = "folder of a vision model"
@@ -116,8 +117,11 @@ def reference(network: nn.Module, images: Samples, *, bundled: bool = False) -> 
 class FashionFeatures(nn.Module):
     """The bundled extractor: the last hidden layer of a small Fashion-MNIST classifier.
 
-    `forward` takes uint8 images (B, 1, 28, 28) and returns features (B, 128); `classify` returns logits (B, 10).
+    `forward` takes uint8 images (B, 1, 28, 28) and returns features (B, 128); `classify` returns logits (B, 10), whose
+    classes are called as in `classes`.
     """
+
+    classes = NOUNS
 
     def __init__(self) -> None:
         super().__init__()

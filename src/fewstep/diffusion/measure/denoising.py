@@ -1,0 +1,78 @@
+"""Denoising error by noise level: what a checkpoint knows of real samples, before any sampler has a say in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...core.progress import progress
+from ...core.seeds import derive, generators, normal
+from ..cond import Cond
+from ..denoiser import Denoiser
+from ..noise import karras
+from ..two_times import TwoTimes
+from .scores import Array
+
+HIGHEST = 80.0  # higher up noise alone is seen, and all answer with the mean of the data
+JUST_BELOW = 0.99  # where a student of any number of calls is asked to end, over the level: there it is a diffusion model
+
+
+def levels_of(*denoisers: Denoiser, count: int = 12) -> Tensor:
+    """Karras' levels, falling, within what all the denoisers were trained on, (count,) float64."""
+    low = max(denoiser.schedule.sigma_min for denoiser in denoisers)
+    high = min(HIGHEST, *(denoiser.schedule.sigma_max for denoiser in denoisers))
+    return karras(count, low, high)
+
+
+@torch.no_grad()
+def errors(
+    denoiser: Denoiser,
+    x0: Tensor,
+    cond: Cond,
+    levels: Tensor,
+    *,
+    seed: int = 0,
+    batch: int = 250,
+    precision: str = "no",
+) -> Array:
+    """The mean square over values of f(x0 + σ·eps, σ) − x0 at each level, (N, K).
+
+    Row k has the same noise at all levels and for any denoiser, so two of them are compared in pairs.
+
+    Args:
+        denoiser: f, on its device. A `TwoTimes` is asked for the end of a segment just below σ.
+        x0: real samples (N, *).
+        cond: a row each.
+        levels: σ, (K,).
+        seed: of the noise.
+        batch: rows at once.
+        precision: "no" (float32) or "bf16" in the network.
+    """
+    found = []
+    with progress("denoising", len(x0) * len(levels)) as done:
+        for start in range(0, len(x0), batch):
+            rows = slice(start, start + batch)
+            clean = x0[rows].to(denoiser.device)
+            eps = normal(generators(_seeds(seed, start, len(clean))), clean.shape[1:], clean.device)
+            at_each = [
+                _error(denoiser, clean, eps, float(level), cond.part(rows).to(clean.device), precision) for level in levels
+            ]
+            found.append(torch.stack(at_each, 1).cpu())
+            done(len(clean) * len(levels))
+    every: Array = torch.cat(found).double().numpy()
+    return every
+
+
+def _seeds(seed: int, start: int, count: int) -> Sequence[int]:
+    return [derive(seed, 0x1ED6E2, k) for k in range(start, start + count)]
+
+
+def _error(denoiser: Denoiser, x0: Tensor, eps: Tensor, level: float, cond: Cond, precision: str) -> Tensor:
+    sigma = x0.new_full((len(x0),), level)
+    asked = cond.until(JUST_BELOW * sigma) if isinstance(denoiser, TwoTimes) else cond
+    with torch.autocast(x0.device.type, torch.bfloat16, precision == "bf16"):
+        answer = denoiser(x0 + level * eps, sigma, asked)
+    error: Tensor = (answer.float() - x0).square().flatten(1).mean(1)
+    return error

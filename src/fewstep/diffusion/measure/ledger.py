@@ -1,0 +1,210 @@
+"""The ledger: what a change to a diffusion checkpoint gained and lost, how sure that is, and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ...core.intervals import Estimate, chance_of_none, holm, mean_difference, share_difference
+from .drift import Drift
+from .scores import Array
+
+Flags = NDArray[np.bool_]
+
+LEVEL = 0.05  # chance that a ledger of a change that does nothing says "gained" or "lost" anywhere
+GROUPS = 20  # of a jackknife
+Said = Literal["kept", "gained", "lost", "not known", "another task"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure of both checkpoints.
+
+    Attributes:
+        group: what it is about, a key of `ADVICE`.
+        name: of the figure.
+        before, after: its values.
+        difference: after − before, paired, with its 95 % interval.
+        chance: p of "there is no difference".
+        n: pairs.
+        unit: what a difference is a share of; see `Ledger.within`.
+        best: where the figure is best: 0 for errors, infinite where more is better, the real images' value for a look.
+        asked: whether the changed checkpoint was made to keep this.
+        level: noise level of a denoising error.
+    """
+
+    group: str
+    name: str
+    before: float
+    after: float
+    difference: Estimate
+    chance: float
+    n: int
+    unit: float
+    best: float = 0.0
+    asked: bool = True
+    level: float = math.nan
+
+    @property
+    def better(self) -> bool:
+        """Whether the value after is nearer to where it is best."""
+        if math.isinf(self.best):
+            return (self.after - self.before) * self.best > 0
+        return abs(self.after - self.best) < abs(self.before - self.best)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an interval says of a line, and how many more samples it would take where it says nothing."""
+
+    said: Said
+    more: int = 0
+
+    def __str__(self) -> str:
+        return f"not known at this n: take about {self.more:,} more" if self.said == "not known" else self.said
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Lines with verdicts, the drift of weights, and what could not be measured.
+
+    Attributes:
+        lines: in the order of the table.
+        within: a difference is "kept" if its whole 95 % interval is within this share of the line's unit.
+        drift: of each layer from input to output; empty where the networks differ in form.
+        calls: network calls of a sample, before and after.
+        notes: what was left out, and why; what a figure means.
+    """
+
+    lines: tuple[Line, ...]
+    within: float
+    drift: tuple[Drift, ...] = ()
+    calls: tuple[float, float] = (math.nan, math.nan)
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def chances(self) -> Array:
+        """p of each line, adjusted for all that were judged (Holm)."""
+        judged = np.array([line.asked for line in self.lines], bool)
+        adjusted = np.ones(len(self.lines))
+        adjusted[judged] = holm([line.chance for line in self.lines if line.asked])
+        return adjusted
+
+    @cached_property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """One a line. "Gained" or "lost" anywhere has a chance of 5 % at most where nothing has changed.
+
+        "Kept" is said line by line: where a loss is as large as `within`, its chance is 2.5 %.
+        """
+        return tuple(self._verdict(line, p) for line, p in zip(self.lines, self.chances, strict=True))
+
+    def _verdict(self, line: Line, chance: float) -> Verdict:
+        margin = self.within * line.unit
+        if not line.asked:
+            return Verdict("another task")
+        if -margin <= line.difference.low and line.difference.high <= margin:
+            return Verdict("kept")
+        if chance <= LEVEL:
+            return Verdict("gained" if line.better else "lost")
+        return Verdict("not known", self._more(line, margin))
+
+    def _more(self, line: Line, margin: float) -> int:
+        """Samples to add until, at this difference, the line is one or the other: intervals shrink as 1/√n."""
+        reach, value = line.difference.high - line.difference.value, abs(line.difference.value)
+        strict = stats.norm.isf(LEVEL / 2 / max(1, sum(each.asked for each in self.lines))) / stats.norm.isf(0.025)
+        needs = [reach * strict / value] if value else []
+        needs += [reach / (margin - value)] if value < margin else []
+        more = line.n * (float(min(needs)) ** 2 - 1)
+        size = 10 ** max(0, int(math.log10(max(more, 1))) - 1)  # two figures, rounded up
+        return max(1, int(math.ceil(more / size) * size))
+
+    def of(self, *said: Said) -> list[Line]:
+        """The lines of which that is said."""
+        return [line for line, verdict in zip(self.lines, self.verdicts, strict=True) if verdict.said in said]
+
+    def sentences(self) -> list[str]:
+        """What was gained, what was lost and what to do, a sentence each."""
+        gained, lost, unknown = self.of("gained"), self.of("lost"), self.of("not known")
+        judged = sum(line.asked for line in self.lines)
+        said = [f"Gained: {_names(gained)}."] if gained else []
+        if self.calls[0] > self.calls[1]:
+            said.append(f"A sample takes {self.calls[1]:.0f} network calls in place of {self.calls[0]:.0f}.")
+        said += [f"Lost: {_names(lost)}."] if lost else [f"No loss was found in {judged} lines."]
+        if unknown:
+            said.append(f"Not known at this n: {len(unknown)} of {judged} lines.")
+        return said + [ADVICE[group] for group in dict.fromkeys(line.group for line in lost)]
+
+    def summary(self) -> dict[str, Any]:
+        """What goes into a JSON."""
+        rows = zip(self.lines, self.verdicts, self.chances, strict=True)
+        return {
+            "within": self.within,
+            "level": LEVEL,
+            "calls": {"before": self.calls[0], "after": self.calls[1]},
+            "lines": [
+                {"group": line.group, "line": line.name, "before": line.before, "after": line.after}
+                | {"difference": line.difference._asdict(), "n": line.n, "unit": line.unit}
+                | {"best": line.best if math.isfinite(line.best) else "more"}
+                | {"p": line.chance, "p_adjusted": float(p), "verdict": verdict.said, "more": verdict.more}
+                for line, verdict, p in rows
+            ],
+            "drift": [layer._asdict() for layer in self.drift],
+            "notes": self.notes,
+            "sentences": self.sentences(),
+        }
+
+
+ADVICE = {
+    "denoising": "It denoises worse than before: tune less, with a lower rate, "
+    "--freeze or --lora, or lower its --strength.",
+    "agreement": "It left the teacher's own solutions: tune longer by the teacher's hops, or take more calls.",
+    "at as few calls": "It is worse than the checkpoint it came from at as many calls, so nothing was gained by it: tune "
+    "again with a lower rate.",
+    "quality": "Its pictures are further from real ones: take more calls or tune longer.",
+    "variety": "It shows less of what there is: take more calls, lower the guidance, or tune on more data.",
+    "classes": "Some classes suffered more than others: see whether the data hold enough of them.",
+    "copying": "It copies training images: tune on more of them, or for a shorter time.",
+    "prompts": "It shows less of what it is asked for: raise the guidance that it is tuned with, or tune on more prompts.",
+    "looks": "Its look changed where scores may not mind: compare pictures side by side, and take an earlier state.",
+}
+
+
+def _names(lines: Sequence[Line]) -> str:
+    """The names, those of one group together, no more than three of it."""
+    said = []
+    for group in dict.fromkeys(line.group for line in lines):
+        names = [line.name.partition(" (")[0] for line in lines if line.group == group]
+        few = ", ".join(names[:3])
+        said.append(f"{group} ({few}{f' and {len(names) - 3} more' if len(names) > 3 else ''})")
+    return "; ".join(said)
+
+
+def paired(
+    group: str, name: str, before: Array, after: Array, *, unit: float, best: float = 0.0, asked: bool = True
+) -> Line:
+    """The line of a figure that each of n pairs has, (n,) each."""
+    found = mean_difference(after, before)
+    values = float(before.mean()), float(after.mean())
+    return Line(group, name, *values, found, chance_of_none(found, len(before) - 1), len(before), unit, best, asked)
+
+
+def shares(group: str, name: str, before: Flags, after: Flags, *, unit: float, best: float) -> Line:
+    """The line of a share of n pairs, from booleans (n,) each; its p is McNemar's exact one."""
+    more, less, n = int((after & ~before).sum()), int((before & ~after).sum()), len(before)
+    found = share_difference(more, less, n) if more + less else Estimate(0.0, 0.0, 0.0)
+    chance = float(stats.binomtest(more, more + less).pvalue) if more + less else 1.0
+    return Line(group, name, float(before.mean()), float(after.mean()), found, chance, n, unit, best)
+
+
+def scored(
+    group: str, name: str, before: float, after: float, difference: Estimate, n: int, *, unit: float, best: float = 0.0
+) -> Line:
+    """The line of a score of n samples together, whose difference is a jackknife's."""
+    return Line(group, name, before, after, difference, chance_of_none(difference, GROUPS - 1), n, unit, best)
