@@ -178,8 +178,8 @@ def ledger_checkpoints(
     with receipt(scoring.out / "ledger.json", **facts) as entries:
         ledger, points = take_stock(
             replace(settings[0], name="before"), replace(settings[1], name="after"), real.images, views,
-            n=scoring.n, denoises=made_to_denoise(model), prompts=prompts, judge=real.judge, seed=scoring.seed, batch=scoring.batch,
-            precision=scoring.precision, within=within,
+            n=scoring.n, denoises=made_to_denoise(model), prompts=prompts, judge=real.judge, seed=scoring.seed,
+            batch=scoring.batch, precision=scoring.precision, within=within,
         )  # fmt: skip
         entries.update(ledger.summary(), points=[point.summary() for point in points])
         plot_ledger(ledger, scoring.out / "ledger.png")

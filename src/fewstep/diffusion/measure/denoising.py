@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,9 @@ def errors(
         seed: of the noise.
         batch: rows at once.
         precision: "no" (float32) or "bf16" in the network.
+
+    Raises:
+        ValueError: an answer that is not finite.
     """
     found = []
     with progress("denoising", len(x0) * len(levels)) as done:
@@ -62,6 +66,12 @@ def errors(
             found.append(torch.stack(at_each, 1).cpu())
             done(len(clean) * len(levels))
     every: Array = torch.cat(found).double().numpy()
+    broken = ~np.isfinite(every).all(0)
+    if broken.any():
+        level = float(levels[int(broken.argmax())])
+        raise ValueError(
+            f"a checkpoint answers with numbers that are not finite at σ = {level:.2g}; its weights are broken"
+        )
     return every
 
 

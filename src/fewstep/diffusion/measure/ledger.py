@@ -121,9 +121,9 @@ class Ledger:
         strict = stats.norm.isf(LEVEL / 2 / max(1, sum(each.asked for each in self.lines))) / stats.norm.isf(0.025)
         needs = [reach * strict / value] if value else []
         needs += [reach / (margin - value)] if value < margin else []
-        more = line.n * (float(min(needs)) ** 2 - 1)
+        more = line.n * (float(min(needs, default=2**0.5)) ** 2 - 1)
         size = 10 ** max(0, int(math.log10(max(more, 1))) - 1)  # two figures, rounded up
-        return max(1, int(math.ceil(more / size) * size))
+        return max(1, int(math.ceil(more / size - 1e-9) * size))
 
     def of(self, *said: Said) -> list[Line]:
         """The lines of which that is said."""

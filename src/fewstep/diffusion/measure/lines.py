@@ -17,9 +17,9 @@ from torch import Tensor
 from ...core.intervals import Estimate, jackknife, jackknives
 from .dial import Looks, Point, difference
 from .features import View
-from .ledger import Flags, Line, paired, scored, shares
+from .ledger import GROUPS, Flags, Line, paired, scored, shares
 from .matching import Match
-from .scores import Array, covered, kid, mind, nearest, radii, vendi
+from .scores import Array, Coverage, covered, kid, met_by, mind, nearest, radii, vendi
 
 NEAR = 0.05  # share of real images that count as near to a training image
 Numbers = NDArray[np.intp]
@@ -107,9 +107,12 @@ def variety(pair: Pair, groups: Numbers | None = None) -> list[Line]:
         return change
 
     whole = [covered(across, of_real, within) for across, within in met]
-    found = jackknives(apart, len(ours))
+    found = dict(zip(Coverage._fields, jackknives(apart, len(ours)), strict=True))
+    sides = (met_by(across, of_real, within) for across, within in met)
+    for name, before, after in zip(("recall", "coverage"), *sides, strict=True):
+        found[name] = _wider(found[name], np.subtract(after, before, dtype=float))
     lines = []
-    for name, a, b, d in zip(whole[0]._fields, *whole, found, strict=True):
+    for name, a, b, d in zip(whole[0]._fields, *whole, found.values(), strict=True):
         group = "quality" if name in ("precision", "density") else "variety"
         lines.append(scored(group, name, a, b, d, len(ours), unit=0.5, best=math.inf))
     kinds = np.zeros(len(ours), int) if groups is None else groups
@@ -156,6 +159,13 @@ def _kids(ours: Array, theirs: Array, real: Array, chosen: tuple[Flags, Flags]) 
     """The difference of the kernel distances of those that are chosen on either side."""
     a, b = chosen
     return jackknife(lambda rows: kid(theirs[rows[b[rows]]], real) - kid(ours[rows[a[rows]]], real), len(ours))
+
+
+def _wider(found: Estimate, of_each: Array) -> Estimate:
+    """The interval with what comes of the choice of real images, (m,), of which recall and coverage are shares."""
+    beside = stats.t.ppf(0.975, GROUPS - 1) * of_each.std(ddof=1) / len(of_each) ** 0.5
+    reach = math.hypot(found.high - found.value, beside)
+    return Estimate(found.value, found.value - reach, found.value + reach)
 
 
 def copying(pair: Pair, real: Array) -> tuple[Line, str]:

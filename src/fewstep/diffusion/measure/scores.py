@@ -167,10 +167,17 @@ def radii(within: Array) -> Array:
 
 def covered(across: Array, of_real: Array, within: Array) -> Coverage:
     """The same from distances: of real ones (M,) to samples (M, n), among samples (n, n), and the `radii` of the real."""
-    inside = across <= of_real[:, 1:]
+    recalled, met = met_by(across, of_real, within)
     return Coverage(
         precision=float((across <= of_real[:, :1]).any(0).mean()),
-        recall=float((across <= radii(within)[None, :, 0]).any(1).mean()),
-        density=float(inside.sum(0).mean() / 5),
-        coverage=float(inside.any(1).mean()),
+        recall=float(recalled.mean()),
+        density=float((across <= of_real[:, 1:]).sum(0).mean() / 5),
+        coverage=float(met.mean()),
     )
+
+
+def met_by(across: Array, of_real: Array, within: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which real ones recall and coverage count, (M,) each."""
+    recalled: NDArray[np.bool_] = np.asarray((across <= radii(within)[None, :, 0]).any(1))
+    met: NDArray[np.bool_] = np.asarray((across <= of_real[:, 1:]).any(1))
+    return recalled, met

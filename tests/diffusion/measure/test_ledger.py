@@ -1,0 +1,320 @@
+"""A ledger of models that are known exactly: what is damaged is found in its line, and nothing else is made up."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import fewstep, tiny
+from rich.console import Console
+from torch import nn
+
+from fewstep.core.intervals import Estimate
+from fewstep.diffusion.cond import NOTHING
+from fewstep.diffusion.data import Images
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.formats.folder import load, save
+from fewstep.diffusion.lora import LoRA, adapt, factors_of, fused
+from fewstep.diffusion.measure.accounting import lines_of, made_to_denoise, take_stock
+from fewstep.diffusion.measure.denoising import errors, levels_of
+from fewstep.diffusion.measure.dial import Setting, score
+from fewstep.diffusion.measure.drift import drift
+from fewstep.diffusion.measure.features import View
+from fewstep.diffusion.measure.ledger import Ledger, Line, paired, shares
+from fewstep.diffusion.measure.lines import Pair
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.prediction import clean
+from fewstep.diffusion.report import ledger_table
+from fewstep.diffusion.schedule import Karras
+from fewstep.diffusion.space import Pixels
+from fewstep.diffusion.two_times import TwoTimes
+from fewstep.diffusion.walk import Consistency, Heun
+
+SHAPE, SPREAD, N, WALK = (3, 6, 6), 0.12, 100, Heun(16)
+
+
+def templates() -> torch.Tensor:
+    """Four coloured pictures in [−0.6, 0.6], (4, *SHAPE)."""
+    coarse = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(3))
+    return nn.functional.interpolate(coarse, SHAPE[1:], mode="bilinear").tanh() * 0.6
+
+
+class Mixture(nn.Module):
+    """The exact posterior mean of a mixture of Gaussians around templates, as a network of EDM's input and time."""
+
+    def __init__(self, means: torch.Tensor, spread: float = SPREAD) -> None:
+        super().__init__()
+        self.means, self.weights = nn.Parameter(means.clone()), nn.Parameter(torch.zeros(len(means)))
+        self.spread = spread
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        sigma = (4 * timestep.double()).exp().view(-1, 1, 1, 1)
+        x, means = sample.double() * (sigma**2 + 0.25).sqrt(), self.means.double()
+        variance = self.spread**2 + sigma**2
+        far = (x[:, None] - means).square().flatten(2).sum(2)
+        share = (self.weights.double() - far / 2 / variance.view(-1, 1)).softmax(1)
+        pulled = means + self.spread**2 / variance[:, None] * (x[:, None] - means)
+        return (share[:, :, None, None, None] * pulled).sum(1).to(sample.dtype)
+
+
+def mixture(means: torch.Tensor | None = None, spread: float = SPREAD) -> Denoiser:
+    network = Mixture(templates() if means is None else means, spread)
+    return Denoiser(network, Karras(sigma_data=0.5, time_scale=0.25), clean, space=Pixels(SHAPE), takes={})
+
+
+class Colours(nn.Module):
+    """Features that know the templates: nearness to each, and the class of the nearest."""
+
+    classes = ("first", "second", "third", "fourth")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means = nn.Parameter(templates().flatten(1))
+        self.mixed = nn.Parameter(torch.randn(108, 8, generator=torch.Generator().manual_seed(5)) / 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        flat = images.flatten(1).float() / 127.5 - 1
+        return torch.cat([flat @ self.mixed, flat @ self.means.T / 4], 1)
+
+    def classify(self, images: torch.Tensor) -> torch.Tensor:
+        return -torch.cdist(images.flatten(1).float() / 127.5 - 1, self.means)
+
+
+class Averages(nn.Module):
+    """Features nobody chose: means of parts of the picture, (B, 12)."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.avg_pool2d(images.float() / 127.5 - 1, 3).flatten(1)
+
+
+def pictures(count: int, seed: int) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    means = templates()[torch.randint(0, 4, (count,), generator=rng)]
+    x = means + SPREAD * torch.randn(count, *SHAPE, generator=rng)
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def world():
+    images = Images(pictures(600, 7))
+    return images, [View.of("colours", Colours(), images), View.of("averages", Averages(), images)]
+
+
+def balance(world, after: Denoiser, *, denoises: bool = True, seed: int = 0, walk=WALK) -> Ledger:
+    images, views = world
+    settings = Setting("before", mixture(), WALK), Setting("after", after, walk)
+    return take_stock(*settings, images, views, n=N, denoises=denoises, seed=seed)[0]
+
+
+def said(ledger: Ledger, name: str) -> str:
+    (verdict,) = (v.said for line, v in zip(ledger.lines, ledger.verdicts, strict=True) if line.name.startswith(name))
+    return verdict
+
+
+def test_an_undamaged_copy_shows_no_loss_at_ten_seeds(world) -> None:
+    for seed in range(0, 10 * N, N):
+        found = balance(world, mixture(), seed=seed)
+        assert {verdict.said for verdict in found.verdicts} == {"kept"}
+        assert all(line.difference == (0, 0, 0) for line in found.lines) and max(d.change for d in found.drift) == 0
+        assert found.sentences() == [f"No loss was found in {len(found.lines)} lines."]
+
+
+def test_a_class_that_is_dropped_is_missed(world) -> None:
+    damaged = mixture()
+    with torch.no_grad():
+        damaged.network.weights[2] = -1e9
+    found = balance(world, damaged)
+    line = next(line for line in found.lines if line.name == "share of third")
+    assert said(found, "share of third") == "lost" and line.after == 0 and line.difference.high < 0
+    assert said(found, "Fréchet, colours") == said(found, "Fréchet, averages") == "lost"
+    assert next(line for line in found.lines if line.name == "coverage").difference.high < 0
+    assert "Some classes" in " ".join(found.sentences())
+
+
+def test_a_look_that_changed_is_seen(world) -> None:
+    means = templates()
+    pale = means.mean(1, keepdim=True) + 0.5 * (means - means.mean(1, keepdim=True))
+    found = balance(world, mixture(pale))
+    line = next(line for line in found.lines if line.name.startswith("saturation"))
+    assert said(found, "saturation") == "lost" and line.difference.high < 0 and said(found, "grey") == "kept"
+
+
+def test_memorised_images_are_found(world) -> None:
+    images, _ = world
+    learned = images.pixels[:40].float() / 127.5 - 1
+    found = balance(world, mixture(learned, spread=0.002))
+    line = next(line for line in found.lines if line.group == "copying")
+    assert said(found, "nearer to data") == "lost" and line.difference.low > 0 and line.after > 0.9
+    assert "more than these" in found.notes[-1]
+    assert said(balance(world, mixture()), "nearer to data") == "kept"
+
+
+def test_a_consistency_function_is_not_judged_by_its_denoising(world) -> None:
+    """At one call it answers with an end of a path: the error rises, and that is no loss."""
+    ends = mixture(spread=SPREAD)
+
+    class End(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = ends.network
+
+        def forward(self, sample, timestep):
+            sigma = (4 * timestep[0].double()).exp()
+            x = sample.double() * (sigma**2 + 0.25).sqrt()
+            levels = torch.tensor([float(sigma) * 0.6**k for k in range(12)], dtype=torch.float64)
+            for here, lower in zip(levels, [*levels[1:], 0.0], strict=True):
+                x0 = ends(x, here.expand(len(x)))
+                x = x0 + lower / here * (x - x0)
+            return x.to(sample.dtype)
+
+    student = Denoiser(End(), ends.schedule, clean, space=Pixels(SHAPE), takes={})
+    assert not made_to_denoise(Model(student, Consistency(1))) and made_to_denoise(Model(student, Heun(2)))
+    found = balance(world, student, denoises=False, walk=Consistency(1))
+    denoising = [line for line in found.lines if line.group == "denoising"]
+    assert {said(found, line.name) for line in denoising} == {"another task"}
+    assert any(line.chance < 1e-6 and line.after > line.before for line in denoising)
+    assert {line.name for line in found.of("gained")} >= {"distance in pixels", "Fréchet, colours"}  # than one step of DDIM
+    assert found.calls == (31, 1) and "takes 1 network calls in place of 31" in " ".join(found.sentences())
+
+
+def test_where_nothing_changed_a_ledger_is_wrong_in_one_of_twenty(world) -> None:
+    """Two models that are the same, and unpaired at that: samples of other seeds."""
+    images, views = world
+    points = [score(Setting("same", mixture(), WALK), range(k * 60, k * 60 + 60), views) for k in range(30)]
+    wrong = []
+    for before, after in zip(points[::2], points[1::2], strict=True):
+        lines, _ = lines_of(Pair(before, after, views), before, images, NOTHING)
+        judged = [line for line in lines if line.group != "agreement"]  # which is of the same seeds
+        wrong.append(bool(Ledger(tuple(judged), 0.0).of("gained", "lost")))
+    assert sum(wrong) <= 3  # of 15; more have a chance of 0.5 % where one in twenty is wrong
+
+
+def test_false_alarms_of_a_family_of_lines_are_one_in_twenty() -> None:
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(200):
+        before, after = rng.standard_normal((2, 8, 30))
+        lines = [paired("looks", str(k), a, b, unit=1.0) for k, (a, b) in enumerate(zip(before, after, strict=True))]
+        wrong += bool(Ledger(tuple(lines), 0.0).of("gained", "lost"))
+    assert 4 <= wrong <= 17  # of 8 lines each; 95 % of Binomial(200, 0.05) is 4 to 16
+
+
+def line(value: float, reach: float, *, unit: float = 1.0, best: float = 0.0, chance: float = 1e-6, n: int = 100) -> Line:
+    return Line("looks", "it", 1.0, 1.0 + value, Estimate(value, value - reach, value + reach), chance, n, unit, best)
+
+
+def test_verdicts_are_read_off_the_interval() -> None:
+    verdict = lambda *each: [v.said for v in Ledger(each, 0.1).verdicts]  # noqa: E731
+    assert verdict(line(0.05, 0.04), line(0.05, 0.06, chance=0.1)) == ["kept", "not known"]
+    assert verdict(line(0.5, 0.1), line(-0.5, 0.1), line(0.5, 0.1, best=math.inf)) == ["lost", "gained", "gained"]
+    assert verdict(line(0.5, 0.1, best=1.0), line(0.5, 0.1, best=1.4)) == ["lost", "gained"]  # nearer to the real ones
+    assert verdict(line(0.5, 0.6, chance=0.1), *[line(0, 0)] * 9) == ["not known"] + ["kept"] * 9
+
+
+def test_so_many_more_samples_tell() -> None:
+    """To keep a difference of 0 ± 0.2 within 0.1 takes four times the samples; to tell 0.5 ± 0.6 alone, 1.44 times."""
+    (keep,), (tell,) = (Ledger((one,), 0.1).verdicts for one in (line(0.0, 0.2, chance=1), line(0.5, 0.6, chance=0.1)))
+    assert (keep.more, tell.more) == (300, 44)
+    assert str(keep) == "not known at this n: take about 300 more"
+
+
+def test_shares_have_the_exact_test() -> None:
+    before, after = np.array([1] * 9 + [0] * 11, bool), np.array([1] * 3 + [0] * 17, bool)
+    found = shares("classes", "it", before, after, unit=0.5, best=0.5)
+    assert (found.before, found.after, found.chance) == (0.45, 0.15, pytest.approx(2 / 2**6)) and not found.better
+
+
+def test_the_drift_is_that_of_the_layer_that_was_reset() -> None:
+    before = tiny()
+    after = copy.deepcopy(before)
+    layer = after.network.get_submodule("mid_block.resnets.0.conv1")
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    found = {each.layer: each.change for each in drift(before, after)}
+    assert found.pop("mid_block.resnets.0.conv1") == pytest.approx(1) and set(found.values()) == {0}
+    order = list(found)
+    assert order.index("conv_in") < order.index("down_blocks.0.resnets.0.conv1") < order.index("conv_out") == len(order) - 1
+    with pytest.raises(ValueError, match="not of the same form"):
+        drift(before, tiny(channels=3))
+
+
+def test_the_drift_of_an_adapter_is_what_it_makes_of_the_weights() -> None:
+    before, after = tiny(), TwoTimes(tiny())
+    adapt(after, LoRA(2, ("conv1",)))
+    for name, factor in factors_of(after.network).items():
+        factor.data.copy_(torch.randn(factor.shape, generator=torch.Generator().manual_seed(len(name))))
+    found = {each.layer: each.change for each in drift(before, after)}
+    place = "down_blocks.0.resnets.0.conv1"
+    ours, theirs = (d.network.get_submodule(place) for d in (before, fused(after)))
+    length = (ours.weight.square().sum() + ours.bias.square().sum()).sqrt()
+    assert found[place] == pytest.approx(((theirs.weight - ours.weight).norm() / length).item(), rel=1e-5)
+    assert found["conv_in"] == 0
+
+
+def test_a_student_of_any_number_of_calls_is_asked_just_below_the_level() -> None:
+    """Its second time is silent at the start, so it errs exactly as its teacher; and a reset layer shows at every level."""
+    teacher = tiny()
+    x0 = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    levels = levels_of(teacher)
+    ask = partial(errors, x0=x0, cond=NOTHING, levels=levels)
+    own = ask(teacher)
+    assert own.shape == (8, 12) and np.allclose(ask(TwoTimes(teacher)), own) and np.allclose(ask(teacher, batch=3), own)
+    assert not np.allclose(ask(teacher, seed=1), own)
+
+
+def test_the_layer_of_a_trained_network_is_missed() -> None:
+    teacher, images = load("bundled").denoiser, torch.from_numpy(_bundled()[:24, None]).float() / 127.5 - 1
+    damaged = copy.deepcopy(teacher)
+    nn.init.zeros_(damaged.network.get_submodule("down_blocks.0.resnets.0.conv1").weight)
+    levels = levels_of(teacher)[6:10]
+    before, after = (errors(each.eval(), images, NOTHING, levels) for each in (teacher, damaged))
+    lines = tuple(paired("denoising", "error", a, b, unit=float(a.mean())) for a, b in zip(before.T, after.T, strict=True))
+    assert {verdict.said for verdict in Ledger(lines, 0.1).verdicts[-2:]} == {"lost"}  # at the lower levels
+
+
+def _bundled() -> np.ndarray:
+    from fewstep.diffusion.data import load_images
+
+    return load_images("bundled", channels=1, size=28).pixels[:, 0].numpy()
+
+
+def test_a_table_of_eighty_columns(world) -> None:
+    damaged = mixture()
+    with torch.no_grad():
+        damaged.network.weights[2] = -1e9
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(ledger_table(balance(world, damaged)))
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert "share of third" in text and "share of first" not in text
+
+
+def test_the_command_leaves_figures_and_says_what_to_do(place, monkeypatch, capsys) -> None:
+    save(Model(tiny(size=28), Consistency(2)), place / "student")
+    fewstep(monkeypatch, "ledger teacher student --data data.npz --out found --n 20 --teacher-calls 3 --features pixels")
+    out = capsys.readouterr().out
+    assert "Not known at this n" in out and "those lines inform" in out
+    kept = json.loads((place / "found" / "ledger.json").read_text())
+    assert {line["verdict"] for line in kept["lines"]} <= {"kept", "gained", "lost", "not known", "another task"}
+    assert kept["calls"] == {"before": 3, "after": 2} and len(kept["points"]) == 3 and kept["drift"]
+    assert (place / "found" / "ledger.png").exists() and (place / "found" / "samples.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("student teacher", "student is a student, no diffusion model"),
+        ("teacher teacher --steps 2", "leave --steps out"),
+        ("teacher student --within 0", "--within must be above 0"),
+    ],
+)
+def test_what_makes_no_ledger_is_one_sentence(place, monkeypatch, capsys, words, sentence) -> None:
+    save(Model(tiny(size=28), Consistency(2)), place / "student")
+    with pytest.raises(SystemExit, match="2"):
+        fewstep(monkeypatch, f"ledger {words} --data data.npz --out found --n 20")
+    assert sentence in capsys.readouterr().err and not (place / "found").exists()
