@@ -151,6 +151,7 @@ samples it:
 
 ```python
 import torch
+import torch
 from diffusers import DiffusionPipeline
 
 samples = {example(name, pipeline, told, asked)}
