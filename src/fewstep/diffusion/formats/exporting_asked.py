@@ -151,7 +151,6 @@ samples it:
 
 ```python
 import torch
-import torch
 from diffusers import DiffusionPipeline
 
 samples = {example(name, pipeline, told, asked)}
