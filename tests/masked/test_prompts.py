@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
-from masked.tiny_bert import WORDS, call, save_bert, word_tokenizer
+from masked.tiny_bert import CHAT, WORDS, call, save_bert, word_tokenizer
 from torch import Tensor
 
 from fewstep.cli.text import calibrate
 from fewstep.cli.text import decode as decode_command
 from fewstep.cli.text_measuring import evaluate, settle_text
+from fewstep.masked.answering import open_decoder
+from fewstep.masked.choices import Text
 from fewstep.masked.load import load_text
 from fewstep.masked.predictor import Canvas, NetworkPredictor
 from fewstep.masked.prompts import canvas, encode, in_template
@@ -49,7 +52,7 @@ def test_conversations_are_what_transformers_makes_of_them() -> None:
     assert encode(SPECIAL, [USER, BEGUN]) == ids("w28 w3 w4 [SEP] w29 w5")  # not closed
     with pytest.raises(ValueError, match="refuses this conversation: no system"):
         in_template(SPECIAL, [{"role": "system", "content": "w1"}], open=False)
-    with pytest.raises(ValueError, match="no chat template; leave --chat out"):
+    with pytest.raises(ValueError, match="no chat template; give it plain text"):
         encode(PLAIN, [USER])
 
 
@@ -91,20 +94,21 @@ def read(command: Any, model: Path, monkeypatch: pytest.MonkeyPatch, **options: 
 
 @pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
 @pytest.mark.parametrize(
-    ("chat", "begun", "expected"),
+    ("chat", "begun", "key", "expected"),
     [
-        (False, "", "[CLS] w3 w4"),
-        (True, "", "w28 w3 w4 [SEP] w29"),
-        (True, "w5", "w28 w3 w4 [SEP] w29 w5"),
+        (False, "", "prompt", "[CLS] w3 w4"),
+        (True, "", "prompt", "w28 w3 w4 [SEP] w29"),
+        (True, "w5", "prompt", "w28 w3 w4 [SEP] w29 w5"),
+        (True, "w5", "messages", "w28 w3 w4 [SEP] w29 w5"),
     ],
 )
 def test_every_command_gives_the_model_the_same(
-    chat: bool, begun: str, expected: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chat: bool, begun: str, key: str, expected: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     prompt = [USER, BEGUN] if begun else USER["content"]
-    (tmp_path / "p.jsonl").write_text("\n".join([json.dumps({"prompt": prompt})] * 60))
+    (tmp_path / "p.jsonl").write_text("\n".join([json.dumps({key: prompt})] * 60))
     (tmp_path / "data.jsonl").write_text(json.dumps({"q": USER["content"]}))
     (tmp_path / "task.yaml").write_text(
         f"task: ours\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path / 'data.jsonl'}\n"
@@ -112,12 +116,43 @@ def test_every_command_gives_the_model_the_same(
         + f"gen_prefix: {begun}\n" * bool(begun)
         + "generation_kwargs:\n  until: []\nmetric_list:\n  - metric: exact_match\n"
     )
-    same = {"gen_length": 6} | ({"chat": True} if chat else {})
-    files = {"file": tmp_path / "p.jsonl", "out": tmp_path / "o.json", **same}
+    asked = {"tasks": "ours", "include": tmp_path, "gen_length": 6} | ({"chat": True} if chat else {})
+    files = {"file": tmp_path / "p.jsonl", "out": tmp_path / "o.json", "gen_length": 6} | ({} if chat else {"raw": True})
     row = [*ids(expected), *[WORDS.index("[MASK]")] * 6]
     for command in (decode_command, calibrate, settle_text):
         assert read(command, model, monkeypatch, **files) == row, command
-    assert read(evaluate, model, monkeypatch, tasks="ours", include=tmp_path, out=tmp_path / "e.json", **same) == row
+    assert read(evaluate, model, monkeypatch, out=tmp_path / "e.json", **asked) == row
+
+
+def test_a_template_is_the_default_where_there_is_one(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Texts stand in it as a user's turn and masks in a prompt do not; it is said once, however many prompts there are."""
+    caplog.set_level(logging.INFO)
+    mask, items = WORDS.index("[MASK]"), [{"prompt": "w3 w4"}, {"prompt": "w3 [MASK]"}, {"messages": [USER, BEGUN, USER]}]
+    talk = "w28 w3 w4 [SEP] w29 w5 [SEP] w28 w3 w4 [SEP] w29"
+    for raw, first in ((False, "w28 w3 w4 [SEP] w29"), (True, "[CLS] w3 w4")):
+        caplog.clear()
+        decoder = open_decoder(str(model), Text(gen_length=3, raw=raw))
+        found = [row.tolist() for row in decoder.rows(items)]
+        assert found == [[*ids(text), *[mask] * 3] for text in (first, "[CLS] w3 [MASK]", talk)]
+        assert [answer.get("messages") for answer in decoder.answers(items)] == [None, None, [USER, BEGUN, USER]]
+        assert caplog.text.count("stand in the model's chat template; --raw") == (not raw)
+    word_tokenizer(special=False).save_pretrained(save_bert(tmp_path))
+    decoder = open_decoder(str(tmp_path), Text(gen_length=3))
+    assert decoder.rows(items[:1])[0].tolist() == [*ids("w3 w4"), *[mask] * 3]
+    with pytest.raises(ValueError, match="prompt 3: this model's tokenizer has no chat template; give it plain text"):
+        decoder.rows(items)
+
+
+def test_a_system_prompt_is_the_templates(model: Path) -> None:
+    tokenizer = word_tokenizer(special=True)
+    tokenizer.chat_template = CHAT.replace("{{ raise_exception('no system') }}", "{{ 'w27 ' }}")
+    turns = [{"role": "system", "content": "w1"}, USER]
+    assert Text(gen_length=2).rows([{"messages": turns}], load_text(model), tokenizer)[0].tolist() == [
+        *tokenizer.apply_chat_template(turns, return_dict=True, add_generation_prompt=True)["input_ids"],
+        *[WORDS.index("[MASK]")] * 2,
+    ]
 
 
 @pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% if %}", "{{ ''.__class__.__mro__ }}", "{{ range(10 ** 9) }}"])

@@ -40,11 +40,11 @@ def decode(
         prompt: one prompt; its text streams to the terminal unless --out is given.
         file: or a .jsonl of prompts: strings, or objects with a "prompt", whose other entries are kept (but for those that
             are called as the result's own: text, tokens, nfe, positions, seconds, batch). A prompt is a text or a
-            conversation, a list of {"role": …, "content": …}; if its last turn is the assistant's, the text goes on
-            with that.
+            conversation, a list of {"role": …, "content": …}, which may also be called "messages"; if its last turn is the
+            assistant's, the text goes on with that.
         out: a .jsonl for the results, with a receipt beside it; without it they go to the terminal.
         calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule, --early and their options.
-        stop: strings that end a text.
+        stop: strings that end a text; it is cut before the first of them, and its place in the batch is free.
         compare: decode without --cache as well, and say how many answers are others; the receipt keeps it, so give --out.
         text: what is generated.
         rule: how much is decided at a step.

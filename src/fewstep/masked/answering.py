@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Prompt = dict[str, Any]  # {"prompt": a text or a conversation} and whatever else its line says
+Prompt = dict[str, Any]  # {"prompt": a text or a conversation} or {"messages": a conversation}, and what else its line says
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,8 @@ def open_decoder(
         raise ValueError("a --calibration brings its own rule; leave --rule, --early and their options out")
     found = calibrated(calibration, text.settings(model, compute)) if calibration else None
     tokenizer = compute.tokenizer(model)
+    if tokenizer.chat_template and not text.raw:
+        logger.info("prompts of plain text stand in the model's chat template; --raw leaves them as they are")
     rule.made(tokenizer)  # what is wrong with it is said before anything large is read
     never = token_ids(tokenizer, text.suppress)
     network = compute.open(model, tokenizer)

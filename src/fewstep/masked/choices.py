@@ -91,8 +91,9 @@ class Text(Asked):
     """Tokens behind --suffix."""
     temperature: float = 0.0
     """0 takes the most likely token."""
-    chat: bool = False
-    """Put prompts of plain text into the model's chat template; conversations always are."""
+    raw: bool = False
+    """Leave prompts of plain text as they are. Else they stand in the chat template of a model that has one, but for those
+    that hold mask tokens to fill in. Conversations always do."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,12 +106,12 @@ class Text(Asked):
         self, items: Sequence[dict[str, Any]], network: NetworkPredictor, tokenizer: PreTrainedTokenizerBase
     ) -> list[Tensor]:
         """The canvas of each item's prompt."""
-        from .prompts import canvas
+        from .prompts import as_asked, canvas, prompt_of
 
         rows = []
         for number, item in enumerate(items, 1):
-            prompt = item["prompt"]
-            turns = [{"role": "user", "content": prompt}] if self.chat and isinstance(prompt, str) else prompt
+            prompt = prompt_of(item)
+            turns = prompt if self.raw else as_asked(prompt, tokenizer, network.mask_id)
             try:
                 row = canvas(
                     turns, tokenizer, network, gen_length=self.gen_length, suffix=self.suffix,

@@ -25,6 +25,8 @@ PROBE = "1"  # every vocabulary has it
 def read_prompts(file: Path) -> list[dict[str, Any]]:
     """The prompts in a .jsonl, as objects: {"prompt": a text or a conversation} and whatever else a line says.
 
+    A conversation may be called "messages", as others write it.
+
     Raises:
         ValueError: there is no such file, no prompt in it, or a line that is none.
     """
@@ -43,10 +45,12 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number} of {file} is not JSON: {error}") from error
         item = {"prompt": item} if isinstance(item, str) else item
-        if not isinstance(item, dict) or not _is_prompt(item.get("prompt")):
+        if isinstance(item, dict) and "prompt" in item and "messages" in item:
+            raise ValueError(f'line {number} of {file} has a "prompt" and "messages"; leave one of them out')
+        if not isinstance(item, dict) or not (_is_prompt(item.get("prompt")) or _is_conversation(item.get("messages"))):
             raise ValueError(
                 f'line {number} of {file} is neither a string nor an object with a "prompt", which is a text or a list of '
-                '{"role": …, "content": …}'
+                '{"role": …, "content": …}, or with "messages", which is such a list; every content is a text'
             )
         items.append(item)
     if not items:
@@ -54,10 +58,28 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
     return items
 
 
+def prompt_of(item: Mapping[str, Any]) -> str | Turns:
+    """The prompt in an object that `read_prompts` gives."""
+    found: str | Turns = item["prompt"] if "prompt" in item else item["messages"]
+    return found
+
+
+def as_asked(prompt: str | Turns, tokenizer: PreTrainedTokenizerBase, mask_id: int) -> str | Turns:
+    """A text as what a user says, where the tokenizer has a chat template and the text no mask tokens to fill in."""
+    if isinstance(prompt, str) and tokenizer.chat_template and prompt.strip() and mask_id not in bare(tokenizer, prompt):
+        return [{"role": "user", "content": prompt}]
+    return prompt
+
+
 def _is_prompt(found: Any) -> bool:
-    """A text, or a conversation of at least one turn."""
+    """A text, or a conversation."""
+    return isinstance(found, str) or _is_conversation(found)
+
+
+def _is_conversation(found: Any) -> bool:
+    """Turns of text, at least one."""
     turns = found if isinstance(found, list) and found else [None]
-    return isinstance(found, str) or all(
+    return all(
         isinstance(turn, dict) and all(isinstance(turn.get(key), str) for key in ("role", "content")) for turn in turns
     )
 
@@ -165,7 +187,7 @@ def in_template(tokenizer: PreTrainedTokenizerBase, turns: Turns, *, open: bool)
 def demand_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuses a tokenizer without a chat template."""
     if not tokenizer.chat_template:
-        raise ValueError("this model's tokenizer has no chat template; leave --chat out, and give text as prompts")
+        raise ValueError("this model's tokenizer has no chat template; give it plain text, without conversations or --chat")
 
 
 def canvas_row(
