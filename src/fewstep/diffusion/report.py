@@ -166,17 +166,15 @@ def plot_ledger(ledger: Ledger, path: Path) -> None:
     errors.set(xscale="log", yscale="log", xlabel="noise level σ", ylabel="denoising error (mean square)")
     errors.grid(alpha=0.3, which="both")
     errors.legend()
-    layers.bar(range(len(ledger.drift)), [layer.change for layer in ledger.drift])
+    parts = dict.fromkeys(layer.layer.partition(".")[0] for layer in ledger.drift)
+    for part in parts:
+        of = [(k, layer.change) for k, layer in enumerate(ledger.drift) if layer.layer.partition(".")[0] == part]
+        layers.bar(*zip(*of, strict=True), label=part)
     layers.set(xlabel="layer, from input to output", ylabel="change of the weights over their norm")
-    largest = sorted(range(len(ledger.drift)), key=lambda k: -ledger.drift[k].change)[:4]
-    for k in largest:
-        layers.annotate(
-            ledger.drift[k].layer,
-            (k, ledger.drift[k].change),
-            fontsize=7,
-            rotation=20,
-            ha="right" if 2 * k > len(ledger.drift) else "left",
-        )
+    if ledger.drift:
+        most = max(ledger.drift, key=lambda layer: layer.change)
+        layers.set_title(f"most: {most.layer}", fontsize=9)
+        layers.legend(fontsize=7, ncols=2)
     layers.grid(alpha=0.3, axis="y")
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=150)
