@@ -14,7 +14,7 @@ from fewstep.diffusion.checkpoints import tune_checkpoint
 from fewstep.diffusion.choices import Lessons, Loss, Run, Scoring, Training
 from fewstep.diffusion.data import Images, save_images
 from fewstep.diffusion.formats.folder import load
-from fewstep.diffusion.measuring import dial_checkpoints, measure_checkpoint
+from fewstep.diffusion.measuring import dial_checkpoints, ledger_checkpoints, measure_checkpoint
 from fewstep.diffusion.walk import DDIM, sample
 
 PROMPTS = ["a red boot", "a small house beside a large tree at night", "a blue dress"]
@@ -58,6 +58,22 @@ def test_the_dial_takes_pipelines(place, tmp_path) -> None:
     found = dial_checkpoints([str(place / "run")], str(place / "pipeline"), scoring, teacher_calls=(1, 3)).found
     assert [point.nfe for point in found.points] == [2, 6, 2] and found.recommendation
     assert json.loads((tmp_path / "dial" / "measure.json").read_text())["guidance"] == 1.5
+
+
+def test_a_ledger_of_pipelines_asks_both_for_the_same(place, tmp_path) -> None:
+    """The guided teacher and its student, on pictures of the teacher's, whose prompts are known; and the teacher beside
+    itself, where nothing is lost."""
+    scoring = Scoring(str(place / "data.npz"), tmp_path / "ledger", n=N, batch=8, prompts=place / "prompts.txt")
+    pipeline = str(place / "pipeline")
+    found = ledger_checkpoints(pipeline, str(place / "run"), scoring, teacher_calls=3).ledger
+    denoising = [line for line in found.lines if line.group == "denoising"]
+    assert len(denoising) == 12 and not any(line.asked for line in denoising) and found.calls == (6, 2)
+    assert {"agreement", "at as few calls", "quality", "variety", "copying", "looks"} <= {
+        line.group for line in found.lines
+    }
+    same = ledger_checkpoints(pipeline, pipeline, scoring, teacher_calls=2).ledger
+    assert {verdict.said for verdict in same.verdicts} == {"kept"} and all(line.asked for line in same.lines)
+    assert (tmp_path / "ledger" / "ledger.json").exists()
 
 
 def test_what_cannot_be_asked_is_one_sentence(place, tmp_path) -> None:
