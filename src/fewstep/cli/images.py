@@ -143,21 +143,33 @@ def _example(model: Model) -> tuple[str | int, ...]:
     return ("--number", 0) if "number" in model.denoiser.takes else ()
 
 
-def check(checkpoint: Positional[str], /, *, rank: int = 16, call: tuple[str, ...] = ()) -> None:
+def check(
+    checkpoint: Positional[str],
+    /,
+    *,
+    rank: int = 16,
+    call: tuple[str, ...] = (),
+    data: str | None = None,
+    n: int = 64,
+) -> None:
     """Say what a checkpoint is, how it is asked, and what memory a run with it would take, before one begins.
 
-    Nothing is computed with its network. The memory is that of weights, gradients, optimizer and one average, by
-    arithmetic; activations come on top, and a teacher that hops or is guided takes the weights once more.
+    Nothing is computed with its network unless data are given, which it then should denoise. The memory is that of weights,
+    gradients, optimizer and one average, by arithmetic; activations come on top, and a teacher that hops or is guided takes
+    the weights once more.
 
     Args:
         checkpoint: a run, a diffusers folder or a hub id.
         rank: of the LoRA in the table of memory.
         call: arguments for its pipeline where the defaults are not wanted, such as height=256 width=256.
+        data: real images, as it was trained on: says whether it denoises them at every noise level.
+        n: so many of them.
     """
     at_least(1, rank=rank)
+    at_least(2, n=n)
     from ..diffusion.checking import check_checkpoint
 
-    checked = check_checkpoint(checkpoint, rank=rank, call=call)
+    checked = check_checkpoint(checkpoint, rank=rank, call=call, data=data, n=n)
     wide = max(len(name) for name, _ in checked.facts)
     for name, said in checked.facts:
         print(f"{name:{wide}}  {said}")

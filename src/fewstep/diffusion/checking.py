@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from ..core.device import on_device
 from ..core.weights import elements
-from .cond import Classes, Tokens
+from .cond import CLASS, Classes, Tokens, labelled
+from .data import load_images
 from .denoiser import Denoiser
 from .drawing import arguments
 from .formats.folder import load
 from .formats.pipelines import few_step_scheduler, stock_pipeline
 from .lora import is_adapted, places_of
+from .measure.accounting import made_to_denoise
+from .measure.comparing import image_shape
+from .measure.denoising import verdict_of
 from .model import Model
 from .walk import Consistency, Segments, Walk
 
@@ -51,16 +57,20 @@ class Checked:
     memory: tuple[Memory, ...]
 
 
-def check_checkpoint(checkpoint: str, *, rank: int = 16, call: Sequence[str] = ()) -> Checked:
-    """Reads a checkpoint and says what it is, without computing anything with its network.
+def check_checkpoint(
+    checkpoint: str, *, rank: int = 16, call: Sequence[str] = (), data: str | None = None, n: int = 64
+) -> Checked:
+    """Reads a checkpoint and says what it is; only with data is anything computed with its network.
 
     Args:
         checkpoint: a run, a diffusers folder or a hub id.
         rank: of the LoRA in the table of memory.
         call: arguments for a stock pipeline where its defaults are not wanted, such as "height=256".
+        data: real samples that it is to denoise.
+        n: so many of them.
 
     Raises:
-        ValueError: what `load` says of it.
+        ValueError: what `load` says of it, or data that do not go with it.
     """
     model = load(checkpoint, call=arguments(call) if call else None)
     denoiser, network = model.denoiser, model.denoiser.network
@@ -72,7 +82,21 @@ def check_checkpoint(checkpoint: str, *, rank: int = 16, call: Sequence[str] = (
     if model.pipeline is not None:
         facts = [("pipeline", type(model.pipeline.stock).__name__), *facts, *_beside(model)]
     facts += [(f"export {walk}", _exported(model, walk)) for walk in (Consistency(2), Segments(4))]
+    facts += [] if data is None else [("denoises", _denoises(model, data, n))]
     return Checked(tuple(facts), tuple(memory_of(network, rank)))
+
+
+def _denoises(model: Model, data: str, n: int) -> str:
+    """What real samples say of it, in one sentence."""
+    if model.pipeline is not None:
+        raise ValueError("--data is for checkpoints that make pictures themselves; leave it out for a pipeline")
+    denoiser = on_device(model.denoiser).eval()
+    channels, height, width = image_shape(denoiser)
+    images = load_images(data, channels=channels, size=(height, width), labels=bool(denoiser.classes)).shuffled()
+    count = min(n, len(images))
+    x0 = torch.stack([images.x0(k) for k in range(count)])
+    labels = torch.stack([images.cond(k)[CLASS] for k in range(count)]) if denoiser.classes else None
+    return verdict_of(denoiser, x0, labelled(labels), mean=made_to_denoise(model))[1]
 
 
 def memory_of(network: nn.Module, rank: int) -> list[Memory]:
