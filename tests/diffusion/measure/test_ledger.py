@@ -133,7 +133,7 @@ def test_a_class_that_is_dropped_is_missed(world) -> None:
     found = balance(world, damaged)
     line = next(line for line in found.lines if line.name == "share of third")
     assert said(found, "share of third") == "lost" and line.after == 0 and line.difference.high < 0
-    assert said(found, "Fréchet, colours") == said(found, "Fréchet, averages") == "lost"
+    assert said(found, "Fréchet on colours") == said(found, "Fréchet on averages") == "lost"
     assert next(line for line in found.lines if line.name == "coverage").difference.high < 0
     assert "Some classes" in " ".join(found.sentences())
 
@@ -180,7 +180,10 @@ def test_a_consistency_function_is_not_judged_by_its_denoising(world) -> None:
     denoising = [line for line in found.lines if line.group == "denoising"]
     assert {said(found, line.name) for line in denoising} == {"another task"}
     assert any(line.chance < 1e-6 and line.after > line.before for line in denoising)
-    assert {line.name for line in found.of("gained")} >= {"distance in pixels", "Fréchet, colours"}  # than one step of DDIM
+    assert {line.name for line in found.of("gained")} >= {
+        "distance in pixels",
+        "Fréchet on colours",
+    }  # than one step of DDIM
     assert found.calls == (31, 1) and "takes 1 network calls in place of 31" in " ".join(found.sentences())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +59,7 @@ def agreement(pair: Pair, as_few: Point) -> list[Line]:
     """
     name, own = pair.first.name, pair.before
     ends = {
-        f"{name} features": [point.features[name] for point in (own, as_few, pair.after)],
+        f"{Path(name).name} features": [point.features[name] for point in (own, as_few, pair.after)],
         "pixels": [point.images.flatten(1).double().numpy() for point in (own, as_few, pair.after)],
     }
     lines = []
@@ -76,12 +77,20 @@ def quality(pair: Pair, group: str = "quality") -> list[Line]:
     for view in pair.views:
         a, b = (point.frechet[view.name].value for point in pair[:2])
         lines.append(
-            scored(group, f"Fréchet, {view.name}", a, b, difference(pair.after, pair.before, view), pair.after.n, unit=a)
+            scored(
+                group,
+                f"Fréchet on {Path(view.name).name}",
+                a,
+                b,
+                difference(pair.after, pair.before, view),
+                pair.after.n,
+                unit=a,
+            )
         )
         ours, theirs = pair.seen(view)
         real = view.real.features[: len(ours)]
         a, b = mind(ours, real), mind(theirs, real)
-        lines.append(scored(group, f"MIND, {view.name}", a, b, _minds(ours, theirs, real), len(ours), unit=a))
+        lines.append(scored(group, f"MIND on {Path(view.name).name}", a, b, _minds(ours, theirs, real), len(ours), unit=a))
     return lines
 
 
