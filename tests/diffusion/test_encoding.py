@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import fewstep, tiny
 from pictures import png, put
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import CALLS, tiny_pipeline
 from torch import nn
 
@@ -229,6 +231,37 @@ def test_a_table_of_another_pipeline_is_refused(sd, dit, tmp_path) -> None:
     lessons = Lessons(str(tmp_path / "table"), dropped=0.5)
     made = tune_checkpoint(str(tmp_path / "copy"), lessons, Run(tmp_path / "run", precision="no"), training=FEW)
     assert made.pipeline is not None and tiny().takes == {}
+
+
+def test_a_teacher_with_another_text_encoder_is_refused(sd, prompts, tmp_path, monkeypatch) -> None:
+    """What it would tell its network for a prompt means nothing to the student's."""
+    monkeypatch.setattr("fewstep.diffusion.pipeline.Pipeline.latents", None)
+    shutil.copytree(sd, tmp_path / "other")
+    file = tmp_path / "other" / "text_encoder" / "model.safetensors"
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
+    lessons = Lessons("teacher", prompts=prompts, teacher=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"encoders and decoders of the teacher, .*, are not those of the checkpoint"):
+        tune_checkpoint(str(sd), lessons, Run(tmp_path / "run"), training=FEW)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_hangs_on_the_prompts_and_is_told_for_all_rows_at_once_is_refused(sd, monkeypatch) -> None:
+    """It would be that of the first prompts for all others."""
+    pipeline = load(sd).pipeline
+    conditions = pipeline.conditions(PROMPTS)[0]
+    first = replace(conditions, shared={"lengths": (3, 4)})
+    monkeypatch.setattr(pipeline, "_manner", replace(pipeline.manner, first=first))
+    with pytest.raises(ValueError, match="told another lengths for other prompts"):
+        pipeline.conditions(PROMPTS[:1])
+
+
+@pytest.mark.parametrize(
+    "call", [{"guidance_scale": 7.0}, {"prompt": "a"}, {"num_inference_steps": 3, "return_dict": False}]
+)
+def test_what_fewstep_tells_a_pipeline_itself_is_no_argument(sd, call: dict) -> None:
+    """It would be passed over in silence."""
+    with pytest.raises(ValueError, match=f"fewstep itself tells a pipeline its {', '.join(call)}; leave that out"):
+        load(sd, call=call)
 
 
 COLOURS = {"a.png": (255, 0, 0), "b.png": (0, 0, 255), "c.png": (20, 200, 90)}

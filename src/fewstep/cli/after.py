@@ -32,7 +32,7 @@ def after_sampling(checkpoint: str, model: Model) -> None:
     if not model.is_student:
         asked = ("--prompts", "prompts.txt") if model.pipeline is not None and model.pipeline.prompted else ()
         say_next("tune", checkpoint, "--data", data if _is_there(data) else "teacher", *asked, "--out", "few-step")
-    elif _is_there(data):
+    elif _is_there(data) and model.pipeline is None:  # a pipeline learned from latents, and pictures are measured
         beside = ("--teacher", teacher) if _is_there(teacher) else ()
         say_next("measure", checkpoint, *beside, "--data", data, "--out", "scores")
     elif _exports(model):
@@ -41,7 +41,9 @@ def after_sampling(checkpoint: str, model: Model) -> None:
 
 def after_measuring(checkpoint: str, model: Model, data: str, scores: Path, *, strength: float | None = None) -> None:
     """A diffusion model is tuned, a student exported with its scores if it can be."""
-    if not model.is_student:
+    if not model.is_student and model.pipeline is not None:
+        say_next("encode", checkpoint, data, "--out", "latents")
+    elif not model.is_student:
         say_next("tune", checkpoint, "--data", data, "--out", "few-step")
     elif _exports(model):
         at = () if strength is None else ("--strength", f"{strength:g}")

@@ -73,6 +73,8 @@ def check_checkpoint(
         ValueError: what `load` says of it, or data that do not go with it.
     """
     model = load(checkpoint, call=arguments(call) if call else None)
+    if call and model.pipeline is None:
+        raise ValueError("--call is for pipelines that make latents, and this model makes pictures; leave it out")
     denoiser, network = model.denoiser, model.denoiser.network
     kind = type(network).__name__
     facts = [("network", f"{kind}, {elements(network.parameters()):,} parameters")]

@@ -21,6 +21,7 @@ from .denoiser import Denoiser
 from .depth import blocks_of, checkpointing, freeze, hold_in_bfloat16
 from .drawing import arguments
 from .formats.folder import load
+from .formats.identity import identity_of
 from .formats.pipelines import check_exportable
 from .lessons import MADE, made_for, nothing_to, paths_of, training_data, visited
 from .lora import adapt, base_of, factors_of, fused, is_adapted, shared
@@ -192,6 +193,7 @@ def _models(checkpoint: str, chosen: Choices) -> tuple[Model, Model]:
         student = TwoTimes(student)
     if chosen.are_taught:
         on_paths = chosen.lessons.are_paths or chosen.training.midtrain > 0
+        _check_same_encoders(start.pipeline, teacher.pipeline)
         _check_teacher(student, teacher.denoiser, along_paths=segments if on_paths and isinstance(segments, int) else None)
     return dataclasses.replace(start, denoiser=student), teacher
 
@@ -246,6 +248,15 @@ def _choose_what_trains(checkpoint: str, student: Denoiser, chosen: Choices) -> 
                 "when the second time is gone; leave it out of --segments any"
             )
         checkpointing(network)
+
+
+def _check_same_encoders(ours: Pipeline | None, theirs: Pipeline | None) -> None:
+    """Raises ValueError where two pipelines mean different things by the same conditions or latents."""
+    if ours and theirs and identity_of(ours.source) != identity_of(theirs.source):
+        raise ValueError(
+            f"the encoders and decoders of the teacher, {theirs.source}, are not those of the checkpoint; name the teacher "
+            "that it came from"
+        )
 
 
 def _check_teacher(student: Denoiser, teacher: Denoiser, *, along_paths: int | None) -> None:

@@ -48,7 +48,12 @@ class Wanted:
         if model.pipeline is not None and model.pipeline.prompted and self.label is not None:
             raise ValueError("this pipeline is asked by prompts; give a --prompt instead of --label")
         if self.label is not None:
-            return asked_of(model.pipeline, model.denoiser, [str(self.label)])
+            classes = model.denoiser.classes
+            if classes is None:
+                raise ValueError("this model is told no class, so it takes no --label; leave it out")
+            if self.label >= classes.count:
+                raise ValueError(f"this model knows the classes 0 to {classes.count - 1}, not {self.label}")
+            return [self.label]
         if self.prompt is not None:
             return asked_of(model.pipeline, model.denoiser, [self.prompt])
         if self.prompts is None and model.pipeline is not None and model.pipeline.prompted:

@@ -98,12 +98,6 @@ class Manner:
             rows[name] = torch.ones(shape, dtype=self.masks[name])
         return Cond(rows, shared)
 
-    def both(self, step: Step, count: int) -> tuple[Cond, Cond]:
-        """The conditions with something and with nothing in a guided step of `count` samples."""
-        assert self.guide is not None
-        conds = [self.cond(call, part) for call, part in halves(step, count)]
-        return conds[1 - self.guide.null], conds[self.guide.null]
-
 
 def halves(step: Step, count: int) -> list[tuple[Call, slice]]:
     """The two sides of a guided step: two halves of one call, or two calls.
@@ -161,8 +155,19 @@ def learn(pipeline: Any, network: nn.Module, told: Mapping[str, object]) -> Mann
     sides = halves(guided, COUNT)
     null = 0 if _apart(plain.cond(*sides[0]), first) > _apart(plain.cond(*sides[1]), first) else 1
     plus, keeps_norm = _formula(guided, calling, sides[1 - null], sides[null])
-    guide = Guide(name, negative, null, plus, keeps_norm)
-    return replace(plain, first=first, guide=guide, null=plain.cond(*sides[null]))
+    guide, nothing = Guide(name, negative, null, plus, keeps_norm), plain.cond(*sides[null])
+    check_shared(nothing, first)
+    return replace(plain, first=first, guide=guide, null=nothing)
+
+
+def check_shared(cond: Cond, first: Cond) -> None:
+    """Raises ValueError where what the rows of `cond` share is not what those of `first` shared."""
+    for name in sorted(cond.shared.keys() | first.shared.keys()):
+        if not _same(cond.shared.get(name), first.shared.get(name)):
+            raise ValueError(
+                f"the network of this pipeline is told another {name} for other prompts, and not row by row, which fewstep "
+                "does not follow"
+            )
 
 
 def _off(pipeline: Any, network: nn.Module, told: Mapping[str, object], name: str) -> float:
@@ -249,6 +254,15 @@ def guided_by(cond: Tensor, null: Tensor, scale: float, keeps_norm: bool) -> Ten
         return guided
     kept: Tensor = guided * (cond.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
     return kept
+
+
+def _same(a: object, b: object) -> bool:
+    """Whether what is shared is the same: numbers, texts, tensors, and lists or tuples of them."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return type(a) is type(b) and a == b
 
 
 def _apart(a: Cond, b: Cond) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..core.seeds import generators, normal
 from .cond import Cond, Tokens, padded
 from .denoiser import Denoiser, Guided, takes_of
-from .manner import COUNT, Manner, learn
+from .manner import COUNT, Manner, check_shared, learn
 from .prediction import Prediction
 from .recording import Call, answering, caught, leave_early, record, replaced, run, watched
 from .schedule import PURE_NOISE, Rectified, Schedule
@@ -31,6 +31,10 @@ FPS = 16  # of videos: no pipeline says it
 CODES = ("latent_dist", "latents", "latent")  # what diffusers' encoders return
 DIGIT = 4096  # of a place in a sample: two of them count further than any sample, and float32 tells them apart
 ASKED = {"prompt", "class_labels"}  # what a pipeline may be asked for beside numbers
+OURS = {  # arguments that fewstep itself gives
+    "prompt", "class_labels", "negative_prompt", "guidance_scale", "true_cfg_scale", "num_inference_steps", "latents",
+    "generator", "batch_size", "num_images_per_prompt", "output_type", "return_dict",
+}  # fmt: skip
 Asked = Sequence[str] | Sequence[int]
 
 
@@ -133,11 +137,15 @@ class Pipeline:
         """What the network is told for `prompts` (or classes), a row each, and what for nothing, one row of the same shape.
 
         The second is None where the pipeline has no classifier-free guidance. Both are on the CPU.
+
+        Raises:
+            ValueError: the network is told something that hangs on the prompts and is not told row by row.
         """
         manner, found = self.manner, []
         for part in _parts(prompts):
             told = self._told(part) | dict(manner.off)
             found.append(manner.cond(record(self.stock, self.network, told)[0].calls[0]))
+            check_shared(found[-1], manner.first)
         if manner.null is None:
             return Cond.stack(*padded(found)), None
         *conds, null = padded([*found, manner.null.part(slice(0, 1))])
@@ -279,6 +287,8 @@ class Pipeline:
         unknown = sorted(self.call.keys() - self._parameters.keys())
         if unknown:
             raise ValueError(f"a {type(self._stock).__name__} takes no {', '.join(unknown)}; it has other arguments")
+        if ours := sorted(self.call.keys() & OURS):
+            raise ValueError(f"fewstep itself tells a pipeline its {', '.join(ours)}; leave that out of the call")
         needed = {
             name
             for name, parameter in self._parameters.items()

@@ -101,6 +101,8 @@ def sample_checkpoint(
     model = model if strength is None else model.at(strength)
     if model.pipeline is not None:
         own = sampler is None and not model.is_student
+        if own and middle is not None:
+            raise ValueError("--middle is the second of two consistency steps; leave it out, or take --sampler consistency")
         chosen = None if own else _walk(model, sampler, steps, middle)
         drawn = draw(model, wanted, out, n=n, walk=chosen, seed=seed, steps=steps, batch=batch, checkpoint=checkpoint)
         return Sampled(model, *drawn)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...core.device import best_device
@@ -168,8 +167,3 @@ def _first_difference(a: Any, b: Any) -> str:
     ours, theirs = ({field.name: str(field.type) for field in schema} for schema in (a, b))
     name = next(name for name in ours | theirs if ours.get(name) != theirs.get(name))
     return f"{name} is {ours.get(name)} and {theirs.get(name)}"
-
-
-def stacked(latents: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """Samples as one batch, also where there are none."""
-    return torch.stack(list(latents)) if latents else torch.empty(0, *shape)

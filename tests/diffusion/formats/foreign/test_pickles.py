@@ -202,6 +202,30 @@ def test_numbers_that_are_loaded_again_and_again_are_bounded(tmp_path: Path) -> 
         read_pickle(tmp_path / "a.pkl")
 
 
+DOUBLED = b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (k, k, k + 1) for k in range(100))  # a pair of twice the pair before
+
+
+@pytest.mark.parametrize("body", [
+    DOUBLED + b"\x8c\x01a\x93.",  # as the module of a name
+    b"ctorch.nn.modules.x\nNet\n)\x81}(\x8c\x08_modules}\x8c\x0c_init_kwargs}\x8c\x0asigma_data" + DOUBLED + b"suub.",
+])  # fmt: skip
+def test_what_holds_itself_twice_is_never_written_out(body: bytes, tmp_path: Path) -> None:
+    """A hundred pairs of pairs would be a text of 2^100 characters, of which a message shows forty."""
+    (tmp_path / "edm.pkl").write_bytes(b"\x80\x04" + body)
+    program = f"""
+from fewstep.diffusion.formats.foreign.importing import import_checkpoint
+try:
+    import_checkpoint({str(tmp_path / "edm.pkl")!r}, {str(tmp_path / "out")!r})
+except ValueError as error:
+    print(str(error))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=100,
+        env={**os.environ, "PYTHONPATH": str(Path(fewstep.__file__).parent.parent)},
+    )  # fmt: skip
+    assert "edm.pkl" in done.stdout and len(done.stdout) < 500, done.stderr[-500:]
+
+
 def test_a_hostile_file_takes_no_memory(tmp_path: Path) -> None:
     """With 256 MiB more than the libraries take, every case is told why, and not that memory ran out."""
     for number, (data, _) in enumerate(RAW.values()):

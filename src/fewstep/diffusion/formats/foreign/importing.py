@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,7 +185,7 @@ def _denoiser(
     """The network with EDM's preconditioning, or that of consistency models."""
     data = told.get("sigma_data", 0.5)
     if isinstance(data, bool) or not isinstance(data, int | float) or not 0 < data < 1e6:
-        raise ValueError(f"{file} says sigma_data = {data!r:.40}, which is no spread of data; fetch it again")
+        raise ValueError(f"{file} says sigma_data = {reprlib.repr(data):.40}, which is no spread of data; fetch it again")
     schedule = Karras(float(data), time_scale=250.0 if layout.thousandfold else 0.25)
     # ECT trains without an offset, whatever its network does when it is evaluated; openai's code has one in both
     offset = OFFSET if layout.thousandfold and trained == "consistency" else 0.0

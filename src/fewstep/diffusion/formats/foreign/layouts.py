@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,7 +175,7 @@ def _check(name: str, value: Any) -> None:
     each = value if isinstance(value, list | tuple) and name == "resample_filter" and 0 < len(value) <= 16 else [value]
     numbers = (isinstance(one, int | float) and not isinstance(one, bool) and 0 <= one <= 1 << 20 for one in each)
     if not all(numbers) and not (name == "clip_act" and value is None):
-        raise RefusedError(f"says that {name} of its network is {value!r:.40}, which cannot be; fetch it again")
+        raise RefusedError(f"says that {name} of its network is {reprlib.repr(value):.40}, which cannot be; fetch it again")
 
 
 def _of(weights: Mapping[str, Tensor], name: str) -> Tensor:

@@ -279,6 +279,8 @@ def _promised(said: Any) -> _Promised:
 
 def _name(module: Any, name: Any) -> Name:
     """A name of the few that stand for something here."""
+    if not (isinstance(module, str) and isinstance(name, str)):  # a tuple of tuples of … would take for ever to write
+        raise ValueError("no name")
     full = f"{module}.{name}"
     if full not in KNOWN and not full.startswith(TORCHS_OWN):
         raise RefusedError(
