@@ -75,22 +75,13 @@ def quality(pair: Pair, group: str = "quality") -> list[Line]:
     """Fréchet and Monge distances to the real images in each view."""
     lines = []
     for view in pair.views:
+        name, n = Path(view.name).name, pair.after.n
         a, b = (point.frechet[view.name].value for point in pair[:2])
-        lines.append(
-            scored(
-                group,
-                f"Fréchet on {Path(view.name).name}",
-                a,
-                b,
-                difference(pair.after, pair.before, view),
-                pair.after.n,
-                unit=a,
-            )
-        )
+        lines.append(scored(group, f"Fréchet on {name}", a, b, difference(pair.after, pair.before, view), n, unit=a))
         ours, theirs = pair.seen(view)
         real = view.real.features[: len(ours)]
         a, b = mind(ours, real), mind(theirs, real)
-        lines.append(scored(group, f"MIND on {Path(view.name).name}", a, b, _minds(ours, theirs, real), len(ours), unit=a))
+        lines.append(scored(group, f"MIND on {name}", a, b, _minds(ours, theirs, real), n, unit=a))
     return lines
 
 
