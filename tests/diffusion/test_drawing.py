@@ -37,7 +37,11 @@ def test_a_teacher_draws_as_its_own_pipeline(sd, tmp_path, monkeypatch, capsys) 
         assert (picture(tmp_path / "out" / f"{k:06d}.png") == theirs[k - 5].permute(1, 2, 0).numpy()).all()
     receipt = json.loads((tmp_path / "out" / "receipt.json").read_text())
     assert receipt["asked"] == ["a red boot", "a large tree"] and receipt["nfe_per_sample"] == 4
-    assert "2 samples in out, 4 network calls each" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 samples in out, 4 network calls each" in said
+    assert said.endswith(f"next: fewstep tune {sd} --data teacher --prompts prompts.txt --guidance 3 --out few-step\n")
+    fewstep(monkeypatch, f"sample {sd} --prompt boot --steps 2 --n 1 --out one")
+    assert "write prompts like those that it will be asked for into prompts.txt" in capsys.readouterr().out
 
 
 def test_a_student_draws_along_its_walk(sd, tmp_path) -> None:

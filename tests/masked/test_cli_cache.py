@@ -154,7 +154,7 @@ def test_evaluation_says_what_a_cache_changes(model: Path, tmp_path: Path, monke
         ("--seed -1", "--seed starts at 0, got -1"),
         (
             "--cache dual",
-            "a BertForMaskedLM takes no keys and values back, so it cannot be decoded with a cache; leave it out",
+            "a BertForMaskedLM takes no keys and values back, so it cannot be decoded with a cache; leave --cache out",
         ),
     ],
 )

@@ -26,11 +26,11 @@ def after_tuning(checkpoint: object, model: Model) -> None:
     say_next("sample", checkpoint, "--out", "samples", *asked)
 
 
-def after_sampling(checkpoint: str, model: Model) -> None:
-    """A diffusion model is tuned; a student is measured where its data are known, else it is exported if it can be."""
+def after_sampling(checkpoint: str, model: Model, *, prompts: Path | None = None, guidance: float | None = None) -> None:
+    """A diffusion model is tuned as it was asked; a student is measured where its data are known, else it is exported."""
     data, teacher = model.receipt.get("source"), model.receipt.get("teacher")
     if not model.is_student:
-        asked = ("--prompts", "prompts.txt") if model.pipeline is not None and model.pipeline.prompted else ()
+        asked = _prompted(model, prompts) + (() if guidance is None else ("--guidance", f"{guidance:g}"))
         say_next("tune", checkpoint, "--data", data if _is_there(data) else "teacher", *asked, "--out", "few-step")
     elif _is_there(data) and model.pipeline is None:  # a pipeline learned from latents, and pictures are measured
         beside = ("--teacher", teacher) if _is_there(teacher) else ()
@@ -63,6 +63,15 @@ def after_exporting(folder: Path, written: Exported) -> None:
         ".images[0].save('sample.png')"
     )
     print("next: " + shlex.join(["python", "-c", program]))
+
+
+def _prompted(model: Model, prompts: Path | None) -> tuple[object, ...]:
+    """The file of prompts that a pipeline is tuned from, if it is asked by prompts."""
+    if model.pipeline is None or not model.pipeline.prompted:
+        return ()
+    if prompts is None:
+        print("write prompts like those that it will be asked for into prompts.txt, one a line, and tune it")
+    return "--prompts", prompts or "prompts.txt"
 
 
 def _exports(model: Model) -> bool:

@@ -62,7 +62,7 @@ def sample(
         prompts=prompts, guidance=guidance, call=call, strength=strength, seed=seed, batch=batch,
     )  # fmt: skip
     print(f"{sampled.count} samples in {out}, {sampled.calls:.0f} network calls each")
-    after_sampling(checkpoint, sampled.model)
+    after_sampling(checkpoint, sampled.model, prompts=prompts, guidance=guidance)
 
 
 def export(

@@ -17,7 +17,8 @@ def prompts_in(file: Path) -> list[str]:
         ValueError: there is no such file, no text in it, or no prompt.
     """
     if not file.is_file():
-        raise ValueError(f"{file} is {'a folder' if file.is_dir() else 'no file'}; give a text file with a prompt a line")
+        what = "a folder" if file.is_dir() else "no file"
+        raise ValueError(f"--prompts {file} is {what}; give a text file with a prompt a line")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:

@@ -95,6 +95,8 @@ class Lessons:
             raise ValueError("the data have no row that means nothing, which --guidance needs; encode them anew")
         if teacher.pipeline is not None and null is not None:
             return teacher.pipeline.guided(teacher.denoiser, self.guidance, null)
+        if not teacher.denoiser.takes:
+            raise ValueError("guidance needs a conditional checkpoint; leave it out for this one")
         if self.null_label is None:
             raise ValueError('guidance needs --null-label, the class that means "no class" to this network')
         return Guided(teacher.denoiser, self.guidance, labelled(torch.tensor([self.null_label])))

@@ -143,7 +143,9 @@ class Cached:
     def __init__(self, predictor: NetworkPredictor, cache: Cache) -> None:
         kind = type(predictor.network).__name__
         if not predictor.decoder:
-            raise ValueError(f"a {kind} takes no keys and values back, so it cannot be decoded with a cache; leave it out")
+            raise ValueError(
+                f"a {kind} takes no keys and values back, so it cannot be decoded with a cache; leave --cache out"
+            )
         if predictor.block is not None:
             raise ValueError(
                 "this model was trained on blocks, and its finished ones are kept as they are; leave the cache out"

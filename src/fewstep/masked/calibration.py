@@ -97,6 +97,8 @@ class Calibration:
         Raises:
             ValueError: there is no such file, or it is something else.
         """
+        if not Path(path).is_file():
+            raise ValueError(f"there is no file {path}; make a calibration with fewstep calibrate")
         try:
             content = read_json(Path(path), "make one with fewstep calibrate")
             if content.pop("name", None) != cls.__name__:
