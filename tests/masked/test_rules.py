@@ -96,7 +96,8 @@ def make_step(probabilities: Any, **changes: Any) -> Step:
     return Step(
         **{
             "scores": Scores(logits), "where": where, "masked": masked, "open": torch.ones_like(masked),
-            "held": blank - 1, "proposal": blank.index_put(where, logits.argmax(-1)), "unchanged": blank,
+            "held": blank - 1, "committed_at": blank - 1, "unchanged": blank,
+            "proposal": blank.index_put(where, logits.argmax(-1)),
             "drift": torch.zeros(1, len(probabilities), 0), "seed": torch.tensor([7]),
             "index": torch.tensor([0]), "steps": torch.tensor([4]), "deadline": torch.tensor([4]),
         }

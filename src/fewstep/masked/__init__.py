@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .prompts import text_of as text_of
     from .rules import DEFAULT as DEFAULT
     from .rules import KLASS as KLASS
+    from .rules import WINO as WINO
     from .rules import Blockwise as Blockwise
     from .rules import EntropyBound as EntropyBound
     from .rules import Factor as Factor
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from .step import Change as Change
     from .step import CommitRule as CommitRule
     from .step import Step as Step
+    from .verifying import LeaveOneOut as LeaveOneOut
 
 _NAMES = {
     "answering": ["Decoder", "calibrate_prompts", "open_decoder", "settle_prompts"],
@@ -83,10 +85,12 @@ _NAMES = {
     "prompts": ["StopStrings", "canvas", "canvas_row", "encode", "read_prompts", "text_of"],
     "rules": [
         "Blockwise", "DEFAULT", "EntropyBound", "Factor", "Hierarchical", "KLASS", "Last", "Threshold", "TopK",
+        "WINO",
     ],
     "schedule": ["Cosine", "Exponential", "Linear", "Span", "Stairs", "Suffix"],
     "settling": ["emergence", "record", "settle"],
     "step": ["Change", "CommitRule", "Step"],
+    "verifying": ["LeaveOneOut"],
 }  # fmt: skip
 __all__ = [name for names in _NAMES.values() for name in names]
 

@@ -192,7 +192,7 @@ def open_decoder(
     network = compute.open(model, tokenizer)
     made = found or early.around(rule.made(tokenizer, network.block), answer_follows=bool(text.suffix))
     predictor = text.around_network(network, never, made)
-    exact = text.without_cache().around_network(network, never, made)
+    exact = predictor if text.cache == "none" else text.without_cache().around_network(network, never, made)
     return Decoder(model, predictor, exact, network, tokenizer, made, text, compute)
 
 

@@ -18,7 +18,7 @@ from ..core.source import read_json
 from .decoding import decode
 from .early import EarlyCommit, StableAndConfident
 from .predictor import MaskPredictor
-from .rules import KLASS, Blockwise, EntropyBound, Factor, Hierarchical, Last, Threshold, TopK
+from .rules import KLASS, WINO, Blockwise, EntropyBound, Factor, Hierarchical, Last, Threshold, TopK
 from .schedule import Cosine, Exponential, Linear, Scaled, Span, Stairs, Suffix
 from .settling import Same, Trace, record
 from .step import CommitRule
@@ -47,8 +47,8 @@ class Beside:
 
 WRITTEN = {
     kind.__name__: kind
-    for kind in (TopK, Threshold, Factor, EntropyBound, KLASS, Hierarchical, Blockwise, Last, EarlyCommit,
-                 StableAndConfident, Stairs, Linear, Cosine, Exponential, Scaled, Span, Suffix, Beside)
+    for kind in (TopK, Threshold, Factor, EntropyBound, KLASS, Hierarchical, WINO, Blockwise, Last,
+                 EarlyCommit, StableAndConfident, Stairs, Linear, Cosine, Exponential, Scaled, Span, Suffix, Beside)
 }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .step import CommitRule
 
 Base = Literal[
-    "low-confidence", "margin", "entropy", "random", "threshold", "factor", "entropy-bound", "klass", "hierarchical"
+    "low-confidence", "margin", "entropy", "random", "threshold", "factor", "entropy-bound", "klass", "hierarchical", "wino"
 ]
 EarlyName = Literal["prophet", "sched", "stable"]
 CacheName = Literal["none", "prefix", "dual"]
@@ -65,11 +65,20 @@ class Asked:
         return replace(self, cache="none", refresh=None, around=0)
 
     def around_network(self, network: NetworkPredictor, never: Sequence[int], rule: CommitRule) -> MaskPredictor:
-        """The network as it is asked, which never says some tokens; its cache has the blocks of `rule`."""
+        """The network as it is asked, which never says some tokens; its cache has the blocks of `rule`.
+
+        Raises:
+            ValueError: a rule that takes decided tokens back, with a cache or a network that cannot verify them.
+        """
         from .caching import Cached, Dual, Prefix
         from .predictor import Guided, Suppressed
+        from .verifying import LeaveOneOut
 
-        predictor: MaskPredictor = network
+        if rule.reopens() and self.cache != "none":
+            raise ValueError(
+                "--rule wino asks the whole text what it thinks of a token, and a cache would not; leave one out"
+            )
+        predictor: MaskPredictor = LeaveOneOut(network) if rule.reopens() else network
         if self.cache != "none":
             block, refresh = rule.block(), self.refresh
             kept = Prefix(block, refresh) if self.cache == "prefix" else Dual(block, refresh, self.around)
@@ -132,12 +141,17 @@ class Rule:
     """How much is decided at a step; the defaults are those of everything that decodes."""
 
     rule: Base = "threshold"
-    """Decides what is sure enough (threshold, factor, entropy-bound, klass, hierarchical), or a number by --schedule."""
+    """Decides what is sure enough (threshold, factor, entropy-bound, klass, hierarchical), or a number by --schedule; wino
+    decides more, and takes back what the rest of the text does not support."""
     block_length: int | None = None
     """The text is decided block by block; as long as --gen-length means all at once. 32 if left out, or the length of the
     blocks that the model was trained on; those may be divided."""
     confidence: float | None = None
     """Of threshold, klass and hierarchical; 0.99 if left out."""
+    draft: float | None = None
+    """Of wino, how sure a token must be at first; 0.6 if left out."""
+    verify: float | None = None
+    """Of wino, how sure it must stay; 0.9 if left out."""
     low: float | None = None
     """Of hierarchical, for the surest of each run of neighbours; 0.4 if left out."""
     factor: float | None = None
@@ -152,12 +166,12 @@ class Rule:
     def made(self, tokenizer: PreTrainedTokenizerBase, block: int | None = None) -> CommitRule:
         """The rule itself, for a model that was trained on blocks of so many tokens, or on none."""
         from .prompts import token_ids
-        from .rules import DEFAULT, KLASS, SURE, Blockwise, EntropyBound, Factor, Hierarchical, Last, TopK
+        from .rules import DEFAULT, KLASS, SURE, WINO, Blockwise, EntropyBound, Factor, Hierarchical, Last, TopK
 
         rules: dict[str, Any] = {
             "low-confidence": TopK("confidence"), "margin": TopK("margin"), "entropy": TopK("entropy"),
             "random": TopK("chance"), "threshold": DEFAULT.rule, "factor": Factor(), "entropy-bound": EntropyBound(),
-            "klass": KLASS(SURE), "hierarchical": Hierarchical(SURE),
+            "klass": KLASS(SURE), "hierarchical": Hierarchical(SURE), "wino": WINO(),
         }  # fmt: skip
         options = [option.name for option in fields(self) if option.default is None and option.name != "block_length"]
         given = {name: value for name in options if (value := getattr(self, name)) is not None}

@@ -243,8 +243,8 @@ def _step(state: Batch, scores: Scores, where: tuple[Tensor, Tensor], masked: Te
     """What the rule sees."""
     held = state.ids.masked_fill(masked | ~state.open, -1)
     return Step(
-        scores, where, masked, state.open, held, proposal, state.unchanged, state.drift, state.seed, state.made,
-        state.steps, deadline=state.steps,
+        scores, where, masked, state.open, held, state.committed_at, proposal, state.unchanged, state.drift,
+        state.seed, state.made, state.steps, deadline=state.steps,
     )  # fmt: skip
 
 

@@ -163,6 +163,49 @@ class Hierarchical(CommitRule):
 
 
 @dataclass(frozen=True)
+class WINO(CommitRule):
+    """Drafts widely, and takes back what does not stand up to the rest of the text: wide in, narrow out.
+
+    Of m masked positions every one more probable than `draft` is committed, at most ⌊.7·m⌋ and 5 to 20, and always the
+    best. Where that is more than one, earlier tokens whose probability has fallen below `verify` are taken back, the
+    least probable first, but fewer than were committed a step before. The last draft stands unverified.
+
+    Its predictor must not see the token that it judges: a network wants `LeaveOneOut` around it. In `Blockwise` tokens
+    of the block alone are taken back, as published.
+
+    Args:
+        draft: probability of a proposal, above.
+        verify: probability of a decided token, at least.
+
+    Reference: Hong et al. 2025, Wide-In, Narrow-Out: Revokable Decoding for Efficient and Effective DLLMs.
+    """
+
+    draft: float = 0.6
+    verify: float = 0.9
+
+    def __post_init__(self) -> None:
+        _probability(self.draft)
+        _probability(self.verify)
+
+    def __call__(self, step: Step) -> Change:
+        rank = _rank(step.confidence, step.masked)
+        most = (7 * step.masked.sum(1) // 10).clamp(5, 20)[:, None]
+        commit = ((step.confidence > self.draft) & (rank < most) | (rank == 0)) & step.masked
+        support = step.support
+        doubted = (support < self.verify) & (support >= 0)
+        before = ((step.committed_at == step.index[:, None] - 1) & (support >= 0)).sum(1)
+        back = torch.where(doubted.sum(1) < before, doubted.sum(1), before - 1)[:, None]
+        reopen = doubted & (_rank(-support, doubted) < back) & (commit.sum(1, keepdim=True) > 1)
+        return Change(commit, reopen)
+
+    def sees(self, masked: Tensor, open: Tensor) -> Tensor:
+        return open
+
+    def reopens(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
 class Blockwise(Around):
     """Semi-autoregressive: `rule` works on the first block that is not decided yet.
 
@@ -172,7 +215,8 @@ class Blockwise(Around):
     of the row's n open positions stand up to its end. With full blocks that is ⌈steps·k/N⌉, as published; with n steps it
     is one position a step. Steps that one block did not need are the next one's.
 
-    Where a rule reopens a position of an earlier block, it is that block's turn again.
+    A rule that reopens looks at the block whose turn it is; where it reopens a position of an earlier one, it is that
+    block's turn again.
     A rule that remembers sees all that is undecided: what it knows of a position does not depend on who else looks.
 
     Reference: Nie et al. 2025, Large Language Diffusion Models.
@@ -208,7 +252,9 @@ class Blockwise(Around):
         if self.remembers():
             return self.rule.sees(masked, open)
         block, now = self._block(masked, open)
-        return self.rule.sees(masked & (block == now), open)
+        here = block == now
+        seen = self.rule.sees(masked & here, open)
+        return seen & here if self.reopens() else seen
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ class Step:
         masked: still undecided, and the rule may commit it; (B, L) bool.
         open: undecided at the start; (B, L) bool.
         held: the token that an open position is decided to be, −1 where there is none; (B, L) long.
+        committed_at: the step at which it was decided, −1 where it was not; (B, L) long.
         proposal: the token that a commit makes final; (B, L) long.
         unchanged: for how many steps in a row the most likely token has been what it is; (B, L) long.
         drift: KL divergence (nats) of the prediction from the one a step before, at each of the last H steps, +inf where
@@ -69,6 +70,7 @@ class Step:
     masked: Tensor
     open: Tensor
     held: Tensor
+    committed_at: Tensor
     proposal: Tensor
     unchanged: Tensor
     drift: Tensor
@@ -92,6 +94,14 @@ class Step:
         """The probability of the proposal, (B, L), −1 where no logits were wanted."""
         chosen = self.logits.gather(1, self.proposal[self.where][:, None]).squeeze(1)
         return scatter((chosen - self.scores.normaliser).exp(), self.where, self.masked.shape, -1.0)
+
+    @cached_property
+    def support(self) -> Tensor:
+        """The probability of the token that is held, (B, L), −1 where there is none or no logits were wanted."""
+        held = self.held[self.where]
+        chosen = self.logits.gather(1, held.clamp(min=0)[:, None]).squeeze(1)
+        support = (chosen - self.scores.normaliser).exp().masked_fill(held < 0, -1.0)
+        return scatter(support, self.where, self.masked.shape, -1.0)
 
     @cached_property
     def gap(self) -> Tensor:

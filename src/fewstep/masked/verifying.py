@@ -1,0 +1,85 @@
+"""What a model thinks of a token that is decided already: it is asked as if the token were still hidden."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .predictor import Canvas, NetworkPredictor, places
+from .reading import Plain, Reading
+
+CHECKED = 256  # positions on which a network is tried, at most
+
+
+class LeaveOneOut:
+    """A network whose logits at a decided position do not know the token that stands there, in the same one call.
+
+    Behind the canvas stands a mask token for each wanted position, at that place once more. It sees the canvas without the
+    position itself, and the other mask tokens; nothing of the canvas sees it. Rules that take decided tokens back need it,
+    as a network that sees a token was never taught to say anything of its place. It costs a position for each wanted one,
+    at steps at which one of them is decided.
+
+    Args:
+        network: the model; its logits stand at their own places.
+
+    Raises:
+        ValueError: the network's logits are shifted, or it does not follow masks and positions that it is told.
+
+    Reference: Hong et al. 2025, Wide-In, Narrow-Out (WINO).
+    """
+
+    def __init__(self, network: NetworkPredictor) -> None:
+        if network.shift:
+            raise ValueError(
+                "this model's logits stand one place early, as Dream's; nothing that it decided can be verified"
+            )
+        self.network = network
+        self.mask_id = network.mask_id
+        self.eos_ids = network.eos_ids
+        self.networks = network.networks
+        self._check()
+
+    def __call__(self, canvas: Canvas, wanted: Tensor) -> Tensor:
+        decided = wanted & (canvas.ids != self.mask_id)
+        return self._judged(canvas, wanted, decided) if bool(decided.any()) else self.network(canvas, wanted)
+
+    def reading(self, canvas: Canvas) -> Reading:
+        return Plain(self)
+
+    def _judged(self, canvas: Canvas, wanted: Tensor, decided: Tensor) -> Tensor:
+        """Logits (N, V) of the wanted positions; the `decided` ones are judged by the mask token behind the canvas."""
+        network, (b, length) = self.network, canvas.ids.shape
+        n = int(wanted.sum(1).amax())
+        place = (
+            wanted.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :n]
+        )  # of each mask token, (b, n)
+        real = wanted.gather(1, place)
+        column = torch.arange(length, device=place.device)
+        told = network.mask(canvas) if network.block else None
+        seen = canvas.valid[:, None].expand(b, length, length) if told is None else told[:, 0]
+        below = seen.gather(1, place[:, :, None].expand(b, n, length)) & (place[:, :, None] != column)
+        beside = real[:, None] & real[:, :, None] | torch.eye(n, dtype=torch.bool, device=place.device)
+        above = torch.cat([seen, seen.new_zeros(b, length, n)], 2)
+        mask = torch.cat([above, torch.cat([below, beside], 2)], 1)[:, None]
+        ids = torch.cat([network.seen(canvas), torch.full_like(place, self.mask_id)], 1)
+        row, at = places(wanted)
+        at = torch.where(decided[row, at], length + wanted.cumsum(1)[row, at] - 1, at)
+        positions = torch.cat([column.expand(b, length), place], 1)
+        return network.compute(ids, mask, lambda hidden: hidden[row, at], position_ids=positions)
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """A position that is hidden must look the same from behind the canvas."""
+        network, n = self.network, min(self.network.max_length or CHECKED, CHECKED)
+        ids = torch.arange(n, device=network.device)[None] % 7
+        wanted = torch.arange(n, device=network.device)[None] == n // 2
+        every = torch.ones_like(wanted)
+        canvas = Canvas(ids.masked_fill(wanted, self.mask_id), every, every)
+        try:
+            plain, judged = network(canvas, wanted).float(), self._judged(canvas, wanted, wanted).float()
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ValueError(f"this network takes no masks and positions, by which rules verify: {error}") from error
+        if not torch.allclose(plain, judged, rtol=0.0, atol=0.02 * float(plain.abs().amax())):
+            raise ValueError(
+                "this network does not follow the masks and positions by which rules verify; choose another rule"
+            )
