@@ -203,6 +203,7 @@ def test_a_file_without_prompts_is_one_sentence(tmp_path, content: bytes | None,
         ("sd", {"prompts": True, "mirror": True}, {}, "--mirror flips pictures"),
         ("sd", {"data": "data.npz"}, {}, "whose latents are encoded once: `fewstep encode"),
         ("sd", {"data": "paths"}, {"segments": 2}, "not for prompts yet"),
+        ("unguided", {"prompts": True, "dropped": 0.1}, {}, "stands for no prompt or class; leave --dropped"),
         ("unguided", {"prompts": True, "guidance": 2.0}, {}, "no classifier-free guidance; leave --guidance out"),
     ],
 )  # fmt: skip
@@ -211,7 +212,7 @@ def test_what_does_not_go_together_is_said_before_anything_is_made(
 ) -> None:
     monkeypatch.setattr("fewstep.diffusion.pipeline.Pipeline.latents", None)
     if kind == "unguided":
-        manner = replace(load(sd).pipeline.manner, guide=None)
+        manner = replace(load(sd).pipeline.manner, guide=None, null=None)
         monkeypatch.setattr("fewstep.diffusion.pipeline.Pipeline.manner", manner)
     checkpoint = "bundled" if kind == "bundled" else str(sd)
     said = {"data": "teacher"} | settings | ({"prompts": prompts} if "prompts" in settings else {})
@@ -343,20 +344,26 @@ def test_a_pipeline_of_classes_encodes_classes(dit, tmp_path) -> None:
 
 def test_what_cannot_be_encoded_is_said_before_anything_is_made(sd, tmp_path, monkeypatch) -> None:
     save_images(Images(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), tmp_path / "a.npz")
+    (tmp_path / "empty").mkdir()
     monkeypatch.setattr(Pipeline, "encode", None)
     for checkpoint, data, sentence in (
         (sd, pictures(tmp_path / "data", captions=False), "4 of 4 pictures in .* have no caption, the first is a.png"),
         (sd, tmp_path / "a.npz", "has no captions, by which this pipeline is asked"),
         (sd, tmp_path / "missing", "there is no image folder"),
+        (sd, tmp_path / "empty", "there are no pictures in"),
         ("bundled", tmp_path / "a.npz", "nothing is to be encoded; give .* as data"),
     ):
         with pytest.raises(ValueError, match=sentence):
             encode_data(str(checkpoint), str(data), tmp_path / "table")
+    put(tmp_path / "broken", {"a.png": b"no picture", "a.txt": b"a red boot"})
+    with pytest.raises(ValueError, match="nothing could be made"):  # and nothing is in the way of the next
+        encode_data(str(sd), str(tmp_path / "broken"), tmp_path / "table")
+    assert not (tmp_path / "table").exists()
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="there is something else in"):
         encode_data(str(sd), str(pictures(tmp_path / "more")), tmp_path / "table")
-    assert [path.name for path in (tmp_path / "table").iterdir()] == ["letter.txt"]
+    assert [path.name for path in (tmp_path / "table").glob("[!.]*")] == ["letter.txt"]
 
 
 def test_a_pipeline_is_called_as_it_is_wanted_from_the_command_line_on(tmp_path, monkeypatch, capsys) -> None:

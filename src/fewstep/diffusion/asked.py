@@ -41,7 +41,7 @@ def asked_of(pipeline: Pipeline | None, denoiser: Denoiser, prompts: Sequence[st
     """
     if pipeline is None or not (pipeline.prompted or denoiser.classes):
         if prompts is not None:
-            raise ValueError("this model is told nothing but noise, so it takes no --prompts; leave them out")
+            raise ValueError("this model is told nothing but noise, so it takes no --prompts or --prompt; leave them out")
         return [""]
     if pipeline.prompted:
         if prompts is None:

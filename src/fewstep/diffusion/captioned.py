@@ -59,6 +59,8 @@ def captioned(data: str, shape: tuple[int, int, int], model: Model) -> Captioned
     if ready is not None:
         return _of_samples(ready, data, model)
     pictures = pictures_in(data, shape[0])
+    if not len(pictures):
+        raise ValueError(f"there are no pictures in {data}; give a folder, a zip, a .tar or a .parquet of them")
     bytes_of(pictures, shape)
     asked: Asked = [""]
     if by_class:

@@ -26,6 +26,7 @@ from .formats.pipelines import check_exportable
 from .lessons import MADE, made_for, nothing_to, paths_of, training_data, visited
 from .lora import adapt, base_of, factors_of, fused, is_adapted, shared
 from .model import Model
+from .optim import label_dropout
 from .pipeline import Pipeline
 from .recipes import diffusion, ect_demo, new_denoiser, path_regression
 from .runs import check_new, few_step
@@ -201,6 +202,9 @@ def _models(checkpoint: str, chosen: Choices) -> tuple[Model, Model]:
 def _check_pipeline(teacher: Model, chosen: Choices) -> None:
     """Raises ValueError where something was chosen that pipelines, or this one, cannot do; before anything is made."""
     lessons, pipeline = chosen.lessons, teacher.pipeline
+    known = label_dropout(teacher.denoiser.network)[1].rows or (pipeline is not None and pipeline.manner.null is not None)
+    if lessons.dropped and lessons.data == "teacher" and not known:
+        raise ValueError("this model knows nothing that stands for no prompt or class; leave --dropped out")
     if pipeline is None:
         if lessons.guidance is not None:
             lessons.guided(teacher)

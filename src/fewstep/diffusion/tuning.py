@@ -344,7 +344,7 @@ def _dropped(denoiser: Denoiser, data: Source, share: float | None) -> tuple[flo
         raise ValueError(f"the share of rows that lose their conditions is 0 or more and below 1, got {share}")
     null = data.null or null
     if share and not null.rows:
-        raise ValueError("nothing is known that stands for no condition, so none can be dropped; leave `dropped` out")
+        raise ValueError("nothing is known that stands for no condition, so none can be dropped; leave --dropped out")
     if share:
         denoiser.check(null)
     return share, null

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from tiny_pipelines import tiny_pipeline
 
-from fewstep.diffusion.formats.folder import load
+from fewstep.diffusion.formats.folder import load, save
+from fewstep.diffusion.formats.identity import identity_of
+from fewstep.diffusion.formats.opening import files_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries alone
 Break = Callable[[Path], object]
@@ -92,3 +95,43 @@ def test_a_pipeline_that_needs_a_picture_says_so(made: Path, tmp_path: Path) -> 
     says(INDEX, _class_name="StableDiffusionInpaintPipeline")(tmp_path / "other")
     with pytest.raises(ValueError, match=r"needs|cannot be called"):
         load(tmp_path / "other")
+
+
+def test_a_variant_of_the_weights_is_opened_where_it_is_alone(tmp_path) -> None:
+    """As repositories are fetched by variant="fp16": what is made of it has plain names, and is the same pipeline."""
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tiny_pipeline("stable_diffusion", tmp_path), torch_dtype=torch.float16
+    )
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    model = load(tmp_path / "half")
+    cond, _ = model.pipeline.conditions(["a red boot"])
+    assert cond.rows["encoder_hidden_states"].dtype == torch.float32
+    save(model, tmp_path / "saved")
+    assert (tmp_path / "saved" / "text_encoder" / "model.safetensors").is_file()
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "saved", torch_dtype=torch.float32)
+    assert all(p.equal(q) for p, q in zip(again.vae.parameters(), model.pipeline.stock.vae.parameters(), strict=True))
+    assert identity_of(tmp_path / "saved") == identity_of(tmp_path / "half")
+    pipeline.save_pretrained(tmp_path / "half")  # beside it the weights themselves
+    assert files_of(tmp_path / "half", "vae")["diffusion_pytorch_model.safetensors"].name.count(".") == 1
+
+
+@pytest.mark.parametrize(("names", "found"), [
+    (["model.safetensors", "model.fp16.safetensors"], {"model.safetensors": "model.safetensors"}),
+    (["model.safetensors.index.fp16.json"], {"model.safetensors.index.json": "model.safetensors.index.fp16.json"}),
+    (["model.fp16-00001-of-00002.safetensors"], {"model.fp16-00001-of-00002.safetensors": None}),
+    (["spiece.model", "tokenizer.json", "flax.msgpack"], {"spiece.model": None, "tokenizer.json": None}),
+])  # fmt: skip
+def test_files_by_the_names_that_they_are_opened_under(names: list[str], found: dict, tmp_path) -> None:
+    (tmp_path / "part").mkdir()
+    for name in names:
+        (tmp_path / "part" / name).touch()
+    opened = {name: file.name for name, file in files_of(tmp_path, "part").items()}
+    assert opened == {name: file or name for name, file in found.items()}
+
+
+def test_two_variants_and_no_weights_are_refused(tmp_path) -> None:
+    (tmp_path / "part").mkdir()
+    for variant in ("fp16", "bf16"):
+        (tmp_path / "part" / f"model.{variant}.safetensors").touch()
+    with pytest.raises(ValueError, match=r"bf16.safetensors and .*; rename the one that is meant to model"):
+        files_of(tmp_path, "part")

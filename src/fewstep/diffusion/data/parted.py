@@ -150,6 +150,8 @@ def _complete(folder: Path, facts: Mapping[str, Any], parts: int, conditions: Co
         schemas, rows = [*schemas, schema] if count else schemas, rows + count
         notes.update(more)
     if not rows:
+        for file in (folder / MADE_OF, *(part_file(folder, k, parts) for k in range(parts))):
+            file.unlink()
         raise ValueError(f"nothing could be made for the table in {folder}; see what was skipped")
     for schema in schemas:
         if not schema.equals(schemas[0]):

@@ -125,9 +125,9 @@ def carry(source: Path, folder: Path, network: Any, scheduler: Any = None) -> No
         scheduler.save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     for part in (*parts.others, *(["scheduler"] if scheduler is None else [])):
-        for file in files_of(source, part):
-            (folder / file.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-            _linked(file.resolve(), folder / file.relative_to(source))
+        (folder / part).mkdir(exist_ok=True)
+        for name, file in files_of(source, part).items():
+            _linked(file.resolve(), folder / part / name)
     network.save_pretrained(folder / parts.network)
 
 

@@ -22,8 +22,8 @@ def identity_of(folder: Path) -> str:
     said = hashlib.sha256()
     for part in sorted(read_parts(folder).others):
         said.update(f"{part} ".encode())
-        for file in files_of(folder, part):
-            if file.name == "config.json":
+        for name, file in sorted(files_of(folder, part).items()):
+            if name == "config.json":
                 content = read_json(file, "it is a part of the pipeline")
                 plain = {name: value for name, value in content.items() if not name.startswith("_")}
                 said.update(json.dumps(plain, sort_keys=True).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from ...core.weights import in_short
 from .parts import Parts
 
 CONFIGURATIONS = ("config.json", "tokenizer_config.json", "generation_config.json", "preprocessor_config.json")
+WEIGHTS = re.compile(r"((?:diffusion_pytorch_)?model)(?:\.\w+)?\.safetensors(\.index(?:\.\w+)?\.json)?")
 DATA = (".safetensors", ".txt", ".model", ".jinja")  # beside JSON, what the parts of a pipeline are made of
 
 
@@ -76,20 +78,36 @@ def _cleaned(folder: Path, parts: Parts) -> Iterator[Path]:
         (place / "model_index.json").write_text(json.dumps(cleaned(index, folder / "model_index.json")))
         for part in (*parts.others, "scheduler"):
             (place / part).mkdir()
-            for file in files_of(folder, part):
-                copy = place / part / file.name
-                if file.name in CONFIGURATIONS:
+            for name, file in files_of(folder, part).items():
+                copy = place / part / name
+                if name in CONFIGURATIONS:
                     copy.write_text(json.dumps(cleaned(read_json(file, "it is a part of the pipeline"), file)))
                 else:
                     copy.symlink_to(file.resolve())
         yield place
 
 
-def files_of(folder: Path, part: str) -> list[Path]:
-    """The files of one part of a pipeline: its weights, vocabularies and configurations.
+def files_of(folder: Path, part: str) -> dict[str, Path]:
+    """The files of one part of a pipeline, its weights, vocabularies and configurations, by the names to open them under.
+
+    A variant of the weights such as fp16 is opened as the weights themselves where they are not there, and else left out.
 
     Raises:
-        ValueError: one is a link that leads out of the folder.
+        ValueError: one is a link that leads out of the folder, or there are several variants and nothing else.
     """
     files = [inside(folder / part, file.name) for file in sorted(inside(folder, part).iterdir())]
-    return [file for file in files if file.suffix in (".json", *DATA) and file.is_file()]
+    held = {file.name: file for file in files if file.suffix in (".json", *DATA) and file.is_file()}
+    found = {name: file for name, file in held.items() if _plain(name) == name}
+    is_whole = any(WEIGHTS.fullmatch(name) for name in found)
+    for name in () if is_whole else held.keys() - found.keys():
+        if _plain(name) in found:
+            both = " and ".join(sorted((name, found[_plain(name)].name)))
+            raise ValueError(f"{folder / part} holds {both}; rename the one that is meant to {_plain(name)}")
+        found[_plain(name)] = held[name]
+    return found
+
+
+def _plain(name: str) -> str:
+    """The name of a file of weights, or of their index, without its variant; any other name as it is."""
+    said = WEIGHTS.fullmatch(name)
+    return name if said is None else f"{said[1]}.safetensors{'.index.json' if said[2] else ''}"
