@@ -124,7 +124,7 @@ def test_what_cannot_be_calibrated(tmp_path: Path) -> None:
         calibrate(Toy(), prompts(60), early, factors=(1.0, 2.0))
     with pytest.raises(ValueError, match="lie between 0 and 1"):
         calibrate(Toy(), prompts(60), early, epsilon=0.0)
-    with pytest.raises(ValueError, match="make one with fewstep calibrate"):
+    with pytest.raises(ValueError, match="make a calibration with fewstep calibrate"):
         Calibration.load(tmp_path / "missing.json")
     for text in (
         "[]",

@@ -111,6 +111,12 @@ def test_rule_and_cache_are_calibrated_together(model: Path, tmp_path: Path, cap
         call(decode_command, model, calibration=out, **flags | {"cache": "none"})
     with pytest.raises(ValueError, match="made with --refresh None and its guarantee holds for that, got 2"):
         call(decode_command, model, calibration=out, refresh=2, **flags)
+    content = json.loads(out.read_text())
+    del content["settings"]["cache"], content["settings"]["refresh"]
+    out.write_text(json.dumps(content))
+    call(decode_command, model, calibration=out, **flags | {"cache": "none"})
+    with pytest.raises(ValueError, match="made with --cache 'none' and its guarantee holds for that, got 'dual'"):
+        call(decode_command, model, calibration=out, **flags)
     assert receipt["positions"] < 0.8 * n * 10 * 8 and receipt["calls"] > 0
     with pytest.raises(ValueError, match="the cache alone changes"):
         call(calibrate, model, out=tmp_path / "no.json", rule="low-confidence", block_length=4, **flags)

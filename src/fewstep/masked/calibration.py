@@ -114,12 +114,14 @@ class Calibration:
 def calibrated(path: Path, settings: dict[str, Any]) -> CommitRule:
     """The rule that was calibrated for these settings; a model of another name is told, as it may have moved.
 
+    What the file does not say may be anything, but for the cache: a calibration that says nothing of one was made without.
+
     Raises:
         ValueError: it was calibrated for others, or `path` holds no calibration.
     """
     found = Calibration.load(path)
     for name, value in plain(settings).items():
-        made = found.settings.get(name, value)
+        made = found.settings.get(name, "none" if name == "cache" else value)
         if made != value and name == "model":
             logger.warning("%s was made with %s; its guarantee holds for that model", path, made)
         elif made != value:
