@@ -386,7 +386,7 @@ def test_own_pictures_are_scored_without_naming_features(place, monkeypatch, cap
     fewstep(monkeypatch, "settle own --out settle --n 2 --steps 2")
     said = capsys.readouterr().out
     assert said.count("--features was left out, so untrained (random) ones were taken") == 3
-    assert "next: fewstep export student --out few-step-model --measured dial/measure.json" in said
+    assert "next: fewstep export student --steps 1 --out few-step-model --measured dial/measure.json" in said
     receipts = [json.loads((place / file).read_text()) for file in ("scores/measure.json", "settle/settle.json")]
     assert [receipt["features"] for receipt in receipts] == ["random", "random"]
     assert list(receipts[0]["points"][0]["frechet"]) == ["random", "pixels"]

@@ -43,6 +43,15 @@ def test_a_log_gets_a_line_each_thirty_seconds(clock: list[float], caplog: pytes
     assert not caplog.messages
 
 
+def test_no_more_than_all_is_ever_done(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with progress("waiting", 20) as done:
+        for _ in range(60):
+            clock[0] += 1
+            done(1)
+    assert caplog.messages == ["waiting: 30 seconds, longer than expected", "waiting: 60 seconds, longer than expected"]
+
+
 @pytest.mark.parametrize(("seconds", "shown"), [(0.9, False), (1.1, True)])
 def test_a_terminal_gets_a_bar_for_what_takes_longer_than_ten_seconds(
     seconds: float, shown: bool, clock: list[float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

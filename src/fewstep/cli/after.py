@@ -39,23 +39,23 @@ def after_sampling(checkpoint: str, model: Model, *, prompts: Path | None = None
         say_next("export", checkpoint, "--out", "few-step-model")
 
 
-def after_measuring(checkpoint: str, model: Model, data: str, scores: Path, *, strength: float | None = None) -> None:
-    """A diffusion model is tuned, a student exported with its scores if it can be."""
+def after_measuring(checkpoint: str, model: Model, data: str, scores: Path, *at: object) -> None:
+    """A diffusion model is tuned, a student exported with its scores if it can be, at the place that these flags say."""
     if not model.is_student and model.pipeline is not None:
         say_next("encode", checkpoint, data, "--out", "latents")
     elif not model.is_student:
         say_next("tune", checkpoint, "--data", data, "--out", "few-step")
     elif _exports(model):
-        at = () if strength is None else ("--strength", f"{strength:g}")
         say_next("export", checkpoint, *at, "--out", "few-step-model", "--measured", scores)
 
 
 def after_exporting(folder: Path, written: Exported) -> None:
-    """A stock pipeline is sampled without us."""
+    """A stock pipeline that is asked for nothing is sampled without us, any other as its card says, or so."""
     from ..diffusion.formats.exporting import Agreement
 
-    if not isinstance(written.agreement, Agreement):  # it is asked for something
-        print(f"next: what {folder / 'README.md'} says of sampling it by plain diffusers")
+    if not isinstance(written.agreement, Agreement):
+        print(f"{folder / 'README.md'} says how plain diffusers samples it")
+        after_tuning(folder, written.model)
         return
     program = (
         f"from diffusers import DiffusionPipeline as P; P.from_pretrained({str(folder)!r})"

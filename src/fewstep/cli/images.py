@@ -97,10 +97,7 @@ def export(
     )
     for folder, written in exported.items():
         print(f"{folder} is verified: it differs from ours {written.agreement}")
-    if (folder / "model_index.json").exists():
-        after_exporting(folder, written)
-    else:
-        say_next("sample", folder, "--out", "samples")
+    after_exporting(folder, written)
 
 
 def import_(

@@ -73,11 +73,14 @@ def dial(
         runs, teacher, scoring, within=_share(within), steps=steps, strengths=strengths, teacher_calls=teacher_calls
     )
     _show(measured, scoring)
-    points = [point for point in measured.found.points if point.name in measured.models]
-    best = min(points, key=lambda point: math.prod(distance.value for distance in point.frechet.values())).name
-    place = list(measured.models).index(best)  # each run in its order, at each strength
-    run, strength = list(product(runs, strengths or (None,)))[place]
-    after_measuring(run, measured.models[best], scoring.data, scoring.out / "measure.json", strength=strength)
+    found, names = measured.found, list(measured.models)
+    students = [point for point in found.points if point.name in names]
+    best = min(students, key=lambda point: math.prod(distance.value for distance in point.frechet.values()))
+    if found.recommended and found.recommended.point.name in names:
+        best = found.recommended.point
+    run, strength = list(product(runs, strengths or (None,)))[names.index(best.name)]  # each run at each strength
+    at = ("--steps", round(best.nfe), *(() if strength is None else ("--strength", f"{strength:g}")))
+    after_measuring(run, measured.models[best.name], scoring.data, scoring.out / "measure.json", *at)
 
 
 def ledger(
@@ -178,8 +181,8 @@ def _show(measured: Measured, scoring: Scoring) -> None:
     from ..diffusion.report import table
 
     Console().print(table(measured.found.points, measured.found.real))
-    if measured.found.recommendation:
-        print(measured.found.recommendation)
+    if measured.found.recommended:
+        print(measured.found.recommended.sentence)
     _say_features(measured.features, scoring.features is None)
     out = scoring.out
     print(f"table, plot and pictures: {out / 'measure.json'}, {out / 'quality.png'}, {out / 'samples.png'}")

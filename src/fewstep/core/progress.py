@@ -64,7 +64,10 @@ class _Meter:
         left = spent * max(self.total / self.done - 1, 0)
         shown = str(timedelta(seconds=round(left)))
         if not sys.stderr.isatty():
-            if now - self.told >= EVERY:
+            if now - self.told >= EVERY and self.done > self.total:  # the total was an estimate
+                logger.info("%s: %.0f seconds, longer than expected", self.title, spent)
+                self.told = now
+            elif now - self.told >= EVERY:
                 logger.info("%s: %.0f %%, %s left", self.title, 100 * self.done / self.total, shown)
                 self.told = now
             return

@@ -45,8 +45,9 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Exported:
-    """A folder that `export_checkpoint` wrote: for how many steps, and how well it agrees with ours."""
+    """A folder that `export_checkpoint` wrote: of which student, for how many steps, and how well it agrees with ours."""
 
+    model: Model
     steps: int
     agreement: Agreement | Likeness | Closeness
 
@@ -178,12 +179,14 @@ def export_checkpoint(
     if form != "pipeline":
         check_adapter(model, form)
         return {
-            folder: Exported(walk.steps, export_adapter(model, folder, walk=walk, form=form, card=card))
+            folder: Exported(model, walk.steps, export_adapter(model, folder, walk=walk, form=form, card=card))
             for folder, walk in walks.items()
         }
     for walk in walks.values():
         check_exportable(model.denoiser, walk, model.pipeline)  # all can be written, or none is
-    return {folder: Exported(walk.steps, export(model, folder, walk=walk, card=card)) for folder, walk in walks.items()}
+    return {
+        folder: Exported(model, walk.steps, export(model, folder, walk=walk, card=card)) for folder, walk in walks.items()
+    }
 
 
 def _asked(denoiser: Denoiser, n: int, label: int | None, number: float | None) -> Cond:

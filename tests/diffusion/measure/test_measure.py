@@ -208,14 +208,14 @@ def test_the_recommendation_is_the_fewest_calls_that_are_good_enough() -> None:
     made = partial(made_up, seen_by=seen_by)
     teacher = [made("teacher", 35, 1.0, 2.0), made("teacher", 4, 2.0, 4.0)]
     students = [made("good", 2, 1.01, 2.0), made("half", 1, 1.0, 3.0), made("worse", 2, 1.02, 2.0)]
-    said = recommend(teacher + students, seen_by, within=0.05)
+    chosen, said = recommend(teacher + students, seen_by, within=0.05)
+    assert chosen is students[0]
     assert "are 2, by good: 1.02" in said and "best (Fréchet distance 1.00 on a features, 35 calls)" in said
     assert "times it on a features and 1 [1, 1] times it on b features" in said
-    assert "are 1, by half: 1 [1, 1]" in recommend(teacher + students, seen_by, within=1.5)
-    assert "nearest is half at 1 calls, 1 [1, 1] times it on a features and 2.2" in recommend(
-        [*teacher, students[1]], seen_by, within=0.05
-    )
-    assert "Nothing with fewer calls than" in recommend(teacher[:1], seen_by)
+    assert "are 1, by half: 1 [1, 1]" in recommend(teacher + students, seen_by, within=1.5).sentence
+    near, said = recommend([*teacher, students[1]], seen_by, within=0.05)
+    assert near is students[1] and "nearest is half at 1 call, 1 [1, 1] times it on a features and 2.2" in said
+    assert "Nothing with fewer calls than" in recommend(teacher[:1], seen_by).sentence
     one = ratio(teacher[0], teacher[0], seen_by[0])
     assert one.value == one.low == one.high == 1
 

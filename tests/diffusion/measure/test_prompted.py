@@ -56,7 +56,7 @@ def test_teacher_and_student_are_asked_for_the_same_on_the_same_seeds(place, tmp
 def test_the_dial_takes_pipelines(place, tmp_path) -> None:
     scoring = Scoring(str(place / "data.npz"), tmp_path / "dial", n=N, prompts=place / "prompts.txt", guidance=1.5)
     found = dial_checkpoints([str(place / "run")], str(place / "pipeline"), scoring, teacher_calls=(1, 3)).found
-    assert [point.nfe for point in found.points] == [2, 6, 2] and found.recommendation
+    assert [point.nfe for point in found.points] == [2, 6, 2] and found.recommended
     assert json.loads((tmp_path / "dial" / "measure.json").read_text())["guidance"] == 1.5
 
 

@@ -20,7 +20,7 @@ from ..encoding import shown_by
 from ..pipeline import Pipeline
 from ..report import plot, sheet
 from ..space import Pixels
-from .dial import Looks, Point, Setting, difference, recommend, scores
+from .dial import Looks, Point, Recommended, Setting, difference, recommend, scores
 from .features import View
 from .matching import Match
 
@@ -32,18 +32,19 @@ class Comparison:
     Attributes:
         points: of each setting.
         real: how the real images look.
-        recommendation: where on the dial to stand, if that was asked.
+        recommended: where on the dial to stand, if that was asked.
     """
 
     points: list[Point]
     real: Looks
-    recommendation: str | None
+    recommended: Recommended | None
 
 
 def image_shape(denoiser: Denoiser) -> tuple[int, int, int]:
     """(C, H, W) of the images that it makes; ValueError if it makes anything else."""
     if not isinstance(denoiser.space, Pixels):
-        raise ValueError(f"this model makes {denoiser.space}; only images can be scored")
+        shape = "x".join(map(str, denoiser.space.shape))
+        raise ValueError(f"this model makes samples of {shape} that are no pictures, and only pictures can be scored")
     return denoiser.space.shape
 
 
@@ -116,7 +117,7 @@ def compare(
             ]
         said = None if within is None else recommend(points, views, within=within)
         if said:
-            entries |= {"within": within, "recommendation": said}
+            entries |= {"within": within, "recommendation": said.sentence}
         plot(points, out / "quality.png")
         sheet(points, out / "samples.png")
     return Comparison(points, real, said)

@@ -16,7 +16,7 @@ from ...core.nfe import count_nfe
 from ...core.progress import SHORT, progress
 from ..cond import NOTHING, Cond
 from ..data import Samples
-from ..denoiser import Denoiser
+from ..denoiser import Denoiser, Guided
 from ..pipeline import Pipeline
 from ..walk import Walk, sample
 from .features import View, extract, in_parts
@@ -199,7 +199,8 @@ def scores(
 ) -> list[Point]:
     """A point of each setting on the same seeds; see `score`. `cond` says what a model is given."""
     points = []
-    with progress("scoring", len(seeds) * sum(setting.walk.calls for setting in settings)) as done:
+    calls = sum(setting.walk.calls * (2 if isinstance(setting.denoiser, Guided) else 1) for setting in settings)
+    with progress("scoring", len(seeds) * calls) as done:
         for setting in settings:
             with count_nfe(setting.denoiser.network, done):
                 given = cond(setting)
@@ -238,8 +239,15 @@ def ratio(a: Point, b: Point, view: View) -> Estimate:
     return jackknife(lambda rows: frechet(ours[rows], view.real) / frechet(theirs[rows], view.real), a.n)
 
 
-def recommend(points: Sequence[Point], views: Sequence[View], *, within: float = 0.05) -> str:
-    """One sentence: the fewest network calls whose quality is within a share of the best that `teacher` reaches.
+class Recommended(NamedTuple):
+    """Where on the dial to stand, and why; the nearest place where none is good enough."""
+
+    point: Point
+    sentence: str
+
+
+def recommend(points: Sequence[Point], views: Sequence[View], *, within: float = 0.05) -> Recommended:
+    """The fewest network calls whose quality is within a share of the best that `teacher` reaches.
 
     The best is the teacher's in the first view; what is good enough must be so in every one.
     """
@@ -261,9 +269,10 @@ def recommend(points: Sequence[Point], views: Sequence[View], *, within: float =
     goal = f"within {within:.0%} of {reached}"
     chosen = min((point for point in points if behind(point) <= 1 + within), key=lambda p: (p.nfe, behind(p)))
     if chosen is not best:
-        return f"The fewest calls {goal} are {chosen.nfe:.0f}, by {chosen.name}: {times(chosen)}."
+        return Recommended(chosen, f"The fewest calls {goal} are {chosen.nfe:.0f}, by {chosen.name}: {times(chosen)}.")
     others = [point for point in points if point.nfe < best.nfe]
     if not others:
-        return f"Nothing with fewer calls than {reached} was measured."
+        return Recommended(best, f"Nothing with fewer calls than {reached} was measured.")
     near = min(others, key=behind)
-    return f"Nothing with fewer calls is {goal}; nearest is {near.name} at {near.nfe:.0f} calls, {times(near)}."
+    where = f"{near.nfe:.0f} call{'' if round(near.nfe) == 1 else 's'}"
+    return Recommended(near, f"Nothing with fewer calls is {goal}; nearest is {near.name} at {where}, {times(near)}.")

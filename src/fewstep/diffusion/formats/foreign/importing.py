@@ -102,7 +102,8 @@ def import_checkpoint(
 def _content(file: Path) -> Content:
     """What is in a file, by how its name ends."""
     if not file.is_file():
-        raise ValueError(f"there is no file {file}; give a .pkl, .pt, .pth or .safetensors file of a network")
+        there = f"{file} is a folder" if file.is_dir() else f"there is no file {file}"
+        raise ValueError(f"{there}; give a .pkl, .pt, .pth or .safetensors file of a network")
     ending = file.suffix.lower()
     if ending == ".safetensors":
         return Content(read_safetensors(file))
