@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .diffusion.choices import Lessons as Lessons
     from .diffusion.choices import Loss as Loss
     from .diffusion.choices import Run as Run
-    from .diffusion.choices import Scoring as Scoring
     from .diffusion.choices import Training as Training
     from .diffusion.cond import Cond as Cond
     from .diffusion.cond import labelled as labelled
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from .diffusion.measuring import measure_checkpoint as measure_checkpoint
     from .diffusion.measuring import settle_checkpoint as settle_checkpoint
     from .diffusion.model import Model as Model
+    from .diffusion.scoring import Scoring as Scoring
     from .diffusion.tuning import tune as tune
     from .diffusion.two_times import TwoTimes as TwoTimes
     from .diffusion.using import export_checkpoint as export_checkpoint
@@ -77,7 +77,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "core.nfe": ["count_nfe"],
     "diffusion.checkpoints": ["train_checkpoint", "tune_checkpoint"],
-    "diffusion.choices": ["Lessons", "Loss", "Run", "Scoring", "Training"],
+    "diffusion.choices": ["Lessons", "Loss", "Run", "Training"],
     "diffusion.cond": ["Cond", "labelled"],
     "diffusion.data": ["Images", "Table", "load_images", "make_table"],
     "diffusion.denoiser": ["Denoiser", "edm", "flow", "vp"],
@@ -90,6 +90,7 @@ _NAMES = {
     "diffusion.loss": ["consistency_loss"],
     "diffusion.measure.dial": ["score"],
     "diffusion.measuring": ["dial_checkpoints", "ledger_checkpoints", "measure_checkpoint", "settle_checkpoint"],
+    "diffusion.scoring": ["Scoring"],
     "diffusion.model": ["Model"],
     "diffusion.tuning": ["tune"],
     "diffusion.using": ["export_checkpoint", "sample_checkpoint"],

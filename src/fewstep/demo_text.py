@@ -13,10 +13,11 @@ from .core.files import alone_in
 from .core.interrupts import Interrupted
 from .core.source import ASSETS
 from .diffusion.checkpoints import tune_checkpoint
-from .diffusion.choices import Lessons, Loss, Run, Scoring, Training
+from .diffusion.choices import Lessons, Loss, Run, Training
 from .diffusion.encoding import encode_data
 from .diffusion.measuring import measure_checkpoint
 from .diffusion.report import table
+from .diffusion.scoring import Scoring
 from .diffusion.using import export_checkpoint
 
 CHECKPOINT = "bundled-text"

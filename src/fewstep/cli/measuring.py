@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from ..diffusion.choices import Scoring
+from ..diffusion.scoring import Scoring
 from .after import after_measuring, say_next
 
 if TYPE_CHECKING:

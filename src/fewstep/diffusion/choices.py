@@ -1,6 +1,6 @@
-"""What one chooses for a tuning or for scores, by names and numbers: frozen dataclasses that refuse what cannot be.
+"""What one chooses for a tuning, by names and numbers: frozen dataclasses that refuse what cannot be.
 
-They are the flags of `fewstep tune`, `measure` and `dial`, and say so where something is wrong. Nothing heavy is imported
+They are the flags of `fewstep tune`, and say so where something is wrong. Nothing heavy is imported
 until one is resolved.
 """
 
@@ -373,42 +373,6 @@ class Choices:
             raise ValueError(f"a batch of {batch} does not split into --accumulate {parts}; use a multiple of {parts}")
         recipe |= given(dropped=self.lessons.dropped) | {"mirror": self.lessons.mirror}
         return recipe | {"workers": self.run.workers, "compile": self.run.compile}
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """What samples are scored against, and how."""
-
-    data: str
-    """real images to compare with: an .npz, a folder or zip, a .parquet, a table, a hub data set, `bundled` or
-    `bundled-text`."""
-    out: Path
-    """folder for figures, plots and pictures."""
-    n: int = 1000
-    """samples for each score; scores compare only at the same n."""
-    features: str | None = None
-    """inception, the folder or hub id of a DINOv2 model, random (untrained) or fashion (bundled); by default fashion for
-    `bundled` data and random for all other."""
-    seed: int = 0
-    """of the first sample."""
-    batch: int = 250
-    """samples at once."""
-    precision: Literal["no", "bf16"] = "no"
-    """no (float32) or bf16."""
-    prompts: Path | None = None
-    """a text file, a prompt a line, of which pipelines are asked for one after another; for a pipeline of classes their
-    numbers, by default as often as the real images have them."""
-    guidance: float | None = None
-    """guidance_scale of a teacher that is a pipeline; by default what the student was tuned with."""
-    match: str | None = None
-    """says how well pictures match their prompts: the folder or hub id of a CLIP model, or clothes (bundled); by default
-    clothes for `bundled-text` data."""
-
-    def __post_init__(self) -> None:
-        at_least(0, guidance=self.guidance)
-        at_least(20, n=self.n)  # for an interval
-        at_least(1, batch=self.batch)
-        at_least(0, seed=self.seed)
 
 
 def given(**settings: Any) -> dict[str, Any]:

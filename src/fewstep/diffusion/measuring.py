@@ -17,7 +17,7 @@ from ..core.files import writable
 from ..core.nfe import count_nfe
 from ..core.receipt import receipt
 from .asked import asked_of, once, prompts_in
-from .choices import Scoring, given
+from .choices import given
 from .cond import labelled
 from .data import Samples, load_images
 from .denoiser import Guided
@@ -32,6 +32,7 @@ from .measure.settings import diffusion_settings, student_settings
 from .measure.settling import QUANTILES, Settling, settle
 from .model import Model
 from .report import plot_ledger, plot_settling, sheet
+from .scoring import Scoring
 
 
 @dataclass(frozen=True)
