@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from masked.test_load import CASES, write
 from masked.tiny_bert import call, save_bert
 from torch import Tensor
+from transformers import ModernBertConfig, ModernBertForMaskedLM, RobertaConfig, RobertaForMaskedLM
 
 from fewstep.cli.text import decode as decode_command
 from fewstep.masked import WINO, Blockwise, Canvas, EarlyCommit, LeaveOneOut, Suppressed, Threshold, decode, load_text
@@ -109,6 +111,19 @@ def test_what_cannot_verify_is_refused(tmp_path: Path) -> None:
     config, weights, _ = CASES["dream"]
     with pytest.raises(ValueError, match="stand one place early"):
         LeaveOneOut(load_text(write(tmp_path / "dream", config, weights(config))))
+    torch.manual_seed(0)
+    numbers: dict[str, Any] = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
+    counts_otherwise = RobertaForMaskedLM(RobertaConfig(**numbers, max_position_embeddings=300, pad_token_id=1))
+    sees_neighbours = ModernBertForMaskedLM(ModernBertConfig(**numbers, local_attention=16, pad_token_id=0))
+    for deaf in (counts_otherwise, sees_neighbours):
+        with pytest.raises(ValueError, match="does not follow the masks and positions"):
+            LeaveOneOut(NetworkPredictor(deaf.eval(), mask_id=9, pad_id=1, max_length=298))
     folder = save_bert(tmp_path / "bert")
     for options, sentence in (
         ({"cache": "dual"}, "a cache would not; leave one out"),
