@@ -203,6 +203,7 @@ def test_a_file_without_prompts_is_one_sentence(tmp_path, content: bytes | None,
         ("sd", {"prompts": True, "mirror": True}, {}, "--mirror flips pictures"),
         ("sd", {"data": "data.npz"}, {}, "whose latents are encoded once: `fewstep encode"),
         ("sd", {"data": "paths"}, {"segments": 2}, "not for prompts yet"),
+        ("clean", {"prompts": True}, {}, "predicts the clean sample"),
         ("unguided", {"prompts": True, "dropped": 0.1}, {}, "stands for no prompt or class; leave --dropped"),
         ("unguided", {"prompts": True, "guidance": 2.0}, {}, "no classifier-free guidance; leave --guidance out"),
     ],
@@ -211,10 +212,14 @@ def test_what_does_not_go_together_is_said_before_anything_is_made(
     sd, prompts, tmp_path, monkeypatch, kind: str, settings: dict, loss: dict, sentence: str
 ) -> None:
     monkeypatch.setattr("fewstep.diffusion.pipeline.Pipeline.latents", None)
+    if kind == "clean":
+        shutil.copytree(sd, tmp_path / "clean")
+        file = tmp_path / "clean" / "scheduler" / "scheduler_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": "sample"}))
     if kind == "unguided":
         manner = replace(load(sd).pipeline.manner, guide=None, null=None)
         monkeypatch.setattr("fewstep.diffusion.pipeline.Pipeline.manner", manner)
-    checkpoint = "bundled" if kind == "bundled" else str(sd)
+    checkpoint = {"bundled": "bundled", "clean": str(tmp_path / "clean")}.get(kind, str(sd))
     said = {"data": "teacher"} | settings | ({"prompts": prompts} if "prompts" in settings else {})
     with pytest.raises(ValueError, match=sentence):
         tune_checkpoint(checkpoint, Lessons(**said), Run(tmp_path / "run"), loss=Loss(**loss), training=FEW)

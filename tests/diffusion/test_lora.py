@@ -160,6 +160,10 @@ def test_a_stopped_run_goes_on_bit_equal(place, monkeypatch) -> None:
             tuned("run", loss=Loss(segments="any"), lora=2)
     with pytest.raises(ValueError, match="lora"):
         tuned("run", loss=Loss(segments="any"), lora=2, lora_targets=("to_q",), resume=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("fewstep.diffusion.runs.mark_of", lambda network: "of another base")
+        with pytest.raises(ValueError, match="base_weights"):  # they are in no state
+            tuned("run", loss=Loss(segments="any"), lora=2, resume=True)
     tuned("run", loss=Loss(segments="any"), lora=2, resume=True)
     for name in (FILE, "second_time.safetensors"):
         ours, theirs = (load_file(f"{run}/model/{name}") for run in ("run", "whole"))

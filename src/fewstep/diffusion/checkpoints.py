@@ -32,6 +32,7 @@ from .recipes import diffusion, ect_demo, new_denoiser, path_regression
 from .runs import check_new, few_step
 from .runs import run as run_in_folder
 from .stages import Stage, run_stages
+from .tuning import check_prediction
 from .two_times import TwoTimes
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ def tune_checkpoint(
     prompts = None if lessons.prompts is None else prompts_in(lessons.prompts)
     start, named = _models(checkpoint, chosen)
     student = start.denoiser
+    check_prediction(student)  # before anything is made
     _check_pipeline(named, chosen)
     _say_if_it_cannot_be_exported(student, chosen, start.pipeline)
     _choose_what_trains(checkpoint, student, chosen)

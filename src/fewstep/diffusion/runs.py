@@ -22,6 +22,7 @@ from ..core.receipt import plain, receipt
 from ..core.resuming import check_another, check_same, goes_on, is_complete, running
 from .data import Paths, Source
 from .denoiser import Denoiser, config_of
+from .lora import is_adapted, mark_of
 from .model import Model
 from .noise import FullGap
 from .pipeline import Pipeline
@@ -145,10 +146,12 @@ def _in_whole_batches(recipe: dict[str, Any]) -> dict[str, Any]:
 def _facts(denoiser: Denoiser, data: Source) -> dict[str, Any]:
     """What a run has to go on with: the network, but for what the library that wrote it said, and what it means.
 
-    And the same examples, as far as their fingerprint says; at least as many, as their order hangs on their number.
+    And the same examples, as far as their fingerprint says; at least as many, as their order hangs on their number. The
+    weights under an adapter are not in a state, so they have to be those that it began with.
     """
     config = {name: value for name, value in config_of(denoiser.network).items() if not name.startswith("_")}
     said = {"schedule": denoiser.schedule, "prediction": denoiser.prediction, "network": config}
+    said |= {"base_weights": mark_of(denoiser.network)} if is_adapted(denoiser.network) else {}
     return said | {"examples": len(data)} | ({"data_fingerprint": data.fingerprint} if data.fingerprint else {})
 
 

@@ -311,9 +311,14 @@ def _check(denoiser: Denoiser, data: Source, images: int, steps_left: int, preci
         raise ValueError(f"the saved run has already seen more than {images} images; raise `images`")
     if precision == "fp16":
         raise ValueError("float16 overflows in consistency losses; use bf16 or no mixed precision")
+    check_prediction(denoiser)
+    denoiser.check(_at_the_ends(denoiser, data))
+
+
+def check_prediction(denoiser: Denoiser) -> None:
+    """Raises ValueError where f(x, 0) is not x."""
     if denoiser.prediction is clean:
         raise ValueError("this checkpoint predicts the clean sample, so f(x, 0) is not x; convert it to v-prediction first")
-    denoiser.check(_at_the_ends(denoiser, data))
 
 
 def _at_the_ends(denoiser: Denoiser, data: Source) -> Cond:
