@@ -308,7 +308,7 @@ def _check(denoiser: Denoiser, data: Source, images: int, steps_left: int, preci
     if images < 1:
         raise ValueError(f"`images` is how many training images to see, at least 1, got {images}")
     if steps_left < 0:
-        raise ValueError(f"the saved run has already seen more than {images} images; raise `images`")
+        raise ValueError(f"the saved run has already seen more than {images} images; raise --images")
     if precision == "fp16":
         raise ValueError("float16 overflows in consistency losses; use bf16 or no mixed precision")
     check_prediction(denoiser)

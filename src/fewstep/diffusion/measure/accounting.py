@@ -32,6 +32,10 @@ ANOTHER_TASK = (
     "A consistency function answers with where the path ends and not with the mean of what may be there, so its denoising "
     "error exceeds a diffusion model's by as much as ends differ; those lines inform and are not judged."
 )
+GUIDED = (
+    "Guidance makes an answer sharper than the mean of what may be there, so a guided checkpoint's denoising error exceeds "
+    "that of one that is not; those lines inform and are not judged."
+)
 
 
 def take_stock(
@@ -76,14 +80,15 @@ def take_stock(
         settings.insert(1, replace(before, walk=DDIM(after.walk.calls)))
     points = scores(settings, range(seed, seed + n), views, batch=batch, precision=precision, cond=cond)
     own, as_few, changed = points[0], points[-2], points[-1]
-    pair, notes = Pair(own, changed, views), [] if denoises else [ANOTHER_TASK]
+    guided = isinstance(before.denoiser, Guided) != isinstance(after.denoiser, Guided)
+    pair, notes = Pair(own, changed, views), [ANOTHER_TASK] * (not denoises) + [GUIDED] * guided
     x0 = _clean(before, images, own.images, min(len(images), max(20, n // 2)))
     levels, made = levels_of(before.denoiser, after.denoiser), []
     for setting in (before, after):
         told_of = cond(setting).part(slice(len(x0)))
         made.append(errors(setting.denoiser, x0, told_of, levels, seed=seed, batch=batch, precision=precision))
     lines, said = lines_of(pair, as_few, images, cond(before))
-    lines = denoising(made[0], made[1], levels, asked=denoises) + lines
+    lines = denoising(made[0], made[1], levels, asked=denoises and not guided) + lines
     if judge is not None and prompts:
         lines.append(matching(pair, judge, [prompts[k % len(prompts)] for k in range(n)]))
     moved = _drift(before.denoiser, after.denoiser, notes)
