@@ -118,6 +118,7 @@ def test_what_cannot_verify_is_refused(tmp_path: Path) -> None:
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "intermediate_size": 48,
+        "initializer_range": 0.5,
     }
     counts_otherwise = RobertaForMaskedLM(RobertaConfig(**numbers, max_position_embeddings=300, pad_token_id=1))
     sees_neighbours = ModernBertForMaskedLM(ModernBertConfig(**numbers, local_attention=16, pad_token_id=0))
