@@ -17,6 +17,7 @@ from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.lora import LoRA, adapt, layers_of
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.two_times import TwoTimes
+from fewstep.diffusion.using import sample_checkpoint
 from fewstep.diffusion.walk import Segments, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries alone
@@ -51,6 +52,8 @@ def test_the_folder_of_a_run_is_an_adapter_of_the_pipeline(tmp_path, monkeypatch
     teacher = load(base, call=call)
     before = teacher.pipeline.latents(asked(teacher), [0, 1], steps=2)
     assert (before - said).abs().max() > 1e-3 * said.abs().max()
+    bare = student.at(0)
+    assert torch.equal(bare.pipeline.latents(asked(bare), [0, 1], steps=2), before)
     if family in FUSED:
         with pytest.raises(ValueError, match="stock diffusers loads no adapters into"):
             export_adapter(student, tmp_path / "adapter")
@@ -90,3 +93,11 @@ def test_every_family_is_tried_or_has_no_attention_by_its_names(tmp_path) -> Non
     assert {*LOADS, *FUSED} == FAMILIES.keys() - {"dance_diffusion"}
     with pytest.raises(ValueError, match="no layer of this UNet1DModel has a name that ends in to_q"):
         adapt(load(tiny_pipeline("dance_diffusion", tmp_path)).denoiser, LoRA(2))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_the_calls_of_a_student_at_a_strength_are_counted(tmp_path, strength: float) -> None:
+    base = tiny_pipeline("stable_diffusion", tmp_path)
+    save(speaking(load(base), base), tmp_path / "run")
+    drawn = sample_checkpoint(str(tmp_path / "run"), tmp_path / "out", prompt="a red boot", strength=strength)
+    assert (drawn.count, drawn.calls) == (1, 2)

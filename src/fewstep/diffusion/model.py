@@ -65,7 +65,9 @@ class Model:
         Raises:
             ValueError: it is no LoRA student.
         """
-        return replace(self, denoiser=at_strength(self.denoiser, strength))
+        denoiser = at_strength(self.denoiser, strength)
+        pipeline = None if self.pipeline is None else self.pipeline.around(denoiser.network)
+        return replace(self, denoiser=denoiser, pipeline=pipeline)
 
     def to(self, device: torch.device | str) -> Model:
         """The same with its network on `device`."""

@@ -63,6 +63,12 @@ class Pipeline:
     def __repr__(self) -> str:
         return f"Pipeline({str(self.source)!r})"
 
+    def around(self, network: nn.Module) -> Pipeline:
+        """The same around another network of that kind."""
+        made = Pipeline(self.source, network, self._open, self.call)
+        made._manner = self._manner
+        return made
+
     @property
     def stock(self) -> Any:
         """The pipeline of diffusers, in memory until `let_go`."""
