@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from fewstep import Lessons, Loss, Run, Training, tune_checkpoint
 from fewstep.core.files import load_state
 from fewstep.core.interrupts import Interrupted
-from fewstep.diffusion.checkpoints import _choose_what_trains
+from fewstep.diffusion.checkpoints import _choose_what_trains, _models
 from fewstep.diffusion.choices import Choices
 from fewstep.diffusion.cond import NOTHING
 from fewstep.diffusion.denoiser import Denoiser
@@ -190,6 +190,16 @@ def test_the_command_is_the_function_and_a_run_goes_on_from_an_adapter(place, mo
     assert not factors_of(full.denoiser.network) and all(p.requires_grad for p in full.denoiser.parameters())
     with pytest.raises(ValueError, match=r"rank 2, which --lora 2 alone"):
         tune_checkpoint("a", Lessons("data.npz"), Run(Path("d")), loss=Loss(segments=2), training=Training(lora=3))
+
+
+def test_a_diffusion_model_with_an_adapter_is_no_teacher_that_moves_with_its_student(place) -> None:
+    """The base teaches in place, but the factors that go on training are not its teacher's."""
+    tuned("a", loss=Loss(gap="full"), lora=2)
+    chosen = Choices(Lessons("data.npz"), Run(Path("b")), Loss(segments=2, hop="heun"), Training(lora=2))
+    student, teacher = (factors_of(model.denoiser.network) for model in _models("a", chosen))
+    assert student.keys() == teacher.keys() != set()
+    for name, factor in student.items():
+        assert torch.equal(factor, teacher[name]) and factor.data_ptr() != teacher[name].data_ptr()
 
 
 @pytest.mark.parametrize(

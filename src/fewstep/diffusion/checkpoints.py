@@ -177,8 +177,8 @@ def _models(checkpoint: str, chosen: Choices) -> tuple[Model, Model]:
     named, segments = chosen.lessons.teacher or checkpoint, chosen.loss.segments
     call = arguments(chosen.lessons.call) if chosen.lessons.call else None
     start = load(checkpoint, call=call)
-    # what a LoRA leaves as it is teaches it, too, and is in memory once
-    alike = chosen.training.lora is not None and named == checkpoint
+    # what a fresh LoRA leaves as it is teaches it, too, and is in memory once; factors that are there already will move
+    alike = chosen.training.lora is not None and named == checkpoint and not is_adapted(start.denoiser.network)
     teacher = dataclasses.replace(start, denoiser=shared(start.denoiser)) if alike else load(named, call=call)
     if isinstance(start.denoiser, TwoTimes) and not chosen.loss.is_any:
         raise ValueError(f"{checkpoint} takes any number of calls already; go on from it with --segments any")
