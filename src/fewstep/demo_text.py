@@ -23,7 +23,7 @@ from .diffusion.using import export_checkpoint
 CHECKPOINT = "bundled-text"
 PICTURES = 2000  # of 60,000 that are encoded
 GUIDANCE = 3.0
-RANK = 16
+RANK, RATE = 16, 0.01  # a LoRA wants a higher rate than full tuning
 PROMPTS = ASSETS / "text_to_image" / "prompts.txt"
 
 
@@ -46,7 +46,7 @@ def _demo(out: Path, *, images: int, n: int, seed: int) -> None:
     console.print(f"[b]2. A LoRA of rank {RANK} learns any number of calls, guidance {GUIDANCE:g} included[/b]")
     tune_checkpoint(
         CHECKPOINT, Lessons(str(out / "latents"), guidance=GUIDANCE), Run(out / "student"), loss=Loss("any"),
-        training=Training(images=images, seed=seed, lora=RANK),
+        training=Training(images=images, seed=seed, lora=RANK, rate=RATE),
     )  # fmt: skip
 
     console.print("[b]3. The same prompts and seeds; guidance costs the teacher two rows a call[/b]")

@@ -199,7 +199,8 @@ def demo(
     Args:
         out: folder for everything it makes; an earlier demo there is replaced.
         text: the bundled text-to-image pipeline instead: a LoRA for few calls, with the guidance in it.
-        images: training images to see, 12,000 unless given; more buys quality, fewer is quicker.
+        images: training images to see, 12,000 unless given, or 16,000 of the text-to-image pipeline; more buys quality,
+            fewer is quicker.
         n: samples for each score, 1000 unless given, or 300 of the text-to-image pipeline.
         seed: of everything random.
     """
@@ -209,7 +210,7 @@ def demo(
     if text:
         from ..demo_text import demo_text
 
-        demo_text(out, images=images or 12_000, n=n or 300, seed=seed)
+        demo_text(out, images=images or 16_000, n=n or 300, seed=seed)
     else:
         from ..demo import demo as run
 
