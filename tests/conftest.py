@@ -8,7 +8,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -74,19 +73,16 @@ def fewstep(monkeypatch, command: str) -> None:
 
 
 @pytest.fixture
-def stock_here(monkeypatch, tmp_path) -> None:
+def stock_here(monkeypatch) -> None:
     """Stock diffusers samples what was exported in this process: a fresh one takes seconds to import the libraries."""
-    from fewstep.diffusion.formats import exporting
+    from fewstep.diffusion.formats import verifying
 
-    def sample_stock(folder, steps, seeds, labels, seconds):
+    def run(script, given, seconds):
         with warnings.catch_warnings():  # of the libraries alone, and nobody hears the fresh process's either
             warnings.simplefilter("ignore")
-            exporting.stock.main(str(folder), str(tmp_path / "stock.npy"), steps, list(seeds), labels)
-        images = np.load(tmp_path / "stock.npy")
-        (tmp_path / "stock.npy").unlink()
-        return images
+            script.main(*given)
 
-    monkeypatch.setattr(exporting, "_sample_stock", sample_stock)
+    monkeypatch.setattr(verifying, "run", run)
 
 
 @pytest.fixture(scope="session")

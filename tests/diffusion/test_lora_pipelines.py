@@ -11,7 +11,6 @@ import torch
 from tiny_pipelines import CALLS, FAMILIES, tiny_pipeline
 from torch import nn
 
-from fewstep.diffusion.formats import exporting_adapters
 from fewstep.diffusion.formats.exporting_adapters import export_adapter
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.lora import LoRA, adapt, layers_of
@@ -41,7 +40,7 @@ def asked(model: Model) -> list[str] | list[int]:
 
 
 @pytest.mark.parametrize("family", LOADS + FUSED)
-def test_the_folder_of_a_run_is_an_adapter_of_the_pipeline(tmp_path, monkeypatch, family: str) -> None:
+def test_the_folder_of_a_run_is_an_adapter_of_the_pipeline(tmp_path, family: str) -> None:
     base = tiny_pipeline(family, tmp_path)
     call = CALLS.get(family, {})
     student = speaking(load(base, call=call), base)
@@ -63,13 +62,9 @@ def test_the_folder_of_a_run_is_an_adapter_of_the_pipeline(tmp_path, monkeypatch
     assert (theirs - said).abs().max() < 1e-5 * said.abs().max()
 
 
+@pytest.mark.usefixtures("stock_here")
 @pytest.mark.parametrize("family", [family for family in LOADS if family != "z_image"])  # whose time is made otherwise
-def test_an_any_step_student_becomes_an_adapter_of_the_pipeline(tmp_path, monkeypatch, family: str) -> None:
-    def run(command, **_):
-        exporting_adapters.stock_adapter.main(*command[3:])
-        return type("Done", (), {"returncode": 0})
-
-    monkeypatch.setattr(exporting_adapters.subprocess, "run", run)
+def test_an_any_step_student_becomes_an_adapter_of_the_pipeline(tmp_path, family: str) -> None:
     base = tiny_pipeline(family, tmp_path)
     student = speaking(load(base, call=CALLS.get(family, {})), base, any_steps=True)
     likeness = export_adapter(student, tmp_path / "adapter", walk=Segments(4))

@@ -51,9 +51,7 @@ def after_measuring(checkpoint: str, model: Model, data: str, scores: Path, *at:
 
 def after_exporting(folder: Path, written: Exported) -> None:
     """A stock pipeline that is asked for nothing is sampled without us, any other as its card says, or so."""
-    from ..diffusion.formats.exporting import Agreement
-
-    if not isinstance(written.agreement, Agreement):
+    if written.model.pipeline is not None or not (folder / "model_index.json").exists():
         print(f"{folder / 'README.md'} says how plain diffusers samples it")
         after_tuning(folder, written.model)
         return

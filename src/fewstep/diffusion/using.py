@@ -20,11 +20,11 @@ from .choices import SamplerName
 from .cond import Cond, labelled
 from .denoiser import Denoiser
 from .drawing import Wanted, arguments, draw
-from .formats.exporting import Agreement, check_free, export
-from .formats.exporting_adapters import Form, Likeness, check_adapter, export_adapter, usual_form
-from .formats.exporting_asked import Closeness
+from .formats.exporting import check_free, export
+from .formats.exporting_adapters import Form, check_adapter, export_adapter, usual_form
 from .formats.folder import load
 from .formats.pipelines import check_exportable
+from .formats.verifying import Agreement
 from .measuring import scores_in
 from .model import Model
 from .two_times import TwoTimes
@@ -49,7 +49,7 @@ class Exported:
 
     model: Model
     steps: int
-    agreement: Agreement | Likeness | Closeness
+    agreement: Agreement
 
 
 def sample_checkpoint(

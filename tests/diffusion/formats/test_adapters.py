@@ -45,17 +45,6 @@ def stock(tmp_path, monkeypatch) -> StableDiffusionPipeline:
     return pipeline
 
 
-@pytest.fixture
-def here(monkeypatch) -> None:
-    """The adapter is loaded in this process: a fresh one takes seconds to import the libraries."""
-
-    def run(command, **_):
-        exporting_adapters.stock_adapter.main(*command[3:])
-        return type("Done", (), {"returncode": 0})
-
-    monkeypatch.setattr(exporting_adapters.subprocess, "run", run)
-
-
 def student(*, any_steps: bool = False, targets: tuple[str, ...] = (), rank: int = 3) -> Denoiser:
     """Around the network in base/, with an adapter and a second time that say something."""
     network = UNet2DConditionModel.from_pretrained("base/unet").eval()
@@ -102,7 +91,7 @@ def assert_same(theirs: Tensor, ours: Tensor) -> None:
 
 
 @pytest.mark.parametrize("targets", [(), ("conv1", "ff.net.0.proj", "to_q")])
-def test_the_file_of_a_run_is_what_load_lora_weights_takes(stock, here, targets) -> None:
+def test_the_file_of_a_run_is_what_load_lora_weights_takes(stock, stock_here, targets) -> None:
     made = student(targets=targets)
     before = latents(stock, 4)
     Path("few").mkdir()
@@ -137,7 +126,7 @@ def test_a_style_acts_beside_it(stock) -> None:
 
 @pytest.mark.parametrize("targets", [(), ("time_embedding.linear_2", "to_q")])
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
-def test_each_point_of_an_any_step_student_is_an_ordinary_adapter(stock, here, steps: int, targets) -> None:
+def test_each_point_of_an_any_step_student_is_an_ordinary_adapter(stock, stock_here, steps: int, targets) -> None:
     made = student(any_steps=True, targets=targets)
     model = Model(made, Segments(4))
     likeness = export_adapter(model, "few", walk=Segments(steps))
@@ -158,7 +147,7 @@ def test_without_our_metadata_the_factors_say_the_same(stock) -> None:
     assert_same(latents(stock, 4), ours(made, 4))
 
 
-def test_kohyas_names_for_comfyui(stock, here) -> None:
+def test_kohyas_names_for_comfyui(stock, stock_here) -> None:
     """Diffusers reads them back for attention, which is all that its converter knows; the rest is compared by hand."""
     made = student()
     export_adapter(Model(made, Segments(2)), "few", form="comfyui")
@@ -201,7 +190,7 @@ def test_an_export_is_verified_in_a_fresh_process_and_replaces_only_an_export(st
         export_adapter(model, "other")
 
 
-def test_an_export_that_says_other_things_does_not_appear(stock, here, monkeypatch) -> None:
+def test_an_export_that_says_other_things_does_not_appear(stock, stock_here, monkeypatch) -> None:
     def halved(folder, network, factors):
         write_adapter(folder, network, {name: factor / 2 for name, factor in factors.items()})
 

@@ -65,12 +65,6 @@ def folders(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(monkeypatch) -> None:
-    """Stock diffusers samples in this process: a fresh one takes seconds to import the libraries."""
-    monkeypatch.setattr(module, "sample_stock", lambda folder, out, given: module.stock_asked.main(folder, out, **given))
-
-
 def tuned(model: Model) -> Model:
     """Two steps of consistency tuning on random rows."""
     pipeline = model.pipeline
@@ -80,7 +74,7 @@ def tuned(model: Model) -> Model:
     return Model(last.emas[0] if last.emas else last.student, Consistency(2), pipeline=pipeline)
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("stock_here")
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "dance_diffusion"])
 def test_every_family_is_tuned_saved_sampled_and_exported(folders, tmp_path, family: str) -> None:
     """Stock diffusers samples in few steps from the exported folder what we sample, in one segment and in several."""
@@ -101,7 +95,7 @@ def test_every_family_is_tuned_saved_sampled_and_exported(folders, tmp_path, fam
         assert (back.walk, back.denoiser.schedule) == (walk, student.denoiser.schedule)
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("stock_here")
 @pytest.mark.parametrize("family", ["stable_diffusion", "flux", "stable_diffusion_3"])
 def test_a_student_of_any_number_of_calls_becomes_a_plain_pipeline(folders, tmp_path, family: str) -> None:
     teacher = load(folders(family), call=CALLS.get(family, {}))
@@ -121,7 +115,7 @@ def test_a_fresh_process_samples_the_same(folders, tmp_path) -> None:
     assert json.loads((tmp_path / "out" / "model_index.json").read_text())["scheduler"][1].startswith("FlowMatchEuler")
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("stock_here")
 def test_other_latents_mean_no_folder(folders, tmp_path, monkeypatch) -> None:
     model = load(folders("stable_diffusion"))
     monkeypatch.setattr(module, "_stock_latents", lambda *given: torch.zeros(2, 4, 8, 8))

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...core.files import atomic_folder
-from ...core.receipt import plain
 from ...core.source import folder_of
 from ...core.weights import weight_files
 from ..denoiser import Denoiser
@@ -24,32 +19,15 @@ from ..model import Model
 from ..walk import Walk
 from . import stock_adapter
 from .adapters import check_for_comfyui, part_of, write_adapter, write_for_comfyui
-from .exporting import ROOM, check_free, last_line
+from .exporting import check_free
 from .folder import network_folder, write_note
 from .network import WEIGHTS
 from .parts import read_parts
 from .pipelines import few_step_scheduler
 from .rounding import STEP
+from .verifying import Agreement, lines_of, said_by
 
 Form = Literal["pipeline", "adapter", "comfyui"]
-
-
-class Likeness(NamedTuple):
-    """How well a base with an adapter agrees with the student, in parts of the largest output.
-
-    Attributes:
-        largest: difference over all levels of the walk.
-        allowed: several times what float32 rounding of the inputs moves our own output by.
-    """
-
-    largest: float
-    allowed: float
-
-    def __str__(self) -> str:
-        return (
-            f"by up to {self.largest:.2g} of the network's largest output (allowed: {self.allowed:.2g}, {ROOM} times as "
-            "far as float32 rounding moves ours)"
-        )
 
 
 def export_adapter(
@@ -59,7 +37,7 @@ def export_adapter(
     walk: Walk | None = None,
     form: Form = "adapter",
     card: Mapping[str, Any] | None = None,
-) -> Likeness:
+) -> Agreement:
     """Writes the adapter of `model` as `load_lora_weights` of diffusers takes it, and verifies it in a fresh process.
 
     The stock scheduler that a pipeline needs with it lies in scheduler/.
@@ -95,19 +73,13 @@ def export_adapter(
         base = {"source": base_of(network), "weights": mark_of(network)}
         write_note(temporary, chosen, base=base, pipeline=model.pipeline)
         theirs = _stock_said(temporary, network_folder(base_of(network), part_of(network)), part_of(network), call)
-        size = ours.abs().max()
-        likeness = Likeness(
-            float((theirs - ours).abs().max() / size), ROOM * max(float((moved - ours).abs().max() / size), STEP)
-        )
-        if not likeness.largest <= likeness.allowed:
-            raise ValueError(
-                f"the base with the exported adapter differs from the student {likeness}; nothing was exported"
-            )
-        facts = dict(card or {}) | {"verified": f"the network's output, largest difference {likeness.largest:.2g}"}
+        agreement = Agreement.of(theirs, ours, moved, "network's largest output", size=float(ours.abs().max()))
+        agreement.check("the base with the exported adapter differs from the student")
+        facts = dict(card or {}) | {"verified": f"the network's output, largest difference {agreement.largest:.2g}"}
         if scheduler is not None:
             scheduler.save_pretrained(temporary / "scheduler")
         (temporary / "README.md").write_text(_card(Path(folder).name, model, chosen, scheduler, facts))
-    return likeness
+    return agreement
 
 
 def check_adapter(model: Model, form: Form) -> None:
@@ -162,20 +134,13 @@ def _said(denoiser: Denoiser, levels: Tensor) -> tuple[tuple[Any, Any], Tensor, 
 def _stock_said(adapter: Path, network: Path, part: str, call: tuple[Any, Any]) -> Tensor:
     """What a fresh process gets from the base with the adapter."""
     variants = [name.split("-")[0] for name in weight_files(network, WEIGHTS)[0].name.split(".")[1:-1]]
-    with tempfile.TemporaryDirectory() as scratch:
-        calls, out = Path(scratch) / "calls.pt", Path(scratch) / "said.npy"
+    with TemporaryDirectory() as scratch:
+        calls = Path(scratch) / "calls.pt"
         torch.save(call, calls)
-        given = [str(each) for each in (network, adapter, part, *(variants or [""]), calls, out)]
-        command = [sys.executable, "-I", stock_adapter.__file__, *given]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"stock diffusers cannot load the exported adapter: {last_line(done.stderr)}")
-        return torch.from_numpy(np.load(out))
+        return said_by(stock_adapter, network, adapter, part, *(variants or [""]), calls)
 
 
 def _card(name: str, model: Model, walk: Walk, scheduler: Any, facts: Mapping[str, Any]) -> str:
-    said = {key: value if isinstance(value, str) else json.dumps(plain(value)) for key, value in facts.items()}
-    lines = "\n".join(f"- **{key}**: {value}" for key, value in said.items())
     base = base_of(model.denoiser.network)
     on_hub = "" if Path(base).exists() else f"base_model: {base}\n"
     return f"""---
@@ -190,7 +155,7 @@ An adapter, tuned with fewstep, that makes a few-step generator of its base:
 {_example(name, model, walk, scheduler)}
 ```
 
-{lines}
+{lines_of(facts)}
 """
 
 

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ...core.files import atomic_folder
@@ -21,27 +16,8 @@ from ..walk import Consistency, Segments, Walk, sample
 from . import stock_asked
 from .folder import carry, write_note
 from .pipelines import few_step_scheduler, plain
-from .rounding import STEP, one_step_off
-
-ROOM = 8  # times what float32 moves our own samples by is allowed
-
-
-class Closeness(NamedTuple):
-    """How well a stock pipeline's latents agree with ours, in parts of the largest.
-
-    Attributes:
-        largest: difference over all samples compared.
-        allowed: several times what float32 rounding moves our own by.
-    """
-
-    largest: float
-    allowed: float
-
-    def __str__(self) -> str:
-        return (
-            f"by up to {self.largest:.2g} of the largest latent (allowed: {self.allowed:.2g}, {ROOM} times as far as "
-            "float32 rounding moves ours)"
-        )
+from .rounding import one_step_off
+from .verifying import Agreement, lines_of, said_by
 
 
 def export_asked(
@@ -51,7 +27,7 @@ def export_asked(
     walk: Walk | None = None,
     card: Mapping[str, Any] | None = None,
     seeds: Sequence[int] = range(2),
-) -> Closeness:
+) -> Agreement:
     """Writes `model` as its own pipeline with a stock few-step scheduler and a model card, and verifies it.
 
     A fresh process loads the folder with plain diffusers and samples the same seeds for some prompts or classes. Only if
@@ -81,16 +57,11 @@ def export_asked(
         carry(pipeline.source, temporary, student.network, scheduler)
         write_note(temporary, chosen, pipeline=pipeline)
         theirs = _stock_latents(temporary, pipeline, told, asked, seeds)
-        closeness = Closeness(_apart(theirs, ours), ROOM * max(_apart(moved, ours), STEP))
-        if not closeness.largest <= closeness.allowed:
-            raise ValueError(f"the stock pipeline's latents differ from ours {closeness}; nothing was exported")
-        facts = dict(card or {}) | {"verified": f"{len(seeds)} samples, largest difference {closeness.largest:.2g}"}
+        agreement = Agreement.of(theirs, ours, moved, "largest latent", size=float(ours.abs().max()))
+        agreement.check("the stock pipeline's latents differ from ours")
+        facts = dict(card or {}) | {"verified": f"{len(seeds)} samples, largest difference {agreement.largest:.2g}"}
         (temporary / "README.md").write_text(_card(folder.name, pipeline, told, asked, facts))
-    return closeness
-
-
-def _apart(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
+    return agreement
 
 
 def _stock_latents(
@@ -106,23 +77,7 @@ def _stock_latents(
     latent = {"output_type": "latent"} if takes_noise and pipeline.accepts("output_type") else {}
     given: dict[str, object] = {"told": {**told, **latent}, "rows": rows, "seeds": list(seeds)}
     given["shape"] = list(pipeline.manner.shape) if takes_noise else None
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "latents.npy"
-        sample_stock(folder, out, given)
-        return torch.from_numpy(np.load(out))
-
-
-def sample_stock(folder: Path, out: Path, given: Mapping[str, object]) -> None:
-    """Runs the script of plain diffusers in a fresh process.
-
-    Raises:
-        ValueError: it failed, and why.
-    """
-    command = [sys.executable, "-I", stock_asked.__file__, str(folder), str(out), json.dumps(given)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1][:500]
-        raise ValueError(f"stock diffusers cannot sample the exported folder: {said}")
+    return said_by(stock_asked, folder, json.dumps(given))
 
 
 def example(name: str, pipeline: Pipeline, told: Mapping[str, object], asked: Asked) -> str:
@@ -137,9 +92,6 @@ def example(name: str, pipeline: Pipeline, told: Mapping[str, object], asked: As
 
 
 def _card(name: str, pipeline: Pipeline, told: Mapping[str, object], asked: Asked, facts: Mapping[str, Any]) -> str:
-    lines = "\n".join(
-        f"- **{key}**: {value if isinstance(value, str) else json.dumps(value)}" for key, value in facts.items()
-    )
     return f"""---
 library_name: diffusers
 tags: [few-step, consistency, fewstep]
@@ -156,5 +108,5 @@ from diffusers import DiffusionPipeline
 samples = {example(name, pipeline, told, asked)}
 ```
 
-{lines}
+{lines_of(facts)}
 """

@@ -1,6 +1,6 @@
 """Run as a script in a fresh process: samples a folder with stock diffusers and nothing of ours.
 
-python stock.py FOLDER OUT.npy '{"steps": 2, "seeds": [0, 1], "labels": null}'
+python stock.py OUT.npy FOLDER '{"steps": 2, "seeds": [0, 1], "labels": null}'
 """
 
 import json
@@ -11,8 +11,13 @@ import torch
 from diffusers import DiffusionPipeline
 
 
-def main(folder: str, out: str, steps: int, seeds: list[int], labels: list[int] | None) -> None:
-    """Writes the images (B, H, W, C) in [0, 1] that the pipeline in `folder` makes of `seeds`."""
+def main(out: str, folder: str, asked: str) -> None:
+    """Writes the images (B, H, W, C) in [0, 1] that the pipeline in `folder` makes of the seeds."""
+    sample(out, folder, **json.loads(asked))
+
+
+def sample(out: str, folder: str, steps: int, seeds: list[int], labels: list[int] | None) -> None:
+    """The same, of what was asked for."""
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
@@ -26,4 +31,4 @@ def main(folder: str, out: str, steps: int, seeds: list[int], labels: list[int] 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
+    main(*sys.argv[1:])

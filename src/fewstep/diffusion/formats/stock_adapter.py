@@ -1,6 +1,6 @@
 """Run as a script in a fresh process: a base with an adapter, by stock diffusers and nothing of ours.
 
-python stock_adapter.py NETWORK ADAPTER PART VARIANT CALLS.pt OUT.npy
+python stock_adapter.py OUT.npy NETWORK ADAPTER PART VARIANT CALLS.pt
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 
-def main(network: str, adapter: str, part: str, variant: str, calls: str, out: str) -> None:
+def main(out: str, network: str, adapter: str, part: str, variant: str, calls: str) -> None:
     """Writes what the network in a folder says with the adapter in another, called as the file of `calls` has it."""
     kind = getattr(diffusers, json.loads((Path(network) / "config.json").read_text())["_class_name"])
     model = kind.from_pretrained(network, local_files_only=True, variant=variant or None, torch_dtype=torch.float32)

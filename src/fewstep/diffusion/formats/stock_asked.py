@@ -1,6 +1,6 @@
 """Run as a script in a fresh process: samples a pipeline for prompts or classes, by stock diffusers and nothing of ours.
 
-python stock_asked.py FOLDER OUT.npy '{"told": {"num_inference_steps": 2}, "rows": [{"prompt": "a"}], "seeds": [0],
+python stock_asked.py OUT.npy FOLDER '{"told": {"num_inference_steps": 2}, "rows": [{"prompt": "a"}], "seeds": [0],
     "shape": [4, 8, 8]}'
 """
 
@@ -14,10 +14,15 @@ import torch
 from diffusers import DiffusionPipeline
 
 
-def main(
-    folder: str, out: str, told: dict[str, Any], rows: list[dict[str, Any]], seeds: list[int], shape: list[int] | None
+def main(out: str, folder: str, asked: str) -> None:
+    """Writes where the scheduler of the pipeline in `folder` ends, (B, *), for each row that is asked for."""
+    sample(out, folder, **json.loads(asked))
+
+
+def sample(
+    out: str, folder: str, told: dict[str, Any], rows: list[dict[str, Any]], seeds: list[int], shape: list[int] | None
 ) -> None:
-    """Writes where the scheduler ends, (B, *), for each of `rows`.
+    """The same, of what was asked for.
 
     The noise that a pipeline begins with and the fresh noise of its scheduler come from one generator a seed.
     """
@@ -42,4 +47,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
+    main(*sys.argv[1:])
