@@ -37,7 +37,7 @@ MAY_IMPORT = {  # beside itself
     "steering": {"core", "masked"},
     "toys": {"core"},
     "demo": {"core", "diffusion", "diffusion.formats", "diffusion.measure"},
-    "demo_text": {"core", "diffusion"},
+    "demo_text": {"core", "diffusion", "demo"},
     "cli": {"core", "diffusion", "diffusion.formats", "masked", "steering", "toys", "demo", "demo_text"},
     "__main__": {"cli"},
     "__init__": {"core", "diffusion", "diffusion.formats", "diffusion.measure", "masked", "steering"},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -26,17 +27,33 @@ from .diffusion.recipes import any_step
 from .diffusion.report import plot, sheet, table
 
 
-def demo(out: Path, *, images: int, n: int, seed: int) -> None:
-    """Runs it; see `fewstep demo --help`."""
+@contextmanager
+def in_minutes(out: Path, files: Mapping[str, str]) -> Iterator[Console]:
+    """A demo in the folder `out`, of which no other process makes one meanwhile; at its end it says how long it took.
+
+    Args:
+        out: the folder.
+        files: what it leaves there to look at, by what it is.
+    """
+    console, start = Console(), time.monotonic()
     with alone_in(out):
         try:
-            _demo(out, images=images, n=n, seed=seed)
+            yield console
         except Interrupted as stop:
             raise Interrupted("the demo was stopped; the next one begins at its beginning", stop.signal) from stop
+    console.print(f"[b]Done in {time.monotonic() - start:.0f} s.[/b] Look at:")
+    for what, file in files.items():
+        console.print(f"  {what:9} {out / file}")
 
 
-def _demo(out: Path, *, images: int, n: int, seed: int) -> None:
-    console, start = Console(), time.monotonic()
+def demo(out: Path, *, images: int, n: int, seed: int) -> None:
+    """Runs it; see `fewstep demo --help`."""
+    files = {"pictures": "samples.png", "plot": "quality.png", "table": "measure.json", "folder": "exported"}
+    with in_minutes(out, files) as console:
+        _demo(console, out, images=images, n=n, seed=seed)
+
+
+def _demo(console: Console, out: Path, *, images: int, n: int, seed: int) -> None:
     teacher = load("bundled").denoiser.to(best_device())
     precision = fast_precision()
     data = load_images("bundled", channels=1, size=28)
@@ -74,14 +91,6 @@ def _demo(out: Path, *, images: int, n: int, seed: int) -> None:
     said = {name: {view: found._asdict() for view, found in pair.items()} for name, pair in ratios.items()}
     measured = {"points": [p.summary() for p in points], "real": looks._asdict(), "ratios": said}
     write_json(out / "measure.json", measured | {"precision": precision, "seed": seed})
-    console.print(f"[b]Done in {time.monotonic() - start:.0f} s.[/b] Look at:")
-    for what, file in {
-        "pictures": "samples.png",
-        "plot": "quality.png",
-        "table": "measure.json",
-        "folder": "exported",
-    }.items():
-        console.print(f"  {what:9} {out / file}")
 
 
 def _ratios(points: list[Point], seen_by: Sequence[View]) -> dict[str, dict[str, Estimate]]:

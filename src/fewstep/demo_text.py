@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 
 from rich.console import Console
 
 from .core.device import best_device, fast_precision
-from .core.files import alone_in
-from .core.interrupts import Interrupted
 from .core.source import ASSETS
+from .demo import in_minutes
 from .diffusion.checkpoints import tune_checkpoint
 from .diffusion.choices import Lessons, Loss, Run, Training
 from .diffusion.encoding import encode_data
@@ -29,15 +27,12 @@ PROMPTS = ASSETS / "text_to_image" / "prompts.txt"
 
 def demo_text(out: Path, *, images: int, n: int, seed: int) -> None:
     """Runs it; see `fewstep demo --help`."""
-    with alone_in(out):
-        try:
-            _demo(out, images=images, n=n, seed=seed)
-        except Interrupted as stop:
-            raise Interrupted("the demo was stopped; the next one begins at its beginning", stop.signal) from stop
+    files = {"pictures": "samples.png", "plot": "quality.png", "table": "measure.json", "adapter": "exported"}
+    with in_minutes(out, files) as console:
+        _demo(console, out, images=images, n=n, seed=seed)
 
 
-def _demo(out: Path, *, images: int, n: int, seed: int) -> None:
-    console, start = Console(), time.monotonic()
+def _demo(console: Console, out: Path, *, images: int, n: int, seed: int) -> None:
     for name in ("student", "latents", "exported"):
         shutil.rmtree(out / name, ignore_errors=True)  # an earlier demo's
     console.print(f"[b]1. {PICTURES} pictures with captions become latents, once[/b] ({best_device()}, {fast_precision()})")
@@ -60,12 +55,3 @@ def _demo(out: Path, *, images: int, n: int, seed: int) -> None:
     exported = export_checkpoint(str(out / "student"), out / "exported", steps=(4,), measured=out / "measure.json")
     for written in exported.values():
         console.print(f"  verified in a fresh process: its samples differ from ours {written.agreement}")
-
-    console.print(f"[b]Done in {time.monotonic() - start:.0f} s.[/b] Look at:")
-    for what, file in {
-        "pictures": "samples.png",
-        "plot": "quality.png",
-        "table": "measure.json",
-        "adapter": "exported",
-    }.items():
-        console.print(f"  {what:9} {out / file}")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from ..core.weights import in_short
 from .denoiser import Denoiser
 from .pipeline import Asked, Pipeline
+
+T = TypeVar("T")
 
 
 def prompts_in(file: Path) -> list[str]:
@@ -59,11 +62,11 @@ def asked_of(pipeline: Pipeline | None, denoiser: Denoiser, prompts: Sequence[st
     return [int(prompt) for prompt in prompts]
 
 
-def in_turn(asked: Asked, rows: Sequence[int]) -> Asked:
+def in_turn(asked: Sequence[T], rows: Sequence[int]) -> list[T]:
     """What is asked for in these rows, the first again after the last."""
-    return [asked[k % len(asked)] for k in rows]  # type: ignore[return-value]
+    return [asked[k % len(asked)] for k in rows]
 
 
-def once(asked: Asked) -> Asked:
+def once(asked: Sequence[T]) -> list[T]:
     """The same, each once, in their order."""
-    return list(dict.fromkeys(asked))  # type: ignore[return-value]
+    return list(dict.fromkeys(asked))

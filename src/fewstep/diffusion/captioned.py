@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from torch import Tensor
 
+from .asked import in_turn
 from .cond import CLASS
 from .data import Samples
 from .data.clothes import Clothes
@@ -43,8 +43,7 @@ class Captioned:
         """So many of them, drawn without order; the same each time."""
         order = Order(self.count, 0)
         rows = [order(k) for k in range(min(count, self.count))]
-        asked = cast(Asked, [self.asked[k % len(self.asked)] for k in rows])
-        return Captioned(len(rows), lambda k: self.read(rows[k]), asked)
+        return Captioned(len(rows), lambda k: self.read(rows[k]), in_turn(self.asked, rows))
 
 
 def captioned(data: str, shape: tuple[int, int, int], model: Model) -> Captioned:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -157,12 +157,12 @@ def encode_data(
     def make(rows: range) -> Part:
         found = [(k, picture) for k, picture in ((k, pictures.read(k)) for k in rows) if picture is not None]
         kept = [k for k, _ in found]
-        wanted = [pictures.asked[k % len(pictures.asked)] for k in kept]
+        wanted = in_turn(pictures.asked, kept)
         shape, skipped = pipeline.manner.shape, len(rows) - len(kept)
         if not found:
             return Part(torch.empty(0, *shape), encoder(pictures.asked[:1]).part(slice(0, 0)), {}, {"skipped": skipped})
         x0 = pipeline.encode(torch.stack([picture for _, picture in found]))
-        return Part(x0, encoder(cast(Asked, wanted)), {}, {"skipped": skipped})
+        return Part(x0, encoder(wanted), {}, {"skipped": skipped})
 
     facts = {"pipeline": identity_of(pipeline.source), "source": data, "pictures": len(pictures), "call": pipeline.call}
     facts |= {"prompts_hash": _hash(pictures.asked), "shape": pipeline.manner.shape}

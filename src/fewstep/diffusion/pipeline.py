@@ -35,7 +35,7 @@ OURS = {  # arguments that fewstep itself gives
     "prompt", "class_labels", "negative_prompt", "guidance_scale", "true_cfg_scale", "num_inference_steps", "latents",
     "generator", "batch_size", "num_images_per_prompt", "output_type", "return_dict",
 }  # fmt: skip
-Asked = Sequence[str] | Sequence[int]
+Asked = Sequence[str | int]  # prompts, or the numbers of classes
 
 
 class Pipeline:
@@ -122,7 +122,7 @@ class Pipeline:
         manner = self.manner
         known = takes_of(self.network)
         takes = {
-            name: known.get(name, Tokens(tuple(value.shape[1:]))) if value.ndim == 1 else Tokens(tuple(value.shape[1:]))
+            name: known[name] if value.ndim == 1 and name in known else Tokens(tuple(value.shape[1:]))
             for name, value in manner.first.rows.items()
         }
         if isinstance(schedule, Rectified):
@@ -280,9 +280,8 @@ class Pipeline:
             done += 1
             return x0.to(state.dtype) if done == len(self.stock.scheduler.timesteps) else state
 
-        told = (
-            self._told([""] * count if self.prompted else [0] * count) | dict(self.manner.off) | {"num_inference_steps": 2}
-        )
+        asked: Asked = [""] * count if self.prompted else [0] * count
+        told = self._told(asked) | dict(self.manner.off) | {"num_inference_steps": 2}
         if "output_type" in self._parameters:
             told["output_type"] = "np"
         with replaced(self.network, "forward", answering(self.network, _ignore)), watched(self.stock.scheduler, end):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..asked import in_turn
 from ..cond import CLASS, Cond
 from ..data import Samples
 from ..denoiser import Denoiser, Guided
@@ -90,7 +91,7 @@ def take_stock(
     lines, said = lines_of(pair, as_few, images, cond(before))
     lines = denoising(made[0], made[1], levels, asked=denoises and not guided) + lines
     if judge is not None and prompts:
-        lines.append(matching(pair, judge, [prompts[k % len(prompts)] for k in range(n)]))
+        lines.append(matching(pair, judge, in_turn(prompts, range(n))))
     moved = _drift(before.denoiser, after.denoiser, notes)
     return Ledger(tuple(lines), within, tuple(moved), (own.nfe, changed.nfe), (*notes, said)), points
 

@@ -104,7 +104,7 @@ def compare(
     real, first = Looks.over(images), views[0].name
     with receipt(out / "measure.json", features=first, seed=seed, precision=precision, **facts) as entries:
         cond = partial(told, images=images, n=n, prompts=prompts, known={})
-        match = partial(judge, prompts=[prompts[k % len(prompts)] for k in range(n)]) if judge and prompts else None
+        match = partial(judge, prompts=in_turn(prompts, range(n))) if judge and prompts else None
         points = scores(settings, range(seed, seed + n), views, batch=batch, precision=precision, cond=cond, match=match)
         entries |= {"points": [point.summary() for point in points], "real": real._asdict()}
         teachers = [point for point in points if point.name == "teacher"]
