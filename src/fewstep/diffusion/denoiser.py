@@ -202,9 +202,9 @@ def discrete_vp(config: Mapping[str, Any]) -> DiscreteVP:
     return DiscreteVP(**known, trained_betas=None if betas is None else tuple(map(float, betas)))
 
 
-def flow(network: nn.Module, **settings: float) -> Denoiser:
+def flow(network: nn.Module, **settings: Any) -> Denoiser:
     """A flow-matching checkpoint that predicts eps − x0; `settings` are those of `Rectified`."""
-    return Denoiser(network, Rectified(**settings), velocity)  # type: ignore[arg-type]
+    return Denoiser(network, Rectified(**settings), velocity)
 
 
 def config_of(network: nn.Module) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from .model import Model
 from .pipeline import Asked, Pipeline
 from .walk import Walk, sample
 
-AT_ONCE = 16  # samples, unless fewer are asked for
+AT_ONCE = 16  # samples that go through a network together
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,18 @@ def arguments(words: Sequence[str]) -> dict[str, object]:
     return told
 
 
-def draw(model: Model, wanted: Wanted, out: Path, *, n: int | None, walk: Walk | None, seed: int, steps: int | None,
-         batch: int, checkpoint: str) -> tuple[int, float]:  # fmt: skip
+def draw(
+    model: Model,
+    wanted: Wanted,
+    out: Path,
+    *,
+    n: int | None,
+    walk: Walk | None,
+    seed: int,
+    steps: int | None,
+    batch: int,
+    checkpoint: str,
+) -> tuple[int, float]:
     """Saves samples with a receipt beside them; returns how many, and the calls of the network that each took.
 
     Args:
@@ -91,7 +101,7 @@ def draw(model: Model, wanted: Wanted, out: Path, *, n: int | None, walk: Walk |
         walk: how; None is the pipeline itself with its own scheduler.
         seed: of the first sample.
         steps: of the pipeline's scheduler, where it samples itself.
-        batch: samples at once.
+        batch: samples at once, at most AT_ONCE: networks of pipelines are large.
         checkpoint: for the receipt.
     """
     pipeline, asked = model.pipeline, wanted.asked(model)

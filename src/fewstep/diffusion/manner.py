@@ -86,13 +86,13 @@ class Manner:
         for name, value in call.others.items():
             kind = self.kinds.get(name, "shared")
             if kind == "rows":
-                rows[name] = value[part].cpu()  # type: ignore[index]
+                rows[name] = value[part].cpu()
             elif kind == "list":
-                each = value[part]  # type: ignore[index]
+                each = value[part]
                 rows[name] = nn.utils.rnn.pad_sequence([row.cpu() for row in each], batch_first=True)
                 rows[name + LENGTH] = torch.tensor([len(row) for row in each])
             else:
-                shared[name] = value[:1] if kind == "each" else _fixed(value)  # type: ignore[index]
+                shared[name] = value[:1] if kind == "each" else _fixed(value)
         for name in self.masks.keys() - rows.keys():
             shape = next(value.shape[:2] for other, value in rows.items() if value.ndim > 2)
             rows[name] = torch.ones(shape, dtype=self.masks[name])

@@ -40,7 +40,7 @@ class Call:
     x: Tensor
     listed: bool
     time: Tensor
-    others: Mapping[str, object]
+    others: Mapping[str, Any]
     answer: Tensor
 
 
@@ -68,8 +68,8 @@ def record(pipeline: Any, network: nn.Module, told: Mapping[str, object], *, ste
     calls: list[Call] = []
     seen: list[Step] = []
 
-    def see(output: Tensor, time: object, state: Tensor) -> None:
-        seen.append(Step(tuple(calls), output, float(time), state))  # type: ignore[arg-type]
+    def see(output: Tensor, time: Any, state: Tensor) -> None:
+        seen.append(Step(tuple(calls), output, float(time), state))
         calls.clear()
         if len(seen) == steps:
             raise _Enough

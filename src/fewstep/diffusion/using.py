@@ -109,26 +109,32 @@ def sample_checkpoint(
         return Sampled(model, *drawn)
     if wanted.is_any or call:
         raise ValueError("this checkpoint has no pipeline that could be asked; leave --prompt, --guidance and --call out")
-    n, walk, denoiser = 16 if n is None else n, _walk(model, sampler, steps, middle), model.denoiser
-    cond = _asked(denoiser, n, label, number)
-    seeds = range(seed, seed + n)
-    levels = walk.levels(denoiser).tolist()
-    facts = {
-        "checkpoint": checkpoint,
-        "walk": walk,
-        "levels": levels,
-        "label": label,
-        "number": number,
-        "seed": seed,
-        "n": n,
-    }
-    facts |= {} if strength is None else {"strength": strength}
+    chosen, count = _walk(model, sampler, steps, middle), 16 if n is None else n
+    asked = {"label": label, "number": number} | ({} if strength is None else {"strength": strength})
+    cond = _asked(model.denoiser, count, label, number)
+    calls = _save_samples(model.denoiser, chosen, cond, out, range(seed, seed + count), batch, checkpoint, asked)
+    return Sampled(model, count, calls)
+
+
+def _save_samples(
+    denoiser: Denoiser,
+    walk: Walk,
+    cond: Cond,
+    out: Path,
+    seeds: range,
+    batch: int,
+    checkpoint: str,
+    asked: Mapping[str, object],
+) -> float:
+    """Writes samples and their receipt; returns how many calls of the network each took."""
+    levels, n = walk.levels(denoiser).tolist(), len(seeds)
+    facts = {"checkpoint": checkpoint, "walk": walk, "levels": levels, **asked, "seed": seeds[0], "n": n}
     with receipt(out / "receipt.json", **facts) as entries:
         with progress("sampling", n * walk.calls) as done, count_nfe(denoiser.network, done) as nfe:
             x0 = walked(denoiser, seeds, walk, cond, batch=batch)
         denoiser.space.save(denoiser.space.decode(x0), out, [f"{k:06d}" for k in seeds])
         entries |= {"nfe_per_sample": nfe.rows / n, "network_calls": nfe.calls}
-    return Sampled(model, n, nfe.rows / n)
+    return nfe.rows / n
 
 
 def export_checkpoint(

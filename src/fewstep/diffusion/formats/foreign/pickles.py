@@ -137,7 +137,7 @@ class _Machine:
     def run(self, source: _Source) -> Any:
         """What one pickle holds."""
         self.stack, self.marks, self.memo = [], [], {}
-        for opcode, argument, _ in pickletools.genops(source):  # type: ignore[arg-type]
+        for opcode, argument, _ in pickletools.genops(source):  # type: ignore[arg-type]  # it asks a file for no more than a source has
             self.steps -= 1
             if self.steps < 0 or len(self.stack) > HIGH or len(self.marks) > DEEP:
                 raise RefusedError("is nested deeper or has more parts than any network")
