@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,14 @@ def stock_here(monkeypatch) -> None:
             script.main(*given)
 
     monkeypatch.setattr(verifying, "run", run)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a tiny pipeline of each family, made once."""
+    from tiny_pipelines import tiny_pipeline
+
+    return cache(lambda family: tiny_pipeline(family, tmp_path_factory.mktemp(family)))
 
 
 @pytest.fixture(scope="session")

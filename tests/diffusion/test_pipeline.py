@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
-from tiny_pipelines import CALLS, FAMILIES, tiny_pipeline
+from tiny_pipelines import CALLS, FAMILIES
 from torch import Tensor
 
 from fewstep.core.seeds import generators, normal
@@ -18,19 +18,6 @@ from fewstep.diffusion.walk import Segments
 PROMPTS = ["a red boot", "a small house beside a large tree"]
 STEPS = 4
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries alone
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """The folder of each family, made once."""
-    made: dict[str, object] = {}
-
-    def folder(family: str):
-        if family not in made:
-            made[family] = tiny_pipeline(family, tmp_path_factory.mktemp(family))
-        return made[family]
-
-    return folder
 
 
 def opened(folders, family: str) -> Model:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tiny_pipelines import CALLS, FAMILIES, tiny_pipeline
+from tiny_pipelines import CALLS, FAMILIES
 from torch import Tensor
 
 from fewstep.diffusion.cond import Cond
@@ -51,18 +51,6 @@ class Told(Samples):
 
     def raw(self, rows) -> Tensor:
         return self.latents[list(rows)]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    made: dict[str, object] = {}
-
-    def folder(family: str):
-        if family not in made:
-            made[family] = tiny_pipeline(family, tmp_path_factory.mktemp(family))
-        return made[family]
-
-    return folder
 
 
 def tuned(model: Model) -> Model:
