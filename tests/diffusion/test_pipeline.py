@@ -106,6 +106,8 @@ def test_a_student_is_saved_as_its_whole_pipeline(folders, tmp_path, family: str
         for weight in model.denoiser.network.parameters():
             weight.add_(0.01)
     save(Model(model.denoiser, Segments(2), pipeline=model.pipeline), tmp_path / "student")
+    files = [file for file in (tmp_path / "student").rglob("*") if file.is_file()]
+    assert all(file.stat().st_nlink == 1 and not file.is_symlink() for file in files)  # none is the teacher's as well
     back = load(tmp_path / "student")
     assert (back.walk, back.pipeline.call, back.denoiser.schedule) == (
         Segments(2), model.pipeline.call, model.denoiser.schedule,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -127,16 +126,8 @@ def carry(source: Path, folder: Path, network: Any, scheduler: Any = None) -> No
     for part in (*parts.others, *(["scheduler"] if scheduler is None else [])):
         (folder / part).mkdir(exist_ok=True)
         for name, file in files_of(source, part).items():
-            _linked(file.resolve(), folder / part / name)
+            shutil.copyfile(file, folder / part / name)  # a link would let whoever changes the one change the other
     network.save_pretrained(folder / parts.network)
-
-
-def _linked(file: Path, copy: Path) -> None:
-    """The same file once more: weights are not written again where the disk can have one file in two folders."""
-    try:
-        os.link(file, copy)
-    except OSError:
-        shutil.copyfile(file, copy)
 
 
 def write_note(
