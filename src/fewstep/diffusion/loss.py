@@ -62,7 +62,7 @@ class InverseGap:
     """w = (t − r)^−power. At 1 it is Easy Consistency Tuning's; at 0 all levels weigh alike.
 
     What a few-step sample asks first is f at the highest levels, and what is learned there came up hop by hop: with power 1
-    the hops up there weigh a hundredth of those at t = 1. See docs/log.md.
+    the hops up there weigh a hundredth of those at t = 1. See docs/log/tuning.md.
 
     Reference: Geng et al. 2025, its CIFAR-10 recipe.
     """

@@ -60,7 +60,7 @@ def ect_imagenet64(images: int = 12_800_000) -> dict[str, Any]:
 
 
 def ect_demo(images: int = 20_000) -> dict[str, Any]:
-    """A laptop's minutes: a coarse gap and much weight on high noise, which few images can learn; see docs/log.md."""
+    """A laptop's minutes: a coarse gap and much weight on high noise, which few images can learn; see docs/log/tuning.md."""
     return {
         "images": images,
         "batch": 32,
@@ -77,7 +77,7 @@ def ect_demo(images: int = 20_000) -> dict[str, Any]:
 def any_step(images: int = 16_000) -> dict[str, Any]:
     """One student for any number of calls, in a laptop's minutes; it wants a teacher's hops and a `TwoTimes`.
 
-    The weight lies between those that favour few calls and many; see docs/log.md.
+    The weight lies between those that favour few calls and many; see docs/log/any-step.md.
     """
     return ect_demo(images) | {
         "segments": GRIDS,
@@ -92,7 +92,7 @@ def path_regression(levels: Sequence[float] = ()) -> dict[str, Any]:
 
     Args:
         levels: only the points at these noise levels, those that the student's sampler visits, and the whole network for
-            them; without levels all points, as a first stage before tuning. See docs/log.md for what each is worth.
+            them; without levels all points, as a first stage before tuning. See docs/log/multistep.md for what each is worth.
 
     Reference: consistency mid-training, arXiv 2509.24526.
     """

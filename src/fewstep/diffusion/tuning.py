@@ -76,7 +76,7 @@ def tune(
         rate: learning rate as a function of step and progress.
         optimizer: builds the optimizer from the parameters.
         average: decay of the moving average of the weights, or several: which is best is only seen at the end, and how much
-            hangs on it is in docs/log.md. It begins with the weights that `denoiser` has; from random ones it needs a
+            hangs on it is in docs/log/multistep.md. It begins with the weights that `denoiser` has; from random ones it needs a
             warm-up, `Exponential(decay, warmup=True)`.
         dropout: sets the network's dropout layers; None leaves them.
         dropped: share of rows whose conditions give way to those that stand for none, by one draw a row, which the teacher
