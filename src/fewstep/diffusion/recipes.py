@@ -60,7 +60,7 @@ def ect_imagenet64(images: int = 12_800_000) -> dict[str, Any]:
 
 
 def ect_demo(images: int = 20_000) -> dict[str, Any]:
-    """A laptop's minutes: a coarse gap and much weight on high noise, which few images can learn; see docs/log/tuning.md."""
+    """A laptop's minutes: a coarse gap and much weight on high noise, which few images can learn; docs/log/tuning.md."""
     return {
         "images": images,
         "batch": 32,
@@ -92,7 +92,7 @@ def path_regression(levels: Sequence[float] = ()) -> dict[str, Any]:
 
     Args:
         levels: only the points at these noise levels, those that the student's sampler visits, and the whole network for
-            them; without levels all points, as a first stage before tuning. See docs/log/multistep.md for what each is worth.
+            them; without levels all points, as a first stage before tuning. What each is worth: docs/log/multistep.md.
 
     Reference: consistency mid-training, arXiv 2509.24526.
     """

@@ -75,9 +75,9 @@ def tune(
         hop, distance, weight, margin: knobs of `consistency_loss`; a hop's teacher should be frozen.
         rate: learning rate as a function of step and progress.
         optimizer: builds the optimizer from the parameters.
-        average: decay of the moving average of the weights, or several: which is best is only seen at the end, and how much
-            hangs on it is in docs/log/multistep.md. It begins with the weights that `denoiser` has; from random ones it needs a
-            warm-up, `Exponential(decay, warmup=True)`.
+        average: decay of the moving average of the weights, or several. Which is best is only seen at the end; how much it
+            matters stands in docs/log/multistep.md. The average begins with the weights that `denoiser` has; from random
+            ones it needs a warm-up, `Exponential(decay, warmup=True)`.
         dropout: sets the network's dropout layers; None leaves them.
         dropped: share of rows whose conditions give way to those that stand for none, by one draw a row, which the teacher
             sees as well. None is the network's own rate: a DiT drops labels while it trains, all others nothing.

@@ -10,7 +10,7 @@ from ..pipeline import Pipeline
 from ..walk import DDIM, Heun
 from .dial import Setting
 
-HEUN_FROM = 20  # network calls from which the teacher is sampled with Heun's method; at 11 DDIM still leads, docs/log/teacher.md
+HEUN_FROM = 20  # calls from which the teacher is sampled with Heun's method; at 11 DDIM still leads, docs/log/teacher.md
 
 
 def diffusion_settings(
