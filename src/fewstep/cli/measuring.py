@@ -107,14 +107,14 @@ def ledger(
     """
     from rich.console import Console
 
+    from ..core.showing import ledger_table
     from ..diffusion.measuring import ledger_checkpoints
-    from ..diffusion.report import ledger_table
 
     found = ledger_checkpoints(
         before, after, scoring, within=_share(within), steps=steps, strength=strength, teacher_calls=teacher_calls
     )
     console = Console(highlight=False)
-    console.print(ledger_table(found.ledger))
+    console.print(ledger_table(found.ledger, folded="classes"))
     for sentence in (*found.ledger.sentences(), *found.ledger.notes):
         console.print(sentence, markup=False)
     _say_features(found.features, scoring.features is None)

@@ -14,6 +14,7 @@ from torch import nn
 from ..core.checks import at_least, positive
 from ..core.device import best_device
 from ..core.files import writable
+from ..core.ledger import Ledger
 from ..core.nfe import count_nfe
 from ..core.receipt import receipt
 from .asked import asked_of, once, prompts_in
@@ -26,7 +27,6 @@ from .measure.accounting import made_to_denoise, take_stock
 from .measure.comparing import Comparison, common_shape, compare, image_shape
 from .measure.dial import Setting
 from .measure.features import View, fitting
-from .measure.ledger import Ledger
 from .measure.matching import Match, match
 from .measure.settings import diffusion_settings, student_settings
 from .measure.settling import QUANTILES, Settling, settle

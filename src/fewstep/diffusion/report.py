@@ -13,8 +13,9 @@ from rich.table import Table
 
 from ..core.files import atomic_file
 from ..core.intervals import Estimate
+from ..core.ledger import Ledger
+from ..core.showing import show_drift
 from .measure.dial import Looks, Point
-from .measure.ledger import LEVEL, Ledger, Line, Verdict
 from .measure.settling import QUANTILES, Settling
 
 
@@ -110,49 +111,6 @@ def sheet(points: Sequence[Point], path: Path, *, columns: int = 16) -> None:
         figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
 
 
-def ledger_table(ledger: Ledger) -> Table:
-    """One row a line, in 80 columns. Of classes those rows are shown that say something; a row counts the others."""
-    said = (
-        f"difference: after − before, 95 %; kept: all of it within {ledger.within:.0%}; gained or lost: where nothing had "
-        f"changed, a table would say so in {LEVEL:.0%} of cases; ? +N: not known, about N more samples would tell"
-    )
-    rows = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, caption=said)
-    rows.add_column("line", no_wrap=True)
-    for column in ("before", "after", "difference"):
-        rows.add_column(column, justify="right", no_wrap=True)
-    rows.add_column("verdict", no_wrap=True)
-    group, hidden = "", list[str]()
-    for line, verdict in zip(ledger.lines, ledger.verdicts, strict=True):
-        if line.group == "classes" and verdict.said not in ("gained", "lost"):
-            hidden.append(verdict.said)
-            continue
-        if line.group != group:
-            group = line.group
-            rows.add_row(f"[b]{group}[/b]")
-        rows.add_row(*_cells(line, verdict))
-    if hidden:
-        kept = hidden.count("kept")
-        rows.add_row(f"[b]classes[/b], {len(hidden)} other lines", "", "", f"{kept} kept, {len(hidden) - kept} not known")
-    return rows
-
-
-def _cells(line: Line, verdict: Verdict) -> tuple[str, ...]:
-    told = f"? +{verdict.more:,}" if verdict.said == "not known" else verdict.said
-    style = {"lost": "[red]lost[/red]", "gained": "[green]gained[/green]"}.get(told, told)
-    d, up = line.difference, line.difference.high - line.difference.value
-    even = abs(up - (d.value - d.low)) <= 0.01 * up
-    shown = f"{_figure(d.value)} ± {_figure(up)}" if even else f"{_figure(d.low)} to {_figure(d.high)}"
-    return f" {line.name}", _figure(line.before), _figure(line.after), shown, style
-
-
-def _figure(value: float) -> str:
-    """At most three figures, and at most seven characters."""
-    if 0 < abs(value) < 0.001:
-        mantissa, power = f"{value:.1e}".split("e")
-        return f"{mantissa}e{int(power)}"
-    return f"{value:.{2 if abs(value) < 0.1 else 3}g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
 def plot_ledger(ledger: Ledger, path: Path) -> None:
     """Writes a PNG: denoising error by noise level of both checkpoints, and how far each layer was moved."""
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -166,15 +124,6 @@ def plot_ledger(ledger: Ledger, path: Path) -> None:
     errors.set(xscale="log", yscale="log", xlabel="noise level σ", ylabel="denoising error (mean square)")
     errors.grid(alpha=0.3, which="both")
     errors.legend()
-    parts = dict.fromkeys(layer.layer.partition(".")[0] for layer in ledger.drift)
-    for part in parts:
-        of = [(k, layer.change) for k, layer in enumerate(ledger.drift) if layer.layer.partition(".")[0] == part]
-        layers.bar(*zip(*of, strict=True), label=part)
-    layers.set(xlabel="layer, from input to output", ylabel="change of the weights over their norm")
-    if ledger.drift:
-        most = max(ledger.drift, key=lambda layer: layer.change)
-        layers.set_title(f"most: {most.layer}", fontsize=9)
-        layers.legend(fontsize=7, ncols=2)
-    layers.grid(alpha=0.3, axis="y")
+    show_drift(layers, ledger.drift)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=150)

@@ -17,6 +17,8 @@ from rich.console import Console
 from torch import nn
 
 from fewstep.core.intervals import Estimate
+from fewstep.core.ledger import Ledger, Line, paired, shares
+from fewstep.core.showing import ledger_table
 from fewstep.diffusion.cond import NOTHING
 from fewstep.diffusion.data import Images
 from fewstep.diffusion.denoiser import Denoiser
@@ -27,11 +29,9 @@ from fewstep.diffusion.measure.denoising import errors, levels_of, verdict_of
 from fewstep.diffusion.measure.dial import Setting, score
 from fewstep.diffusion.measure.drift import drift
 from fewstep.diffusion.measure.features import View
-from fewstep.diffusion.measure.ledger import Ledger, Line, paired, shares
 from fewstep.diffusion.measure.lines import Pair
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.prediction import clean, epsilon
-from fewstep.diffusion.report import ledger_table
 from fewstep.diffusion.schedule import Karras
 from fewstep.diffusion.space import Pixels
 from fewstep.diffusion.two_times import TwoTimes
@@ -319,7 +319,7 @@ def test_a_table_of_eighty_columns(world) -> None:
     with torch.no_grad():
         damaged.network.weights[2] = -1e9
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(ledger_table(balance(world, damaged)))
+    console.print(ledger_table(balance(world, damaged), folded="classes"))
     text = console.export_text()
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
     assert "share of third" in text and "share of first" not in text

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.drift import Drift
+from ...core.ledger import Ledger, Line
 from ..asked import in_turn
 from ..cond import CLASS, Cond
 from ..data import Samples
@@ -21,9 +23,8 @@ from ..walk import DDIM
 from .comparing import told
 from .denoising import errors, levels_of
 from .dial import Looks, Point, Setting, scores
-from .drift import Drift, drift
+from .drift import drift
 from .features import View
-from .ledger import Ledger, Line
 from .lines import Numbers, Pair, agreement, classes, copying, denoising, looks, matching, quality, shown, variety
 from .matching import Match
 
@@ -37,6 +38,20 @@ GUIDED = (
     "Guidance makes an answer sharper than the mean of what may be there, so a guided checkpoint's denoising error exceeds "
     "that of one that is not; those lines inform and are not judged."
 )
+
+ADVICE = {
+    "denoising": "It denoises worse than before: tune less, with a lower rate, "
+    "--freeze or --lora, or lower its --strength.",
+    "agreement": "It left the teacher's own solutions: tune longer by the teacher's hops, or take more calls.",
+    "at as few calls": "It is worse than the checkpoint it came from at as many calls, so nothing was gained by it: tune "
+    "again with a lower rate.",
+    "quality": "Its pictures are further from real ones: take more calls or tune longer.",
+    "variety": "It shows less of what there is: take more calls, lower the guidance, or tune on more data.",
+    "classes": "Some classes suffered more than others: see whether the data hold enough of them.",
+    "copying": "It copies training images: tune on more of them, or for a shorter time.",
+    "prompts": "It shows less of what it is asked for: raise the guidance that it is tuned with, or tune on more prompts.",
+    "looks": "Its look changed where scores may not mind: compare pictures side by side, and take an earlier state.",
+}
 
 
 def take_stock(
@@ -93,7 +108,7 @@ def take_stock(
     if judge is not None and prompts:
         lines.append(matching(pair, judge, in_turn(prompts, range(n))))
     moved = _drift(before.denoiser, after.denoiser, notes)
-    return Ledger(tuple(lines), within, tuple(moved), (own.nfe, changed.nfe), (*notes, said)), points
+    return Ledger(tuple(lines), within, tuple(moved), (own.nfe, changed.nfe), (*notes, said), ADVICE), points
 
 
 def lines_of(pair: Pair, as_few: Point, images: Samples, cond: Cond) -> tuple[list[Line], str]:

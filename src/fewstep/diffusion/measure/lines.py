@@ -16,9 +16,9 @@ from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from ...core.intervals import Estimate, jackknife, jackknives
+from ...core.ledger import GROUPS, Flags, Line, paired, scored, shares
 from .dial import Looks, Point, difference
 from .features import View
-from .ledger import GROUPS, Flags, Line, paired, scored, shares
 from .matching import Match
 from .scores import Array, Coverage, covered, kid, met_by, mind, nearest, radii, vendi
 

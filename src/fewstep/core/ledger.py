@@ -1,10 +1,10 @@
-"""The ledger: what a change to a diffusion checkpoint gained and lost, how sure that is, and what to do."""
+"""The ledger: what a change to a model gained and lost, how sure that is, and what to do. One for every wing."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ...core.intervals import Estimate, chance_of_none, holm, mean_difference, share_difference
 from .drift import Drift
-from .scores import Array
+from .intervals import Estimate, chance_of_none, holm, mean_difference, share_difference
 
+Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 LEVEL = 0.05  # chance that a ledger of a change that does nothing says "gained" or "lost" anywhere
@@ -28,14 +28,14 @@ class Line:
     """One figure of both checkpoints.
 
     Attributes:
-        group: what it is about, a key of `ADVICE`.
+        group: what it is about.
         name: of the figure.
         before, after: its values.
         difference: after − before, paired, with its 95 % interval.
         chance: p of "there is no difference".
         n: pairs.
         unit: what a difference is a share of; see `Ledger.within`.
-        best: where the figure is best: 0 for errors, infinite where more is better, the real images' value for a look.
+        best: where the figure is best: 0 for errors, infinite where more is better, the real data's value for a look.
         asked: whether the changed checkpoint was made to keep this.
         level: noise level of a denoising error.
     """
@@ -81,6 +81,7 @@ class Ledger:
         drift: of each layer from input to output; empty where the networks differ in form.
         calls: network calls of a sample, before and after.
         notes: what was left out, and why; what a figure means.
+        advice: what to do where a line of a group is lost, a sentence a group.
     """
 
     lines: tuple[Line, ...]
@@ -88,6 +89,7 @@ class Ledger:
     drift: tuple[Drift, ...] = ()
     calls: tuple[float, float] = (math.nan, math.nan)
     notes: tuple[str, ...] = ()
+    advice: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def chances(self) -> Array:
@@ -139,7 +141,8 @@ class Ledger:
         said += [f"Lost: {_names(lost)}."] if lost else [f"No loss was found in {judged} lines."]
         if unknown:
             said.append(f"Not known at this n: {len(unknown)} of {judged} lines.")
-        return said + [ADVICE[group] for group in dict.fromkeys(line.group for line in lost)]
+        groups = dict.fromkeys(line.group for line in lost)
+        return said + [self.advice[group] for group in groups if group in self.advice]
 
     def summary(self) -> dict[str, Any]:
         """What goes into a JSON."""
@@ -159,21 +162,6 @@ class Ledger:
             "notes": self.notes,
             "sentences": self.sentences(),
         }
-
-
-ADVICE = {
-    "denoising": "It denoises worse than before: tune less, with a lower rate, "
-    "--freeze or --lora, or lower its --strength.",
-    "agreement": "It left the teacher's own solutions: tune longer by the teacher's hops, or take more calls.",
-    "at as few calls": "It is worse than the checkpoint it came from at as many calls, so nothing was gained by it: tune "
-    "again with a lower rate.",
-    "quality": "Its pictures are further from real ones: take more calls or tune longer.",
-    "variety": "It shows less of what there is: take more calls, lower the guidance, or tune on more data.",
-    "classes": "Some classes suffered more than others: see whether the data hold enough of them.",
-    "copying": "It copies training images: tune on more of them, or for a shorter time.",
-    "prompts": "It shows less of what it is asked for: raise the guidance that it is tuned with, or tune on more prompts.",
-    "looks": "Its look changed where scores may not mind: compare pictures side by side, and take an earlier state.",
-}
 
 
 def _names(lines: Sequence[Line]) -> str:
