@@ -256,7 +256,6 @@ def test_decoding_at_the_command_line(tmp_path: Path) -> None:
         (SDAR | {"attention_bias": True}, "this SDAR has attention_bias = True"),
         ({key: value for key, value in SDAR.items() if key != "block_size"}, "does not say its block_size"),
         (SDAR | {"block_size": 0}, "block_size = 0, which is no length of a block"),
-        (SDAR | {"model_type": "sdar_moe"}, "fewstep reads the SDAR without experts"),
         (FAST_DLLM | {"rope_scaling": {"type": "yarn"}}, "this Fast-dLLM v2 has rope_scaling"),
         (LLADA2 | {"score_function": "softmax"}, "this LLaDA2 has score_function = 'softmax'; only 'sigmoid'"),
         (LLADA2 | {"num_key_value_heads": 4}, "do not fit"),

@@ -66,6 +66,7 @@ def load_network(
     device: str | None = None,
     names: Mapping[str, str] | None = None,
     changed: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    bias: bool = False,
     pickled: bool = False,
     exact: bool = False,
 ) -> PreTrainedModel:
@@ -80,6 +81,7 @@ def load_network(
         device: where to, or "auto" to spread it over all there are; None is the CPU.
         names: regular expressions and what they turn into, from the file's names of weights to transformers'.
         changed: makes transformers' weights of the file's, where other names are not enough.
+        bias: the last layer has a bias, lm_head.bias, which transformers' class has not.
         pickled: also take pytorch_model.bin, if it holds plain tensors only; its pickle is never executed.
         exact: refuse weights that the network does not have.
 
@@ -90,6 +92,7 @@ def load_network(
     weights = changed(weights) if changed else weights
     if not builds(auto, config):
         raise ValueError(f"{folder} holds a {config.model_type}, which is not a {what}")
+    last = weights.pop("lm_head.bias", None) if bias else None
     skeleton = _skeleton(folder, config, auto, weights)
     file = inside(folder, "generation_config.json")
     generation = _generation(file) if file.is_file() else None
@@ -106,6 +109,9 @@ def load_network(
     lost += _of_more_layers(network, info["unexpected_keys"])
     if lost:  # transformers fills what is missing with random numbers
         raise ValueError(f"the weights in {folder} do not fit its config.json, for example {lost[0]}")
+    if last is not None:
+        head: Any = network.get_output_embeddings()
+        head.bias = torch.nn.Parameter(last.to(head.weight).clone())
     check_finite(network.named_parameters(), folder)
     network.config.name_or_path = network.name_or_path = str(folder)
     loaded: PreTrainedModel = network.eval()

@@ -52,7 +52,19 @@ LLADA2_NAMES = {
     ".attention.query_layernorm.": ".self_attn.q_norm.", ".attention.key_layernorm.": ".self_attn.k_norm.",
     ".mlp.gate.expert_bias": ".mlp.gate.e_score_correction_bias",
 }  # fmt: skip
-LLADA2_BLOCK, LLADA2_MASK = 32, 156895  # which its config.json does not say
+LLADA2_BLOCK, LLADA2_MASK = 32, 156895  # which its config.json does not say; the mask token is LLaDA-MoE's, too
+LLADA_MOE_MUST = {
+    "hidden_act": ("silu",), "qk_layernorm": (True,), "moe_router_enable_expert_bias": (False, None), "clip_qkv": (None,),
+    "shared_expert_intermediate_size": (None,), "attention_bias": (False,), "rope_scaling": (None,),
+    "norm_topk_prob": (False, None), "partial_rotary_factor": (1, None),
+}  # fmt: skip
+MDLM_MUST = {"time_conditioning": (False,), "causal": (False,)}
+MDLM_END = 50256  # GPT-2's <|endoftext|>, which ends a document; its mask token is the last of the vocabulary
+NEMOTRON_MUST = {
+    "hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,), "sliding_window": (None,),
+    "dlm_paradigm": ("bidirectional", "block_diff", "sbd_block_diff"),
+}  # fmt: skip
+NEMOTRON_NAMES = {r"^encoder\.": "model.", r"^diffusion_head\.": "lm_head."}
 FAST_DLLM_MASK = 151665  # |<MASK>|, which its config.json does not say and its tokenizer knows as a plain token
 QWEN_TURN = 151645  # <|im_end|>: ends a turn; SDAR's config.json names <|endoftext|> only
 
@@ -67,6 +79,8 @@ class Layout:
         changed: what is to be done to the weights besides, None where nothing is.
         shift: whether the logits for position i stand at i − 1.
         block: how long the blocks are that the model was trained on; None is one.
+        causal: whether each token of a finished block was taught to see what stands before it, and no more.
+        bias: whether the last layer has a bias, which transformers' own has not.
         mask_id: the mask token, where config.json does not name it and the vocabulary has it.
         ends: tokens that end a text besides those that config.json names, where the vocabulary has them.
     """
@@ -76,6 +90,8 @@ class Layout:
     changed: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     shift: bool = False
     block: int | None = None
+    causal: bool = False
+    bias: bool = False
     mask_id: int | None = None
     ends: tuple[int, ...] = ()
 
@@ -86,7 +102,11 @@ def layout_of(kind: str, config: dict[str, Any]) -> Layout | None:
     Raises:
         ValueError: a variant of it that transformers' class is not.
     """
-    known = {"llada": _llada, "dream": _dream, "sdar": _sdar, "fast_dllm_qwen": _fast_dllm, "llada2_moe": _llada2}
+    known = {
+        "llada": _llada, "lladamoe": _llada_moe, "dream": _dream, "sdar": _sdar, "sdar_moe": _sdar_moe,
+        "fast_dllm_qwen": _fast_dllm, "llada2_moe": _llada2, "llada21_moe": _llada2, "mdlm": _mdlm, "bd3lm": _mdlm,
+        "nemotron_labs_diffusion": _nemotron,
+    }  # fmt: skip
     return known[kind](config) if kind in known else None
 
 
@@ -97,14 +117,11 @@ def _demand(config: dict[str, Any], must: dict[str, tuple[Any, ...]], what: str)
 
 
 def _llada(config: dict[str, Any]) -> Layout:
-    """LLaDA and LLaDA 1.5."""
+    """LLaDA and LLaDA 1.5; LLaDA-MoE goes by the same name."""
     from transformers import LlamaConfig
 
     if config.get("num_experts"):
-        raise ValueError(
-            f"this LLaDA is a mixture of {config['num_experts']} experts (LLaDA-MoE), which the library dInfer runs; "
-            "fewstep reads those without experts"
-        )
+        return _llada_moe(config)
     _demand(config, LLADA_MUST, "LLaDA")
     entries = {
         "vocab_size": ("embedding_size", "vocab_size"), "hidden_size": ("d_model",), "num_hidden_layers": ("n_layers",),
@@ -116,6 +133,23 @@ def _llada(config: dict[str, Any]) -> Layout:
         config = config | {"mlp_hidden_size": config["mlp_ratio"] * _said(config, ("d_model",), "LLaDA")}
     made = _bidirectional(LlamaConfig, {name: _said(config, keys, "LLaDA") for name, keys in entries.items()})
     return Layout(made, LLADA_NAMES, ends=(LLADA_EOT,))
+
+
+def _llada_moe(config: dict[str, Any]) -> Layout:
+    """Its experts' shares do not sum to one, whatever its config.json says of it."""
+    from transformers import Qwen3MoeConfig
+
+    what = "LLaDA-MoE"
+    _demand(config, LLADA_MOE_MUST, what)
+    named = config | {"intermediate_size": config.get("dense_intermediate_size") or 1}
+    entries = _of_qwen(named, what) | _of_experts(named, what, "expert_intermediate_size")
+    sparse = config.get("moe_layer_freq", [1] * int(entries["num_hidden_layers"]))
+    if not isinstance(sparse, list) or len(sparse) != entries["num_hidden_layers"]:
+        raise ValueError(f"this {what}'s config.json has moe_layer_freq = {sparse!r}; it has one entry for each layer")
+    dense = [n for n, times in enumerate(sparse) if not times]
+    size = {"head_dim": int(entries["hidden_size"]) // max(int(entries["num_attention_heads"]), 1)}
+    made = _bidirectional(Qwen3MoeConfig, entries | size | {"norm_topk_prob": False, "mlp_only_layers": dense})
+    return Layout(made, mask_id=LLADA2_MASK)
 
 
 def _dream(config: dict[str, Any]) -> Layout:
@@ -132,6 +166,18 @@ def _sdar(config: dict[str, Any]) -> Layout:
     _demand(config, QWEN_MUST, "SDAR")
     made = _bidirectional(Qwen3Config, _of_qwen(config, "SDAR") | {"head_dim": _said(config, ("head_dim",), "SDAR")})
     return Layout(made, block=_block(config, "block_size", "SDAR"), ends=(QWEN_TURN,))
+
+
+def _sdar_moe(config: dict[str, Any]) -> Layout:
+    from transformers import Qwen3MoeConfig
+
+    what = "SDAR"
+    _demand(config, QWEN_MUST, what)
+    entries = _of_qwen(config, what) | _of_experts(config, what, "moe_intermediate_size")
+    entries |= {"head_dim": _said(config, ("head_dim",), what)}
+    kept = ("norm_topk_prob", "mlp_only_layers", "decoder_sparse_step")
+    made = _bidirectional(Qwen3MoeConfig, entries | {key: config[key] for key in kept if key in config})
+    return Layout(made, block=_block(config, "block_size", what), ends=(QWEN_TURN,))
 
 
 def _fast_dllm(config: dict[str, Any]) -> Layout:
@@ -186,6 +232,55 @@ def _llada2_weights(weights: dict[str, Tensor], rows: list[int]) -> dict[str, Te
     return made
 
 
+def _mdlm(config: dict[str, Any]) -> Layout:
+    """MDLM, and BD3LM, which was trained on blocks of its; told nothing of the noise level, they are plain transformers."""
+    from transformers import Starcoder2Config
+
+    from .dit import of_decoder
+
+    what = "BD3LM" if config["model_type"].lower() == "bd3lm" else "MDLM"
+    _demand(config, MDLM_MUST, what)
+    names = {
+        "vocab_size": "vocab_size", "hidden_size": "hidden_dim", "num_hidden_layers": "n_blocks",
+        "num_attention_heads": "n_heads", "num_key_value_heads": "n_heads", "max_position_embeddings": "model_length",
+    }  # fmt: skip
+    entries = {ours: _said(config, (theirs,), what) for ours, theirs in names.items()}
+    fixed = {"intermediate_size": 4 * entries["hidden_size"], "rope_theta": 10_000.0, "tie_word_embeddings": False}
+    made = _bidirectional(Starcoder2Config, entries | fixed)
+    block = _block(config, "block_size", what) if what == "BD3LM" and config.get("cross_attn", True) else None
+    if block is not None and block >= entries["max_position_embeddings"]:
+        block = None  # one block is none
+    return Layout(
+        made, changed=of_decoder, bias=True, block=block, mask_id=int(entries["vocab_size"]) - 1, ends=(MDLM_END,)
+    )  # fmt: skip
+
+
+def _nemotron(config: dict[str, Any]) -> Layout:
+    """Nemotron-Labs-Diffusion."""
+    from transformers import Ministral3Config
+
+    what = "Nemotron diffusion model"
+    _demand(config, NEMOTRON_MUST, what)
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        raise ValueError(f"this {what}'s config.json does not say its rope_parameters")
+    named = config | {"rope_theta": 0}  # it stands in rope_parameters
+    entries = _of_qwen(named, what) | {"head_dim": _said(config, ("head_dim",), what), "rope_parameters": rope}
+    made = _bidirectional(Ministral3Config, entries)
+    return Layout(made, NEMOTRON_NAMES, block=_block(config, "block_size", what), causal=True)
+
+
+def _of_experts(config: dict[str, Any], what: str, size: str) -> dict[str, float]:
+    """How many experts there are and how many a token has, in Qwen's words; `size` is what one's width is called."""
+    entries = {key: _said(config, (key,), what) for key in ("num_experts", "num_experts_per_tok")}
+    if not 1 <= entries["num_experts_per_tok"] <= entries["num_experts"]:
+        raise ValueError(
+            f"this {what}'s config.json chooses {entries['num_experts_per_tok']} of {entries['num_experts']} experts, "
+            "which cannot be"
+        )
+    return entries | {"moe_intermediate_size": _said(config, (size,), what)}
+
+
 def _of_qwen(config: dict[str, Any], what: str) -> dict[str, float]:
     same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rope_theta",
             "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")  # fmt: skip
@@ -211,7 +306,8 @@ def _said(config: dict[str, Any], keys: tuple[str, ...], what: str) -> float:
 
 def _bidirectional(maker: Any, entries: dict[str, Any]) -> PreTrainedConfig:
     """A decoder's configuration under which everybody sees everybody."""
-    rope = {"rope_type": "default", "rope_theta": entries.pop("rope_theta")}
+    plain = {"rope_type": "default", "rope_theta": entries.pop("rope_theta")}
+    rope = entries.pop("rope_parameters", plain)
     if "partial_rotary_factor" in entries:
         rope["partial_rotary_factor"] = entries.pop("partial_rotary_factor")
     special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 MODEL = "folder of a masked language model"
 # masked models that are decoded by the code they come with, and what of fewstep works there
 ELSEWHERE = {
-    "diffusion_gemma": "transformers' own DiffusionGemmaForBlockDiffusion generates with it, and stops early with "
-    "fewstep.masked.ecosystem.GapStopping",
-    "sdar_moe": "its authors' JetEngine and lmdeploy run it; fewstep reads the SDAR without experts",
+    "diffusion_gemma": "it has no mask token, as what is undecided there is random tokens; transformers' own "
+    "DiffusionGemmaForBlockDiffusion generates with it, and stops early with fewstep.masked.ecosystem.GapStopping",
 }
 PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # they count positions from the one behind their padding token
 
@@ -32,8 +31,9 @@ def load_text(
     """The mask predictor in a folder or hub repository.
 
     LLaDA becomes transformers' Llama and Dream its Qwen2, with renamed weights and full attention, and so do LLaDA 1.5,
-    Dream-Coder and DiffuCoder. Of those that were trained on blocks SDAR becomes its Qwen3, Fast-dLLM v2 its
-    Qwen2 and LLaDA2 its Glm4Moe, in which no block sees a later one. Everything else must be a model that
+    Dream-Coder and DiffuCoder; LLaDA-MoE becomes its Qwen3Moe, MDLM its Starcoder2. Of those that were trained on blocks
+    SDAR becomes its Qwen3 or Qwen3Moe, Fast-dLLM v2 its Qwen2, LLaDA2 its Glm4Moe, BD3LM its Starcoder2 and
+    Nemotron-Labs-Diffusion its Ministral3, in which no block sees a later one. Everything else must be a model that
     AutoModelForMaskedLM knows. No code of the checkpoint runs.
 
     Args:
@@ -58,7 +58,7 @@ def load_text(
     if layout:
         network = pretrained.load_network(
             folder, layout.config, AutoModelForCausalLM, "causal language model", names=layout.names,
-            changed=layout.changed, exact=True, **options,
+            changed=layout.changed, bias=layout.bias, exact=True, **options,
         )  # fmt: skip
         for module in network.modules():  # where nothing is padded there is no mask; then some kernels ask this
             if hasattr(module, "is_causal"):
@@ -82,9 +82,10 @@ def load_text(
         eos_ids=eos_ids,
         pad_id=[*pad_ids, *eos_ids, 0][0],
         shift=bool(layout and layout.shift),
-        max_length=_max_length(config),
+        max_length=layout.config.max_position_embeddings if layout else _max_length(config),
         decoder=layout is not None,
         block=layout.block if layout else None,
+        causal=bool(layout and layout.causal),
     ).eval()
 
 
@@ -130,7 +131,7 @@ def _mask_id(folder: Path, config: dict[str, Any], layout: Layout | None, size: 
 
 
 def _max_length(config: dict[str, Any]) -> int | None:
-    longest = config.get("max_sequence_length") or config.get("max_position_embeddings")
+    longest = config.get("max_position_embeddings")
     if not isinstance(longest, int) or longest < 1:
         return None
     padding = _ids(config, "pad_token_id")

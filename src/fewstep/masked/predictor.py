@@ -91,6 +91,8 @@ class NetworkPredictor(nn.Module):
             dimensions, position_ids and past_key_values, so that its keys and values can be kept.
         block: positions see their own block of so many, counted from the first column, and the blocks before it; None: all.
             Of a decoder that was trained so.
+        causal: of one with blocks: what stands in a block before the first that has a hole sees no later position, as
+            Nemotron-Labs-Diffusion was taught to; blocks with holes are seen in full.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class NetworkPredictor(nn.Module):
         max_length: int | None = None,
         decoder: bool = False,
         block: int | None = None,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -112,7 +115,7 @@ class NetworkPredictor(nn.Module):
         self.pad_id = pad_id
         self.shift = shift
         self.max_length = max_length
-        self.decoder, self.block = decoder, block
+        self.decoder, self.block, self.causal = decoder, block, causal
 
     @property
     def networks(self) -> tuple[nn.Module, ...]:
@@ -158,8 +161,13 @@ class NetworkPredictor(nn.Module):
         """
         if self.block is not None:
             every = torch.arange(canvas.ids.shape[1], device=canvas.ids.device)
-            here = (every[None] if column is None else column) // self.block
-            return (every // self.block <= here[:, :, None])[:, None] & canvas.valid[:, None, None]
+            at = (every[None] if column is None else column)[:, :, None]
+            seen = every // self.block <= at // self.block
+            if self.causal:
+                holes = canvas.open & (canvas.ids == self.mask_id)
+                first = torch.where(holes, every, len(every)).amin(1)[:, None, None] // self.block
+                seen = seen & ((every <= at) | (at // self.block >= first))
+            return seen[:, None] & canvas.valid[:, None, None]
         length, facts = canvas.ids.shape[1], canvas.facts
         if bool(canvas.valid.all() if facts is None else (facts.length == length).all()):
             return None
