@@ -144,5 +144,5 @@ def test_a_file_in_another_encoding(model: Path, tmp_path: Path) -> None:
 
 def test_evaluation_says_what_is_missing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ValueError, match="pip install lm_eval"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install .fewstep.evaluate"):
         call(evaluate, model, tasks=("x",), out=tmp_path / "e.json")

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from functools import partial, wraps
+from importlib.util import find_spec
 from traceback import walk_tb
 from typing import NoReturn
 
 import tyro
 
+from ..core.extras import missing
 from .images import check, demo, export, import_, push, sample
 from .language import train_text
 from .measuring import dial, ledger, measure, settle
@@ -46,6 +48,10 @@ def main() -> None:
         _parsed(commands)()
     except (ValueError, FloatingPointError) as error:
         _stop(str(error))
+    except ModuleNotFoundError as error:
+        if not (said := missing(error)):
+            raise
+        _stop(said)
     except BrokenPipeError:  # the reader left, as `head` does; nothing more can be said on that pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -98,13 +104,8 @@ def _alone_on_the_screen(command: Callable[..., None]) -> Callable[..., Work]:
         for library in LIBRARIES:
             os.environ.setdefault(f"{library}_VERBOSITY", "critical")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-        from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # type: ignore[attr-defined]
-        from transformers.utils.logging import disable_progress_bar
-
-        downloads = not are_progress_bars_disabled()
-        disable_progress_bar()  # those of the hub, too
-        if downloads:
-            enable_progress_bars()
+        if find_spec("transformers"):
+            _without_bars()
         command(*args, **options)
 
     @wraps(command)
@@ -114,6 +115,17 @@ def _alone_on_the_screen(command: Callable[..., None]) -> Callable[..., Work]:
     return prepare
 
 
-def _stop(sentence: str, code: int = 2) -> NoReturn:
-    print(f"fewstep: {sentence}", file=sys.stderr)
+def _without_bars() -> None:
+    """transformers shows none; downloads keep theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # type: ignore[attr-defined]
+    from transformers.utils.logging import disable_progress_bar
+
+    downloads = not are_progress_bars_disabled()
+    disable_progress_bar()  # those of the hub, too
+    if downloads:
+        enable_progress_bars()
+
+
+def _stop(said: str, code: int = 2) -> NoReturn:
+    print(f"fewstep: {said}", file=sys.stderr)
     sys.exit(code)

@@ -57,7 +57,7 @@ def evaluate(
     masked: Annotated[Masked, OmitArgPrefixes] = Masked(),
     compute: Annotated[Compute, OmitArgPrefixes] = Compute(),
 ) -> None:
-    """Score a model on tasks of the LM Evaluation Harness (pip install lm_eval).
+    """Score a model on tasks of the LM Evaluation Harness (pip install 'fewstep[evaluate]').
 
     A masked diffusion language model as it is, or with --expert a causal language model that small ones steer.
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .configuration import cleaned
+from .extras import needs
 from .private import builds
 from .source import inside, read_json
 from .weights import TooLargeError, at_most, check_finite, elements, in_short, read_weights
@@ -39,6 +40,7 @@ def load_config(folder: Path, content: Mapping[str, Any]) -> PreTrainedConfig:
     Raises:
         ValueError: transformers does not know this kind of model, or an entry is of a wrong type.
     """
+    needs("text")
     from transformers import CONFIG_MAPPING, AutoConfig
 
     kind = content["model_type"]
@@ -160,6 +162,7 @@ def load_tokenizer(folder: Path, maker: Any = None, **options: Any) -> PreTraine
     Raises:
         ValueError: there is none, it is broken, or it only exists as code.
     """
+    needs("text")
     from transformers import AutoTokenizer
 
     if not any(inside(folder, name).is_file() for name in VOCABULARIES):  # transformers would make up an empty one

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..core.extras import needs
 from .average import copied
 from .cond import Cond
 from .denoiser import Denoiser
@@ -99,6 +100,7 @@ def adapt(denoiser: Denoiser, lora: LoRA, *, base: str = "", seed: int = 0, froz
 
 def _inject(network: Any, ranks: Mapping[str, int], base: str) -> None:
     """The factors of these ranks beside the layers at these places; B·A is added as it is."""
+    needs("lora")
     from peft import LoraConfig, inject_adapter_in_model
 
     most = max(ranks.values())

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator, ScalarFormatter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -57,6 +55,9 @@ def _short(value: float) -> str:
 def plot(points: Sequence[Point], path: Path) -> None:
     """Writes a PNG of quality against network calls, a panel a view, a line a model, with 95 % intervals."""
     names = list(points[0].frechet)
+    from matplotlib.figure import Figure  # a second to import
+    from matplotlib.ticker import FuncFormatter, NullLocator, ScalarFormatter
+
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
     for number, features in enumerate(names):
         axes = figure.add_subplot(1, len(names), number + 1)
@@ -80,6 +81,8 @@ def plot(points: Sequence[Point], path: Path) -> None:
 
 def plot_settling(settling: Settling, path: Path, *, features: str) -> None:
     """Writes a PNG of the distance to the final image against the share of the steps, median and quantiles over seeds."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     low, middle, high = (settling.curve(quantile) for quantile in QUANTILES)
@@ -98,6 +101,8 @@ def plot_settling(settling: Settling, path: Path, *, features: str) -> None:
 
 def sheet(points: Sequence[Point], path: Path, *, columns: int = 16) -> None:
     """Writes a PNG of the same seeds at each setting: a row a point, the first `columns` samples of each."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(2.2 + 0.5 * columns, 0.55 * len(points)), layout="constrained")
     for index, point in enumerate(points):
         axes = figure.add_subplot(len(points), 1, index + 1)
@@ -113,6 +118,8 @@ def sheet(points: Sequence[Point], path: Path, *, columns: int = 16) -> None:
 
 def plot_ledger(ledger: Ledger, path: Path) -> None:
     """Writes a PNG: denoising error by noise level of both checkpoints, and how far each layer was moved."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 4), layout="constrained")
     errors, layers = figure.subplots(1, 2)
     lines = [line for line in ledger.lines if line.group == "denoising"]

@@ -1,4 +1,4 @@
-"""Scores on tasks of the LM Evaluation Harness (`pip install lm_eval`): all that `fewstep evaluate` does."""
+"""Scores on tasks of the LM Evaluation Harness (the extra `evaluate`): all that `fewstep evaluate` does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..core.extras import needs
 from ..core.files import writable_file
 from ..core.receipt import receipt
 from .choices import Compute, Exam, Masked
@@ -61,12 +62,12 @@ def open_tasks(exam: Exam, out: Path) -> Any:
     """The harness's manager of tasks, once `out` can be written.
 
     Raises:
-        ValueError: there is no harness, no such task, or no such file can be.
+        ModuleNotFoundError: the harness is not installed.
+        ValueError: there is no such task, or no such file can be.
     """
-    try:
-        from lm_eval import tasks
-    except ImportError as error:
-        raise ValueError(f"evaluation needs the LM Evaluation Harness: pip install lm_eval ({error})") from error
+    needs("evaluate")
+    from lm_eval import tasks
+
     writable_file(out)
     include = exam.include
     manager = tasks.TaskManager(include_path=str(include) if include else None, include_defaults=include is None)

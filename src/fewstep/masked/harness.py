@@ -1,4 +1,4 @@
-"""Masked diffusion language models in the LM Evaluation Harness (`pip install lm_eval`): all three kinds of request.
+"""Masked diffusion language models in the LM Evaluation Harness (the extra `evaluate`): all three kinds of request.
 
 Pass an instance to the harness: `lm_eval.simple_evaluate(model=HarnessLM(predictor, tokenizer), tasks=[…])`, for chats
 with `HarnessLM(…, chat=True)` and `apply_chat_template=True`. What the model reads is what `fewstep decode` gives it.

@@ -9,6 +9,7 @@ import torch
 
 from ..core import pretrained
 from ..core.configuration import read_config
+from ..core.extras import needs
 from ..core.source import folder_of
 from .layouts import Layout, layout_of
 from .predictor import NetworkPredictor
@@ -48,6 +49,7 @@ def load_text(
     Raises:
         ValueError: nothing there, not a masked language model, a variant that is not supported, or no mask token.
     """
+    needs("text")
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     folder = _folder(source)
@@ -95,6 +97,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: there is none, or it only exists as code.
     """
+    needs("text")
     from transformers import Qwen2Tokenizer
 
     folder = _folder(source)

@@ -1,4 +1,4 @@
-"""A proxy-tuned model as a model of the LM Evaluation Harness (lm_eval ≥ 0.4.13, `pip install lm_eval`).
+"""A proxy-tuned model as a model of the LM Evaluation Harness (lm_eval ≥ 0.4.13, the extra `evaluate`).
 
     lm_eval.simple_evaluate(model=ProxiedLM(base, ProxyTuning(expert, antiexpert), tokenizer), tasks=[…])
 

@@ -13,6 +13,7 @@ import torch
 from ..core import pretrained
 from ..core.configuration import read_config
 from ..core.device import on_device
+from ..core.extras import needs
 from ..core.private import builds
 from ..core.source import folder_of, inside, read_json
 from ..core.weights import check_finite, in_short, read_safetensors
@@ -102,6 +103,7 @@ def load_causal(source: str | Path, role: str = "base", *, dtype: torch.dtype | 
 
 def _decoder(source: str | Path, role: str) -> tuple[Path, PreTrainedConfig]:
     """Where a model is and what, if it reads from left to right."""
+    needs("text")
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     folder = folder_of(source, MODEL, bundled=f"trio/{role}")

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ...core.extras import needs
 from .labels import Labels, labels_of
 from .limits import check_file
 from .metadata import CAPTIONS
@@ -97,6 +98,7 @@ def parquet_pictures(path: Path) -> EncodedPictures:
     Raises:
         ValueError: it is broken, or has no pictures.
     """
+    needs("data")
     import datasets  # seconds to import
 
     try:
@@ -112,6 +114,7 @@ def hub_pictures(name: str) -> EncodedPictures:
     Raises:
         ValueError: there is no such data set, or it has no pictures.
     """
+    needs("data")
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE

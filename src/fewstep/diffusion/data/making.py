@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.extras import needs
 from ...core.files import atomic_folder, check_room
 from ...core.receipt import receipt
 from ..cond import CLASS
@@ -36,6 +37,7 @@ def make_table(
         ValueError: what `load_images` raises, there is something at `out`, or it has no room for the table.
         OSError: it could not be written.
     """
+    needs("data")
     out = Path(out)
     if out.exists():
         raise ValueError(f"{out} is already there; choose another folder for the table with --out")

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from ...core.extras import needs
+
 if TYPE_CHECKING:
     from .files import Tree
 
@@ -93,6 +95,7 @@ def _csv(content: bytes, columns: Sequence[str]) -> Iterator[tuple[str, object]]
 
 
 def _parquet(content: bytes, columns: Sequence[str]) -> Iterator[tuple[str, object]]:
+    needs("data")
     import pyarrow  # a part of datasets
     from pyarrow import parquet
 

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...core.extras import needs
 from ...core.files import atomic_file, disk_errors
 from ...core.source import read_json
 from ..cond import CLASS, Cond
@@ -41,6 +42,7 @@ def is_table(path: Path) -> bool:
 
 def open_folder(path: Path) -> Any:
     """The `datasets.Dataset` in a folder, mapped into memory; ValueError if it is damaged."""
+    needs("data")
     import datasets  # seconds to import
 
     try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...core.extras import needs
 from ...core.source import inside, read_json
 
 OURS = {
@@ -68,6 +69,7 @@ def read_parts(folder: Path) -> Parts:
     others = {part: name for part, (_, name) in classes.items() if part not in (network, "scheduler")}
     parts = Parts(said, network, kind, others)
     if not parts.is_bare:
+        needs("pipelines")
         _check_known(folder, pipeline, classes)
     return parts
 

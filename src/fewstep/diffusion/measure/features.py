@@ -12,6 +12,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from ...core.configuration import read_config
 from ...core.device import on_device
+from ...core.extras import needs
 from ...core.pretrained import load_config, load_network
 from ...core.progress import track
 from ...core.source import ASSETS, folder_of
@@ -200,10 +201,9 @@ class InceptionFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError as error:
-            raise ValueError(f"Inception features need torch-fidelity: pip install torch-fidelity ({error})") from error
+        needs("inception")
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
         try:
             self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
         except OSError as error:
@@ -222,6 +222,7 @@ class TransformersFeatures(nn.Module):
 
     def __init__(self, source: str) -> None:
         super().__init__()
+        needs("text")
         from transformers import AutoModel
 
         try:

@@ -1,0 +1,37 @@
+"""Packages that not everyone needs, and the extra of fewstep that brings each."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+EXTRAS = {  # as in pyproject.toml, by the names under which they are imported
+    "data": ("datasets",),
+    "lora": ("peft",),
+    "text": ("transformers", "peft"),
+    "pipelines": ("transformers", "datasets", "peft"),
+    "evaluate": ("lm_eval", "transformers", "peft"),
+    "inception": ("torch_fidelity",),
+}
+
+
+def needs(extra: str) -> None:
+    """Asks for the packages of an extra, before work begins that needs them.
+
+    Raises:
+        ModuleNotFoundError: one of them is not installed. The sentence says what to install.
+    """
+    for package in EXTRAS[extra]:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(_sentence(package, extra), name=package)
+
+
+def missing(error: ModuleNotFoundError) -> str | None:
+    """What to say of a package that could not be imported; None if no extra brings it."""
+    if "fewstep[" in str(error):
+        return str(error)
+    extras = [extra for extra, packages in EXTRAS.items() if error.name in packages]
+    return _sentence(str(error.name), extras[0]) if extras else None
+
+
+def _sentence(package: str, extra: str) -> str:
+    return f"this needs {package}, which is not installed: pip install 'fewstep[{extra}]'"
