@@ -1,6 +1,7 @@
 """What caches gain for a masked diffusion language model of LLaDA's layout and vocabulary, with random weights.
 
     OMP_NUM_THREADS=1 nice -n 5 python benchmarks/cache.py --out runs/cache.json
+    … --caches blocks-none blocks    the same network as if it had been trained on blocks, where finished ones are kept
 
 Every cache decodes the same items; they take turns step by step, and this process's processor seconds are counted, so that
 a slow moment of the machine hits all of them. What is reported are ratios within a round. The weights are random: only the
@@ -21,7 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fewstep.core.receipt import receipt
 from fewstep.masked.caching import Cached, Dual, Prefix
 from fewstep.masked.decoding import walk
-from fewstep.masked.predictor import MaskPredictor, NetworkPredictor
+from fewstep.masked.predictor import Canvas, MaskPredictor, NetworkPredictor
+from fewstep.masked.reading import Plain
 from fewstep.masked.rules import Blockwise, Threshold, TopK
 from fewstep.masked.step import CommitRule
 
@@ -40,6 +42,31 @@ def network(width: int, layers: int, dtype: torch.dtype) -> NetworkPredictor:
         if hasattr(module, "is_causal"):
             module.is_causal = False
     return NetworkPredictor(made.to(dtype).eval(), mask_id=MASK, decoder=True)
+
+
+class Forgetful:
+    """A predictor without its memory: everything is computed at every step."""
+
+    def __init__(self, predictor: NetworkPredictor) -> None:
+        self.predictor, self.mask_id, self.eos_ids = predictor, predictor.mask_id, predictor.eos_ids
+        self.networks = predictor.networks
+
+    def __call__(self, canvas: Canvas, wanted: Tensor) -> Tensor:
+        logits: Tensor = self.predictor(canvas, wanted)
+        return logits
+
+    def reading(self, canvas: Canvas) -> Plain:
+        return Plain(self)
+
+
+def predictors(plain: NetworkPredictor, block: int) -> dict[str, MaskPredictor]:
+    """All ways to decode with a network; `blocks` reads it as if it had been trained on blocks."""
+    blocks = NetworkPredictor(plain.network, mask_id=MASK, decoder=True, block=block)
+    return {
+        "none": plain, "prefix": Cached(plain, Prefix(block)), "dual": Cached(plain, Dual(block)),
+        "dual, refreshed every 8": Cached(plain, Dual(block, refresh=8)), "blocks-none": Forgetful(blocks),
+        "blocks": blocks,
+    }  # fmt: skip
 
 
 def items(n: int, prompt: int, length: int) -> list[Tensor]:
@@ -84,10 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(arguments)
     plain = network(args.width, args.layers, torch.bfloat16 if args.precision == "bf16" else torch.float32)
-    caches: dict[str, MaskPredictor] = {
-        "none": plain, "prefix": Cached(plain, Prefix(args.block)), "dual": Cached(plain, Dual(args.block)),
-        "dual, refreshed every 8": Cached(plain, Dual(args.block, refresh=8)),
-    }  # fmt: skip
+    caches = predictors(plain, args.block)
     rule = Blockwise(TopK() if args.threshold is None else Threshold(args.threshold), args.block)
     rows = items(args.batch, args.prompt, args.length)
     size = sum(p.numel() for p in plain.network.parameters())

@@ -117,8 +117,12 @@ def test_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Eight masks behind a prompt of four, in blocks of four, one token a step: what is computed is counted by hand."""
     sizes = {"width": 64, "layers": 1, "prompt": 4, "length": 8, "block": 4, "rounds": 1}
     flags = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-    benchmark("cache").main([*flags, "--out", str(tmp_path / "cache.json")])
+    asked = ["--caches", "none", "prefix", "dual", "blocks-none", "blocks"]
+    benchmark("cache").main([*flags, *asked, "--out", str(tmp_path / "cache.json")])
     (found,) = json.loads((tmp_path / "cache.json").read_text())["rounds"]
     positions = {name: counted for name, (_, counted) in found.items()}
-    assert positions == {"none": 8 * 12, "prefix": 12 + 3 * 8 + 12 + 3 * 4, "dual": 2 * (12 + 3 * 4)}
+    assert positions == {
+        "none": 8 * 12, "prefix": 12 + 3 * 8 + 12 + 3 * 4, "dual": 2 * (12 + 3 * 4), "blocks-none": 8 * 12,
+        "blocks": (8 + 3 * 4) + (8 + 3 * 4),
+    }  # fmt: skip
     assert all(spent > 0 for spent, _ in found.values()) and "x none" in capsys.readouterr().out
