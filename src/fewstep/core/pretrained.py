@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,7 @@ def load_network(
     names: Mapping[str, str] | None = None,
     changed: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
     bias: bool = False,
+    eight_bit: bool = False,
     pickled: bool = False,
     exact: bool = False,
 ) -> PreTrainedModel:
@@ -84,23 +86,29 @@ def load_network(
         names: regular expressions and what they turn into, from the file's names of weights to transformers'.
         changed: makes transformers' weights of the file's, where other names are not enough.
         bias: the last layer has a bias, lm_head.bias, which transformers' class has not.
+        eight_bit: the linear layers' weights are rounded to 8 bits by bitsandbytes, the head's aside; the rest is float16.
         pickled: also take pytorch_model.bin, if it holds plain tensors only; its pickle is never executed.
         exact: refuse weights that the network does not have.
 
     Raises:
-        ValueError: the files are broken, do not fit the configuration, or hold values that are not finite.
+        ValueError: the files are broken, do not fit the configuration, or hold values that are not finite; or 8 bits are
+            asked for without bitsandbytes, or of a mixture of experts.
     """
+    rounding = _eight_bits() if eight_bit else None
     weights = read_weights(folder, ("model.safetensors", *(["pytorch_model.bin"] if pickled else [])))
     weights = changed(weights) if changed else weights
     if not builds(auto, config):
         raise ValueError(f"{folder} holds a {config.model_type}, which is not a {what}")
     last = weights.pop("lm_head.bias", None) if bias else None
+    if eight_bit:
+        check_finite(weights.items(), folder)  # 8 bits have no infinities that would show later
     skeleton = _skeleton(folder, config, auto, weights)
     file = inside(folder, "generation_config.json")
     generation = _generation(file) if file.is_file() else None
     try:
         network, info = type(skeleton).from_pretrained(
-            None, config=skeleton.config, state_dict=weights, dtype=dtype, device_map=device,
+            None, config=skeleton.config, state_dict=weights, dtype=torch.float16 if eight_bit else dtype,
+            device_map=device or ("cpu" if eight_bit else None), quantization_config=rounding,
             key_mapping=dict(names) if names else None, generation_config=generation, output_loading_info=True,
             ignore_mismatched_sizes=True, local_files_only=True, trust_remote_code=False,
         )  # fmt: skip
@@ -111,6 +119,10 @@ def load_network(
     lost += _of_more_layers(network, info["unexpected_keys"])
     if lost:  # transformers fills what is missing with random numbers
         raise ValueError(f"the weights in {folder} do not fit its config.json, for example {lost[0]}")
+    if eight_bit and any(value.ndim == 3 for value in network.parameters()):
+        raise ValueError(
+            f"{folder} holds a mixture of experts, which bitsandbytes leaves in 16 bits; load it in bf16, without 8 bits"
+        )
     if last is not None:
         head: Any = network.get_output_embeddings()
         head.bias = torch.nn.Parameter(last.to(head.weight).clone())
@@ -118,6 +130,15 @@ def load_network(
     network.config.name_or_path = network.name_or_path = str(folder)
     loaded: PreTrainedModel = network.eval()
     return loaded
+
+
+def _eight_bits() -> Any:
+    """What transformers takes to round weights while it loads them."""
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise ValueError("8 bits need the library bitsandbytes; install fewstep[quantize], or use bf16")
+    return BitsAndBytesConfig(load_in_8bit=True)
 
 
 def _of_more_layers(network: PreTrainedModel, unused: Iterable[str]) -> list[str]:

@@ -299,8 +299,8 @@ class Compute:
     """Prompts at once."""
     mask_id: int | None = None
     """Id of the mask token, where the model does not say it."""
-    precision: Literal["no", "bf16"] = "no"
-    """no (float32) or bf16."""
+    precision: Literal["no", "bf16", "8bit"] = "no"
+    """no (float32), bf16, or 8bit, for which bitsandbytes rounds the weights of linear layers; the rest is float16."""
 
     def __post_init__(self) -> None:
         at_least(0, seed=self.seed)
@@ -325,6 +325,8 @@ class Compute:
         from .load import load_text
 
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        network = load_text(model, mask_id=self.mask_id, device=str(best_device()), dtype=dtype)
+        network = load_text(
+            model, mask_id=self.mask_id, device=str(best_device()), dtype=dtype, eight_bit=self.precision == "8bit"
+        )
         check_vocabulary(tokenizer, network.network)
         return network

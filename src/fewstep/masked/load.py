@@ -27,7 +27,12 @@ PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # they count positio
 
 
 def load_text(
-    source: str | Path, *, mask_id: int | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    source: str | Path,
+    *,
+    mask_id: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    eight_bit: bool = False,
 ) -> NetworkPredictor:
     """The mask predictor in a folder or hub repository.
 
@@ -42,12 +47,15 @@ def load_text(
         mask_id: id of the mask token, where neither the configuration nor the tokenizer names it.
         dtype: of the weights.
         device: a device, or "auto" to spread the model over all there are.
+        eight_bit: round the weights of linear layers to 8 bits by bitsandbytes, which halves what bfloat16 takes; the head
+            and what lies between are float16, whatever `dtype` says.
 
     Returns:
         The predictor in evaluation mode.
 
     Raises:
-        ValueError: nothing there, not a masked language model, a variant that is not supported, or no mask token.
+        ValueError: nothing there, not a masked language model, a variant that is not supported, or no mask token; or 8 bits
+            without bitsandbytes or of a mixture of experts.
     """
     needs("text")
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
@@ -56,7 +64,7 @@ def load_text(
     config = read_config(folder, MODEL)
     kind = str(config["model_type"]).lower()
     layout = layout_of(kind, config)
-    options: dict[str, Any] = {"dtype": dtype, "device": device}
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "eight_bit": eight_bit}
     if layout:
         network = pretrained.load_network(
             folder, layout.config, AutoModelForCausalLM, "causal language model", names=layout.names,
