@@ -382,3 +382,31 @@ def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
         else:
             with pytest.raises(ValueError, match="has the token 'b' beyond the 40"):
                 check_vocabulary(tokenizer, network)
+
+
+def test_eight_bits(tmp_path: Path) -> None:
+    """Each weight of a linear layer is one of 255 multiples of its row's largest; the answers are nearly the same."""
+    pytest.importorskip("bitsandbytes")
+    weights = llada_weights(LLADA)
+    folder, canvas = write(tmp_path, LLADA, weights), pad(ROWS, 38)
+    rounded, whole = load_text(folder, eight_bit=True), load_text(folder)
+    layer = rounded.network.model.layers[1].mlp.up_proj.weight
+    assert layer.dtype == torch.int8 and rounded.network.lm_head.weight.dtype == torch.float16
+    original = weights["model.transformer.blocks.1.up_proj.weight"]
+    unit = original.abs().amax(1, keepdim=True) / 127
+    torch.testing.assert_close(layer.float() * unit, original, atol=0.51 * float(unit.max()), rtol=0)
+    with torch.no_grad():
+        found, expected = rounded(canvas, canvas.open).float(), whole(canvas, canvas.open)
+    assert 0 < float((found - expected).norm() / expected.norm()) < 0.15
+
+
+def test_eight_bits_of_experts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from masked.test_families import SDAR_MOE, moe_weights
+
+    pytest.importorskip("bitsandbytes")
+    folder = write(tmp_path, SDAR_MOE, moe_weights(SDAR_MOE))
+    with pytest.raises(ValueError, match="mixture of experts, which bitsandbytes leaves in 16 bits"):
+        load_text(folder, eight_bit=True)
+    monkeypatch.setattr("fewstep.core.extras.find_spec", lambda name: None if name == "bitsandbytes" else name)
+    with pytest.raises(ModuleNotFoundError, match=r"needs bitsandbytes.*fewstep\[quantize\]"):
+        load_text(folder, eight_bit=True)

@@ -11,6 +11,7 @@ EXTRAS = {  # as in pyproject.toml, by the names under which they are imported
     "pipelines": ("transformers", "datasets", "peft"),
     "evaluate": ("lm_eval", "transformers", "peft"),
     "inception": ("torch_fidelity",),
+    "quantize": ("bitsandbytes", "transformers", "peft"),
 }
 
 

@@ -11,7 +11,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -92,7 +91,8 @@ def load_network(
 
     Raises:
         ValueError: the files are broken, do not fit the configuration, or hold values that are not finite; or 8 bits are
-            asked for without bitsandbytes, or of a mixture of experts.
+            asked of a mixture of experts.
+        ModuleNotFoundError: 8 bits are asked for, and bitsandbytes is not installed.
     """
     rounding = _eight_bits() if eight_bit else None
     weights = read_weights(folder, ("model.safetensors", *(["pytorch_model.bin"] if pickled else [])))
@@ -136,8 +136,7 @@ def _eight_bits() -> Any:
     """What transformers takes to round weights while it loads them."""
     from transformers import BitsAndBytesConfig
 
-    if find_spec("bitsandbytes") is None:
-        raise ValueError("8 bits need the library bitsandbytes; install fewstep[quantize], or use bf16")
+    needs("quantize")
     return BitsAndBytesConfig(load_in_8bit=True)
 
 

@@ -55,7 +55,8 @@ def load_text(
 
     Raises:
         ValueError: nothing there, not a masked language model, a variant that is not supported, or no mask token; or 8 bits
-            without bitsandbytes or of a mixture of experts.
+            of a mixture of experts.
+        ModuleNotFoundError: 8 bits are asked for, and bitsandbytes is not installed.
     """
     needs("text")
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
