@@ -9,9 +9,10 @@ from pathlib import Path
 import datasets
 import torch
 
+from fewstep.core.parts import in_ranges
 from fewstep.diffusion.cond import Cond
 from fewstep.diffusion.data.conditions import Conditions
-from fewstep.diffusion.data.parted import Part, in_ranges, make_in_parts
+from fewstep.diffusion.data.parted import Part, make_in_parts
 
 N = 10
 FACTS = {"teacher": "one", "count": N}

@@ -64,11 +64,11 @@ def test_a_file_of_prompts(model: Path, tmp_path: Path, options: dict[str, Any],
     results = [json.loads(line) for line in out.read_text().splitlines()]
     assert [r.get("id") for r in results] == [0, 1, 2, 3, 4, None] and {r["batch"] for r in results} == {4}
     told = json.loads((tmp_path / "out" / "results.jsonl.receipt.json").read_text())
-    assert told["nfe"] == sum(result["nfe"] for result in results) > told["calls"]
+    assert told["nfe"] == sum(result["nfe"] for result in results) > told["calls"] and told["seconds_per_text"] > 0
     assert told["positions"] == pytest.approx(sum(result["positions"] for result in results), abs=0.1)
     for result in results:
         row = plain(model, result["prompt"], rule, 10)
-        assert result["nfe"] == row.nfe <= 10 and result["tokens"] == 10 and result["seconds"] > 0
+        assert result["nfe"] == row.nfe <= 10 and result["tokens"] == 10
         assert result["text"].split() == said(row.tokens)
 
 

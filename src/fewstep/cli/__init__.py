@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr
+from contextlib import ExitStack, nullcontext, redirect_stderr
 from functools import partial, wraps
 from importlib.util import find_spec
 from traceback import walk_tb
@@ -17,6 +17,7 @@ from typing import NoReturn
 import tyro
 
 from ..core.extras import missing
+from ..core.processes import Elsewhere, silent, speaks, together
 from .images import check, demo, export, import_, push, sample
 from .language import train_text
 from .measuring import dial, ledger, measure, settle
@@ -28,6 +29,7 @@ from .training import train, tune
 
 IMAGES = (demo, check, train, tune, sample, measure, dial, ledger, settle, export, push, table, encode, import_)
 TEXT = (train_text, decode, calibrate, settle_text, evaluate, proxy)
+SHARED = (sample, measure, dial, ledger, encode, decode, calibrate, settle_text, evaluate)  # by all processes there are
 Work = Callable[[], None]
 COMMANDS = {command.__name__.strip("_").replace("_", "-"): command for command in (*IMAGES, *TEXT)}
 DESCRIPTION = "Turn the diffusion model you already have into a few-step generator, and see exactly what that cost."
@@ -45,7 +47,12 @@ def main() -> None:
         return
     commands = {name: _alone_on_the_screen(command) for name, command in COMMANDS.items()}
     try:
-        _parsed(commands)()
+        with ExitStack() as stack:
+            if not speaks():
+                stack.enter_context(silent())
+            _parsed(commands)()
+    except Elsewhere as error:
+        sys.exit(error.code)
     except (ValueError, FloatingPointError) as error:
         _stop(str(error))
     except ModuleNotFoundError as error:
@@ -76,6 +83,8 @@ def _parsed(commands: dict[str, Callable[..., Work]]) -> Work:
         with redirect_stderr(boxes):
             work: Work = tyro.extras.subcommand_cli_from_dict(commands, prog="fewstep", description=DESCRIPTION)
     except SystemExit as stop:
+        if not speaks():
+            raise  # the main process says it
         if refusal := _refusal(stop):
             raise refusal from None
         sys.stderr.write(boxes.getvalue())
@@ -106,7 +115,8 @@ def _alone_on_the_screen(command: Callable[..., None]) -> Callable[..., Work]:
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         if find_spec("transformers"):
             _without_bars()
-        command(*args, **options)
+        with together() if command in SHARED else nullcontext():
+            command(*args, **options)
 
     @wraps(command)
     def prepare(*args: object, **options: object) -> Work:

@@ -39,7 +39,7 @@ def decode(
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         prompt: one prompt; its text streams to the terminal unless --out is given.
         file: or a .jsonl of prompts: strings, or objects with a "prompt", whose other entries are kept (but for those that
-            are called as the result's own: text, tokens, nfe, positions, seconds, batch). A prompt is a text or a
+            are called as the result's own: text, tokens, nfe, positions, batch). A prompt is a text or a
             conversation, a list of {"role": …, "content": …}, which may also be called "messages"; if its last turn is the
             assistant's, the text goes on with that.
         out: a .jsonl for the results, with a receipt beside it; without it they go to the terminal.

@@ -19,6 +19,7 @@ T = TypeVar("T")
 SHORT = 10.0  # seconds
 EVERY = 30.0  # seconds from one line of a log to the next
 _screen = Lock()  # whoever holds it speaks
+_parts: list[_Part] = []  # of what speaks, the part that is being done
 
 
 @contextmanager
@@ -26,11 +27,11 @@ def progress(title: str, total: float) -> Iterator[Callable[[float], None]]:
     """Yields a function that wants to be told how much more is done, of `total` in all, in any unit.
 
     A terminal shows a bar with the time left, a log gets a line each thirty seconds. Nothing is said of work that is done
-    within ten seconds, nor of work inside work that speaks already, nor where INFO is not logged: the command line logs
-    it, and users of the library choose.
+    within ten seconds, nor of work inside work that speaks already (of which it may be a part), nor where INFO is not
+    logged: the command line logs it, and users of the library choose.
     """
     if not logger.isEnabledFor(logging.INFO) or not _screen.acquire(blocking=False):
-        yield lambda more: None
+        yield _parts[-1].shared(total) if _parts else lambda more: None
         return
     meter = _Meter(title, total)
     try:
@@ -41,12 +42,40 @@ def progress(title: str, total: float) -> Iterator[Callable[[float], None]]:
         _screen.release()
 
 
+@contextmanager
+def as_part(tell: Callable[[float], None], size: float) -> Iterator[None]:
+    """Inside the block a part of longer work is done; `tell` hears how far the work in it is, and at its end the rest."""
+    part = _Part(tell, size)
+    _parts.append(part)
+    try:
+        yield
+    finally:
+        _parts.remove(part)
+    part(part.left)
+
+
 def track(items: Collection[T], title: str) -> Iterator[T]:
     """The items, which take about the same time each; see `progress`."""
     with progress(title, len(items)) as done:
         for item in items:
             yield item
             done(1)
+
+
+class _Part:
+    """Tells of a part of `size` that so much more is done, and no more than there is."""
+
+    def __init__(self, tell: Callable[[float], None], size: float) -> None:
+        self.tell, self.left, self.size = tell, size, size
+
+    def __call__(self, more: float) -> None:
+        more = min(more, self.left)
+        self.left -= more
+        self.tell(more)
+
+    def shared(self, total: float) -> Callable[[float], None]:
+        """For work of `total` in it."""
+        return lambda more: self(self.size * more / total)
 
 
 class _Meter:

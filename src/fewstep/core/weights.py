@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,18 @@ from torch import Tensor
 from .source import inside, read_json
 
 CHECKED_AT_ONCE = 1 << 22  # numbers
+SAMPLED = 256  # numbers of each weight by which a network is known
+
+
+def mark(weights: Mapping[str, Tensor]) -> str:
+    """What a network is known by: a hash over names, shapes and some numbers of all its weights, rounded to bfloat16."""
+    said = hashlib.sha256()
+    for name, weight in sorted(weights.items()):
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
+        said.update(f"{name} {tuple(weight.shape)} ".encode())
+        said.update(some.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
+    return said.hexdigest()
 
 
 def read_weights(folder: Path, names: Sequence[str] = ("model.safetensors",)) -> dict[str, Tensor]:

@@ -18,12 +18,13 @@ from ..core.checks import at_least
 from ..core.device import best_device, fast_precision
 from ..core.files import check_room, writable
 from ..core.nfe import count_nfe
+from ..core.parts import in_ranges
 from .asked import in_turn
 from .captioned import captioned
 from .cond import Cond, padded
 from .data import Table
 from .data.conditions import Conditions
-from .data.parted import Part, in_ranges, make_in_parts, notes_in
+from .data.parted import Part, make_in_parts, notes_in
 from .formats.folder import load
 from .formats.identity import identity_of
 from .pipeline import Asked, Pipeline

@@ -13,13 +13,14 @@ from accelerate import PartialState
 from ..core.device import best_device, on_device
 from ..core.files import alone_in
 from ..core.nfe import count_nfe
+from ..core.parts import MADE_OF
 from ..core.seeds import derive
 from .asked import asked_of
 from .choices import Lessons
 from .cond import Cond
 from .data import Images, Paths, Samples, Table, load_images
 from .data.parted import notes_in
-from .data.table import MADE_OF, holds_arrays, is_table, open_folder
+from .data.table import holds_arrays, is_table, open_folder
 from .denoiser import Denoiser, Guided
 from .encoding import teacher_latents
 from .formats.identity import identity_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.extras import needs
+from ..core.weights import mark
 from .average import copied
 from .cond import Cond
 from .denoiser import Denoiser
@@ -25,7 +25,6 @@ NAME = "fewstep"  # of our adapter in a network
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 RESIDUAL = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")  # of UNets whose attention is in few of their blocks
 MOST = 1 << 12  # rank
-SAMPLED = 256  # numbers of each weight by which a base is known
 
 
 @dataclass(frozen=True)
@@ -266,13 +265,7 @@ def mark_of(network: nn.Module) -> str:
     for name, weight in network.state_dict().items():
         if ".lora_A." not in name and ".lora_B." not in name:
             held[name.replace(".base_layer.", ".")] = weight
-    said = hashlib.sha256()
-    for name, weight in sorted(held.items()):
-        flat = weight.detach().flatten()
-        some = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
-        said.update(f"{name} {tuple(weight.shape)} ".encode())
-        said.update(some.to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
-    return said.hexdigest()
+    return mark(held)
 
 
 def _ends(network: nn.Module) -> list[str]:

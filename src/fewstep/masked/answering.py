@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from ..core.files import atomic_file, writable_file
 from ..core.nfe import count_nfe
+from ..core.parts import Parts, hidden, in_parts, of_texts
+from ..core.processes import together
 from ..core.receipt import receipt
-from .calibration import Calibration, calibrate, calibrated
-from .changes import Changes, count_changes
+from ..core.weights import mark
+from .calibration import Calibration, Watched, calibrated, check_calibration, chosen, watch
+from .changes import Changed, Changes, changes_of
 from .choices import Compute, Early, Prophet, Rule, Text, comparable
 from .decoding import Decoded, decode, stream, tell, walk
 from .early import EarlyCommit
@@ -79,20 +84,14 @@ class Decoder:
             shown = until
 
     def answers(self, items: Sequence[Prompt], *, stop: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
-        """An entry a prompt, in order: what its line says, and text, tokens, nfe, positions, seconds and batch.
-
-        `seconds` run from when it entered the batch to the step that finished it.
+        """An entry a prompt, in order: what its line says, and text, tokens, nfe, positions and batch.
 
         Raises:
             ValueError: a prompt that is no canvas, at once.
         """
-        return (entry for entry, _ in self._answered(items, self.rows(items), stop))
-
-    def compared(self, items: Sequence[Prompt], found: Sequence[Decoded], *, stop: tuple[str, ...] = ()) -> Changes:
-        """What the cache has changed in the answers that were `found`; decodes all once more, without it."""
         rows = self.rows(items)
-        options = {"seeds": self.compute.seeds(len(rows)), "batch": self.compute.batch, **self._options(stop)}
-        return count_changes(found, decode(self.exact, rows, self.rule, **options))
+        parts = of_texts(len(rows), self.compute.batch)
+        return (answered.entry for part in parts for answered in self._answered(items, rows, part, stop))
 
     def save(
         self,
@@ -105,43 +104,59 @@ class Decoder:
     ) -> Changes | None:
         """Writes the answers into a .jsonl, with a receipt beside it that says from which `file` the prompts were read.
 
-        With `compare` the receipt also says what the cache has changed, which is returned.
+        All processes of the command share the prompts, and the file is the same at any number of them. Its parts stand
+        beside it until it is complete, so the same call goes on where it was stopped. With `compare` the receipt also says
+        what the cache has changed, which is returned.
 
         Raises:
             ValueError: a comparison where there is no cache, or what `answers` raises.
         """
         comparable(self.text, compare)
-        answers, found = self._answered(items, self.rows(items), stop), []
+        rows = self.rows(items)
         facts = self.text.settings(self.model, self.compute)
         facts |= {"rule": self.rule, "stop": stop, "file": file, "seed": self.compute.seed}
-        with (
-            receipt(receipt_of(out), **facts) as entries,
-            atomic_file(out) as handle,
-            count_nfe(self.network.network) as cost,
-        ):
-            for answer, row in answers:
-                handle.write((json.dumps(answer, ensure_ascii=False) + "\n").encode())
-                found.append(row)
-            entries |= {"calls": cost.calls, "nfe": cost.rows, "positions": cost.positions}
-            told = self.compared(items, found, stop=stop) if compare else None
-            if told:
-                entries["changed"] = told.as_dict()
+        ranges = of_texts(len(rows), self.compute.batch)
+
+        def make(k: int) -> dict[str, Any]:
+            with count_nfe(self.network.network) as cost:
+                answered = list(self._answered(items, rows, ranges[k], stop))
+            spent = {"calls": cost.calls, "nfe": cost.rows, "positions": cost.positions}
+            changed = self._changed(rows, ranges[k], [each.row for each in answered], stop) if compare else []
+            told = {"answers": [each.entry for each in answered], "seconds": [each.seconds for each in answered]}
+            return told | {"spent": spent, "changed": changed}
+
+        decided_by = facts | {"compare": compare} | self.decided_by(items)
+        made = in_parts(hidden(out), decided_by, list(map(len, ranges)), make, title="decoding")
+        with together() as here, receipt(receipt_of(out) if here.is_main else None, **facts) as entries, made as parts:
+            told: Changes | None = here.meet(_written(parts, out, entries) if here.is_main else None)
         return told
+
+    def decided_by(self, items: Sequence[Prompt]) -> dict[str, Any]:
+        """What else decides the answers of a work in parts: the prompts, the weights and the batches."""
+        asked = hashlib.sha256(json.dumps(list(items), sort_keys=True).encode()).hexdigest()
+        return {"prompts": asked, "weights": mark(self.network.network.state_dict()), "batch": self.compute.batch}
+
+    def _changed(self, rows: list[Tensor], part: range, found: list[Decoded], stop: tuple[str, ...]) -> list[Changed]:
+        """What the cache has changed in the answers that were found; decodes them once more, without it."""
+        seeds, options = self.compute.seeds(len(rows))[_slice(part)], self._options(stop)
+        exact = decode(self.exact, rows[_slice(part)], self.rule, seeds=seeds, batch=self.compute.batch, **options)
+        return [Changed.between(a, b) for a, b in zip(found, exact, strict=True)]
 
     def _options(self, stop: tuple[str, ...]) -> dict[str, Any]:
         found = StopStrings(self.tokenizer, stop) if stop else None
         return {"stop": found, "steps": self.text.steps, "temperature": self.text.temperature}
 
     def _answered(
-        self, items: Sequence[Prompt], rows: list[Tensor], stop: tuple[str, ...]
-    ) -> Iterator[tuple[dict[str, Any], Decoded]]:
+        self, items: Sequence[Prompt], rows: list[Tensor], part: range, stop: tuple[str, ...]
+    ) -> Iterator[_Answered]:
+        """The answers of a part of the prompts, in order; `rows` are those of all."""
         begin = now = time.perf_counter()
         batch, generated, told = min(self.compute.batch, len(rows)), 0, 0
         entered: dict[int, float] = {}
         done: dict[int, tuple[Decoded, float]] = {}
-        seeds, options = self.compute.seeds(len(rows)), self._options(stop)
-        walks = walk(self.predictor, rows, self.rule, seeds=seeds, batch=batch, **options)
-        for walked in tell(walks, rows, self.predictor.mask_id):
+        seeds, options, some = self.compute.seeds(len(rows))[_slice(part)], self._options(stop), rows[_slice(part)]
+        walks = walk(self.predictor, some, self.rule, seeds=seeds, batch=batch, **options)
+        for walked in tell(walks, some, self.predictor.mask_id):
             for progress in walked.progress:
                 entered.setdefault(progress.number, now)
             now = time.perf_counter()
@@ -149,14 +164,41 @@ class Decoder:
             while told in done:
                 row, seconds = done.pop(told)
                 generated += len(row.tokens)
-                entry = items[told] | {
+                entry = items[part[told]] | {
                     "text": text_of(self.tokenizer, row.tokens, row.given, stop), "tokens": len(row.tokens),
-                    "nfe": row.nfe, "positions": round(row.positions, 2), "seconds": round(seconds, 4), "batch": batch,
+                    "nfe": row.nfe, "positions": round(row.positions, 2), "batch": batch,
                 }  # fmt: skip
-                yield entry, row
+                yield _Answered(entry, row, round(seconds, 4))
                 told += 1
         seconds = time.perf_counter() - begin
-        logger.info("%.2f texts and %.1f generated tokens a second", len(rows) / seconds, generated / seconds)
+        logger.info("%.2f texts and %.1f generated tokens a second", len(part) / seconds, generated / seconds)
+
+
+class _Answered(NamedTuple):
+    """An answer as it is written and as it was decoded, and its seconds from entering the batch to being finished."""
+
+    entry: dict[str, Any]
+    row: Decoded
+    seconds: float
+
+
+def _slice(part: range) -> slice:
+    return slice(part.start, part.stop)
+
+
+def _written(parts: Parts[dict[str, Any]], out: Path, entries: dict[str, Any]) -> Changes | None:
+    """Writes the answers of all parts, and what they cost into the entries of the receipt; what the cache has changed."""
+    changed, seconds, spent = list[Changed](), list[float](), Counter[str]()
+    with atomic_file(out) as handle:
+        for part in parts:
+            handle.writelines((json.dumps(answer, ensure_ascii=False) + "\n").encode() for answer in part["answers"])
+            changed, seconds = changed + [Changed(*each) for each in part["changed"]], seconds + part["seconds"]
+            spent.update(part["spent"])
+    entries |= {**spent, "seconds_per_text": round(sum(seconds) / len(seconds), 4)}
+    if not changed:
+        return None
+    entries["changed"] = (changes := changes_of(changed)).as_dict()
+    return changes
 
 
 def open_decoder(
@@ -229,15 +271,29 @@ def calibrate_prompts(
     early, settings = decoder.rule, text.settings(model, compute)
     assert isinstance(early, EarlyCommit)  # prophet is one
     default = Rule().made(decoder.tokenizer, decoder.network.block)
-    with receipt(receipt_of(out), **settings, file=file, seed=compute.seed):
-        found = calibrate(
-            decoder.predictor, decoder.rows(items), early, epsilon=epsilon, delta=delta, steps=text.steps,
-            temperature=text.temperature, seeds=compute.seeds(len(items)), batch=compute.batch,
-            beside=None if early.rule == default else default,
-            exact=None if text.cache == "none" else decoder.exact,
+    check_calibration(len(items), epsilon, delta)
+    beside, exact = None if early.rule == default else default, None if text.cache == "none" else decoder.exact
+    rows, seeds, ranges = decoder.rows(items), compute.seeds(len(items)), of_texts(len(items), compute.batch)
+
+    def make(k: int) -> list[Watched]:
+        some = _slice(ranges[k])
+        return watch(
+            decoder.predictor, rows[some], early, beside=beside, exact=exact, steps=text.steps,
+            temperature=text.temperature, seeds=seeds[some], batch=compute.batch,
         )  # fmt: skip
+
+    facts = settings | {"file": file, "seed": compute.seed}
+    decided_by = facts | {"rule": early, "beside": beside} | decoder.decided_by(items)
+    with (
+        together() as here,
+        receipt(receipt_of(out) if here.is_main else None, **facts),
+        in_parts(hidden(out), decided_by, list(map(len, ranges)), make, title="calibrating") as parts,
+    ):
+        watched = [Watched(*row) for part in parts for row in part]
+        found = chosen(watched, early, epsilon=epsilon, delta=delta, beside=beside)
         found = replace(found, settings=settings)
-        found.save(out)
+        if here.is_main:
+            found.save(out)
     return found
 
 
@@ -276,16 +332,25 @@ def settle_prompts(
     decoder = open_decoder(model, text, rule, compute=compute)
     watched = EarlyCommit(decoder.rule, region=Suffix() if text.suffix else None)
     facts = text.settings(model, compute) | {"rule": watched.rule, "file": file, "seed": compute.seed}
-    with receipt(out, **facts) as entries:
+    rows, seeds, ranges = decoder.rows(items), compute.seeds(len(items)), of_texts(len(items), compute.batch)
+
+    def make(k: int) -> list[tuple[Settled, bool | None]]:
+        some = _slice(ranges[k])
         traces = record(
-            decoder.predictor, decoder.rows(items), watched, steps=text.steps, temperature=text.temperature,
-            seeds=compute.seeds(len(items)), batch=compute.batch,
+            decoder.predictor, rows[some], watched, steps=text.steps, temperature=text.temperature, seeds=seeds[some],
+            batch=compute.batch,
         )  # fmt: skip
-        groups = _groups(traces, items, decoder)
+        return [_settled(trace, item, decoder) for trace, item in zip(traces, items[some], strict=True)]
+
+    with (
+        together() as here,
+        receipt(out if here.is_main else None, **facts) as entries,
+        in_parts(hidden(out), facts | decoder.decided_by(items), list(map(len, ranges)), make, title="watching") as parts,
+    ):
         found = entries["emergence"] = {
-            name: {"n": len(rows), "by": {f"{share:g}": row._asdict() for share, row in emergence(rows, at)}}
-            for name, rows in groups.items()
-            if rows
+            name: {"n": len(hits), "by": {f"{share:g}": hit._asdict() for share, hit in emergence(hits, at)}}
+            for name, hits in _groups([(Settled(*hit), right) for part in parts for hit, right in part]).items()
+            if hits
         }
     return found
 
@@ -302,20 +367,20 @@ def receipt_of(out: Path) -> Path:
     return out.with_name(out.name + ".receipt.json")
 
 
-def _groups(traces: Sequence[Trace], items: Sequence[Prompt], decoder: Decoder) -> dict[str, list[Settled]]:
+def _settled(trace: Trace, item: Prompt, decoder: Decoder) -> tuple[Settled, bool | None]:
+    """When an answer was there, and whether it is right, as far as that is known."""
+    if "answer" not in item:
+        return settle(trace), None
+    place = _place(trace.final.ids.tolist(), trace.region.tolist(), str(item["answer"]), decoder.tokenizer)
+    same = same_place(partial(_constant, place)) if place and not decoder.text.suffix else None
+    return settle(trace, same), place is not None
+
+
+def _groups(settled: Sequence[tuple[Settled, bool | None]]) -> dict[str, list[Settled]]:
     """When each answer was there: of all prompts, and of those whose answer is right or wrong, as far as that is known."""
-    groups: dict[str, list[Settled]] = {"all": [], "right": [], "wrong": []}
-    for trace, item in zip(traces, items, strict=True):
-        place, same = None, None
-        if "answer" in item:
-            place = _place(trace.final.ids.tolist(), trace.region.tolist(), str(item["answer"]), decoder.tokenizer)
-            if place and not decoder.text.suffix:
-                same = same_place(partial(_constant, place))
-        hit = settle(trace, same)
-        groups["all"].append(hit)
-        if "answer" in item:
-            groups["right" if place else "wrong"].append(hit)
-    return groups
+    kinds: dict[str, bool | None] = {"right": True, "wrong": False}
+    groups = {name: [hit for hit, right in settled if right is kind] for name, kind in kinds.items()}
+    return {"all": [hit for hit, _ in settled]} | groups
 
 
 def _constant(place: slice, _: Tensor) -> slice:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -170,21 +170,67 @@ def calibrate(
 
     Reference: Angelopoulos et al. 2021, Learn then Test.
     """
-    _validate(len(rows), epsilon, delta, factors)
+    check_calibration(len(rows), epsilon, delta, factors)
+    watched = watch(
+        predictor, rows, rule, factors=factors, same=same, beside=beside, exact=exact, steps=steps, temperature=temperature,
+        seeds=seeds, eos=eos, batch=batch,
+    )  # fmt: skip
+    return chosen(watched, rule, epsilon=epsilon, delta=delta, factors=factors, beside=beside)
+
+
+class Watched(NamedTuple):
+    """What calibration needs of a row that was decoded in full; plain numbers, as JSON holds them.
+
+    Attributes:
+        ends: the step after which each factor times the threshold would have ended it, from 0.
+        changed: whether its answer would then have been another.
+        alone: whether the inner rule itself, of a predictor that is not exact, gives another.
+        steps: of full decoding.
+        beside: whether another rule gives another answer, and its steps; None if there is no other rule.
+    """
+
+    ends: list[int]
+    changed: list[bool]
+    alone: bool
+    steps: int
+    beside: tuple[bool, int] | None = None
+
+
+def watch(
+    predictor: MaskPredictor,
+    rows: Sequence[Tensor],
+    rule: EarlyCommit,
+    *,
+    factors: Sequence[float] = FACTORS,
+    same: Same | None = None,
+    beside: CommitRule | None = None,
+    exact: MaskPredictor | None = None,
+    steps: int | None = None,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    eos: bool = True,
+    batch: int = 16,
+) -> list[Watched]:
+    """Decodes rows in full and keeps what `chosen` needs of each; the arguments are those of `calibrate`."""
     options: dict[str, Any] = {"steps": steps, "temperature": temperature, "seeds": seeds, "eos": eos, "batch": batch}
     traces = record(predictor, rows, rule, **options)
     if exact is not None:
         full = decode(exact, rows, rule.rule, **options)
         finals = [row._replace(ids=row.ids.cpu(), committed_at=row.committed_at.cpu()) for row in full]
         traces = [trace.against(final) for trace, final in zip(traces, finals, strict=True)]
-    found = boldest(traces, rule, epsilon=epsilon, delta=delta, factors=factors, same=same)
+    watched = [_watched(trace, rule, factors, same) for trace in traces]
     if beside is None:
-        return found
+        return watched
     others = record(predictor, rows, beside, **options)
-    agreed = [bool(trace.agree(other.shown[-1:], same)) for trace, other in zip(traces, others, strict=True)]
-    n, changed = len(rows), agreed.count(False)
-    steps_made = sum(len(other.shown) for other in others) / n
-    return replace(found, beside=Beside(beside, steps_made, changed, upper_bound(changed, n, delta)))
+    return [
+        row._replace(beside=(not bool(trace.agree(other.shown[-1:], same)), len(other.shown)))
+        for row, trace, other in zip(watched, traces, others, strict=True)
+    ]
+
+
+def _watched(trace: Trace, rule: EarlyCommit, factors: Sequence[float], same: Same | None) -> Watched:
+    ends, hits = exits(trace, rule, factors), trace.hits(same)
+    return Watched(ends.tolist(), (~hits[ends]).tolist(), not hits[-1], len(hits))
 
 
 def boldest(
@@ -203,31 +249,51 @@ def boldest(
     Raises:
         ValueError: as for `calibrate`.
     """
-    _validate(len(traces), epsilon, delta, factors)
-    at = torch.stack([exits(trace, rule, factors) for trace in traces])  # (n, F)
-    hits = [trace.hits(same) for trace in traces]
-    changed = torch.stack([~hit[step] for hit, step in zip(hits, at, strict=True)]).sum(0)  # (F,)
-    alone = sum(not hit[-1] for hit in hits)  # by the inner rule, of a predictor that is not exact
-    passed = fixed_sequence([alone, *changed.tolist()], len(traces), epsilon, delta)
-    full = sum(len(hit) for hit in hits) / len(traces)
+    return chosen(
+        [_watched(trace, rule, factors, same) for trace in traces], rule, epsilon=epsilon, delta=delta, factors=factors
+    )
+
+
+def chosen(
+    watched: Sequence[Watched],
+    rule: EarlyCommit,
+    *,
+    epsilon: float,
+    delta: float,
+    factors: Sequence[float] = FACTORS,
+    beside: CommitRule | None = None,
+) -> Calibration:
+    """The calibration that rows show; see `calibrate`."""
+    n = len(watched)
+    check_calibration(n, epsilon, delta, factors)
+    changed = torch.tensor([row.changed for row in watched]).sum(0)  # (F,)
+    alone = sum(row.alone for row in watched)
+    passed = fixed_sequence([alone, *changed.tolist()], n, epsilon, delta)
+    full = sum(row.steps for row in watched) / n
     if passed is None:
         raise ValueError(
-            f"no threshold keeps {1 - epsilon:.1%} of the answers: the cache alone changes {alone} of {len(traces)}; "
+            f"no threshold keeps {1 - epsilon:.1%} of the answers: the cache alone changes {alone} of {n}; "
             "refresh it more often, or calibrate without"
         )
     if passed == 0:
-        bound = upper_bound(alone, len(traces), delta) if alone else None
-        return Calibration(rule.rule, None, epsilon, delta, len(traces), alone, bound, full, full)
-    passed -= 1
-    scaled = replace(rule, threshold=Scaled(rule.threshold, factors[passed]))
-    k = int(changed[passed])
-    return Calibration(
-        scaled, factors[passed], epsilon, delta, len(traces), k, upper_bound(k, len(traces), delta), full,
-        float(at[:, passed].double().mean()) + 1,
-    )  # fmt: skip
+        bound = upper_bound(alone, n, delta) if alone else None
+        found = Calibration(rule.rule, None, epsilon, delta, n, alone, bound, full, full)
+    else:
+        scaled, k = replace(rule, threshold=Scaled(rule.threshold, factors[passed - 1])), int(changed[passed - 1])
+        early = sum(row.ends[passed - 1] + 1 for row in watched) / n
+        found = Calibration(
+            scaled, factors[passed - 1], epsilon, delta, n, k, upper_bound(k, n, delta), full, early
+        )  # fmt: skip
+    others = [row.beside for row in watched if row.beside is not None]
+    if beside is None or not others:
+        return found
+    differ = sum(other for other, _ in others)
+    steps_made = sum(steps for _, steps in others) / n
+    return replace(found, beside=Beside(beside, steps_made, differ, upper_bound(differ, n, delta)))
 
 
-def _validate(n: int, epsilon: float, delta: float, factors: Sequence[float]) -> None:
+def check_calibration(n: int, epsilon: float, delta: float, factors: Sequence[float] = FACTORS) -> None:
+    """Raises ValueError where so many rows can guarantee nothing, or the factors do not fall."""
     if not (0 < epsilon < 1 and 0 < delta < 1):
         raise ValueError(f"epsilon and delta lie between 0 and 1, got {epsilon} and {delta}")
     if not factors or any(a <= b for a, b in zip(factors, [*factors[1:], 0.0], strict=True)):

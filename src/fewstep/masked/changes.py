@@ -38,17 +38,39 @@ class Changes(NamedTuple):
         )
 
 
+class Changed(NamedTuple):
+    """Of one answer, how many of its tokens are others, of how many."""
+
+    ids: int
+    of: int
+
+    @classmethod
+    def between(cls, found: Decoded, exact: Decoded) -> Changed:
+        """What differs between a row as it was found and as it is: what follows the last given text in it."""
+        a, b = found.tokens[found.given :], exact.tokens[exact.given :]
+        return cls(sum(x != y for x, y in zip(a, b, strict=False)) + abs(len(a) - len(b)), max(len(a), len(b)))
+
+
 def count_changes(found: Sequence[Decoded], exact: Sequence[Decoded]) -> Changes:
-    """What differs between the rows as they were found and as they are: what follows the last given text in them.
+    """What differs between the rows as they were found and as they are.
 
     Raises:
         ValueError: there are no rows, or not as many of both.
     """
-    if not found or len(found) != len(exact):
+    if len(found) != len(exact):
         raise ValueError(f"a comparison needs the same rows twice, got {len(found)} and {len(exact)}")
-    pairs = [(a.tokens[a.given :], b.tokens[b.given :]) for a, b in zip(found, exact, strict=True)]
-    lengths = np.array([max(len(a), len(b)) for a, b in pairs])
-    others = np.array([sum(x != y for x, y in zip(a, b, strict=False)) + abs(len(a) - len(b)) for a, b in pairs])
+    return changes_of([Changed.between(a, b) for a, b in zip(found, exact, strict=True)])
+
+
+def changes_of(pairs: Sequence[Changed]) -> Changes:
+    """The same of all answers, by what has changed in each.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not pairs:
+        raise ValueError("a comparison needs the same rows twice, got none")
+    others, lengths = np.array(pairs).T
 
     def other(rows: NDArray[np.intp]) -> float:
         return float(others[rows].sum() / max(lengths[rows].sum(), 1))

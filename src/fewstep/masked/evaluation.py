@@ -11,7 +11,10 @@ from typing import Any
 
 from ..core.extras import needs
 from ..core.files import writable_file
+from ..core.parts import Works, hidden
+from ..core.processes import together
 from ..core.receipt import receipt
+from ..core.weights import mark
 from .choices import Compute, Exam, Masked
 from .prompts import demand_template, token_ids
 
@@ -44,18 +47,22 @@ def evaluate_masked(
     rule = masked.early.around(masked.rule.made(tokenizer, network.block), answer_follows=False)
     predictor = asked.around_network(network, (), rule)
     exact = asked.without_cache().around_network(network, (), rule) if masked.compare else None
-    lm = HarnessLM(
-        predictor, tokenizer, rule=rule, gen_length=exam.gen_length, steps=asked.steps, draws=masked.draws, suppress=never,
-        max_length=network.max_length or 1024, batch=compute.batch, seed=compute.seed, chat=exam.chat, exact=exact,
-    )  # fmt: skip
     facts = {
         "model": model,
         "mask_id": compute.mask_id,
         "precision": compute.precision,
         "rule": rule,
         "draws": masked.draws,
+        **asdict(asked),
     }
-    return scored(lm, exam, manager, out, compute.seed, **facts, **asdict(asked))
+    decided_by = {**facts, "gen_length": exam.gen_length, "chat": exam.chat, "seed": compute.seed, "batch": compute.batch}
+    decided_by |= {"compare": masked.compare, "weights": mark(network.network.state_dict())}
+    lm = HarnessLM(
+        predictor, tokenizer, rule=rule, gen_length=exam.gen_length, steps=asked.steps, draws=masked.draws, suppress=never,
+        max_length=network.max_length or 1024, batch=compute.batch, seed=compute.seed, chat=exam.chat, exact=exact,
+        works=Works(hidden(out), decided_by),
+    )  # fmt: skip
+    return scored(lm, exam, manager, out, compute.seed, **facts)
 
 
 def open_tasks(exam: Exam, out: Path) -> Any:
@@ -80,19 +87,22 @@ def open_tasks(exam: Exam, out: Path) -> Any:
 
 
 def scored(lm: Any, exam: Exam, manager: Any, out: Path, seed: int, **facts: Any) -> Scores:
-    """The harness's scores of one of its models; a receipt with them and these facts is written to `out`."""
+    """The harness's scores of one of its models; a receipt with them and these facts is written to `out`.
+
+    Each process of the command asks all and computes its share, so that each gets the same scores; the main one writes.
+    """
     from lm_eval import simple_evaluate
 
     if exam.chat:
         demand_template(lm.tokenizer)
     facts |= asdict(exam) | {"seed": seed}
-    with receipt(out, **facts) as entries, _without_git():
+    with together() as here, receipt(out if here.is_main else None, **facts) as entries, _without_git():
         found = simple_evaluate(
             model=lm, tasks=list(exam.tasks), task_manager=manager, num_fewshot=exam.fewshot, limit=exam.limit,
             apply_chat_template=exam.chat, log_samples=False, random_seed=seed, numpy_random_seed=seed,
             torch_random_seed=seed, fewshot_random_seed=seed,
         )  # fmt: skip
-        scores: Scores = found["results"]
+        scores: Scores = here.meet(found["results"] if here.is_main else None)  # the harness scores in the main one alone
         entries["results"] = scores
         for cost in ("nfe", "positions"):
             if each := getattr(lm, cost, None):
@@ -100,6 +110,9 @@ def scored(lm: Any, exam: Exam, manager: Any, out: Path, seed: int, **facts: Any
         if changed := getattr(lm, "changed", None):
             entries["changed"] = changed.as_dict()
             logger.info("against --cache none: %s", changed)
+        here.meet()  # nobody reads a part any more
+        if here.is_main:
+            lm.works.end()
     return scores
 
 

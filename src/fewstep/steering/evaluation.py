@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from ..core.parts import Works, hidden
+from ..core.weights import mark
 from ..masked.choices import Exam
 from ..masked.evaluation import Scores, open_tasks, scored
 from .choices import Steered
@@ -31,5 +34,12 @@ def evaluate_steered(model: str, exam: Exam, out: Path, steered: Steered, *, see
     models = load_trio(
         model, str(steered.expert), antiexpert=steered.antiexpert, adapter=steered.adapter, alpha=steered.alpha
     )
-    lm = ProxiedLM(models.base, models.proxy, models.tokenizer, gen_length=exam.gen_length, batch=batch)
-    return scored(lm, exam, manager, out, seed, model=model, **asdict(steered))
+    facts: dict[str, Any] = {"model": model, **asdict(steered)}
+    decided_by = facts | {"gen_length": exam.gen_length, "chat": exam.chat, "seed": seed, "batch": batch}
+    networks = [each for each in (models.base, models.proxy.expert, models.proxy.antiexpert) if each is not None]
+    decided_by["weights"] = [mark(each.state_dict()) for each in networks]
+    lm = ProxiedLM(
+        models.base, models.proxy, models.tokenizer, gen_length=exam.gen_length, batch=batch,
+        works=Works(hidden(out), decided_by),
+    )  # fmt: skip
+    return scored(lm, exam, manager, out, seed, **facts)

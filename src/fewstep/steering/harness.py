@@ -8,6 +8,7 @@ differs from the base's by what proxy-tuning did and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
 
+from ..core.parts import Works
+from ..core.processes import speaks
 from .reader import Pair, Reader
 from .tuning import ProxyTuning, generate
 
@@ -31,6 +34,7 @@ class ProxiedLM(HFLM):  # type: ignore[misc, unused-ignore]
         tokenizer: of the base.
         gen_length: tokens to generate where a task does not say `max_gen_toks`.
         batch: rows at once.
+        works: where answers are kept and shared by all processes of a command; in memory if left out.
 
     Raises:
         ValueError: α is a rule or a sequence, as a text that is scored as a whole has no first new token to count from.
@@ -44,6 +48,7 @@ class ProxiedLM(HFLM):  # type: ignore[misc, unused-ignore]
         *,
         gen_length: int = 128,
         batch: int = 16,
+        works: Works | None = None,
     ) -> None:
         constant = isinstance(proxy.alpha, (int, float))
         if not constant:
@@ -51,6 +56,29 @@ class ProxiedLM(HFLM):  # type: ignore[misc, unused-ignore]
         super().__init__(pretrained=base, tokenizer=tokenizer, backend="causal", batch_size=batch)
         self.proxy = proxy
         self.gen_length = gen_length
+        self.batch = batch
+        self.works = works or Works()
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(ln p(continuation | context), whether it is greedy), per request."""
+        found = self._shared("likelihoods", requests, super().loglikelihood)
+        return [(value, same) for value, same in found]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """ln p(text), per request."""
+        return self._shared("texts", requests, super().loglikelihood_rolling)
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """The generated texts."""
+        return self._shared("generations", requests, super().generate_until)
+
+    def _shared(self, title: str, requests: Sequence[Any], answer: Callable[..., list[Any]]) -> list[Any]:
+        """What the harness's own class answers, part by part; see `Works`."""
+        asked = [request.args for request in requests]
+        quiet = not speaks()
+        return self.works.answers(
+            title, asked, self.batch, lambda part: answer(requests[part.start : part.stop], disable_tqdm=quiet)
+        )
 
     @property
     def max_gen_toks(self) -> int:

@@ -15,8 +15,9 @@ from conftest import launch
 from parted_worker import FACTS, N, conditions, make, whole
 
 from fewstep.core.interrupts import Interrupted
+from fewstep.core.parts import in_ranges
 from fewstep.diffusion.data import Table
-from fewstep.diffusion.data.parted import Part, in_ranges, make_in_parts, notes_in
+from fewstep.diffusion.data.parted import Part, make_in_parts, notes_in
 
 
 def made(folder: Path, make: Callable[[range], Part] = make, **facts: object) -> Table:

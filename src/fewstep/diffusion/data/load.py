@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...core.parts import MADE_OF
 from ...core.progress import track
 from ...core.source import ASSETS
 from .clothes import Clothes
@@ -23,7 +24,7 @@ from .limits import check_growth, check_memory
 from .npz import read_npz
 from .pictures import Pictures, shown
 from .pixels import decode
-from .table import MADE_OF, Table, holds_arrays, is_table, open_folder
+from .table import Table, holds_arrays, is_table, open_folder
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,4 @@
-"""Tables that are made part by part, for work of hours: each part is complete or not there; several processes share them.
-
-Nothing but the parts on the disk says how far the work is, so the same call goes on where it was stopped.
-"""
+"""Tables that are made part by part, for work of hours; see `core.parts`. Here the parts are those of the result itself."""
 
 from __future__ import annotations
 
@@ -9,22 +6,21 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ...core.device import best_device
-from ...core.files import alone_in
-from ...core.interrupts import Interrupted, interrupts
-from ...core.progress import track
-from ...core.receipt import plain, receipt, write_json
+from ...core.parts import MADE_OF, begun, check_made_of, share
+from ...core.processes import together
+from ...core.receipt import plain, receipt
 from ...core.source import read_json
 from ..cond import CLASS, Cond
 from .conditions import COLUMN, Conditions, kept, kept_as
-from .table import LABEL, LATENTS, MADE_OF, Table, arrays_of, complete_table, is_table, part_file, part_notes, write_part
+from .table import LABEL, LATENTS, Table, arrays_of, complete_table, is_table, part_file, part_notes, write_part
+
+WHAT = "the table"
 
 
 @dataclass(frozen=True)
@@ -82,31 +78,25 @@ def make_in_parts(
         ValueError: another process writes there, or something else stands there.
         Interrupted: the work was told to stop; all parts that are there are kept.
     """
-    from accelerate import PartialState
-
-    here = PartialState(cpu=best_device().type == "cpu")
     facts = plain(dict(facts))
     if is_table(folder) and (folder / MADE_OF).exists():
-        _check_made_of(folder, facts)
+        check_made_of(folder, facts, WHAT)
         return Table(folder)
-    with alone_in(folder) if here.is_main_process else nullcontext():
-        with here.main_process_first():
-            if not (folder / MADE_OF).exists():
-                _begin(folder, facts)
-            _check_made_of(folder, facts)
+
+    def write(k: int) -> bool:
+        part = make(ranges[k])
+        features, values = part.as_columns()
+        write_part(folder, k, len(ranges), features, [values] if len(part.latents) else [], part.notes)
+        return True
+
+    with together() as here, begun(folder, facts, here, what=WHAT):
         missing = [k for k in range(len(ranges)) if not part_file(folder, k, len(ranges)).exists()]
-        here.wait_for_everyone()  # all see the same parts missing, before the first is written
-        with interrupts() as interrupt:
-            for k in track(missing[here.process_index :: here.num_processes], title):
-                part = make(ranges[k])
-                features, values = part.as_columns()
-                write_part(folder, k, len(ranges), features, [values] if len(part.latents) else [], part.notes)
-                if interrupt.by:
-                    raise Interrupted(f"stopped; what is made is in {folder}, and the same command goes on", interrupt.by)
-        here.wait_for_everyone()
-        if here.is_main_process:
+        here.meet()  # all see the same parts missing, before the first is written
+        share(missing, [len(part) for part in ranges], write, here, folder=folder, title=title)
+        here.meet()
+        if here.is_main:
             _complete(folder, facts, len(ranges), conditions())
-        here.wait_for_everyone()
+        here.meet()
     return Table(folder)
 
 
@@ -114,27 +104,6 @@ def notes_in(folder: Path) -> dict[str, int]:
     """The sums of the notes of all parts of the table in `folder`."""
     said = read_json(folder / "receipt.json", "it says how the table was made").get("notes", {})
     return {name: int(value) for name, value in said.items()}
-
-
-def in_ranges(count: int, size: int) -> list[range]:
-    """The numbers 0 to count − 1 in ranges of `size`; the last may be shorter."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _begin(folder: Path, facts: Mapping[str, Any]) -> None:
-    if folder.exists() and any(item.name != ".lock" for item in folder.iterdir()):
-        raise ValueError(f"there is something else in {folder}; choose another folder for the table")
-    write_json(folder / MADE_OF, facts)
-
-
-def _check_made_of(folder: Path, facts: Mapping[str, Any]) -> None:
-    before = read_json(folder / MADE_OF, "it says what the table is made of")
-    if before != facts:
-        name = next(name for name in before.keys() | facts.keys() if before.get(name) != facts.get(name))
-        raise ValueError(
-            f"the table in {folder} was made with {name} = {before.get(name)!r:.80}, not {facts.get(name)!r:.80}; delete "
-            "it or choose another folder"
-        )
 
 
 def _complete(folder: Path, facts: Mapping[str, Any], parts: int, conditions: Conditions) -> None:

@@ -31,7 +31,6 @@ from .labels import Labels, labels_of
 
 IMAGE, LATENTS, LABEL = "image", "latents", "label"
 STATE, INFO = "state.json", "dataset_info.json"  # of a folder of `datasets`
-MADE_OF = "made_of.json"  # in a table that is made in parts, from the first on
 NOTES = b"fewstep"  # what a part says of itself
 
 

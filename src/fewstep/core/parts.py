@@ -1,0 +1,245 @@
+"""Long work in parts, each complete on the disk or not there: all processes share them, and who was killed goes on.
+
+Nothing but the parts on the disk says how far the work is. What a part is hangs on the settings and never on the number of
+processes, so that each is computed as it would be alone and all figures are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any, Generic, TypeVar
+
+from .files import alone_in
+from .interrupts import Interrupt, Interrupted, interrupts
+from .processes import Processes, together
+from .progress import as_part, progress
+from .receipt import plain, write_json
+from .source import read_json
+
+T = TypeVar("T")
+MADE_OF = "made_of.json"  # what decides the parts
+ENDED = "ended"  # stands beside the parts once a process has failed or was stopped: the others need not go on
+BATCHES = 8  # of texts in a part
+KEPT_AFTER = 30.0  # seconds: work of one process that is shorter leaves nothing on the disk on its way
+
+
+@dataclass(frozen=True)
+class Form(Generic[T]):
+    """How a part lies on the disk: `write(file, part)` writes it atomically, `read(file)` gives it again."""
+
+    ending: str
+    write: Callable[[Path, T], None]
+    read: Callable[[Path], T]
+
+
+AS_JSON: Form[Any] = Form(
+    ".json",
+    lambda file, part: write_json(file, {"part": part}),
+    lambda file: read_json(file, "it is a part of a result")["part"],
+)
+
+
+class Parts(Sequence[T]):
+    """All parts of a work, in memory or on the disk, where one is read when it is asked for."""
+
+    def __init__(self, folder: Path, count: int, form: Form[T]) -> None:
+        self.folder, self.length, self.form = folder, count, form
+        self.made: dict[int, T] = {}  # those that are in memory
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, k: Any) -> Any:
+        if not 0 <= k < self.length:
+            raise IndexError(k)
+        return self.made[k] if k in self.made else self.form.read(self.file(k))
+
+    def file(self, k: int) -> Path:
+        """Where part `k` lies."""
+        return self.folder / f"{k:05}{self.form.ending}"
+
+    def keep(self) -> None:
+        """Writes what is in memory."""
+        for k in sorted(self.made):
+            self.form.write(self.file(k), self.made.pop(k))
+
+
+def hidden(result: Path) -> Path:
+    """The folder beside a result in which its parts lie until it is complete."""
+    return result.with_name(f".{result.name}.parts")
+
+
+@contextmanager
+def in_parts(
+    folder: Path | None,
+    facts: Mapping[str, Any],
+    sizes: Sequence[float],
+    make: Callable[[int], T],
+    form: Form[T] = AS_JSON,
+    *,
+    title: str,
+    stays: bool = False,
+) -> Iterator[Parts[T]]:
+    """Yields all parts of a work, made by all processes together, of which each gets them all.
+
+    The folder is there until the block has ended well. A single process makes it only after half a minute.
+
+    Args:
+        folder: for the parts; None keeps them in memory, which several processes cannot share.
+        facts: what decides the parts.
+        sizes: of each part, in any unit, to tell how far the work is.
+        make: makes a part.
+        form: how a part lies on the disk.
+        title: what the work is called where it is shown.
+        stays: the folder is there afterwards as well, for whoever has the whole result to remove it.
+
+    Raises:
+        ValueError: the folder holds parts of another work, or another command writes there.
+        Interrupted: the work was told to stop; all parts that are there are kept.
+    """
+    with together() as here, ExitStack() as stack:
+        if folder is None and here.count > 1:
+            raise ValueError("several processes share their work in a folder beside the result; say where with --out")
+        parts: Parts[T] = Parts(folder or Path(), len(sizes), form)
+        start, kept = monotonic(), False
+
+        def keep() -> None:
+            nonlocal kept
+            if folder is not None and not kept:
+                stack.enter_context(begun(folder, facts, here))
+                kept = True
+            if kept:
+                parts.keep()
+
+        def done(k: int) -> bool:
+            parts.made[k] = make(k)
+            if kept or (folder is not None and monotonic() - start > KEPT_AFTER and len(parts.made) < len(sizes)):
+                keep()
+            return kept
+
+        if folder is not None and (here.count > 1 or (folder / MADE_OF).exists()):
+            keep()
+        missing = [k for k in range(len(sizes)) if not (kept and parts.file(k).exists())]
+        here.meet()  # all see the same parts missing, before the first is written
+        share(missing, sizes, done, here, folder=folder, title=title)
+        here.meet()
+        yield parts
+        here.meet()  # all have read what they need
+        if kept and here.is_main and not stays:
+            shutil.rmtree(parts.folder)
+
+
+@dataclass(frozen=True)
+class Works:
+    """Several works that one result is made of, such as all that an evaluation asks a model; their parts stay till its end.
+
+    Attributes:
+        folder: of their folders; None keeps them in memory.
+        facts: what decides all of them.
+    """
+
+    folder: Path | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    begun: Counter[str] = field(default_factory=Counter)
+
+    def answers(self, title: str, asked: Sequence[object], batch: int, answer: Callable[[range], list[T]]) -> list[T]:
+        """The answers to what is asked, in order; `answer` gives those of a range, in plain values as JSON has them."""
+        self.begun[title] += 1
+        folder = None if self.folder is None else self.folder / f"{title}-{self.begun[title]}"
+        said = hashlib.sha256(json.dumps(list(asked), default=str).encode()).hexdigest()
+        ranges = of_texts(len(asked), batch)
+        facts = {**self.facts, "asked": said}
+        made = in_parts(folder, facts, list(map(len, ranges)), lambda k: answer(ranges[k]), title=title, stays=True)
+        with made as parts:
+            return [each for part in parts for each in part]
+
+    def end(self) -> None:
+        """Removes the parts, once the whole result is there."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def begun(folder: Path, facts: Mapping[str, Any], here: Processes, *, what: str = "what is kept") -> Iterator[None]:
+    """Inside the block the folder is this command's alone, and holds parts that these facts decide.
+
+    Raises:
+        ValueError: another command writes there, or something else stands there.
+    """
+    facts = plain(dict(facts))
+    with ExitStack() as stack:
+        if here.is_main:
+            stack.enter_context(alone_in(folder))
+            if not (folder / MADE_OF).exists():
+                if any(item.name != ".lock" for item in folder.iterdir()):
+                    raise ValueError(f"there is something else in {folder}; choose another folder")
+                write_json(folder / MADE_OF, facts)
+            (folder / ENDED).unlink(missing_ok=True)
+        here.meet()
+        check_made_of(folder, facts, what)
+        yield
+
+
+def check_made_of(folder: Path, facts: Mapping[str, Any], what: str = "what is kept") -> None:
+    """Raises ValueError where the parts in `folder` are of other facts, which are as `plain` gives them."""
+    before = read_json(folder / MADE_OF, f"it says how {what} was made")
+    if before != facts:
+        name = next(name for name in before.keys() | facts.keys() if before.get(name) != facts.get(name))
+        raise ValueError(
+            f"{what} in {folder} was made with {name} = {before.get(name)!r:.80}, not {facts.get(name)!r:.80}; delete "
+            "it or choose another folder"
+        )
+
+
+def share(
+    missing: Sequence[int],
+    sizes: Sequence[float],
+    make: Callable[[int], bool],
+    here: Processes,
+    *,
+    folder: Path | None,
+    title: str,
+) -> None:
+    """Makes this process's share of the missing parts; `make` says whether what is made is on the disk.
+
+    Raises:
+        Interrupted: it was told to stop, or nothing is kept and the default of the signal holds.
+    """
+    mine = missing[here.index :: here.count]
+    ended = folder / ENDED if folder is not None and here.count > 1 else None
+    noted = interrupts() if folder is not None else nullcontext(Interrupt())
+    try:
+        with noted as interrupt, progress(title, sum(sizes[k] for k in mine)) as tell:
+            for k in mine:
+                if ended is not None and ended.exists():
+                    return  # the next meeting says why
+                with as_part(tell, sizes[k]):
+                    kept = make(k)
+                if interrupt.by:
+                    said = f"stopped; what is made is in {folder}, and the same command goes on"
+                    raise Interrupted(said if kept else "stopped; nothing half-written was left", interrupt.by)
+    except BaseException:
+        if ended is not None:
+            ended.touch()
+        raise
+
+
+def in_ranges(count: int, size: int) -> list[range]:
+    """The numbers 0 to count − 1 in ranges of `size`; the last may be shorter."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def of_texts(count: int, batch: int) -> list[range]:
+    """The ranges that `count` texts are divided into, some batches each.
+
+    At the end of a part its rows leave the batch one after another and none enter, which is why a part is no single batch.
+    """
+    return in_ranges(count, BATCHES * batch)

@@ -1,0 +1,141 @@
+"""Two processes against one: the same figures and files, to the last digit; and what a killed command left is kept.
+
+All commands run in one launch of two processes, as each takes seconds to begin.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import fewstep, launch
+from masked.tiny_bert import save_bert, write_prompts
+
+TASK = """task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: prompts.jsonl
+test_split: test
+doc_to_text: '{{{{prompt}}}}'
+"""
+CHOICE = """output_type: multiple_choice
+doc_to_choice: ['w8', 'w9 w10']
+doc_to_target: '{{id % 2}}'
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+WRITTEN = """output_type: generate_until
+doc_to_target: w8
+generation_kwargs: {until: [w3], max_gen_toks: 4}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+TEXT = "bert --file prompts.jsonl --gen-length 8 --block-length 4 --batch 2"
+DECODE = f"decode {TEXT} --out answers.jsonl --stop w3"
+CALIBRATE = f"calibrate {TEXT} --out rule.json --epsilon .3 --delta .3 --rule low-confidence"
+SETTLE = f"settle-text {TEXT} --out settled.json"
+EVALUATE = "evaluate bert --tasks choice written --include tasks --out scores.json --batch 2 --draws 4 --limit 40"
+STEERED = "evaluate bundled --expert bundled --antiexpert bundled --tasks choice --include tasks --out steered.json"
+KILLED = DECODE.replace("answers", "killed")
+WRONG = DECODE.replace("bert", "nobody")
+FAILING = DECODE.replace("answers", "failing")
+
+
+class Run:
+    """What two processes and one left, each in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.one, self.two = folder / "one", folder / "two"
+        self.commands = [KILLED, DECODE, CALIBRATE, SETTLE, EVALUATE, STEERED, WRONG, FAILING]
+
+    @cached_property
+    def ended(self) -> dict[str, list[list[Any]]]:
+        """How each command ended in both processes: exit code, what was printed, errors, parts made."""
+        found = [json.loads((self.two / f"ended-{rank}.json").read_text()) for rank in range(2)]
+        return dict(zip(self.commands, map(list, zip(*found, strict=True)), strict=True))
+
+    def same(self, name: str) -> bytes:
+        one, two = ((folder / name).read_bytes() for folder in (self.one, self.two))
+        assert one == two, name
+        return one
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    pytest.importorskip("lm_eval")
+    run = Run(tmp_path_factory.mktemp("many"))
+    run.one.mkdir()
+    save_bert(run.one / "bert")
+    write_prompts(run.one / "prompts.jsonl", 40)
+    lines = [line for line in (run.one / "prompts.jsonl").read_text().splitlines() if line.startswith("{")]
+    (run.one / "prompts.jsonl").write_text("\n".join(lines))
+    (run.one / "tasks").mkdir()
+    for name, kind in (("choice", CHOICE), ("written", WRITTEN)):
+        (run.one / "tasks" / f"{name}.yaml").write_text(TASK.format(name=name) + kind)
+    shutil.copytree(run.one, run.two)
+    asked = {"killed": [KILLED], "failing": [FAILING], "commands": [DECODE, CALIBRATE, SETTLE, EVALUATE, STEERED, WRONG]}
+    split = {kind: [command.split() for command in commands] for kind, commands in asked.items()}
+    (run.two / "commands.json").write_text(json.dumps(split))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(run.two / "hf"))
+        launch("many_worker", run.two, 2)
+        patch.chdir(run.one)
+        for command in (DECODE, CALIBRATE, SETTLE, EVALUATE, STEERED):
+            fewstep(patch, command)
+    return run
+
+
+def receipts(run: Run, name: str) -> list[dict[str, Any]]:
+    """Those of both, without what is another in each run."""
+    found = [json.loads((folder / name).read_text()) for folder in (run.one, run.two)]
+    for receipt in found:
+        for own in ("command", "started", "wall_seconds", "seconds_per_text", "git_commit"):
+            receipt.pop(own, None)
+    return found
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
+
+
+def test_two_processes_end_well_and_one_speaks(run: Run) -> None:
+    for command in (KILLED, DECODE, CALIBRATE, SETTLE, EVALUATE, STEERED):
+        (code, said, errors, _), (other, nothing, unsaid, _) = run.ended[command]
+        assert (code, other) == (0, 0), (code, errors)
+        assert said and nothing == "" and (unsaid == "" or "evaluate" in command), command  # the harness has bars
+
+
+def test_texts_are_the_same_files(run: Run) -> None:
+    lines = run.same("answers.jsonl").splitlines()
+    assert len(lines) == 40 and len({json.loads(line)["text"] for line in lines}) > 5
+    run.same("rule.json")
+    for name in ("answers.jsonl.receipt.json", "rule.json.receipt.json", "settled.json", "scores.json", "steered.json"):
+        one, two = receipts(run, name)
+        assert one == two, name
+    assert 0 < one["results"]["choice"]["acc,none"] < 1
+    assert [made for *_, made in run.ended[DECODE]] == [[0, 2], [1]]
+
+
+def test_what_was_made_before_it_was_killed_is_kept(run: Run) -> None:
+    """By one process; two go on."""
+    assert (run.two / "killed.jsonl").read_bytes() == run.same("answers.jsonl")
+    assert [made for *_, made in run.ended[KILLED]] == [[1], [2]]
+
+
+def test_what_is_wrong_is_said_once(run: Run) -> None:
+    """Whether all processes find it or one of them."""
+    for command, sentence in ((WRONG, "nobody"), (FAILING, "fewstep: out of power\n")):
+        (code, _, errors, _), (other, *silence, _) = run.ended[command]
+        assert (code, other) == (2, 2), (code, other)
+        assert sentence in errors and errors.count("\n") == 1 and silence == ["", ""]
+    assert not (run.two / "failing.jsonl").exists()
+    assert sorted(file.name for file in run.two.glob(".*")) == [".failing.jsonl.parts"]
+
+
+def test_another_work_does_not_go_on_with_the_parts(run: Run, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(run.two)
+    with pytest.raises(SystemExit):
+        fewstep(monkeypatch, f"{FAILING} --seed 3")
+    assert "was made with seed = 0, not 3; delete it or choose another folder" in capsys.readouterr().err
