@@ -25,6 +25,7 @@ PARTS = (
     "toys",
     "demo",
     "demo_text",
+    "play",
     "cli",
     "__main__",
 )
@@ -38,7 +39,8 @@ MAY_IMPORT = {  # beside itself
     "toys": {"core"},
     "demo": {"core", "diffusion", "diffusion.formats", "diffusion.measure"},
     "demo_text": {"core", "diffusion", "demo"},
-    "cli": {"core", "diffusion", "diffusion.formats", "masked", "steering", "toys", "demo", "demo_text"},
+    "play": {"core", "diffusion"},
+    "cli": {"core", "diffusion", "diffusion.formats", "masked", "steering", "toys", "demo", "demo_text", "play"},
     "__main__": {"cli"},
     "__init__": {"core", "diffusion", "diffusion.formats", "diffusion.measure", "masked", "steering"},
 }

@@ -18,7 +18,7 @@ import tyro
 
 from ..core.extras import missing
 from ..core.processes import Elsewhere, silent, speaks, together
-from .images import check, demo, export, import_, push, sample
+from .images import check, demo, export, import_, play, push, sample
 from .language import train_text
 from .measuring import dial, ledger, measure, settle
 from .proxy import proxy
@@ -27,7 +27,7 @@ from .text import calibrate, decode
 from .text_measuring import evaluate, settle_text
 from .training import train, tune
 
-IMAGES = (demo, check, train, tune, sample, measure, dial, ledger, settle, export, push, table, encode, import_)
+IMAGES = (demo, check, train, tune, sample, measure, dial, ledger, settle, play, export, push, table, encode, import_)
 TEXT = (train_text, decode, calibrate, settle_text, evaluate, proxy)
 SHARED = (sample, measure, dial, ledger, encode, decode, calibrate, settle_text, evaluate)  # by all processes there are
 Work = Callable[[], None]

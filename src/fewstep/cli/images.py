@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from ..core.checks import at_least
+from ..core.extras import needs
 from ..diffusion.choices import SamplerName
 from .after import after_exporting, after_sampling, say_next
 
@@ -176,6 +177,28 @@ def check(
     for way in checked.memory:
         sizes = [f"{size / size_of:.2f}" for size in (way.weights, way.gradients, way.optimizer, way.averages, way.total)]
         print(f"{way.name:{wide}}  {sizes[0]:>7}  {sizes[1]:>9}  {sizes[2]:>9}  {sizes[3]:>8}  {sizes[4]:>5}")
+
+
+def play(
+    checkpoint: Positional[str], /, *, teacher: str | None = None, call: tuple[str, ...] = (), port: int = 7860
+) -> None:
+    """Play with a model on a page of this machine: steps, seeds, prompt or class, LoRA strength; its teacher beside it.
+
+    The page is at 127.0.0.1 alone. It says under each side how many network calls a sample took and how many seconds, and
+    which command draws the same. Needs the extra `play`: pip install 'fewstep[play]'.
+
+    Args:
+        checkpoint: a run, a diffusers folder or a hub id, tuned or not.
+        teacher: the diffusion checkpoint it came from; it draws the same seeds, in as few calls and in its own.
+        call: arguments for the pipeline where its defaults are not wanted, such as height=256 width=256.
+        port: of this machine; 0 takes a free one.
+    """
+    at_least(0, port=port)
+    from ..diffusion.playing import Player
+    from ..play import serve
+
+    needs("play")
+    serve(Player(checkpoint, teacher, call), port=port)
 
 
 def push(folder: Positional[Path], repository: Positional[str], /, *, private: bool = False) -> None:

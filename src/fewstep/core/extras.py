@@ -12,6 +12,7 @@ EXTRAS = {  # as in pyproject.toml, by the names under which they are imported
     "evaluate": ("lm_eval", "transformers", "peft"),
     "inception": ("torch_fidelity",),
     "quantize": ("bitsandbytes", "transformers", "peft"),
+    "play": ("starlette", "uvicorn"),
 }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.nfe import count_nfe
+from torch import Tensor
+
+from ..core.nfe import NFE, count_nfe
 from ..core.progress import progress
 from ..core.receipt import receipt
 from .asked import asked_of, in_turn, prompts_in
@@ -114,8 +116,6 @@ def draw(
     if wanted.guidance is not None:
         pipeline.manner.on(wanted.guidance, 1)  # or it says that there is none
     steps = own_steps(pipeline) if steps is None else steps
-    cond, null = (NOTHING, None) if walk is None else pipeline.conditions(rows)  # before calls are counted
-    denoiser = _guided(model, pipeline, wanted.guidance, null)
     facts: dict[str, object] = {
         "checkpoint": checkpoint,
         "walk": walk or f"{type(pipeline.stock).__name__} in {steps} steps",
@@ -124,15 +124,44 @@ def draw(
     facts |= {"guidance": wanted.guidance, "call": pipeline.call, "seed": seed, "n": count}
     calls = (walk.calls if walk else steps) * (1 if wanted.guidance is None else 2)
     with receipt(out / "receipt.json", **facts) as entries:
-        with progress("sampling", count * calls) as done, count_nfe(pipeline.network, done) as nfe:
-            if walk is None:
-                x0 = pipeline.latents(rows, seeds, steps=steps, guidance=wanted.guidance)
-            else:
-                x0 = sample(denoiser, seeds, walk, cond, batch=min(batch, AT_ONCE))
-        raw = pipeline.decode(x0)
+        with progress("sampling", count * calls) as done:
+            raw, nfe = drawn(model, rows, seeds, walk=walk, steps=steps, guidance=wanted.guidance, batch=batch, told=done)
         pipeline.space_of(raw).save(raw, out, [f"{k:06d}" for k in seeds])
         entries |= {"nfe_per_sample": nfe.rows / count, "network_calls": nfe.calls}
     return count, nfe.rows / count
+
+
+def drawn(
+    model: Model,
+    rows: Asked,
+    seeds: Sequence[int],
+    *,
+    walk: Walk | None,
+    steps: int,
+    guidance: float | None,
+    batch: int,
+    told: Callable[[int], None],
+) -> tuple[Tensor, NFE]:
+    """What a pipeline shows of samples, and the calls of its network.
+
+    Args:
+        model: with a pipeline, on its device.
+        rows: what each sample is asked for.
+        seeds: one a sample.
+        walk, steps, batch: as for `draw`.
+        guidance: scale, or None.
+        told: hears of each call how many rows it had.
+    """
+    pipeline = model.pipeline
+    assert pipeline is not None
+    cond, null = (NOTHING, None) if walk is None else pipeline.conditions(rows)  # before calls are counted
+    denoiser = _guided(model, pipeline, guidance, null)
+    with count_nfe(pipeline.network, told) as nfe:
+        if walk is None:
+            x0 = pipeline.latents(rows, seeds, steps=steps, guidance=guidance)
+        else:
+            x0 = sample(denoiser, seeds, walk, cond, batch=min(batch, AT_ONCE))
+    return pipeline.decode(x0), nfe
 
 
 def _guided(model: Model, pipeline: Pipeline, guidance: float | None, null: Cond | None) -> Denoiser:

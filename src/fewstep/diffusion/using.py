@@ -111,7 +111,7 @@ def sample_checkpoint(
         raise ValueError("this checkpoint has no pipeline that could be asked; leave --prompt, --guidance and --call out")
     chosen, count = _walk(model, sampler, steps, middle), 16 if n is None else n
     asked = {"label": label, "number": number} | ({} if strength is None else {"strength": strength})
-    cond = _asked(model.denoiser, count, label, number)
+    cond = condition_of(model.denoiser, count, label, number)
     calls = _save_samples(model.denoiser, chosen, cond, out, range(seed, seed + count), batch, checkpoint, asked)
     return Sampled(model, count, calls)
 
@@ -195,7 +195,7 @@ def export_checkpoint(
     }
 
 
-def _asked(denoiser: Denoiser, n: int, label: int | None, number: float | None) -> Cond:
+def condition_of(denoiser: Denoiser, n: int, label: int | None, number: float | None) -> Cond:
     """What `n` samples are about; ValueError where the checkpoint is asked by something else."""
     if number is not None and not math.isfinite(number):
         raise ValueError(f"--number must be a number, got {number}")
