@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from .masked import load_tokenizer as load_tokenizer
     from .masked import sched as sched
     from .steering import ProxyTuning as ProxyTuning
+    from .steering import Questioning as Questioning
+    from .steering import ledger_models as ledger_models
 
     __version__: str
 
@@ -101,7 +103,7 @@ _NAMES = {
         "StableAndConfident", "Threshold", "TopK", "calibrate", "canvas_row", "decode", "load_text", "load_tokenizer",
         "sched",
     ],
-    "steering": ["ProxyTuning"],
+    "steering": ["ProxyTuning", "Questioning", "ledger_models"],
 }  # fmt: skip
 __all__ = [name for names in _NAMES.values() for name in names]
 

@@ -56,7 +56,8 @@ def test_it_says_what_the_formula_says(place, tmp_path, capsys) -> None:
     wanted = merged(*models(place), alpha=0.8).generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
     acted = told["texts"][0]["acted"]
     assert acted["tokens"] == wanted.tolist()
-    assert acted["choice"] == acted["tokens"]
+    assert acted["choice"] == acted["tokens"] and acted["choice_pieces"] == [byte_tokenizer().decode([t]) for t in wanted]
+    assert "".join(acted["pieces"]) == byte_tokenizer().decode(wanted) and len(acted["base_pieces"]) == len(wanted)
     assert told["alpha"] == [0.8]
     said = capsys.readouterr().out
     assert byte_tokenizer().decode(wanted, skip_special_tokens=True).strip() in said

@@ -24,11 +24,11 @@ from .measuring import dial, ledger, measure, settle
 from .proxy import proxy
 from .tables import encode, table
 from .text import calibrate, decode
-from .text_measuring import evaluate, settle_text
+from .text_measuring import evaluate, ledger_text, settle_text
 from .training import train, tune
 
 IMAGES = (demo, check, train, tune, sample, measure, dial, ledger, settle, play, export, push, table, encode, import_)
-TEXT = (train_text, decode, calibrate, settle_text, evaluate, proxy)
+TEXT = (train_text, decode, calibrate, settle_text, ledger_text, evaluate, proxy)
 SHARED = (sample, measure, dial, ledger, encode, decode, calibrate, settle_text, evaluate)  # by all processes there are
 Work = Callable[[], None]
 COMMANDS = {command.__name__.strip("_").replace("_", "-"): command for command in (*IMAGES, *TEXT)}

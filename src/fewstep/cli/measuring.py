@@ -70,7 +70,7 @@ def dial(
     from ..diffusion.measuring import dial_checkpoints
 
     measured = dial_checkpoints(
-        runs, teacher, scoring, within=_share(within), steps=steps, strengths=strengths, teacher_calls=teacher_calls
+        runs, teacher, scoring, within=read_share(within), steps=steps, strengths=strengths, teacher_calls=teacher_calls
     )
     _show(measured, scoring)
     found, names = measured.found, list(measured.models)
@@ -111,7 +111,7 @@ def ledger(
     from ..diffusion.measuring import ledger_checkpoints
 
     found = ledger_checkpoints(
-        before, after, scoring, within=_share(within), steps=steps, strength=strength, teacher_calls=teacher_calls
+        before, after, scoring, within=read_share(within), steps=steps, strength=strength, teacher_calls=teacher_calls
     )
     console = Console(highlight=False)
     console.print(ledger_table(found.ledger, folded="classes"))
@@ -163,7 +163,7 @@ def settle(
     say_next("tune", checkpoint, "--data", "teacher", "--out", "few-step")
 
 
-def _share(within: str) -> float:
+def read_share(within: str) -> float:
     """5% or .05 as a number."""
     try:
         tolerance = float(within.removesuffix("%")) / (100 if within.endswith("%") else 1)

@@ -7,8 +7,9 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from ..masked.choices import Compute, Exam, Masked, Rule, Text
-from ..steering.choices import Steered
+from ..masked.choices import Compute, Early, Exam, Masked, Rule, Text
+from ..steering.choices import Questioning, Steered
+from .measuring import read_share
 
 
 def settle_text(
@@ -45,6 +46,54 @@ def settle_text(
                 f"{name} ({found['n']}): by {float(share):.0%} of the steps {row['first']:.1%} had shown their answer, "
                 f"{row['stable']:.1%} for good"
             )
+
+
+def ledger_text(
+    before: Positional[str],
+    after: Positional[str],
+    /,
+    *,
+    out: Path,
+    questioning: Annotated[Questioning, OmitArgPrefixes],
+    within: str = "2%",
+    steered: Annotated[Steered, OmitArgPrefixes] = Steered(),
+    text: Annotated[Text, OmitArgPrefixes] = Text(),
+    rule: Annotated[Rule, OmitArgPrefixes] = Rule(),
+    early: Annotated[Early, OmitArgPrefixes] = Early(),
+    compute: Annotated[Compute, OmitArgPrefixes] = Compute(),
+) -> None:
+    """Say what a change to a language model gained and lost, how sure that is, and what to do.
+
+    The change is in the weights: AFTER is another folder, or a LoRA adapter. Or it is in how the model is used: AFTER is
+    BEFORE again, steered by --expert, or a masked model decoded by another --rule, --early or --cache than by default.
+
+    Args:
+        before: folder or hub id of a causal or a masked language model, or `bundled`.
+        after: the same after the change.
+        out: folder for ledger.json, answers.jsonl with all answers, and ledger.png with the drift of the weights by layer.
+        questioning: what both are asked.
+        within: so small a difference counts as kept: 2% or .02. Of accuracies and calibration these are points, of
+            perplexity, length and cost shares of what was there.
+        steered: of a causal model after.
+        text: of what is generated.
+        rule: of a masked model, how much is decided at a step.
+        early: of a masked model.
+        compute: how.
+    """
+    from rich.console import Console
+
+    from ..core.showing import ledger_table
+    from ..steering.accounting import ledger_models
+
+    found = ledger_models(
+        before, after, out, questioning, steered=steered, text=text, rule=rule, early=early, compute=compute,
+        within=read_share(within),
+    ).ledger  # fmt: skip
+    console = Console(highlight=False)
+    console.print(ledger_table(found))
+    for sentence in (*found.sentences(), *found.notes):
+        console.print(sentence, markup=False)
+    print(f"all figures, answers and the drift by layer: {out / 'ledger.json'}, {out / 'answers.jsonl'}")
 
 
 def evaluate(

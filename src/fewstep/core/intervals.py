@@ -89,10 +89,11 @@ def upper_bound(k: int, n: int, delta: float) -> float:
 def mean_difference(scores: ArrayLike, than: ArrayLike) -> Estimate:
     """Mean of paired differences of (N,) scores, with Student's interval."""
     differences = np.asarray(scores, np.float64) - np.asarray(than, np.float64)
-    if not differences.any():
-        return Estimate(0.0, 0.0, 0.0)
+    mean = float(differences.mean())
+    if np.ptp(differences) <= 1e-12 * abs(mean):  # the same everywhere, but for rounding
+        return Estimate(mean, mean, mean)
     low, high = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
-    return Estimate(float(differences.mean()), float(low), float(high))
+    return Estimate(mean, float(low), float(high))
 
 
 def share_difference(gained: int, lost: int, n: int) -> Estimate:

@@ -79,7 +79,7 @@ class Ledger:
         lines: in the order of the table.
         within: a difference is "kept" if its whole 95 % interval is within this share of the line's unit.
         drift: of each layer from input to output; empty where the networks differ in form.
-        calls: network calls of a sample, before and after.
+        calls: network calls of a sample or an answer, before and after.
         notes: what was left out, and why; what a figure means.
         advice: what to do where a line of a group is lost, a sentence a group.
     """
@@ -137,7 +137,8 @@ class Ledger:
         judged = sum(line.asked for line in self.lines)
         said = [f"Gained: {_names(gained)}."] if gained else []
         if self.calls[0] > self.calls[1]:
-            said.append(f"A sample takes {self.calls[1]:.0f} network calls in place of {self.calls[0]:.0f}.")
+            before, after = (f"{calls:.1f}".removesuffix(".0") for calls in self.calls)
+            said.append(f"One takes {after} network calls in place of {before}.")
         said += [f"Lost: {_names(lost)}."] if lost else [f"No loss was found in {judged} lines."]
         if unknown:
             said.append(f"Not known at this n: {len(unknown)} of {judged} lines.")
@@ -194,5 +195,5 @@ def shares(group: str, name: str, before: Flags, after: Flags, *, unit: float, b
 def scored(
     group: str, name: str, before: float, after: float, difference: Estimate, n: int, *, unit: float, best: float = 0.0
 ) -> Line:
-    """The line of a score of n samples together, whose difference is a jackknife's."""
-    return Line(group, name, before, after, difference, chance_of_none(difference, GROUPS - 1), n, unit, best)
+    """The line of a score of n samples together, whose difference is a jackknife's of `GROUPS` groups, or of n."""
+    return Line(group, name, before, after, difference, chance_of_none(difference, min(GROUPS, n) - 1), n, unit, best)

@@ -58,12 +58,12 @@ def _figure(value: float) -> str:
     return f"{value:.{2 if abs(value) < 0.1 else 3}g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def show_drift(axes: Axes, drift: Sequence[Drift]) -> None:
-    """Bars, one a layer from the input to the output, a colour a part of the network."""
-    parts = dict.fromkeys(layer.layer.partition(".")[0] for layer in drift)
-    for part in parts:
-        of = [(k, layer.change) for k, layer in enumerate(drift) if layer.layer.partition(".")[0] == part]
-        axes.bar(*zip(*of, strict=True), label=part)
+def show_drift(axes: Axes, drift: Sequence[Drift], *, last: bool = False) -> None:
+    """Bars, one a layer from the input to the output, coloured by the first part of the layer's name, or by the last."""
+    kinds = [layer.layer.split(".")[-1 if last else 0] for layer in drift]
+    for kind in dict.fromkeys(kinds):
+        of = [(k, layer.change) for k, layer in enumerate(drift) if kinds[k] == kind]
+        axes.bar(*zip(*of, strict=True), label=kind)
     axes.set(xlabel="layer, from input to output", ylabel="change of the weights over their norm")
     if drift:
         most = max(drift, key=lambda layer: layer.change)

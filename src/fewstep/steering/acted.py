@@ -80,6 +80,19 @@ def where_acted(
     return found
 
 
+def spelled(acted: Acted, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What `to_dict` gives, and words, a text for each token.
+
+    "pieces" is what the token adds to the text, "base_pieces" what the base alone would have chosen in its place, and
+    "choice_pieces" what was likeliest after proxy-tuning.
+    """
+    alone = {
+        f"{name}_pieces": [tokenizer.decode([token]) for token in tokens]
+        for name, tokens in (("base", acted.base_choice), ("choice", acted.choice))
+    }
+    return acted.to_dict() | {"pieces": pieces(tokenizer, acted.tokens)} | alone
+
+
 def page(acted: Sequence[Acted], tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] = ()) -> str:
     """A self-contained HTML page of texts: the deeper the colour the larger the shift, a line under changed choices.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..core.checks import at_least
+from ..masked.choices import Grade
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,33 @@ class Writing:
         if not self.temperature:
             return options | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return options | {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+
+
+@dataclass(frozen=True)
+class Questioning:
+    """What both models are asked."""
+
+    skill: tuple[Path, ...] = ()
+    """Questions that the change was made for: a .jsonl of {"prompt": …, "answer": …}; with "options" one must choose."""
+    held: tuple[Path, ...] = ()
+    """Questions whose answers should stay right, in the same form."""
+    text: tuple[Path, ...] = ()
+    """Ordinary texts that were never trained on, for the perplexity: a .jsonl of texts, or one text a line."""
+    grade: Grade = "auto"
+    """When a generated answer is right: exact, the whole text; end, its last words; number, its last number; auto, number
+    for answers that are one and else exact."""
+    stop: tuple[str, ...] = ()
+    """Strings that end an answer; it is cut before the first of them."""
+    n: int | None = None
+    """Only so many questions and texts of each file."""
+    draws: int = 32
+    """Of a masked model, network calls for a likelihood."""
+
+    def __post_init__(self) -> None:
+        at_least(1, draws=self.draws)
+        at_least(2, n=self.n)
+        if not (self.skill or self.held or self.text):
+            raise ValueError("give --skill, --held or --text: without questions or texts there is nothing to compare")
+        names = [file.stem for file in (*self.skill, *self.held)]
+        if len(set(names)) < len(names) or len({file.stem for file in self.text}) < len(self.text):
+            raise ValueError("two files have the same name, and lines are called by it; rename one of them")

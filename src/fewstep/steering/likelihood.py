@@ -64,14 +64,17 @@ def loglikelihood(
 @torch.no_grad()
 def read_texts(
     base: nn.Module,
-    proxy: ProxyTuning,
+    proxy: ProxyTuning | None,
     prompts: Sequence[Ids],
     continuations: Sequence[Ids],
     *,
     expert_prompts: Sequence[Ids] | None = None,
     batch: int = 8,
 ) -> Iterator[Chunk]:
-    """Log-probabilities of all next tokens along given continuations, `batch` texts at a time; see `loglikelihood`."""
+    """Log-probabilities of all next tokens along given continuations, `batch` texts at a time; see `loglikelihood`.
+
+    Without `proxy` the base reads alone, and "combined" is the base.
+    """
     owns = prompts if expert_prompts is None else expert_prompts
     if not len(prompts) == len(continuations) == len(owns) > 0:
         counts = f"{len(prompts)}, {len(continuations)} and {len(owns)}"
@@ -86,11 +89,15 @@ def read_texts(
         plain, own = (_after(_pad(texts[rows], left=True), tokens, real) for texts in (prompts, owns))
         keep = tokens.shape[1] + 1  # from the prompt's last token on
         wide = at_least_float32(Reader(base).read(*plain, keep=keep, more=False)[:, :-1])  # (B, T, V)
+        alone, known = wide.log_softmax(-1), (tokens.to(wide.device), real.bool().to(wide.device))
+        if proxy is None:
+            yield Chunk(*known, alone, alone)
+            continue
         small = Pair(proxy.expert, proxy.antiexpert).read(*own, *plain, keep=keep, more=False)
         expert, antiexpert = (logits[:, :-1] for logits in small)
         steps = [proxy.combine(k, wide[:, k], expert[:, k], antiexpert[:, k]) for k in range(tokens.shape[1])]
         combined = torch.stack(steps, 1).log_softmax(-1)
-        yield Chunk(tokens.to(wide.device), real.bool().to(wide.device), wide.log_softmax(-1), combined)
+        yield Chunk(*known, alone, combined)
 
 
 def _pad(texts: Sequence[Ids], *, left: bool) -> tuple[Tensor, Tensor]:

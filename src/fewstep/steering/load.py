@@ -126,6 +126,12 @@ def load_tokenizer(source: str | Path, role: str = "base") -> PreTrainedTokenize
     return tokenizer
 
 
+def is_adapter(source: str | Path) -> bool:
+    """Whether a folder or hub repository holds an adapter and no model."""
+    folder = folder_of(source, MODEL, bundled="trio/base")
+    return inside(folder, "adapter_config.json").is_file() and not inside(folder, "config.json").is_file()
+
+
 def load_adapter(model: PreTrainedModel, source: str | Path) -> PeftModel:
     """`model` with the LoRA adapter in a folder or hub repository, in evaluation mode.
 

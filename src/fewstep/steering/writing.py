@@ -18,7 +18,7 @@ from ..core.files import atomic_file
 from ..core.progress import progress
 from ..core.receipt import receipt
 from ..masked.prompts import bare, encode
-from .acted import Acted, page, where_acted
+from .acted import Acted, page, spelled, where_acted
 from .choices import Writing
 from .load import Trio
 from .tuning import generate
@@ -77,13 +77,15 @@ def write(
         torch.manual_seed(writing.seed)
         made = _generated(models, inputs, own, options, streamer)
         ends = models.base.generation_config.eos_token_id
-        texts = [_up_to_end(row, ends) for row in made[:, inputs["input_ids"].shape[1] :].tolist()]
+        texts = [up_to_end(row, ends) for row in made[:, inputs["input_ids"].shape[1] :].tolist()]
         acted = where_acted(models.base, models.proxy, _rows(inputs), texts, expert_prompts=_rows(own) if own else None)
         written = [
             Written(prompt, _read(models, ids), _read(models, [*before.tolist(), *ids]), each)
             for prompt, before, ids, each in zip(prompts, _rows(inputs), texts, acted, strict=True)
         ]
-        entries["texts"] = [{"prompt": w.prompt, "text": w.text, "acted": w.acted.to_dict()} for w in written]
+        entries["texts"] = [
+            {"prompt": w.prompt, "text": w.text, "acted": spelled(w.acted, models.tokenizer)} for w in written
+        ]
         if out:
             with atomic_file(out / "proxy.html") as file:
                 file.write(page(acted, models.tokenizer, prompts).encode())
@@ -136,10 +138,15 @@ def encoded(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, chat:
     if not all(bare(tokenizer, prompt) for prompt in prompts):
         raise ValueError("each --prompt needs some text")
     turns = [[{"role": "user", "content": prompt}] if chat else prompt for prompt in prompts]
-    ids = [torch.tensor(encode(tokenizer, turn)) for turn in turns]
-    padded = pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id, padding_side="left")
+    return padded([encode(tokenizer, turn) for turn in turns], tokenizer.pad_token_id)
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int) -> dict[str, Tensor]:
+    """Ids and mask of texts, (B, L) each, padded on the left."""
+    ids = [torch.tensor(row) for row in rows]
+    all_ids = pad_sequence(ids, batch_first=True, padding_value=fill, padding_side="left")
     mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side="left")
-    return {"input_ids": padded.to(best_device()), "attention_mask": mask.to(best_device())}
+    return {"input_ids": all_ids.to(best_device()), "attention_mask": mask.to(best_device())}
 
 
 def _rows(inputs: dict[str, Tensor]) -> list[Tensor]:
@@ -147,7 +154,7 @@ def _rows(inputs: dict[str, Tensor]) -> list[Tensor]:
     return [ids[mask.bool()] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
 
 
-def _up_to_end(ids: list[int], ends: int | list[int] | None) -> list[int]:
+def up_to_end(ids: list[int], ends: int | list[int] | None) -> list[int]:
     """`ids` up to and with the first token that ends a text."""
     known = set(ends) if isinstance(ends, list) else {ends}
     return next((ids[: place + 1] for place, token in enumerate(ids) if token in known), ids)

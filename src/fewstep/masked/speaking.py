@@ -1,0 +1,164 @@
+"""What a ledger asks of a language model, and a masked one that is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..core.drift import met
+from .answering import Decoder
+from .decoding import Walked, tell, walk
+from .grading import Question
+from .likelihood import log_likelihood
+from .lines import Answer, Loss
+from .predictor import MaskPredictor
+from .prompts import StopStrings, as_asked, bare, encode, leading, text_of
+
+WINDOW = 512  # tokens that see each other where a long text is scored, unless the model takes fewer
+
+
+class Speaker(Protocol):
+    """A language model as it is asked: it answers, chooses, and reads.
+
+    Attributes:
+        network: whose weights may have drifted.
+        reads: what reads a text; where it is the same before and after, so is what is read.
+    """
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def reads(self) -> object: ...
+
+    def answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """What it generates after each prompt."""
+        ...
+
+    def chooses(self, questions: Sequence[Question]) -> list[Answer]:
+        """The likeliest option of each question."""
+        ...
+
+    def losses(self, documents: Sequence[str]) -> list[Loss]:
+        """How unlikely it finds each text."""
+        ...
+
+    def layers(self) -> list[str]:
+        """The names of the network's layers, from the input to the output."""
+        ...
+
+
+@dataclass(frozen=True)
+class MaskedSpeaker:
+    """A masked model.
+
+    Args:
+        decoder: generates.
+        reader: the model without a cache, whose likelihood bounds choose and read.
+        stop: strings that end an answer.
+        draws: network calls of a bound.
+    """
+
+    decoder: Decoder
+    reader: MaskPredictor
+    stop: tuple[str, ...] = ()
+    draws: int = 32
+
+    @property
+    def network(self) -> nn.Module:
+        return self.decoder.network.network
+
+    @property
+    def reads(self) -> object:
+        return self.reader
+
+    def answers(self, questions: Sequence[Question]) -> list[Answer]:
+        decoder, compute = self.decoder, self.decoder.compute
+        rows = decoder.rows([{"prompt": question.prompt} for question in questions])
+        stop = StopStrings(decoder.tokenizer, self.stop) if self.stop else None
+        options: dict[str, Any] = {"steps": decoder.text.steps, "temperature": decoder.text.temperature}
+        walks = walk(
+            decoder.predictor, rows, decoder.rule, seeds=compute.seeds(len(rows)), batch=compute.batch, stop=stop, **options
+        )
+        found: dict[int, Answer] = {}
+        sure: dict[int, Tensor] = {}
+        for walked in tell(walks, rows, decoder.predictor.mask_id):
+            _note(walked, sure)
+            for number, row in walked.finished.items():
+                text = text_of(decoder.tokenizer, row.tokens, row.given, self.stop)
+                made = sure.pop(number)[: len(row.ids)]
+                chosen = made[row.committed_at.cpu() >= 0]
+                found[number] = Answer(text, tuple(row.tokens), float(chosen.log().mean().exp()), row.nfe, row.positions)
+        return [found[number] for number in range(len(rows))]
+
+    def chooses(self, questions: Sequence[Question]) -> list[Answer]:
+        decoder = self.decoder
+        pairs = []
+        for question in questions:
+            turns = question.prompt
+            turns = turns if decoder.text.raw else as_asked(turns, decoder.tokenizer, self.reader.mask_id)
+            ids = encode(decoder.tokenizer, turns)
+            pairs += [(ids, option_ids(decoder.tokenizer, turns, option)) for option in question.options]
+        seeds = [k for k, question in enumerate(questions) for _ in question.options]
+        return likeliest(questions, [bound.value for bound in self._bounds(pairs, seeds)])
+
+    def losses(self, documents: Sequence[str]) -> list[Loss]:
+        tokenizer, most = self.decoder.tokenizer, self.decoder.network.max_length
+        lead = leading(tokenizer)
+        most = WINDOW if most is None else min(WINDOW, most - len(lead))
+        parts = [windows(bare(tokenizer, text), most) for text in documents]
+        pairs = [(lead, part) for text in parts for part in text]
+        bounds = iter(self._bounds(pairs, range(len(pairs))))
+        return [Loss(-sum(next(bounds).value for _ in text), sum(map(len, text))) for text in parts]
+
+    def layers(self) -> list[str]:
+        one = torch.tensor([[self.reader.mask_id]], device=self.decoder.network.device)
+        return met(self.network, partial(self.network, one))
+
+    def _bounds(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], seeds: Sequence[int]) -> Any:
+        network, batch = self.decoder.network, self.decoder.compute.batch
+        return log_likelihood(self.reader, pairs, draws=self.draws, seeds=seeds, batch=batch, device=network.device)
+
+
+def speaker_of(decoder: Decoder, *, stop: tuple[str, ...] = (), draws: int = 32) -> MaskedSpeaker:
+    """The masked model of a decoder, for a ledger; it reads without a cache, and may say every token there."""
+    reader = decoder.text.without_cache().around_network(decoder.network, (), decoder.rule)
+    return MaskedSpeaker(decoder, reader, stop, draws)
+
+
+def _note(walked: Walked, sure: dict[int, Tensor]) -> None:
+    """Keeps, by the row's number, the probability that each token had when it was decided."""
+    now = walked.rows.ids != walked.canvas.ids
+    values = torch.stack([now.to(walked.step.confidence), walked.step.confidence]).cpu().double()
+    for row, progress in enumerate(walked.progress):
+        known = sure.get(progress.number)
+        known = torch.ones(values.shape[2], dtype=torch.float64) if known is None else known
+        width = min(len(known), values.shape[2])
+        known[:width] = torch.where(values[0, row, :width] > 0, values[1, row, :width].clamp(min=1e-300), known[:width])
+        sure[progress.number] = known
+
+
+def option_ids(tokenizer: Any, prompt: object, option: str) -> list[int]:
+    """Tokens of an option behind a prompt: a text goes on behind a space, an answer in a conversation begins."""
+    spaced = isinstance(prompt, str) and not prompt[-1:].isspace()
+    return bare(tokenizer, f" {option}" if spaced else option)
+
+
+def likeliest(questions: Sequence[Question], scores: Sequence[float]) -> list[Answer]:
+    """The option of each question with the highest log-likelihood, and its probability among the options."""
+    found, left = [], list(scores)
+    for question in questions:
+        of, left = torch.tensor(left[: len(question.options)], dtype=torch.float64), left[len(question.options) :]
+        best = int(of.argmax())
+        found.append(Answer(question.options[best], (), float(of.softmax(0)[best])))
+    return found
+
+
+def windows(ids: Sequence[int], most: int) -> list[Sequence[int]]:
+    """A text in parts of at most so many tokens."""
+    return [ids[start : start + most] for start in range(0, len(ids), most)]
