@@ -7,7 +7,7 @@ from importlib.util import find_spec
 EXTRAS = {  # as in pyproject.toml, by the names under which they are imported
     "data": ("datasets",),
     "lora": ("peft",),
-    "text": ("transformers", "peft"),
+    "text": ("transformers", "peft", "interegular"),
     "pipelines": ("transformers", "datasets", "peft"),
     "evaluate": ("lm_eval", "transformers", "peft"),
     "inception": ("torch_fidelity",),

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from .early import StableAndConfident as StableAndConfident
     from .early import sched as sched
     from .evaluation import evaluate_masked as evaluate_masked
+    from .infill import Kept as Kept
+    from .infill import Template as Template
+    from .infill import Together as Together
     from .likelihood import log_likelihood as log_likelihood
     from .load import load_text as load_text
     from .load import load_tokenizer as load_tokenizer
@@ -79,6 +82,7 @@ _NAMES = {
     "decoding": ["Decoded", "decode", "stream", "walk"],
     "early": ["EarlyCommit", "StableAndConfident", "sched"],
     "evaluation": ["evaluate_masked"],
+    "infill": ["Kept", "Template", "Together"],
     "likelihood": ["log_likelihood"],
     "load": ["load_text", "load_tokenizer"],
     "predictor": ["Canvas", "Guided", "MaskPredictor", "Suppressed"],

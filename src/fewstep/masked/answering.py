@@ -26,6 +26,7 @@ from .changes import Changed, Changes, changes_of
 from .choices import Compute, Early, Prophet, Rule, Text, comparable
 from .decoding import Decoded, decode, stream, tell, walk
 from .early import EarlyCommit
+from .infill import Kept, Template, Together
 from .predictor import MaskPredictor, NetworkPredictor
 from .prompts import StopStrings, read_prompts, text_of, token_ids
 from .schedule import Suffix
@@ -52,6 +53,7 @@ class Decoder:
         tokenizer: of the model.
         rule: how much is decided at a step, and whether it stops early.
         text, compute: what is generated, and how it is computed.
+        template: the fixed text with holes that is generated, if it is one.
     """
 
     model: str
@@ -62,10 +64,16 @@ class Decoder:
     rule: CommitRule
     text: Text
     compute: Compute
+    template: Template | None = None
+
+    @property
+    def lead(self) -> str:
+        """The fixed text that every answer begins with."""
+        return self.template.lead if self.template else ""
 
     def rows(self, items: Sequence[Prompt]) -> list[Tensor]:
         """The canvas of each prompt."""
-        return self.text.rows(items, self.network, self.tokenizer)
+        return self.text.rows(items, self.network, self.tokenizer, self.template)
 
     def stream(self, item: Prompt, *, stop: tuple[str, ...] = ()) -> Iterator[tuple[str, Decoded | None]]:
         """The text of one answer as it becomes final, piece by piece; the last piece comes with the whole row.
@@ -74,6 +82,8 @@ class Decoder:
         """
         rows, tokens, shown = self.rows([item]), [], 0
         held = max((len(string) - 1 for string in stop), default=0)
+        if self.lead:
+            yield self.lead, None
         for _, new, end in stream(
             walk(self.predictor, rows, self.rule, seeds=self.compute.seeds(1), **self._options(stop))
         ):
@@ -165,7 +175,7 @@ class Decoder:
                 row, seconds = done.pop(told)
                 generated += len(row.tokens)
                 entry = items[part[told]] | {
-                    "text": text_of(self.tokenizer, row.tokens, row.given, stop), "tokens": len(row.tokens),
+                    "text": self.lead + text_of(self.tokenizer, row.tokens, row.given, stop), "tokens": len(row.tokens),
                     "nfe": row.nfe, "positions": round(row.positions, 2), "batch": batch,
                 }  # fmt: skip
                 yield _Answered(entry, row, round(seconds, 4))
@@ -225,6 +235,8 @@ def open_decoder(
     """
     if calibration and (rule, early) != (Rule(), Early()):
         raise ValueError("a --calibration brings its own rule; leave --rule, --early and their options out")
+    if calibration and text.infill:
+        raise ValueError("no calibration is made for --infill; leave one of them out")
     found = calibrated(calibration, text.settings(model, compute)) if calibration else None
     tokenizer = compute.tokenizer(model)
     if tokenizer.chat_template and not text.raw:
@@ -233,9 +245,13 @@ def open_decoder(
     never = token_ids(tokenizer, text.suppress)
     network = compute.open(model, tokenizer)
     made = found or early.around(rule.made(tokenizer, network.block), answer_follows=bool(text.suffix))
+    template = text.template(network, tokenizer, never)
     predictor = text.around_network(network, never, made)
     exact = predictor if text.cache == "none" else text.without_cache().around_network(network, never, made)
-    return Decoder(model, predictor, exact, network, tokenizer, made, text, compute)
+    if template:
+        predictor, exact = Kept(predictor, template), Kept(exact, template)
+        made = Together(made, template, network.mask_id)
+    return Decoder(model, predictor, exact, network, tokenizer, made, text, compute, template)
 
 
 def calibrate_prompts(
@@ -266,6 +282,7 @@ def calibrate_prompts(
         ValueError: no such prompts, or what `open_decoder` raises.
     """
     _check_apart(file, out)
+    _check_open(text)
     items = read_prompts(file)
     decoder = open_decoder(model, text, rule, Early("prophet", prophet), compute)
     early, settings = decoder.rule, text.settings(model, compute)
@@ -328,6 +345,7 @@ def settle_prompts(
     if not at or not all(0 < share <= 1 for share in at):
         raise ValueError(f"--at takes shares of the steps, above 0 and up to 1, got {at}")
     _check_apart(file, out)
+    _check_open(text)
     items = read_prompts(file)
     decoder = open_decoder(model, text, rule, compute=compute)
     watched = EarlyCommit(decoder.rule, region=Suffix() if text.suffix else None)
@@ -360,6 +378,12 @@ def _check_apart(file: Path, out: Path) -> None:
     writable_file(out)
     if out.exists() and file.exists() and out.samefile(file):
         raise ValueError(f"{out} holds the prompts; choose another file with --out")
+
+
+def _check_open(text: Text) -> None:
+    """Raises ValueError where most of the text is given."""
+    if text.infill:
+        raise ValueError("--infill is of fewstep decode alone; leave it out")
 
 
 def receipt_of(out: Path) -> Path:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from .early import EarlyCommit
+    from .infill import Template
     from .predictor import MaskPredictor, NetworkPredictor
     from .step import CommitRule
 
@@ -95,6 +96,9 @@ class Text(Asked):
 
     gen_length: int | None = None
     """Tokens to generate, --suffix included; 0 fills masks in prompts only. If left out 128, or what the model has left."""
+    infill: str = ""
+    """Text that is generated, with holes: <<8>> is any 8 tokens, <<8:string>>, <<3:integer>>, <<4:number>>, <<2:boolean>>
+    are what JSON calls so, in at most so many, and <<4:[a-z]+>> is what matches a regular expression."""
     suffix: str = ""
     """Text that stands in the generation from the start, such as "The answer is"; the answer is what follows, else all."""
     answer_length: int = 8
@@ -111,11 +115,27 @@ class Text(Asked):
             raise ValueError(f"--temperature must not be negative, got {self.temperature}")
         if self.gen_length is not None and self.gen_length < 0:
             raise ValueError(f"--gen-length must not be negative, got {self.gen_length}")
+        if self.infill and (self.suffix or self.gen_length is not None):
+            raise ValueError("--infill is all of what is generated; leave --suffix and --gen-length out")
+
+    def template(
+        self, network: NetworkPredictor, tokenizer: PreTrainedTokenizerBase, never: Sequence[int] = ()
+    ) -> Template | None:
+        """What --infill says, in tokens."""
+        from .infill import Template
+
+        if not self.infill:
+            return None
+        return Template.of(self.infill, tokenizer, network.mask_id, never=never, ends=network.eos_ids)
 
     def rows(
-        self, items: Sequence[dict[str, Any]], network: NetworkPredictor, tokenizer: PreTrainedTokenizerBase
+        self,
+        items: Sequence[dict[str, Any]],
+        network: NetworkPredictor,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Template | None = None,
     ) -> list[Tensor]:
-        """The canvas of each item's prompt."""
+        """The canvas of each item's prompt, `template` behind it if there is one."""
         from .prompts import as_asked, canvas, prompt_of
 
         rows = []
@@ -125,7 +145,7 @@ class Text(Asked):
             try:
                 row = canvas(
                     turns, tokenizer, network, gen_length=self.gen_length, suffix=self.suffix,
-                    answer_length=self.answer_length,
+                    answer_length=self.answer_length, template=template,
                 )  # fmt: skip
             except ValueError as error:
                 raise ValueError(f"prompt {number}: {error}" if len(items) > 1 else str(error)) from error

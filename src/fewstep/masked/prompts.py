@@ -15,6 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from .infill import Template
     from .predictor import NetworkPredictor
 
 Turns = Sequence[Mapping[str, str]]  # a conversation: each turn with its "role" and its "content"
@@ -92,6 +93,7 @@ def canvas(
     gen_length: int | None = None,
     suffix: str = "",
     answer_length: int = 8,
+    template: Template | None = None,
 ) -> Tensor:
     """The prompt, the masks and the suffix as a row of token ids, on the network's device.
 
@@ -102,11 +104,22 @@ def canvas(
         gen_length: how many positions follow the prompt, 0 for none; by default 128, or what the model has left.
         suffix: text that stands in the generation from the start, such as "The answer is".
         answer_length: positions behind the suffix.
+        template: follows the prompt, in place of masks and suffix; then no masks may stand in the prompt.
 
     Raises:
-        ValueError: the prompt is empty and there is no suffix, the model has no room, or nothing is left to generate.
+        ValueError: the prompt is empty and there is no suffix, the model has no room, or nothing is left to generate; or
+            the prompt has masks beside a template.
     """
     ids, most = encode(tokenizer, prompt), network.max_length
+    if template:
+        if network.mask_id in ids:
+            raise ValueError("the prompt has mask tokens, and so has --infill; fill in one of them")
+        if most is not None and len(ids) + len(template.tokens) > most:
+            raise ValueError(
+                f"a prompt of {len(ids)} tokens and {len(template.tokens)} to fill in are more than the {most} that this "
+                "model takes; shorten the prompt or the template"
+            )
+        return torch.tensor([*ids, *template.tokens], device=network.device)
     if not suffix and not (bare(tokenizer, prompt) if isinstance(prompt, str) else prompt):
         raise ValueError("the prompt is empty; give it some text, mask tokens to fill in, or a suffix")
     left = GEN_LENGTH if most is None else min(most - len(ids), GEN_LENGTH)
