@@ -21,12 +21,16 @@ from fewstep.masked.caching import Cached, Dual
 from fewstep.masked.calibration import Calibration, boldest
 from fewstep.masked.calibration import calibrate as find
 from fewstep.masked.changes import count_changes
+from fewstep.masked.choices import Compute, Rule, Text
 from fewstep.masked.decoding import Decoded, decode
 from fewstep.masked.early import EarlyCommit
 from fewstep.masked.load import load_text
+from fewstep.masked.prompts import read_prompts
 from fewstep.masked.rules import Blockwise, Threshold, TopK
 from fewstep.masked.schedule import Stairs
 from fewstep.masked.settling import record
+from fewstep.steering.accounting import ledger_models
+from fewstep.steering.choices import Questioning
 
 CONFIG = LLADA | {"mask_token_id": 1, "pad_token_id": 0, "eos_token_id": None, "max_sequence_length": 48}
 
@@ -45,6 +49,24 @@ def rows(n: int, length: int) -> list[torch.Tensor]:
     """What `write_prompts` writes."""
     prompts = [" ".join(f"w{(7 * i + j) % 30}" for j in range(1 + i % 4)) for i in range(n)] + ["w1 w2"]
     return [torch.tensor([*(WORDS.index(word) for word in prompt.split()), *[1] * length]) for prompt in prompts]
+
+
+def test_the_ledger_of_a_cache_is_of_the_cache_alone(model: Path, tmp_path: Path) -> None:
+    """The same rule before and after; a cache moves no weights and reads no text otherwise."""
+    prompts = read_prompts(write_prompts(tmp_path / "p.jsonl", 20))
+    rows = [{"prompt": prompt["prompt"], "answer": "w1"} for prompt in prompts]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "t.txt").write_text("w1 w2 w3\nw4 w5\n")
+    asked = Questioning(held=(tmp_path / "q.jsonl",), text=(tmp_path / "t.txt",), draws=2)
+    found = ledger_models(
+        str(model), str(model), tmp_path / "led", asked, text=Text(gen_length=12, cache="dual", refresh=3),
+        rule=Rule("low-confidence", block_length=4), compute=Compute(batch=21),
+    )  # fmt: skip
+    lines = {line.name: line for line in found.ledger.lines}
+    positions, calls = lines["positions an answer"], lines["calls an answer"]
+    assert calls.before == calls.after == 12 and positions.after < 0.8 * positions.before
+    assert lines["perplexity: t"].difference == (0, 0, 0) and {d.change for d in found.ledger.drift} == {0}
+    assert 0 < found.asked[0].turned()["changed"] < 21
 
 
 def test_what_a_cache_costs_and_changes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,8 @@ def ledger_text(
     """Say what a change to a language model gained and lost, how sure that is, and what to do.
 
     The change is in the weights: AFTER is another folder, or a LoRA adapter. Or it is in how the model is used: AFTER is
-    BEFORE again, steered by --expert, or a masked model decoded by another --rule, --early or --cache than by default.
+    BEFORE again, a causal model steered by --expert, a masked one with a --cache, or without one decoded by another --rule
+    or --early than by default.
 
     Args:
         before: folder or hub id of a causal or a masked language model, or `bundled`.

@@ -138,7 +138,7 @@ class Ledger:
         said = [f"Gained: {_names(gained)}."] if gained else []
         if self.calls[0] > self.calls[1]:
             before, after = (f"{calls:.1f}".removesuffix(".0") for calls in self.calls)
-            said.append(f"One takes {after} network calls in place of {before}.")
+            said.append(f"It takes {after} network calls in place of {before}.")
         said += [f"Lost: {_names(lost)}."] if lost else [f"No loss was found in {judged} lines."]
         if unknown:
             said.append(f"Not known at this n: {len(unknown)} of {judged} lines.")

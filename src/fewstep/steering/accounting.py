@@ -98,9 +98,9 @@ def ledger_models(
         out: the folder.
         questioning: what both are asked.
         steered: what steers a causal model after.
-        text: what is generated; its cache is the change where the masked model is the same.
-        rule, early: of masked models, both; where the model is the same they are the change, and before is decoded by the
-            defaults.
+        text: what is generated. Where the masked model is the same, its cache is the change.
+        rule, early: of both masked models. Where the model is the same and has no cache they are the change, and before is
+            decoded by the defaults.
         compute: how.
         within: so small a difference counts as kept; see `take_stock`.
 
@@ -143,12 +143,15 @@ def _turned(asked: Asked) -> str:
 
 def _drift(before: Speaker, after: Speaker, notes: list[str]) -> list[Drift]:
     names = before.layers()
-    ours = dict(before.network.named_parameters())
+    ours, theirs = (
+        {name: weight for name, weight in side.network.named_parameters() if weight.is_floating_point()}
+        for side in (before, after)
+    )
     if before.network is after.network:
         own = {name.rpartition(".")[0] for name in ours}
         return [Drift(name, 0.0) for name in names if name in own]
     try:
-        return moved(ours, dict(after.network.named_parameters()), names)
+        return moved(ours, theirs, names)
     except ValueError as error:
         notes.append(f"No drift of weights is given: {error}.")
         return []
@@ -198,17 +201,19 @@ def _masked_sides(
             "--cache, or another folder"
         )
     second = open_decoder(after, text, rule, early, compute)
-    first = _by_default(second) if before == after else open_decoder(before, text, rule, early, compute)
+    first = _as_it_was(second) if before == after else open_decoder(before, text, rule, early, compute)
     stop, draws = questioning.stop, questioning.draws
     return speaker_of(first, stop=stop, draws=draws), speaker_of(second, stop=stop, draws=draws)
 
 
-def _by_default(decoder: Decoder) -> Decoder:
-    """The same model decoded by the default rule, without a cache."""
-    text = decoder.text.without_cache()
+def _as_it_was(decoder: Decoder) -> Decoder:
+    """The same model without its cache; where it has none, decoded by the default rule."""
+    if decoder.text.cache != "none":
+        return replace(decoder, predictor=decoder.exact, text=decoder.text.without_cache())
     made = Rule().made(decoder.tokenizer, decoder.network.block)
-    predictor = text.around_network(decoder.network, token_ids(decoder.tokenizer, text.suppress), made)
-    return replace(decoder, predictor=predictor, exact=predictor, rule=made, text=text)
+    never = token_ids(decoder.tokenizer, decoder.text.suppress)
+    predictor = decoder.text.around_network(decoder.network, never, made)
+    return replace(decoder, predictor=predictor, exact=predictor, rule=made)
 
 
 def _causal_sides(
