@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .diffusion.walk import Consistency as Consistency
     from .diffusion.walk import Heun as Heun
     from .diffusion.walk import Segments as Segments
+    from .diffusion.watching import Watching as Watching
     from .masked import KLASS as KLASS
     from .masked import Blockwise as Blockwise
     from .masked import CommitRule as CommitRule
@@ -98,6 +99,7 @@ _NAMES = {
     "diffusion.using": ["export_checkpoint", "sample_checkpoint"],
     "diffusion.two_times": ["TwoTimes"],
     "diffusion.walk": ["Consistency", "DDIM", "Heun", "Segments"],
+    "diffusion.watching": ["Watching"],
     "masked": [
         "Blockwise", "CommitRule", "EarlyCommit", "EntropyBound", "Factor", "Hierarchical", "KLASS", "MaskPredictor",
         "StableAndConfident", "Threshold", "TopK", "calibrate", "canvas_row", "decode", "load_text", "load_tokenizer",

@@ -43,10 +43,10 @@ def test_stages_resume_bit_equal(tmp_path, monkeypatch) -> None:
     whole = weights(run_stages(tiny(), stages(), tmp_path / "whole"))
     out, saves = tmp_path / "stopped", Saver.__call__
 
-    def stop(self: Saver, step) -> None:
+    def stop(self: Saver, step, *, sound: bool = False) -> None:
         if self.file == out / "state.pt" and step.step == 2 and not self.file.exists():
             self.interrupt.by = 2
-        saves(self, step)
+        saves(self, step, sound=sound)
 
     monkeypatch.setattr(Saver, "__call__", stop)
     with pytest.raises(Interrupted):

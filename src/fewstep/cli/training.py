@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional
 
 from ..diffusion.choices import Lessons, Loss, Run, Training
+from ..diffusion.watching import Watching
 from .after import after_tuning, say_next
 
 
@@ -70,6 +71,7 @@ def tune(
     run: Annotated[Run, OmitArgPrefixes],
     loss: Annotated[Loss, OmitArgPrefixes] = Loss(),
     training: Annotated[Training, OmitArgPrefixes] = Training(),
+    watching: Annotated[Watching, OmitArgPrefixes] = Watching(),
 ) -> None:
     """Tune a diffusion checkpoint into a few-step generator: consistency tuning or distillation, in one or more segments.
 
@@ -82,9 +84,10 @@ def tune(
         run: where and how it is computed.
         loss: what the student is asked for.
         training: how long and how fast.
+        watching: how the run is watched meanwhile.
     """
     from ..diffusion.checkpoints import tune_checkpoint
 
-    model = tune_checkpoint(checkpoint, lessons, run, loss=loss, training=training)
+    model = tune_checkpoint(checkpoint, lessons, run, loss=loss, training=training, watching=watching)
     print(f"the few-step generator is in {run.out / 'model'}")
     after_tuning(run.out, model)

@@ -42,13 +42,27 @@ def jackknives(statistics: Callable[[NDArray[np.intp]], ArrayLike], n: int, grou
 
     Reference: Shao and Tu 1995, The Jackknife and Bootstrap.
     """
+    return jackknifed(statistics(np.arange(n)), left_out(statistics, n, groups))
+
+
+def left_out(statistics: Callable[[NDArray[np.intp]], ArrayLike], n: int, groups: int = 20) -> NDArray[np.float64]:
+    """The statistics of `n` samples without each of the groups in turn, (groups, their number); see `jackknives`.
+
+    Sample k is in group k modulo `groups`. So what was kept of two scores on the same seeds is paired by their difference.
+    """
     if not 2 <= groups <= n:
         raise ValueError(f"a jackknife of {n} samples needs 2 to {n} groups, got {groups}")
     rows = np.arange(n)
-    left_out = np.array([statistics(rows[rows % groups != group]) for group in range(groups)])
-    error = np.sqrt((groups - 1) / groups * ((left_out - left_out.mean(0)) ** 2).sum(0))
-    values, reach = np.asarray(statistics(rows)), stats.t.ppf(0.975, groups - 1) * error
-    return [Estimate(float(v), float(v - r), float(v + r)) for v, r in zip(values, reach, strict=True)]
+    return np.array([statistics(rows[rows % groups != group]) for group in range(groups)], np.float64)
+
+
+def jackknifed(values: ArrayLike, without: ArrayLike) -> list[Estimate]:
+    """Statistics (K,) with 95 % intervals, from what they are without each group, (groups, K); see `jackknives`."""
+    kept = np.asarray(without, np.float64)
+    groups = len(kept)
+    error = np.sqrt((groups - 1) / groups * ((kept - kept.mean(0)) ** 2).sum(0))
+    each, reach = np.asarray(values), stats.t.ppf(0.975, groups - 1) * error
+    return [Estimate(float(v), float(v - r), float(v + r)) for v, r in zip(each, reach, strict=True)]
 
 
 def chance_of_none(difference: Estimate, freedom: int) -> float:

@@ -19,13 +19,16 @@ class NFE:
         positions: the token ids in them, padding included; none where the network takes something else.
     """
 
-    def __init__(self, told: Callable[[int], None] | None = None) -> None:
+    def __init__(self, network: nn.Module, told: Callable[[int], None] | None = None) -> None:
         self.calls = 0
         self.rows = 0
         self.positions = 0
+        self._network = network
         self._told = told
 
     def _see(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
+        if module is not self._network:
+            return  # a copy of it, which took the hook along
         self.calls += 1
         sample = next(a for a in (*args, *named.values()) if isinstance(a, Tensor) and a.ndim)
         rows = len(sample)
@@ -41,7 +44,7 @@ def count_nfe(network: nn.Module, told: Callable[[int], None] | None = None) -> 
 
     Pass the network itself (`denoiser.network`), not a wrapper that may call it twice or not at all.
     """
-    nfe = NFE(told)
+    nfe = NFE(network, told)
     # kept out of compilation: a compiled network would guard on the count and compile anew at every call
     handle = network.register_forward_hook(torch.compiler.disable(nfe._see), with_kwargs=True)
     try:

@@ -29,11 +29,14 @@ from .model import Model
 from .optim import label_dropout
 from .pipeline import Pipeline
 from .recipes import diffusion, ect_demo, new_denoiser, path_regression
-from .runs import check_new, few_step
+from .runs import check_new, few_step, walk_of
 from .runs import run as run_in_folder
 from .stages import Stage, run_stages
+from .tracking import check_trackers
 from .tuning import check_prediction
 from .two_times import TwoTimes
+from .watcher import watch_of
+from .watching import Watching
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +98,13 @@ def train_checkpoint(
 
 
 def tune_checkpoint(
-    checkpoint: str, lessons: Lessons, run: Run, *, loss: Loss = Loss(), training: Training = Training()
+    checkpoint: str,
+    lessons: Lessons,
+    run: Run,
+    *,
+    loss: Loss = Loss(),
+    training: Training = Training(),
+    watching: Watching = Watching(),
 ) -> Model:
     """Tunes a diffusion checkpoint into a few-step generator and leaves it in `run.out`, with its state and receipts.
 
@@ -108,6 +117,7 @@ def tune_checkpoint(
         run: where, and how it is computed.
         loss: what it is asked for.
         training: how long and how fast.
+        watching: how the run is watched; its last stage, if there are two.
 
     Returns:
         The averaged model, as it is to be sampled.
@@ -119,6 +129,7 @@ def tune_checkpoint(
     chosen = Choices(lessons, run, loss, training)
     recipe = chosen.recipe()
     check_place(run.out, resume=run.resume)
+    check_trackers(watching.track)
     prompts = None if lessons.prompts is None else prompts_in(lessons.prompts)
     start, named = _models(checkpoint, chosen)
     student = start.denoiser
@@ -126,7 +137,7 @@ def tune_checkpoint(
     _check_pipeline(named, chosen)
     _say_if_it_cannot_be_exported(student, chosen, start.pipeline)
     _choose_what_trains(checkpoint, student, chosen)
-    stages = _stages(checkpoint, start, named, recipe, chosen, prompts)
+    stages = _stages(checkpoint, start, named, recipe, chosen, prompts, watching)
     if training.scratch:
         student = _renewed(student, training.seed)
     held = training.lora is not None and _autocasts(run)
@@ -285,7 +296,13 @@ def _say_if_it_cannot_be_exported(student: Denoiser, chosen: Choices, pipeline: 
 
 
 def _stages(
-    checkpoint: str, start: Model, named: Model, recipe: dict[str, Any], chosen: Choices, prompts: Sequence[str] | None
+    checkpoint: str,
+    start: Model,
+    named: Model,
+    recipe: dict[str, Any],
+    chosen: Choices,
+    prompts: Sequence[str] | None,
+    watching: Watching,
 ) -> list[Stage]:
     """The tuning, behind path regression if that was asked for; what the teacher has to make for them is made here.
 
@@ -317,7 +334,10 @@ def _stages(
         "classes": data.classes,
     }
     facts |= given(lora=training.adapter, freeze=training.freeze or None)
-    return [*first, Stage("", recipe, data, facts | {"made": made_for(run.out), "changing": training.changing})]
+    facts |= {"made": made_for(run.out), "changing": training.changing}
+    becomes = dataclasses.replace(start, walk=walk_of(recipe, data))
+    watch = watch_of(watching, becomes, data, teacher, named.walk, bundled=lessons.data == "bundled")
+    return [*first, Stage("", recipe, data, facts | {"watch": watch})]
 
 
 def _midtraining(paths: Paths, recipe: dict[str, Any], training: Training) -> Stage:

@@ -31,6 +31,7 @@ from .step import Step, averages_in
 from .tuning import tune
 from .two_times import USUAL
 from .walk import Consistency, Heun, Segments, Walk
+from .watcher import Watch, Watcher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,6 +56,7 @@ def run(
     remedy: str = "a lower --rate or a --clip",
     made: Calls | None = None,
     pipeline: Pipeline | None = None,
+    watch: Watch | None = None,
     **facts: Any,
 ) -> Model:
     """Tunes `denoiser`; leaves in `out` the averaged model (`model/`), `state.pt` to resume from and `receipt.json`.
@@ -75,6 +77,7 @@ def run(
         remedy: what helps a run that diverged, as the command line has it.
         made: what the data cost the teacher that made them, for the receipt.
         pipeline: that the denoiser's network belongs to, and that is saved with it.
+        watch: how the run is watched, which changes nothing in it; see `Watcher`.
         facts: for the receipt, and what must be the same when the run is resumed.
 
     Returns:
@@ -82,14 +85,14 @@ def run(
 
     Raises:
         ValueError: there is another run in `out`, or the one to resume began otherwise.
-        FloatingPointError: the run diverged; what was saved before is good.
+        FloatingPointError: the run diverged, or its samples have collapsed; what was saved before is good.
         Interrupted: the run was told to stop; its state is saved.
         OSError: something could not be written; the rest is, and the message says how to go on.
     """
     if not save_every >= 0:
         raise ValueError(f"states are saved every so many seconds, 0 or more, got {save_every}")
     recipe, facts = _in_whole_batches(recipe), facts | _facts(denoiser, data)
-    walk, accelerator = _walk(recipe, data), default_accelerator(precision, accumulate)
+    walk, accelerator = walk_of(recipe, data), default_accelerator(precision, accumulate)
     facts |= (computed := _computed(accelerator))
     main, folders = accelerator.is_main_process, [out / name for name in _names(recipe.get("average"))]
     with running(out, main=main) as interrupt:
@@ -102,11 +105,12 @@ def run(
         facts |= {"recipe": recipe, "changes": changes, "resumed": state is not None}
         with (
             receipt(out / "receipt.json" if main else None, **facts) as entries,
+            _watched(Watcher(out, watch, data, accelerator, recipe, pipeline) if watch else None, denoiser, state) as look,
             _counted(denoiser, recipe.get("hop"), accelerator, state) as spent,
             _progress(title, recipe, state, hidden=not main) as show,
             _with_remedy(remedy),
         ):
-            saver = Saver(out / "state.pt", kept, spent, accelerator, interrupt, save_every)
+            saver = Saver(out / "state.pt", kept, spent, accelerator, interrupt, save_every, look)
             steps = tune(denoiser, data, state=state, accelerator=accelerator, **recipe)
             last = _driven(steps, recipe, show, saver) if seen != recipe["images"] else None  # all but the result is there
             state = saver.whole(last) if last else state
@@ -115,6 +119,7 @@ def run(
             models = [Model(average, walk, pipeline=pipeline) for average in averages]
             if main:
                 write_all(out / "state.pt", state, dict(zip(folders, models, strict=True)))
+                saver.sound.unlink(missing_ok=True)
             entries.update(_result(state, recipe["batch"], made or {}))
     if interrupt.by:
         raise Interrupted(f"stopped when all was done: the model is in {folders[0]}", interrupt.by)
@@ -161,16 +166,28 @@ def _computed(accelerator: Accelerator) -> dict[str, Any]:
     return {"precision": precision, "processes": processes, "device": str(accelerator.device)}
 
 
-def _driven(
-    steps: Iterator[Step], recipe: dict[str, Any], show: Callable[[Step], None], save_if_due: Callable[[Step], None]
-) -> Step | None:
-    """The last of the steps, each shown and those before it saved where that is due; None if there is none left."""
+def _driven(steps: Iterator[Step], recipe: dict[str, Any], show: Callable[[Step], None], saver: Saver) -> Step | None:
+    """The last of the steps, each shown and looked at, those before it saved where that is due; None if none is left."""
     last = None
     for last in steps:
         show(last)
+        looked = saver.look(last)
         if last.images < recipe["images"]:
-            save_if_due(last)
+            saver(last, sound=looked)
     return last
+
+
+@contextmanager
+def _watched(watcher: Watcher | None, denoiser: Denoiser, state: dict[str, Any] | None) -> Iterator[Watcher | None]:
+    """The same, from before the first step of a run to its end, however that comes."""
+    if watcher is None:
+        yield None
+        return
+    try:
+        watcher.begin(denoiser, state)
+        yield watcher
+    finally:
+        watcher.end()
 
 
 def _begun(
@@ -266,7 +283,7 @@ def _result(state: dict[str, Any], batch: int, made: Calls) -> dict[str, Any]:
     }
 
 
-def _walk(recipe: dict[str, Any], data: Source) -> Walk:
+def walk_of(recipe: dict[str, Any], data: Source) -> Walk:
     """How the result is sampled."""
     if isinstance(recipe["gap"], FullGap) and not isinstance(data, Paths):
         return Heun()

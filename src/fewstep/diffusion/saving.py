@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from ..core.interrupts import Interrupt, Interrupted, agreed
 from .formats.folder import save
 from .model import Model
 from .step import Step
+from .watcher import Watcher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,7 +36,9 @@ class Saver:
         spent: says what the run has cost so far.
         accelerator, interrupt: of the run.
         every: seconds between saved states.
+        watcher: looks at the run, if anybody does.
         saved: when the last one was, on `time.monotonic()`.
+        sound: where the state of the last look stays at which the samples had not collapsed.
     """
 
     file: Path
@@ -43,28 +47,70 @@ class Saver:
     accelerator: Accelerator
     interrupt: Interrupt
     every: float
+    watcher: Watcher | None = None
     saved: float = field(default_factory=time.monotonic)
 
-    def __call__(self, step: Step) -> None:
-        """Raises Interrupted or, if nothing could be written, OSError when the run is told to stop."""
+    def __post_init__(self) -> None:
+        if self.watcher is not None and self.watcher.looks and self.accelerator.is_main_process:
+            self._keep(anew=False)  # that of a run which is resumed
+
+    @property
+    def sound(self) -> Path:
+        return self.file.with_name("sound.pt")
+
+    def look(self, step: Step) -> bool:
+        """Whether the samples of a step were looked at and have not collapsed.
+
+        Raises:
+            FloatingPointError: they have; the saved state is again that of the last look at which they had not.
+        """
+        happened = None if self.watcher is None else self.watcher(step)
+        if happened and self.accelerator.is_main_process:
+            self.file.unlink(missing_ok=True)
+            if self.sound.exists():
+                os.replace(self.sound, self.file)
+        if happened:
+            raise FloatingPointError(happened)
+        return happened is not None
+
+    def __call__(self, step: Step, *, sound: bool = False) -> None:
+        """Saves what is `sound` to go on from in any case.
+
+        Raises:
+            Interrupted: the run is told to stop.
+            OSError: so it is, and nothing could be written.
+        """
         main = self.accelerator.is_main_process
         stop, due = agreed(self.accelerator, self.interrupt.by, main and time.monotonic() - self.saved >= self.every)
-        if not (stop or due):
+        if not (stop or due or sound):
             return
         state = self.whole(step)
-        if main:
-            self._write(state, last=stop > 0)
+        if main and self._write(state, last=stop > 0) and sound:
+            self._keep(anew=True)
         if stop:
             raise Interrupted(f"stopped after {step.images} images; they are saved, go on with --resume", stop)
         self.saved = time.monotonic()
 
     def whole(self, step: Step) -> dict[str, Any]:
         """All that stands in the file; every process has to ask."""
-        return step.state() | self.kept | {"loss": step.loss} | self.spent()
+        watched = {} if self.watcher is None else self.watcher.state()
+        return step.state() | self.kept | {"loss": step.loss} | self.spent() | watched
 
-    def _write(self, state: dict[str, Any], *, last: bool) -> None:
+    def _keep(self, *, anew: bool) -> None:
+        """The saved state stays under another name as well, which takes no room until the next one is saved."""
+        if not self.file.exists() or (self.sound.exists() and not anew):
+            return
+        self.sound.unlink(missing_ok=True)
+        try:
+            os.link(self.file, self.sound)
+        except OSError:  # not every disk has two names for a file
+            logger.warning("%s cannot stay under another name, so a collapse would cost more than the last look", self.file)
+
+    def _write(self, state: dict[str, Any], *, last: bool) -> bool:
+        """Whether it could be written."""
         try:
             save_state(self.file, state)
+            return True
         except OSError as error:
             if last:
                 raise OSError(
@@ -72,6 +118,7 @@ class Saver:
                     "from what was saved before"
                 ) from error
             logger.warning("%s could not be written (%s): make room, it is tried again", self.file, error.strerror)
+            return False
 
 
 def write_all(file: Path, state: dict[str, Any], models: Mapping[Path, Model]) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.device import finite
 from ..core.spread import spread_as, whole
@@ -25,6 +25,8 @@ class Step:
         loss: mean over the whole batch.
         gap: mean of (t − r)/t over this process's last micro-batch: 1 is diffusion, towards 0 is consistency.
         rate: the learning rate used.
+        levels, losses: of each row that this process saw in it: its noise level, on the CPU, and its weighted loss, on the
+            device; (rows,) both.
         student: the denoiser being trained.
         averaged, optimizer, form: for `emas` and `state`.
 
@@ -36,6 +38,8 @@ class Step:
     loss: float
     gap: float
     rate: float
+    levels: Tensor = field(repr=False)
+    losses: Tensor = field(repr=False)
     student: Denoiser
     averaged: tuple[MovingAverage, ...]
     optimizer: torch.optim.Optimizer
