@@ -118,7 +118,7 @@ def tune(
     for step in range(first, steps):
         progress = step / steps
         training_mode(denoiser)  # again: the caller may have sampled it
-        seen, losses = list[Tensor](), list[Tensor]()
+        seen = list[tuple[Tensor, Tensor]]()
         for part in range(accelerator.gradient_accumulation_steps):
             row = next(batches)
             t, lo, r, row = row.t, end_of(row.t, row.u), gap(row.t, progress), row.to(device)  # levels stay on the CPU
@@ -126,17 +126,14 @@ def tune(
             with accelerator.accumulate(student), accelerator.autocast(), _attention(device), drawn:
                 per_row = loss_of(row.x0, row.eps, t, r, lo, cond=row.cond)
                 accelerator.backward(per_row.mean())
-            seen.append(t)
-            losses.append(per_row.detach())
+            seen.append((t, per_row.detach()))
         norm = _descend(update, list(trained(denoiser).values()), rate(step, progress), max_grad_norm)
-        mean = accelerator.reduce(torch.stack([each.mean() for each in losses]).mean(), reduction="mean")
+        mean = accelerator.reduce(torch.stack([losses.mean() for _, losses in seen]).mean(), reduction="mean")
         loss, openness = _finite_loss(step, mean, norm, norm_of(denoiser)), float(((t - r) / t).mean())
         for each in averaged:
             each.update(denoiser)
-        yield Step(
-            step + 1, (step + 1) * batch, loss, openness, rate(step, progress), torch.cat(seen), torch.cat(losses),
-            denoiser, averaged, update, form,
-        )  # fmt: skip
+        whole = map(torch.cat, zip(*seen, strict=True))
+        yield Step(step + 1, (step + 1) * batch, loss, openness, rate(step, progress), *whole, denoiser, averaged, update, form)
     accelerator.unwrap_model(student, keep_fp32_wrapper=False)
 
 
