@@ -116,7 +116,7 @@ def tune(
     rows = Rows(data, levels, seed=seed, mirror=mirror, takes=denoiser.takes, dropped=_dropped(denoiser, data, dropped))
     batches = rows.batches(first * batch, steps * batch, micro, rank=rank, world=world, workers=workers)
     for step in range(first, steps):
-        progress = step / steps
+        progress, speed = step / steps, rate(step, step / steps)
         training_mode(denoiser)  # again: the caller may have sampled it
         seen = list[tuple[Tensor, Tensor]]()
         for part in range(accelerator.gradient_accumulation_steps):
@@ -127,13 +127,13 @@ def tune(
                 per_row = loss_of(row.x0, row.eps, t, r, lo, cond=row.cond)
                 accelerator.backward(per_row.mean())
             seen.append((t, per_row.detach()))
-        norm = _descend(update, list(trained(denoiser).values()), rate(step, progress), max_grad_norm)
+        norm = _descend(update, list(trained(denoiser).values()), speed, max_grad_norm)
         mean = accelerator.reduce(torch.stack([losses.mean() for _, losses in seen]).mean(), reduction="mean")
         loss, openness = _finite_loss(step, mean, norm, norm_of(denoiser)), float(((t - r) / t).mean())
         for each in averaged:
             each.update(denoiser)
         whole = map(torch.cat, zip(*seen, strict=True))
-        yield Step(step + 1, (step + 1) * batch, loss, openness, rate(step, progress), *whole, denoiser, averaged, update, form)
+        yield Step(step + 1, (step + 1) * batch, loss, openness, speed, *whole, denoiser, averaged, update, form)
     accelerator.unwrap_model(student, keep_fp32_wrapper=False)
 
 
