@@ -128,12 +128,12 @@ def tune(
                 accelerator.backward(per_row.mean())
             seen.append((t, per_row.detach()))
         norm = _descend(update, list(trained(denoiser).values()), speed, max_grad_norm)
-        mean = accelerator.reduce(torch.stack([losses.mean() for _, losses in seen]).mean(), reduction="mean")
+        mean = accelerator.reduce(torch.stack([each.mean() for _, each in seen]).mean(), reduction="mean")
         loss, openness = _finite_loss(step, mean, norm, norm_of(denoiser)), float(((t - r) / t).mean())
         for each in averaged:
             each.update(denoiser)
-        whole = map(torch.cat, zip(*seen, strict=True))
-        yield Step(step + 1, (step + 1) * batch, loss, openness, speed, *whole, denoiser, averaged, update, form)
+        at, losses = map(torch.cat, zip(*seen, strict=True))
+        yield Step(step + 1, (step + 1) * batch, loss, openness, speed, at, losses, denoiser, averaged, update, form)
     accelerator.unwrap_model(student, keep_fp32_wrapper=False)
 
 
