@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test terrain reactions lint format wheel clean
+.PHONY: demo test terrain reactions lint format wheel docs clean
 
 demo: .venv/ready  ## the bundled diffusion checkpoint becomes a few-step generator
 	$(BIN)/fewstep demo
@@ -46,6 +46,9 @@ wheel: .venv/ready  ## the built wheel, alone in a clean environment, runs the d
 	build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build/wheel/*.whl
 	cd build/wheel && venv/bin/fewstep demo --images 256 --n 100
 
+docs: .venv/docs  ## the site, in build/site; a broken link or a missing name fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
 	rm -rf .venv build demo
 
@@ -58,4 +61,8 @@ clean:
 
 .venv/dev: .venv/ready
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+.venv/docs: .venv/ready
+	$(PIP) --editable '.[docs]'
 	touch $@

@@ -107,7 +107,7 @@ def test_extras_are_those_of_the_package() -> None:
         assert {re.split(r"[>=]", line)[0].replace("-", "_") for line in said["optional-dependencies"][extra]} == set(
             packages
         )
-    assert set(said["optional-dependencies"]) == {*EXTRAS, "all", "dev"}
+    assert set(said["optional-dependencies"]) == {*EXTRAS, "all", "dev", "docs"}
 
 
 def test_a_missing_package_of_no_extra_is_not_ours_to_name() -> None:
