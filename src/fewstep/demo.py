@@ -20,8 +20,9 @@ from .diffusion.choices import Lessons, Loss, Run, Training
 from .diffusion.data import Images, load_images
 from .diffusion.formats.exporting import export
 from .diffusion.formats.folder import load
-from .diffusion.measure.dial import Looks, Point, Setting, ratio, scores
+from .diffusion.measure.dial import Looks, Point, ratio, scores
 from .diffusion.measure.features import View, views
+from .diffusion.measure.seen import Setting
 from .diffusion.measure.settings import diffusion_settings, student_settings
 from .diffusion.recipes import any_step
 from .diffusion.report import plot, sheet, table

@@ -16,18 +16,22 @@ from ..core.device import best_device
 from ..core.files import writable
 from ..core.ledger import Ledger
 from ..core.nfe import count_nfe
+from ..core.parts import hidden
+from ..core.processes import together
 from ..core.receipt import receipt
 from .asked import asked_of, once, prompts_in
 from .choices import given
 from .cond import labelled
 from .data import Samples, load_images
+from .deciding import decided_by
 from .denoiser import Guided
 from .formats.folder import load
-from .measure.accounting import made_to_denoise, take_stock
+from .measure.accounting import balanced, made_to_denoise, observed
 from .measure.comparing import Comparison, common_shape, compare, image_shape
-from .measure.dial import Setting
+from .measure.dial import check_enough
 from .measure.features import View, fitting
 from .measure.matching import Match, match
+from .measure.seen import Setting
 from .measure.settings import diffusion_settings, student_settings
 from .measure.settling import QUANTILES, Settling, settle
 from .model import Model
@@ -173,19 +177,28 @@ def ledger_checkpoints(
     else:
         settings += _teacher_settings(after, [teacher_calls], scoring, [model], prompts)
     real = _compared(settings, scoring, prompts)
-    views = [View.of(name, net, real.images, bundled=scoring.data == "bundled") for name, net in real.networks.items()]
+    check_enough(scoring.n, len(real.images))
     facts = {"before": before, "checkpoint": after, "data": scoring.data, "features": real.features, "seed": scoring.seed}
     facts |= {"n": scoring.n, "precision": scoring.precision} | given(strength=strength, match=real.named)
-    with receipt(scoring.out / "ledger.json", **facts) as entries:
-        ledger, points = take_stock(
-            replace(settings[0], name="before"), replace(settings[1], name="after"), real.images, views,
-            n=scoring.n, denoises=made_to_denoise(model), prompts=prompts, judge=real.judge, seed=scoring.seed,
-            batch=scoring.batch, precision=scoring.precision, within=within,
-        )  # fmt: skip
-        entries.update(ledger.summary(), points=[point.summary() for point in points])
-        plot_ledger(ledger, scoring.out / "ledger.png")
-        sheet(points, scoring.out / "samples.png")
-    return Balanced(ledger, real.features)
+    made = observed(
+        replace(settings[0], name="before"), replace(settings[1], name="after"), real.images, real.networks, n=scoring.n,
+        prompts=prompts, judge=real.judge, seed=scoring.seed, batch=scoring.batch, precision=scoring.precision,
+        folder=hidden(scoring.out / "ledger.json"),
+        facts=facts | decided_by(settings) | _compared_by(scoring, real, prompts),
+    )  # fmt: skip
+    file, out = scoring.out / "ledger.json", scoring.out
+    with together() as here, receipt(file if here.is_main else None, **facts) as entries, made as found:
+        ledger: Ledger | None = None
+        if here.is_main:
+            bundled = scoring.data == "bundled"
+            views = [View.of(name, network, real.images, bundled=bundled) for name, network in real.networks.items()]
+            denoises = made_to_denoise(model)
+            ledger, points = balanced(found, real.images, views, denoises=denoises, batch=scoring.batch, within=within)
+            entries.update(ledger.summary(), points=[point.summary() for point in points])
+            plot_ledger(ledger, out / "ledger.png")
+            sheet(points, out / "samples.png")
+        told: Ledger = here.meet(ledger)
+    return Balanced(told, real.features)
 
 
 def settle_checkpoint(
@@ -322,7 +335,8 @@ def _measured(
     found = compare(
         settings, real.images, scoring.out, n=scoring.n, networks=real.networks, judge=real.judge,
         bundled=scoring.data == "bundled", seed=scoring.seed, batch=scoring.batch, precision=scoring.precision,
-        within=within, prompts=prompts, data=scoring.data, **facts,
+        within=within, prompts=prompts, data=scoring.data,
+        decided_by=decided_by(settings) | _compared_by(scoring, real, prompts), **facts,
     )  # fmt: skip
     return Measured(found, real.features, models)
 
@@ -357,6 +371,12 @@ def _compared(settings: Sequence[Setting], scoring: Scoring, prompts: Sequence[s
     conditional = prompts is None and any(setting.denoiser.classes for setting in settings)
     images = load_images(scoring.data, channels=channels, size=(height, width), labels=conditional).shuffled()
     return _Against(images, networks, taken, judge, named)
+
+
+def _compared_by(scoring: Scoring, real: _Against, prompts: Sequence[str] | None) -> dict[str, Any]:
+    """What decides what is seen of samples, beside the models."""
+    data = [scoring.data, len(real.images), real.images.fingerprint]
+    return {"data": data, "prompts": prompts, "extractors": list(real.networks), "match": real.named}
 
 
 def _names(runs: Sequence[str]) -> list[str]:

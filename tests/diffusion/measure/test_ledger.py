@@ -25,11 +25,13 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.lora import LoRA, adapt, factors_of, fused
 from fewstep.diffusion.measure.accounting import lines_of, made_to_denoise, take_stock
+from fewstep.diffusion.measure.comparing import Telling
 from fewstep.diffusion.measure.denoising import errors, levels_of, verdict_of
-from fewstep.diffusion.measure.dial import Setting, score
+from fewstep.diffusion.measure.dial import score
 from fewstep.diffusion.measure.drift import drift
 from fewstep.diffusion.measure.features import View
 from fewstep.diffusion.measure.lines import Pair
+from fewstep.diffusion.measure.seen import Setting
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.prediction import clean, epsilon
 from fewstep.diffusion.schedule import Karras
@@ -193,7 +195,7 @@ def test_where_nothing_changed_a_ledger_is_wrong_in_one_of_twenty(world) -> None
     points = [score(Setting("same", mixture(), WALK), range(k * 60, k * 60 + 60), views) for k in range(30)]
     wrong = []
     for before, after in zip(points[::2], points[1::2], strict=True):
-        lines, _ = lines_of(Pair(before, after, views), before, images, NOTHING)
+        lines, _ = lines_of(Pair(before, after, views), before, images, Telling(NOTHING, torch.arange(60)))
         judged = [line for line in lines if line.group != "agreement"]  # which is of the same seeds
         wrong.append(bool(Ledger(tuple(judged), 0.0).of("gained", "lost")))
     assert sum(wrong) <= 3  # of 15; more have a chance of 0.5 % where one in twenty is wrong

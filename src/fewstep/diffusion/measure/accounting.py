@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.drift import Drift
 from ...core.ledger import Ledger, Line
-from ..asked import in_turn
-from ..cond import CLASS, Cond
+from ..cond import CLASS
 from ..data import Samples
 from ..denoiser import Denoiser, Guided
 from ..model import Model
 from ..pipeline import Pipeline
 from ..two_times import TwoTimes
 from ..walk import DDIM
-from .comparing import told
+from .comparing import Telling, matches, told
 from .denoising import errors, levels_of
-from .dial import Looks, Point, Setting, scores
+from .dial import Looks, Point, check_enough, scored
 from .drift import drift
 from .features import View
-from .lines import Numbers, Pair, agreement, classes, copying, denoising, looks, matching, quality, shown, variety
+from .lines import Numbers, Pair, agreement, apart, classes, copying, denoising, looks, matching, quality, shown, variety
 from .matching import Match
+from .scores import Array
+from .seen import Seen, Setting, sampled
 
 MOST_CLASSES = 20  # with lines of their own
 CLASSIFIED = 2000  # real images whose classes a classifier is asked for
@@ -89,43 +93,117 @@ def take_stock(
         The ledger; and the points of the first, of the first in as few calls as the second where those are fewer, and of
         the second.
     """
-    known: dict[Pipeline, Cond] = {}
+    networks = {view.name: view.network for view in views}
+    check_enough(n, len(images))
+    with observed(
+        before, after, images, networks, n=n, prompts=prompts, judge=judge, seed=seed, batch=batch, precision=precision
+    ) as found:
+        return balanced(found, images, views, denoises=denoises, batch=batch, within=within)
+
+
+class Observed(NamedTuple):
+    """Both checkpoints as they were seen on the same seeds.
+
+    Attributes:
+        settings: the first, the first in as few calls as the second where those are fewer, and the second.
+        seen: what was seen of each.
+        told: what the samples are about.
+        levels: σ of the denoising errors, which are of the first rows (m, K).
+    """
+
+    settings: list[Setting]
+    seen: Callable[[int, int], Seen]
+    told: Telling
+    levels: Tensor
+
+
+@contextmanager
+def observed(
+    before: Setting,
+    after: Setting,
+    images: Samples,
+    networks: Mapping[str, nn.Module],
+    *,
+    n: int,
+    prompts: Sequence[str] | None = None,
+    judge: Match | None = None,
+    seed: int = 0,
+    batch: int = 250,
+    precision: str = "no",
+    folder: Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Iterator[Observed]:
+    """Samples both checkpoints and denoises real images by them, batch by batch, by all processes of a command.
+
+    Args:
+        networks: extractors by name; the first one's classifier, if it has one, says which class a picture shows.
+        folder, facts: as for `sampled`.
+    """
+    known: dict[Pipeline, Telling] = {}
     cond = partial(told, images=images, n=n, prompts=prompts, known=known)
     settings = [before, after]
     if after.walk.calls < before.walk.calls:
         settings.insert(1, replace(before, walk=DDIM(after.walk.calls)))
-    points = scores(settings, range(seed, seed + n), views, batch=batch, precision=precision, cond=cond)
+    classify = getattr(next(iter(networks.values())), "classify", None)
+    levels, count = levels_of(before.denoiser, after.denoiser), min(len(images), max(20, n // 2))
+
+    def extra(pictures: Sequence[Tensor], rows: range) -> list[dict[str, Array]]:
+        found: list[dict[str, Any]] = apart(pictures)
+        for each, shows in zip(found, pictures, strict=True):
+            if classify is not None:
+                each["class"] = shown(classify, shows.to(_place(networks)))
+        some = range(rows.start, min(rows.stop, count))
+        for place in (0, -1):
+            found[place]["errors"] = np.empty((0, len(levels)))
+            if some:
+                x0, cond_of = _clean(before, images, pictures[0], some), cond(settings[place])
+                found[place]["errors"] = errors(
+                    settings[place].denoiser, x0, cond_of.part(slice(some.start, some.stop)), levels, seed=seed,
+                    batch=batch, precision=precision, first=some.start,
+                )  # fmt: skip
+        return found
+
+    made = sampled(
+        [settings], range(seed, seed + n), networks, batch=batch, precision=precision, cond=cond, looks=Looks.each,
+        match=matches(judge, prompts), extra=extra, folder=folder, facts={"seed": seed, **(facts or {})},
+    )  # fmt: skip
+    with made as seen:
+        yield Observed(settings, seen, cond(before), levels)
+
+
+def balanced(
+    found: Observed, images: Samples, views: Sequence[View], *, denoises: bool, batch: int, within: float
+) -> tuple[Ledger, list[Point]]:
+    """The ledger that was observed, and the points of each setting; see `take_stock`."""
+    points = [scored(setting, found.seen(0, k), views, batch=batch) for k, setting in enumerate(found.settings)]
     own, as_few, changed = points[0], points[-2], points[-1]
-    guided = isinstance(before.denoiser, Guided) != isinstance(after.denoiser, Guided)
+    before, after = (found.settings[place].denoiser for place in (0, -1))
+    guided = isinstance(before, Guided) != isinstance(after, Guided)
     pair, notes = Pair(own, changed, views), [ANOTHER_TASK] * (not denoises) + [GUIDED] * guided
-    x0 = _clean(before, images, own.images, min(len(images), max(20, n // 2)))
-    levels, made = levels_of(before.denoiser, after.denoiser), []
-    for setting in (before, after):
-        told_of = cond(setting).part(slice(len(x0)))
-        made.append(errors(setting.denoiser, x0, told_of, levels, seed=seed, batch=batch, precision=precision))
-    lines, said = lines_of(pair, as_few, images, cond(before))
-    lines = denoising(made[0], made[1], levels, asked=denoises and not guided) + lines
-    if judge is not None and prompts:
-        lines.append(matching(pair, judge, in_turn(prompts, range(n))))
-    moved = _drift(before.denoiser, after.denoiser, notes)
+    lines, said = lines_of(pair, as_few, images, found.told)
+    made = (own.each["errors"], changed.each["errors"])
+    lines = denoising(*made, found.levels, asked=denoises and not guided) + lines
+    if "match" in own.each:
+        lines.append(matching(pair))
+    moved = _drift(before, after, notes)
     return Ledger(tuple(lines), within, tuple(moved), (own.nfe, changed.nfe), (*notes, said), ADVICE), points
 
 
-def lines_of(pair: Pair, as_few: Point, images: Samples, cond: Cond) -> tuple[list[Line], str]:
+def lines_of(pair: Pair, as_few: Point, images: Samples, told: Telling) -> tuple[list[Line], str]:
     """All lines that samples show, and what held-out images say of copying.
 
     Args:
         pair: samples before and after.
         as_few: those before in as few calls as after; the same as before where that takes no fewer.
         images: real ones.
-        cond: what the samples are about.
+        told: what the samples are about.
     """
     copied, said = copying(pair, pair.first.real.features)
     lines = agreement(pair, as_few)
     if as_few is not pair.before:
         lines += quality(Pair(as_few, pair.after, pair.views), "at as few calls")
-    lines += quality(pair) + variety(pair, _alike(cond))
-    lines += [copied, *looks(pair, Looks.over(images)), *_classes(pair, images, cond)]
+    lines += quality(pair) + variety(pair, _alike(told))
+    lines += [copied, *looks(pair, Looks.over(images)), *_classes(pair, images, told)]
     groups = [line.group for line in lines]
     return sorted(lines, key=lambda line: groups.index(line.group)), said
 
@@ -135,32 +213,37 @@ def made_to_denoise(model: Model) -> bool:
     return not model.is_student or isinstance(model.denoiser, TwoTimes)
 
 
-def _clean(before: Setting, images: Samples, own: Tensor, count: int) -> Tensor:
-    """What is denoised, (count, *): real images, or what a pipeline makes of its own pictures, whose prompts are known."""
+def _clean(before: Setting, images: Samples, own: Tensor, rows: range) -> Tensor:
+    """What is denoised, (B, *): real images, or what a pipeline makes of its own pictures, whose prompts are known."""
     if before.pipeline is None:
-        return torch.stack([images.x0(k) for k in range(count)])
-    return before.pipeline.encode(own[:count]).float().cpu()
+        return torch.stack([images.x0(k) for k in rows])
+    return before.pipeline.encode(own[: len(rows)]).float().cpu()
 
 
-def _alike(cond: Cond) -> Numbers | None:
+def _place(networks: Mapping[str, nn.Module]) -> torch.device:
+    """Where the first of them looks at pictures."""
+    return next(next(iter(networks.values())).parameters(), torch.empty(0)).device
+
+
+def _alike(told: Telling) -> Numbers | None:
     """Which samples have the same condition, as integers; None if all have."""
-    if not cond.rows:
+    if not told.cond.rows:
         return None
-    rows = torch.cat([value.reshape(len(value), -1).double().cpu() for value in cond.rows.values()], 1)
+    rows = torch.cat([value.reshape(len(value), -1).double().cpu() for value in told.cond.rows.values()], 1)
     kinds: Numbers = np.unique(rows.numpy(), axis=0, return_inverse=True)[1].ravel()
-    return kinds
+    of_each: Numbers = kinds[told.rows.numpy()]
+    return of_each
 
 
-def _classes(pair: Pair, images: Samples, cond: Cond) -> list[Line]:
+def _classes(pair: Pair, images: Samples, told: Telling) -> list[Line]:
     """Lines of each class that a classifier sees, or that was asked for; none where nobody knows classes."""
     count = min(len(images), CLASSIFIED)
-    classify = getattr(pair.first.network, "classify", None)
-    if classify is not None:
-        device = next(pair.first.network.parameters()).device
-        seen = [shown(classify, point.images.to(device)) for point in pair[:2]]
-        real = shown(classify, images.raw(range(count)).to(device))
-    elif CLASS in cond.rows and images.label_range is not None:
-        seen = [cond.rows[CLASS].cpu().numpy()] * 2
+    if "class" in pair.before.each:
+        classify: Any = pair.first.network.classify
+        seen = [point.each["class"] for point in pair[:2]]
+        real = shown(classify, images.raw(range(count)).to(_place({"": pair.first.network})))
+    elif CLASS in told.cond.rows and images.label_range is not None:
+        seen = [told.cond.rows[CLASS][told.rows].cpu().numpy()] * 2
         real = torch.stack([images.cond(k)[CLASS] for k in range(count)]).numpy()
     else:
         return []
@@ -169,7 +252,7 @@ def _classes(pair: Pair, images: Samples, cond: Cond) -> list[Line]:
         return []  # a line of each would say nothing at this n
     unnamed = tuple(f"class {k}" for k in range(kinds))
     names = getattr(pair.first.network, "classes", None) or images.classes or unnamed
-    return classes(pair, seen, real, names, free=not cond.rows)
+    return classes(pair, seen, real, names, free=not told.cond.rows)
 
 
 def _drift(before: Denoiser, after: Denoiser, notes: list[str]) -> list[Drift]:

@@ -38,6 +38,7 @@ def errors(
     seed: int = 0,
     batch: int = 250,
     precision: str = "no",
+    first: int = 0,
 ) -> Array:
     """The mean square over values of f(x0 + σ·eps, σ) − x0 at each level, (N, K).
 
@@ -51,6 +52,7 @@ def errors(
         seed: of the noise.
         batch: rows at once.
         precision: "no" (float32) or "bf16" in the network.
+        first: the number of the first row, where these are some of more.
 
     Raises:
         ValueError: an answer that is not finite.
@@ -60,7 +62,7 @@ def errors(
         for start in range(0, len(x0), batch):
             rows = slice(start, start + batch)
             clean = x0[rows].to(denoiser.device)
-            eps = normal(generators(_seeds(seed, start, len(clean))), clean.shape[1:], clean.device)
+            eps = normal(generators(_seeds(seed, first + start, len(clean))), clean.shape[1:], clean.device)
             at_each = [
                 _error(denoiser, clean, eps, float(level), cond.part(rows).to(clean.device), precision) for level in levels
             ]

@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...core.intervals import Estimate, jackknife
-from ...core.nfe import count_nfe
-from ...core.progress import SHORT, progress
+from ...core.progress import SHORT
 from ..cond import NOTHING, Cond
 from ..data import Samples
-from ..denoiser import Denoiser, Guided
-from ..pipeline import Pipeline
-from ..walk import Walk, sample
-from .features import View, extract, in_parts
+from .features import View, in_parts
 from .scores import Array, Coverage, coverage, frechet, kid, sliced
+from .seen import FEATURES, Matching, Seen, Setting, Told, sampled
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Setting:
-    """A model and how to sample it: `name` is its line in the plot, `pipeline` the one that decodes its samples, if any."""
-
-    name: str
-    denoiser: Denoiser
-    walk: Walk
-    pipeline: Pipeline | None = None
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """Samples x0 (B, *) as uint8 pictures (B, C, H, W)."""
-        return self.denoiser.space.decode(x0) if self.pipeline is None else self.pipeline.decode(x0)
+COMPARED = 10_000  # samples and real images at most for scores that hold each against each
 
 
 class Looks(NamedTuple):
@@ -86,11 +71,13 @@ class Point:
         n: number of samples.
         frechet: distance to the real images with its 95 % interval, by the name of the view.
         sliced: sliced Wasserstein distance to as many real images, by the name of the view.
-        kid, coverage: in the first view: the kernel distance; precision, recall, density and coverage against as many
-            real images.
+        kid, coverage: in the first view, of the first 10,000 samples: the kernel distance; precision, recall, density and
+            coverage against as many real images.
         looks: mean grey, contrast, sharpness and saturation.
-        seconds: spent sampling; images_per_second at that batch on that device.
-        images: uint8, (n, C, H, W). features: (n, D) by the name of the view.
+        seconds: spent sampling, over all processes; images_per_second of one, at that batch on that device.
+        images: the first ones, uint8 (at most 64, C, H, W). features: (n, D) by the name of the view.
+        match: how well the pictures match what was asked for.
+        each: further numbers of every sample, (n, *) by name.
     """
 
     name: str
@@ -108,6 +95,11 @@ class Point:
     images: Tensor = field(repr=False)
     features: dict[str, Array] = field(repr=False)
     match: Estimate | None = None
+    each: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
+
+    def without_arrays(self) -> Point:
+        """The figures alone."""
+        return replace(self, images=self.images[:0], features={}, each={})
 
     @property
     def images_per_second(self) -> float:
@@ -141,7 +133,7 @@ def score(
     batch: int = 250,
     precision: str = "no",
     cond: Cond = NOTHING,
-    match: Callable[[Tensor], Tensor] | None = None,
+    match: Matching | None = None,
 ) -> Point:
     """Samples `seeds`, rounds to uint8 and scores what the extractors of the `views` see.
 
@@ -153,38 +145,9 @@ def score(
         batch: samples at once.
         precision: "no" (float32) or "bf16" in the network.
         cond: passed to the denoiser, one row a seed.
-        match: says of the images how well each matches what was asked for, (N,).
+        match: says of images (B, C, H, W) and their numbers how well each matches what was asked for, (B,).
     """
-    first = views[0]
-    if len(seeds) < 20:
-        raise ValueError(f"a score with an interval needs at least 20 samples, got n = {len(seeds)}")
-    if len(first.real.features) < 20:
-        raise ValueError(f"a score needs at least 20 real images to compare with, got {len(first.real.features)}")
-    denoiser = setting.denoiser.eval()
-    start = time.perf_counter()
-    with count_nfe(denoiser.network) as nfe, torch.autocast(denoiser.device.type, torch.bfloat16, precision == "bf16"):
-        x0 = sample(denoiser, seeds, setting.walk, cond, batch=batch)
-    seconds = time.perf_counter() - start
-    images = setting.decode(x0)
-    features = {view.name: extract(view.network, images) for view in views}
-    seen, some_real = features[first.name], first.real.features[: len(seeds)]
-    return Point(
-        name=setting.name,
-        sampler=type(setting.walk).__name__,
-        nfe=nfe.rows / len(seeds),
-        n=len(seeds),
-        frechet={view.name: _distance(features[view.name], view) for view in views},
-        sliced={view.name: _sliced(features[view.name], view) for view in views},
-        kid=jackknife(lambda rows: kid(seen[rows], some_real), len(seeds)),
-        coverage=coverage(seen, some_real),
-        looks=Looks.of(images),
-        seconds=seconds,
-        device=str(denoiser.device),
-        batch=batch,
-        images=images,
-        features=features,
-        match=None if match is None else _mean(match(images)),
-    )
+    return scores([setting], seeds, views, batch=batch, precision=precision, cond=lambda _: cond, match=match)[0]
 
 
 def scores(
@@ -194,25 +157,58 @@ def scores(
     *,
     batch: int = 250,
     precision: str = "no",
-    cond: Callable[[Setting], Cond] = lambda setting: NOTHING,
-    match: Callable[[Tensor], Tensor] | None = None,
+    cond: Callable[[Setting], Told] = lambda setting: NOTHING,
+    match: Matching | None = None,
 ) -> list[Point]:
     """A point of each setting on the same seeds; see `score`. `cond` says what a model is given."""
-    points = []
-    calls = sum(setting.walk.calls * (2 if isinstance(setting.denoiser, Guided) else 1) for setting in settings)
-    with progress("scoring", len(seeds) * calls) as done:
-        for setting in settings:
-            with count_nfe(setting.denoiser.network, done):
-                given = cond(setting)
-                points.append(score(setting, seeds, views, batch=batch, precision=precision, cond=given, match=match))
-            if points[-1].seconds > SHORT:  # else the table comes soon enough
-                found = ", ".join(f"{distance} ({name})" for name, distance in points[-1].frechet.items())
-                logger.info("%s, %.0f calls: Fréchet distance %s", setting.name, points[-1].nfe, found)
-    return points
+    check_enough(len(seeds), len(views[0].real.features))
+    networks = {view.name: view.network for view in views}
+    made = sampled(
+        [[setting] for setting in settings], seeds, networks, batch=batch, precision=precision, cond=cond, match=match,
+        looks=Looks.each,
+    )  # fmt: skip
+    with made as seen:
+        return [scored(setting, seen(k, 0), views, batch=batch) for k, setting in enumerate(settings)]
 
 
-def _mean(each: Tensor) -> Estimate:
-    values = each.double().cpu().numpy()
+def check_enough(n: int, real: int) -> None:
+    """Raises ValueError where there are too few samples or real images for scores with intervals."""
+    if n < 20:
+        raise ValueError(f"a score with an interval needs at least 20 samples, got n = {n}")
+    if real < 20:
+        raise ValueError(f"a score needs at least 20 real images to compare with, got {real}")
+
+
+def scored(setting: Setting, seen: Seen, views: Sequence[View], *, batch: int) -> Point:
+    """The point that samples make, of which this was seen."""
+    features, first = seen.features, views[0]
+    n, device = len(seen.each["looks"]), str(setting.denoiser.device)
+    some, some_real = features[first.name][:COMPARED], first.real.features[: min(n, COMPARED)]
+    point = Point(
+        name=setting.name,
+        sampler=type(setting.walk).__name__,
+        nfe=seen.rows / n,
+        n=n,
+        frechet={view.name: _distance(features[view.name], view) for view in views},
+        sliced={view.name: _sliced(features[view.name], view) for view in views},
+        kid=jackknife(lambda rows: kid(some[rows], some_real), len(some)),
+        coverage=coverage(some, some_real),
+        looks=Looks(*map(float, seen.each["looks"].mean(0))),
+        seconds=seen.seconds,
+        device=device,
+        batch=batch,
+        images=seen.images,
+        features=features,
+        match=_mean(seen.each["match"]) if "match" in seen.each else None,
+        each={name: value for name, value in seen.each.items() if not name.startswith(FEATURES)},
+    )
+    if point.seconds > SHORT:  # else the table comes soon enough
+        found = ", ".join(f"{distance} ({name})" for name, distance in point.frechet.items())
+        logger.info("%s, %.0f calls: Fréchet distance %s", setting.name, point.nfe, found)
+    return point
+
+
+def _mean(values: Array) -> Estimate:
     return jackknife(lambda rows: float(values[rows].mean()), len(values))
 
 

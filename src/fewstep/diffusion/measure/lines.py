@@ -19,11 +19,11 @@ from ...core.intervals import Estimate, jackknife, jackknives
 from ...core.ledger import GROUPS, Flags, Line, paired, scored, shares
 from .dial import Looks, Point, difference
 from .features import View
-from .matching import Match
 from .scores import Array, Coverage, covered, kid, met_by, mind, nearest, radii, vendi
 
 NEAR = 0.05  # share of real images that count as near to a training image
 Numbers = NDArray[np.intp]
+COMPARED = 5000  # samples at most that are held each against each, once for each group that is left out
 FEWEST = 20  # samples of a class, or of a condition, that are scored by themselves
 
 
@@ -60,7 +60,6 @@ def agreement(pair: Pair, as_few: Point) -> list[Line]:
     name, own = pair.first.name, pair.before
     ends = {
         f"{Path(name).name} features": [point.features[name] for point in (own, as_few, pair.after)],
-        "pixels": [point.images.flatten(1).double().numpy() for point in (own, as_few, pair.after)],
     }
     lines = []
     for what, (solution, few, after) in ends.items():
@@ -68,6 +67,9 @@ def agreement(pair: Pair, as_few: Point) -> list[Line]:
         if other_seed > 0:
             apart = [np.linalg.norm(x - solution, axis=1) / other_seed for x in (few, after)]
             lines.append(paired("agreement", f"distance in {what}", *apart, unit=1.0))
+    if "another" in own.each and (other_seed := own.each["another"].mean()) > 0:  # told when the pictures were there
+        apart = [point.each["apart"] / other_seed for point in (as_few, pair.after)]
+        lines.append(paired("agreement", "distance in pixels", *apart, unit=1.0))
     return lines
 
 
@@ -96,7 +98,8 @@ def variety(pair: Pair, groups: Numbers | None = None) -> list[Line]:
         pair: of points.
         groups: which samples have the same condition, (n,) integers; all have it if left out.
     """
-    ours, theirs = pair.seen()
+    ours, theirs = (features[:COMPARED] for features in pair.seen())
+    groups = None if groups is None else groups[:COMPARED]
     real = pair.first.real.features[: len(ours)]
     of_real = radii(cdist(real, real))
     met = [(cdist(real, x), cdist(x, x)) for x in (ours, theirs)]
@@ -195,20 +198,28 @@ def copying(pair: Pair, real: Array) -> tuple[Line, str]:
     )
 
 
-def matching(pair: Pair, judge: Match, prompts: Sequence[str]) -> Line:
+def matching(pair: Pair) -> Line:
     """How well pictures show what their prompts ask for, one each."""
-    before, after = (judge(point.images, prompts).cpu().double().numpy() for point in pair[:2])
+    before, after = (point.each["match"] for point in pair[:2])
     return paired("prompts", "match", before, after, unit=float(before.mean()), best=math.inf)
 
 
 def looks(pair: Pair, real: Looks) -> list[Line]:
     """Brightness, contrast, sharpness and saturation, best where those of the real images are."""
-    before, after = (Looks.each(point.images).double().numpy().T for point in pair[:2])
+    before, after = (point.each["looks"].T for point in pair[:2])
     lines = []
     for name, a, b, best in zip(Looks._fields, before, after, real, strict=True):
         if best or a.any() or b.any():  # grey images have no saturation
             lines.append(paired("looks", f"{name} (real {best:.3g})", a, b, unit=best or float(a.mean()), best=best))
     return lines
+
+
+def apart(pictures: Sequence[Tensor]) -> list[dict[str, Array]]:
+    """How far the pictures (B, C, H, W) of each model are from those of the first, and in the first from another seed's."""
+    first = pictures[0].flatten(1).double().numpy()
+    found = [{"apart": np.linalg.norm(each.flatten(1).double().numpy() - first, axis=1)} for each in pictures]
+    found[0]["another"] = np.linalg.norm(first - np.roll(first, 1, 0), axis=1)
+    return found
 
 
 Shown = Callable[[Tensor], Tensor]

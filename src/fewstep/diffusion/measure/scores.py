@@ -11,6 +11,7 @@ from scipy import linalg
 from scipy.spatial.distance import cdist
 
 Array = NDArray[np.float64]
+AT_ONCE = 1000  # rows that are held against all others
 KEPT = 50_000  # features of real samples, for scores that hold single ones against each other
 
 
@@ -75,11 +76,19 @@ def kid(features: Array, real: Array) -> float:
         gram: Array = (a @ b.T / a.shape[1] + 1) ** 3
         return gram
 
-    def within(a: Array) -> float:
-        gram = kernel(a, a)
-        return float((gram.sum() - np.trace(gram)) / (len(a) * (len(a) - 1)))
+    def total(a: Array, b: Array) -> float:
+        return sum(float(kernel(part, b).sum()) for part in _some(a))
 
-    return within(features) + within(real) - 2 * float(kernel(features, real).mean())
+    def within(a: Array) -> float:
+        own = ((a * a).sum(1) / a.shape[1] + 1) ** 3
+        return float((total(a, a) - own.sum()) / (len(a) * (len(a) - 1)))
+
+    return within(features) + within(real) - 2 * total(features, real) / (len(features) * len(real))
+
+
+def _some(rows: Array) -> list[Array]:
+    """Rows in parts, so that memory grows with their number and not with its square."""
+    return np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))
 
 
 def directions(d: int, count: int) -> Array:
@@ -157,7 +166,24 @@ def coverage(features: Array, real: Array) -> Coverage:
     Reference: Kynkäänniemi et al. 2019, Improved Precision and Recall, eq. 2 (k = 3); Naeem et al. 2020, Reliable
     Fidelity and Diversity Metrics, eq. 4-5 (k = 5).
     """
-    return covered(cdist(real, features), radii(cdist(real, real)), cdist(features, features))
+    of_real, own = _radii(real), _radii(features)
+    near, density = np.zeros(len(features), bool), np.zeros(len(features))
+    recalled, met = list[NDArray[np.bool_]](), list[NDArray[np.bool_]]()
+    for some, reach in zip(_some(real), _some(of_real), strict=True):
+        across = cdist(some, features)
+        near |= (across <= reach[:, :1]).any(0)
+        density += (across <= reach[:, 1:]).sum(0)
+        recalled.append((across <= own[None, :, 0]).any(1))
+        met.append((across <= reach[:, 1:]).any(1))
+    return Coverage(
+        float(near.mean()), float(np.concatenate(recalled).mean()), float(density.mean() / 5),
+        float(np.concatenate(met).mean()),
+    )  # fmt: skip
+
+
+def _radii(rows: Array) -> Array:
+    """`radii` of rows among themselves."""
+    return np.concatenate([radii(cdist(part, rows)) for part in _some(rows)])
 
 
 def radii(within: Array) -> Array:

@@ -8,7 +8,7 @@ from ..denoiser import Denoiser
 from ..model import Model
 from ..pipeline import Pipeline
 from ..walk import DDIM, Heun
-from .dial import Setting
+from .seen import Setting
 
 HEUN_FROM = 20  # calls from which the teacher is sampled with Heun's method; at 11 DDIM still leads, docs/log/teacher.md
 
