@@ -23,6 +23,7 @@ PARTS = (
     "masked",
     "steering",
     "toys",
+    "report",
     "demo",
     "demo_text",
     "play",
@@ -37,12 +38,13 @@ MAY_IMPORT = {  # beside itself
     "masked": {"core"},
     "steering": {"core", "masked"},
     "toys": {"core"},
-    "demo": {"core", "diffusion", "diffusion.formats", "diffusion.measure"},
-    "demo_text": {"core", "diffusion", "demo"},
+    "report": {"core"},
+    "demo": {"core", "diffusion", "diffusion.formats", "diffusion.measure", "report"},
+    "demo_text": {"core", "diffusion", "report", "demo"},
     "play": {"core", "diffusion"},
-    "cli": {"core", "diffusion", "diffusion.formats", "masked", "steering", "toys", "demo", "demo_text", "play"},
+    "cli": {"core", "diffusion", "diffusion.formats", "masked", "steering", "toys", "report", "demo", "demo_text", "play"},
     "__main__": {"cli"},
-    "__init__": {"core", "diffusion", "diffusion.formats", "diffusion.measure", "masked", "steering"},
+    "__init__": {"core", "diffusion", "diffusion.formats", "diffusion.measure", "masked", "steering", "report"},
 }
 # within diffusion/: what the training and the samplers are made of knows nothing of folders, runs, scores and reports
 GROUND = {

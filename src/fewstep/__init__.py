@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from .masked import load_text as load_text
     from .masked import load_tokenizer as load_tokenizer
     from .masked import sched as sched
+    from .report import write_report as write_report
     from .steering import ProxyTuning as ProxyTuning
     from .steering import Questioning as Questioning
     from .steering import ledger_models as ledger_models
@@ -105,6 +106,7 @@ _NAMES = {
         "StableAndConfident", "Threshold", "TopK", "calibrate", "canvas_row", "decode", "load_text", "load_tokenizer",
         "sched",
     ],
+    "report": ["write_report"],
     "steering": ["ProxyTuning", "Questioning", "ledger_models"],
 }  # fmt: skip
 __all__ = [name for names in _NAMES.values() for name in names]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from .core.device import best_device, fast_precision
 from .core.files import alone_in
 from .core.interrupts import Interrupted
 from .core.intervals import Estimate
-from .core.receipt import plain, write_json
+from .core.receipt import plain, receipt
 from .diffusion.checkpoints import tune_checkpoint
 from .diffusion.choices import Lessons, Loss, Run, Training
 from .diffusion.data import Images, load_images
@@ -25,7 +26,8 @@ from .diffusion.measure.features import View, views
 from .diffusion.measure.seen import Setting
 from .diffusion.measure.settings import diffusion_settings, student_settings
 from .diffusion.recipes import any_step
-from .diffusion.report import plot, sheet, table
+from .diffusion.report import keep_pictures, plot, sheet, table
+from .report import write_report
 
 
 @contextmanager
@@ -49,12 +51,15 @@ def in_minutes(out: Path, files: Mapping[str, str]) -> Iterator[Console]:
 
 def demo(out: Path, *, images: int, n: int, seed: int) -> None:
     """Runs it; see `fewstep demo --help`."""
-    files = {"pictures": "samples.png", "plot": "quality.png", "table": "measure.json", "folder": "exported"}
+    files = {"report": "report.html", "pictures": "samples.png", "plot": "quality.png", "folder": "exported"}
     with in_minutes(out, files) as console:
-        _demo(console, out, images=images, n=n, seed=seed)
+        with receipt(out / "measure.json", seed=seed) as entries:
+            entries |= _demo(console, out, images=images, n=n, seed=seed)
+        write_report([out], out / "report.html")
 
 
-def _demo(console: Console, out: Path, *, images: int, n: int, seed: int) -> None:
+def _demo(console: Console, out: Path, *, images: int, n: int, seed: int) -> dict[str, Any]:
+    """Tunes, scores, exports and draws; returns what measure.json says."""
     teacher = load("bundled").denoiser.to(best_device())
     precision = fast_precision()
     data = load_images("bundled", channels=1, size=28)
@@ -91,7 +96,7 @@ def _demo(console: Console, out: Path, *, images: int, n: int, seed: int) -> Non
     sheet(points, out / "samples.png")
     said = {name: {view: found._asdict() for view, found in pair.items()} for name, pair in ratios.items()}
     measured = {"points": [p.summary() for p in points], "real": looks._asdict(), "ratios": said}
-    write_json(out / "measure.json", measured | {"precision": precision, "seed": seed})
+    return measured | {"precision": precision, "pictures": keep_pictures(points, out, seed=seed)}
 
 
 def _ratios(points: list[Point], seen_by: Sequence[View]) -> dict[str, dict[str, Estimate]]:

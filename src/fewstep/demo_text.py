@@ -17,6 +17,7 @@ from .diffusion.measuring import measure_checkpoint
 from .diffusion.report import table
 from .diffusion.scoring import Scoring
 from .diffusion.using import export_checkpoint
+from .report import write_report
 
 CHECKPOINT = "bundled-text"
 PICTURES = 2000  # of 60,000 that are encoded
@@ -27,9 +28,10 @@ PROMPTS = ASSETS / "text_to_image" / "prompts.txt"
 
 def demo_text(out: Path, *, images: int, n: int, seed: int) -> None:
     """Runs it; see `fewstep demo --help`."""
-    files = {"pictures": "samples.png", "plot": "quality.png", "table": "measure.json", "adapter": "exported"}
+    files = {"report": "report.html", "pictures": "samples.png", "plot": "quality.png", "adapter": "exported"}
     with in_minutes(out, files) as console:
         _demo(console, out, images=images, n=n, seed=seed)
+        write_report([out], out / "report.html")
 
 
 def _demo(console: Console, out: Path, *, images: int, n: int, seed: int) -> None:

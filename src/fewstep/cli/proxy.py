@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..steering.choices import Writing
+from .after import say_next
 
 
 def proxy(
@@ -39,7 +40,7 @@ def proxy(
         top_p: sample from the likeliest tokens that together have this probability.
         beams: of beam search, 1 for none.
         seed: of the sampling.
-        out: folder for proxy.json, with all settings and every changed token, and proxy.html, which shows them in colour.
+        out: folder for proxy.json, with all settings and every changed token; fewstep report shows it in colour.
     """
     from transformers import TextStreamer
 
@@ -67,4 +68,6 @@ def proxy(
         print("\n\n".join(each.whole for each in written))
     places = sum(len(each.acted.places) for each in written)
     count = sum(len(each.acted.tokens) for each in written)
-    print(f"\nfirst choice changed at {places} of {count} tokens" + (f"; where: {out / 'proxy.html'}" if out else ""))
+    print(f"\nfirst choice changed at {places} of {count} tokens" + (f"; where: {out / 'proxy.json'}" if out else ""))
+    if out:
+        say_next("report", out, "-o", out / "report.html")

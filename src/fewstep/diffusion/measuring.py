@@ -35,7 +35,7 @@ from .measure.seen import Setting
 from .measure.settings import diffusion_settings, student_settings
 from .measure.settling import QUANTILES, Settling, settle
 from .model import Model
-from .report import plot_ledger, plot_settling, sheet
+from .report import keep_pictures, plot_ledger, plot_settling, sheet
 from .scoring import Scoring
 
 
@@ -197,6 +197,7 @@ def ledger_checkpoints(
             entries.update(ledger.summary(), points=[point.summary() for point in points])
             plot_ledger(ledger, out / "ledger.png")
             sheet(points, out / "samples.png")
+            entries["pictures"] = keep_pictures(points, out, seed=scoring.seed, asked=prompts)
         told: Ledger = here.meet(ledger)
     return Balanced(told, real.features)
 

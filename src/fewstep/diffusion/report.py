@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..core.files import atomic_file
+from ..core.files import atomic_file, atomic_folder
 from ..core.intervals import Estimate
 from ..core.ledger import Ledger
 from ..core.showing import show_drift
@@ -114,6 +115,40 @@ def sheet(points: Sequence[Point], path: Path, *, columns: int = 16) -> None:
         axes.spines[:].set_visible(False)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
+
+
+def keep_pictures(
+    points: Sequence[Point], out: Path, *, seed: int, asked: Sequence[str] | None = None, count: int = 12, side: int = 128
+) -> dict[str, Any]:
+    """Writes the first samples of each point into the folder `out`/pictures, a PNG a point, side by side in it.
+
+    Args:
+        points: all with pictures of one size.
+        out: the folder of the results.
+        seed: of the first sample.
+        asked: the prompts that take turns.
+        count: samples of each.
+        side: the longest side in pixels; larger pictures are made smaller.
+
+    Returns:
+        What the JSON says of them: the seeds, the size of one picture, a file a point, and the prompts.
+    """
+    from PIL import Image
+
+    height, width = points[0].images.shape[-2:]
+    shrunk = min(1.0, side / max(height, width))
+    size = max(1, round(width * shrunk)), max(1, round(height * shrunk))
+    files = [f"pictures/{index:02}.png" for index in range(len(points))]
+    with atomic_folder(out / "pictures") as folder:
+        for point, file in zip(points, files, strict=True):
+            pictures = point.images[:count].permute(0, 2, 3, 1).squeeze(-1).cpu().numpy()
+            strip = Image.new("L" if pictures.ndim == 3 else "RGB", (size[0] * len(pictures), size[1]))
+            for place, picture in enumerate(pictures):
+                strip.paste(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS), (place * size[0], 0))
+            strip.save(folder / Path(file).name)
+    seeds = range(seed, seed + min(count, points[0].n))
+    said = {} if asked is None else {"asked": [asked[k % len(asked)] for k in range(len(seeds))]}
+    return {"seeds": list(seeds), "width": size[0], "height": size[1], "files": files} | said
 
 
 def plot_ledger(ledger: Ledger, path: Path) -> None:

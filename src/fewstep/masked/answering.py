@@ -28,7 +28,7 @@ from .decoding import Decoded, decode, stream, tell, walk
 from .early import EarlyCommit
 from .infill import Kept, Template, Together
 from .predictor import MaskPredictor, NetworkPredictor
-from .prompts import StopStrings, read_prompts, text_of, token_ids
+from .prompts import StopStrings, pieces, read_prompts, text_of, token_ids
 from .schedule import Suffix
 from .settling import Settled, Trace, emergence, record, same_place, settle
 from .step import CommitRule
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CURVE = tuple(k / 20 for k in range(1, 21))  # shares of the steps at which the curves are written
 Prompt = dict[str, Any]  # {"prompt": a text or a conversation} or {"messages": a conversation}, and what else its line says
 
 
@@ -114,6 +115,9 @@ class Decoder:
     ) -> Changes | None:
         """Writes the answers into a .jsonl, with a receipt beside it that says from which `file` the prompts were read.
 
+        Each has two entries more than `answers` gives: the `pieces` of text that its tokens are, and the `steps` at which
+        they were decided, from 0; −1 is text that was given.
+
         All processes of the command share the prompts, and the file is the same at any number of them. Its parts stand
         beside it until it is complete, so the same call goes on where it was stopped. With `compare` the receipt also says
         what the cache has changed, which is returned.
@@ -132,7 +136,7 @@ class Decoder:
                 answered = list(self._answered(items, rows, ranges[k], stop))
             spent = {"calls": cost.calls, "nfe": cost.rows, "positions": cost.positions}
             changed = self._changed(rows, ranges[k], [each.row for each in answered], stop) if compare else []
-            told = {"answers": [each.entry for each in answered], "seconds": [each.seconds for each in answered]}
+            told = {"answers": [each.entry | self._read(each.row) for each in answered], "seconds": [each.seconds for each in answered]}
             return told | {"spent": spent, "changed": changed}
 
         decided_by = facts | {"compare": compare} | self.decided_by(items)
@@ -151,6 +155,10 @@ class Decoder:
         seeds, options = self.compute.seeds(len(rows))[_slice(part)], self._options(stop)
         exact = decode(self.exact, rows[_slice(part)], self.rule, seeds=seeds, batch=self.compute.batch, **options)
         return [Changed.between(a, b) for a, b in zip(found, exact, strict=True)]
+
+    def _read(self, row: Decoded) -> dict[str, Any]:
+        """The text that each token adds, and the step at which it was decided."""
+        return {"pieces": pieces(self.tokenizer, row.tokens), "steps": row.committed_at[row.start :].tolist()}
 
     def _options(self, stop: tuple[str, ...]) -> dict[str, Any]:
         found = StopStrings(self.tokenizer, stop) if stop else None
@@ -365,9 +373,15 @@ def settle_prompts(
         receipt(out if here.is_main else None, **facts) as entries,
         in_parts(hidden(out), facts | decoder.decided_by(items), list(map(len, ranges)), make, title="watching") as parts,
     ):
+        groups = _groups([(Settled(*hit), right) for part in parts for hit, right in part])
         found = entries["emergence"] = {
             name: {"n": len(hits), "by": {f"{share:g}": hit._asdict() for share, hit in emergence(hits, at)}}
-            for name, hits in _groups([(Settled(*hit), right) for part in parts for hit, right in part]).items()
+            for name, hits in groups.items()
+            if hits
+        }
+        entries["curves"] = {
+            name: [{"share": share} | hit._asdict() for share, hit in emergence(hits, CURVE)]
+            for name, hits in groups.items()
             if hits
         }
     return found

@@ -256,3 +256,18 @@ def text_of(tokenizer: PreTrainedTokenizerBase, tokens: list[int], given: int = 
 
     whole, start = text(tokens), len(text(tokens[:given]))
     return whole[: min([found for string in stop if (found := whole.find(string, start)) >= 0], default=len(whole))]
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds; together they are the text. A character of several tokens comes with its last."""
+    found: list[str] = []
+    before = begin = 0  # a token is read behind the one before it, as what it adds may depend on that
+    for end in range(1, len(ids) + 1):
+        known, longer = (
+            str(tokenizer.decode(list(ids[before:stop]), clean_up_tokenization_spaces=False)) for stop in (begin, end)
+        )
+        whole = end == len(ids) or not longer.endswith("\N{REPLACEMENT CHARACTER}")
+        found.append(longer[len(known) :] if whole else "")
+        if whole:
+            before, begin = begin, end
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from ..masked.prompts import pieces
 from .likelihood import Ids, read_texts
 from .tuning import ProxyTuning
 
@@ -91,56 +91,3 @@ def spelled(acted: Acted, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         for name, tokens in (("base", acted.base_choice), ("choice", acted.choice))
     }
     return acted.to_dict() | {"pieces": pieces(tokenizer, acted.tokens)} | alone
-
-
-def page(acted: Sequence[Acted], tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] = ()) -> str:
-    """A self-contained HTML page of texts: the deeper the colour the larger the shift, a line under changed choices.
-
-    Args:
-        acted: the texts.
-        tokenizer: of the base.
-        prompts: shown in grey before the texts, if given.
-    """
-    shown = []
-    for index, text in enumerate(acted):
-        spans = [f'<span class="prompt">{html.escape(prompts[index])}</span>'] if prompts else []
-        for place, piece in enumerate(pieces(tokenizer, text.tokens)):
-            changed = place in text.places
-            before, after = (tokenizer.decode([choice[place]]) for choice in (text.base_choice, text.choice))
-            told = f"base {before!r}, now {after!r}" if changed else f"{after!r} either way"
-            title = html.escape(f"{told}; shift {text.shift[place]:.2f}; gain {text.gain[place]:+.2f}")
-            kind = ' class="changed"' if changed else ""
-            depth = f"background:rgba(230,120,0,{0.8 * text.shift[place]:.2f})"
-            spans.append(f'<span{kind} style="{depth}" title="{title}">{html.escape(piece)}</span>')
-        summary = f"first choice changed at {len(text.places)} of {len(text.tokens)} tokens ({text.share:.0%})"
-        shown.append(f"<p class=told>{summary}</p>\n<p class=text>{''.join(spans)}</p>")
-    return PAGE.format("\n".join(shown))
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Where proxy-tuning acted</title>
-<style>
-:root {{ color-scheme: light dark }}
-body {{ font: 1rem/1.6 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem }}
-.text {{ white-space: pre-wrap; overflow-wrap: anywhere }}
-.told {{ margin-bottom: 0; font-size: .85rem; opacity: .7 }}
-.prompt {{ opacity: .6 }}
-.changed {{ border-bottom: 2px solid }}
-</style></head><body>
-<h1>Where proxy-tuning acted</h1>
-<p>The deeper the colour, the further the distribution was moved; a line under a token where its first choice changed.
-Point at a token for both choices.</p>
-{}
-</body></html>
-"""
-
-
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds; together they are the text. A character of several tokens comes with its last."""
-    found, text = [], ""
-    for end in range(1, len(ids) + 1):
-        longer = tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
-        whole = end == len(ids) or not longer.endswith("\N{REPLACEMENT CHARACTER}")
-        found.append(longer[len(text) :] if whole else "")
-        text = longer if whole else text
-    return found

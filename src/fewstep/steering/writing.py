@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..core.device import best_device
-from ..core.files import atomic_file
 from ..core.progress import progress
 from ..core.receipt import receipt
 from ..masked.prompts import bare, encode
-from .acted import Acted, page, spelled, where_acted
+from .acted import Acted, spelled, where_acted
 from .choices import Writing
 from .load import Trio
 from .tuning import generate
@@ -63,7 +62,7 @@ def write(
         writing: how long, and how tokens are chosen.
         chat: the expert reads each prompt in its chat template; the others read it as it is.
         streamer: shows one text while it is written.
-        out: folder for proxy.json, with all settings and every changed token, and proxy.html, which shows them in colour.
+        out: folder for proxy.json, with all settings and every changed token.
         facts: for the receipt in proxy.json.
 
     Raises:
@@ -86,9 +85,6 @@ def write(
         entries["texts"] = [
             {"prompt": w.prompt, "text": w.text, "acted": spelled(w.acted, models.tokenizer)} for w in written
         ]
-        if out:
-            with atomic_file(out / "proxy.html") as file:
-                file.write(page(acted, models.tokenizer, prompts).encode())
     return written
 
 

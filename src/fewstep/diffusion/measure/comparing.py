@@ -20,7 +20,7 @@ from ..data import Samples
 from ..denoiser import Denoiser
 from ..encoding import shown_by
 from ..pipeline import Pipeline
-from ..report import plot, sheet
+from ..report import keep_pictures, plot, sheet
 from ..space import Pixels
 from .dial import Looks, Point, Recommended, check_enough, difference, recommend, scored
 from .features import View
@@ -88,7 +88,7 @@ def compare(
     decided_by: Mapping[str, Any] | None = None,
     **facts: Any,
 ) -> Comparison:
-    """Scores `settings` on the same seeds; leaves measure.json, quality.png and samples.png in `out`.
+    """Scores `settings` on the same seeds; leaves measure.json, quality.png, samples.png and pictures/ in `out`.
 
     All processes of the command sample; the main one scores and writes, and the points of the others hold no arrays.
 
@@ -131,6 +131,7 @@ def compare(
             entries.update(_entries(found, views), **({} if within is None else {"within": within}))
             plot(points, out / "quality.png")
             sheet(points, out / "samples.png")
+            entries["pictures"] = keep_pictures(points, out, seed=seed, asked=prompts)
         bare: Comparison = here.meet(found and found.without_arrays())
     return found or bare
 

@@ -1,0 +1,29 @@
+"""The command `fewstep report`: one page of what other commands left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+
+def report(
+    paths: Positional[tuple[Path, ...]],
+    /,
+    *,
+    out: Annotated[Path, arg(aliases=["-o"])] = Path("report.html"),
+) -> None:
+    """Show what commands left in one HTML page that can be passed on: it is one file, below 5 MB, and needs no network.
+
+    The page has the dial with a slider through the numbers of network calls, ledgers with their intervals, settling curves,
+    runs, and answers with the step at which each token was decided; under each result stands its receipt.
+
+    Args:
+        paths: folders or files that fewstep measure, dial, ledger, settle, tune, decode --out, calibrate, settle-text or
+            proxy --out has written; what each is, its files say.
+        out: the file to write.
+    """
+    from ..report import write_report
+
+    print(f"{write_report(paths, out)} shows {' '.join(map(str, paths))}; open it in any browser")

@@ -1,0 +1,70 @@
+"""What lies in a folder: results are told by what stands in their files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..core.source import read_json
+from .section import Found
+from .text import read_answers
+
+KINDS = (  # what stands in a result of this kind, in the order in which it is looked for
+    ("ledger", {"lines", "sentences"}),
+    ("dial", {"points", "real"}),
+    ("settling", {"quantiles", "sigmas", "sentence"}),
+    ("emergence", {"emergence"}),
+    ("calibration", {"epsilon", "delta", "full_steps"}),
+    ("proxy", {"texts", "alpha"}),
+    ("run", {"recipe", "steps", "loss", "images_per_second"}),
+)
+MADE_BY = "measure, dial, ledger, settle, tune, decode --out, calibrate, settle-text or proxy --out"
+LONGEST = 64 << 20  # bytes of a file that is looked into
+
+
+def find(path: Path) -> list[Found]:
+    """The results at `path`: a file, or the files in a folder and in the folders in it.
+
+    Raises:
+        ValueError: there is nothing, or nothing that a command of fewstep left.
+    """
+    if not path.exists():
+        raise ValueError(f"there is no {path}; name a folder or a file that fewstep {MADE_BY} has written")
+    if path.is_dir():
+        found = [result for file in _files(path) if (result := _result(file))]
+        if not found:
+            raise ValueError(f"{path} holds nothing to report; name a folder that fewstep {MADE_BY} has written")
+        return found
+    result = _result(path)
+    if result is None:
+        raise ValueError(f"{path} is no result to report; name what fewstep {MADE_BY} has written")
+    return [result]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Those of the folder itself first; hidden ones are left alone."""
+    inner = sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+    for place in (folder, *inner):
+        yield from sorted(
+            file for file in place.iterdir()
+            if file.suffix in (".json", ".jsonl") and not file.name.endswith(".receipt.json") and file.is_file()
+        )  # fmt: skip
+
+
+def _result(file: Path) -> Found | None:
+    if file.stat().st_size > LONGEST:
+        return None
+    if file.suffix == ".jsonl":
+        rows = read_answers(file.read_text(encoding="utf-8", errors="replace").split("\n"))
+        return None if rows is None else Found(file, "answers", {"answers": rows})
+    content = _json(file)
+    kind = next((kind for kind, names in KINDS if content and names <= content.keys()), None)
+    return Found(file, kind, content) if kind and content else None
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        return read_json(file, "it is no result")
+    except ValueError:
+        return None

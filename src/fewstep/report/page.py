@@ -1,0 +1,116 @@
+"""The page: sections under a table of contents, in one file that asks no other for anything."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.files import atomic_file, writable_file
+from .dial import dial_section
+from .finding import find
+from .ledger import ledger_section
+from .runs import run_section
+from .section import Found, Section
+from .settling import emergence_section, settling_section
+from .text import answers_section, calibration_section, proxy_section
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+LARGEST = 5_000_000  # bytes of a page
+PICTURES = (12, 8, 4, 2, 1)  # of each setting: as many as there is room for
+ORDER = ("dial", "ledger", "settling", "run", "answers", "calibration", "emergence", "proxy")
+
+
+def write_report(paths: Sequence[Path | str], out: Path | str = Path("report.html")) -> Path:
+    """Writes one HTML file that shows what commands left: the dial, ledgers, settling, runs and texts.
+
+    It is below 5 MB, needs no network and no other file, and runs no text of a result as code.
+
+    Args:
+        paths: folders or files that `measure`, `dial`, `ledger`, `settle`, `tune`, `decode`, `calibrate`, `settle-text` or
+            `proxy` has written; what each is, its files say.
+        out: the file to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: nothing is to be reported at a path, a result is damaged, or all of it is too much for one page.
+    """
+    if not paths:
+        raise ValueError("name at least one folder or file to report")
+    out = Path(out)
+    writable_file(out)
+    found = [(result, str(path)) for path in paths for result in find(Path(path))]
+    found.sort(key=lambda pair: ORDER.index(pair[0].kind))
+    for pictures in PICTURES:
+        page = rendered([section_of(result, named, pictures=pictures) for result, named in found]).encode()
+        if len(page) <= LARGEST:
+            break
+    else:
+        raise ValueError(f"all of this takes {len(page) / 1e6:.1f} MB; report fewer results on a page")
+    with atomic_file(out) as file:
+        file.write(page)
+    return out
+
+
+def section_of(found: Found, named: str, *, pictures: int) -> Section:
+    """The section that shows a result; `named` is the path that the user gave."""
+    file, given = found.file, Path(named)
+    source = named if file == given else str(file.parent if file.name in ("measure.json", "receipt.json") else file)
+    try:
+        match found.kind:
+            case "dial":
+                return dial_section(found, source, pictures=pictures)
+            case "ledger":
+                return ledger_section(found, source, pictures=pictures)
+            case "settling":
+                return settling_section(found, source)
+            case "emergence":
+                return emergence_section(found, source)
+            case "calibration":
+                return calibration_section(found, source)
+            case "proxy":
+                return proxy_section(found, source)
+            case "answers":
+                return answers_section(found, source)
+            case _:
+                return run_section(found, source)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file} is damaged or of another version ({told}); make it again") from error
+
+
+def rendered(sections: Sequence[Section]) -> str:
+    """The page of these sections."""
+    style, script = (_text(name) for name in ("report.css", "report.js"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    page = _environment().get_template("page.html")
+    return page.render(sections=sections, style=style, script=script, policy=policy)
+
+
+def _environment() -> Environment:
+    """Whatever a result says is text, and never becomes markup."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("fewstep.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+
+
+def _text(name: str) -> str:
+    return (files("fewstep.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """How a policy names the only style or script that it allows."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,217 @@
+"""Answers of language models: tokens by the step at which they were decided, guarantees, and where a proxy acted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..core.source import read_json
+from .section import Figure, Found, Section, counted, percent, receipt_in, short, whole
+
+SHADES = 6
+ANSWERS = 20  # that are shown
+TOKENS = 600  # of an answer
+NOT_RECORDED = "This file does not say at which step each token was decided; decode it again with --out to see that."
+
+
+class Token(NamedTuple):
+    """A piece of text, the step at which it was decided (0 for the first, −1 for given text), and its shade 0 … 5."""
+
+    text: str
+    step: int
+    shade: int
+
+
+class Answer(NamedTuple):
+    """A prompt, its answer, what that cost, and its tokens; `steps` is the number of the last step."""
+
+    prompt: str
+    text: str
+    cost: str
+    tokens: tuple[Token, ...]
+    steps: int
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the template shows: answers with the colours of steps; `last` is the latest step of all."""
+
+    answers: tuple[Answer, ...]
+    of: int
+    last: int
+    note: str
+
+
+def answers_section(found: Found, source: str) -> Section:
+    """Of the .jsonl that `fewstep decode --out` writes; its receipt stands beside it."""
+    rows = found.content["answers"]
+    receipt_file = found.file.with_name(found.file.name + ".receipt.json")
+    receipt = read_json(receipt_file, "") if receipt_file.is_file() else {}
+    n = len(rows)
+    tokens, calls = (sum(float(row[name]) for row in rows) for name in ("tokens", "nfe"))
+    says = [
+        f"{counted(n, 'answer')} took {counted(calls / n, 'network call')} each on average, for "
+        f"{counted(tokens / n, 'token')}: {short(tokens / max(calls, 1))} tokens a call."
+    ]
+    if changed := receipt.get("changed"):
+        share = Figure.of(changed["answers_share"])
+        says.append(
+            f"The cache changed {changed['answers']} of {counted(changed['n'], 'answer')} ({percent(share.value)}, 95 % "
+            f"interval {percent(share.low)} to {percent(share.high)}), against decoding without it."
+        )
+    shown = tuple(map(_answer, rows[:ANSWERS]))
+    note = "" if any(answer.tokens for answer in shown) else NOT_RECORDED
+    body = Answers(shown, n, max((answer.steps for answer in shown), default=0), note)
+    title = "Answers, and when each word was decided"
+    return Section(title, source, tuple(says), "answers.html", body, receipt_in(receipt, ("changed",)))
+
+
+def read_answers(lines: Sequence[str]) -> list[dict[str, Any]] | None:
+    """The answers in the lines of a .jsonl; None where they are something else."""
+    try:
+        rows = [json.loads(line) for line in lines if line.strip()]
+    except (ValueError, RecursionError):
+        return None
+    good = rows and all(isinstance(row, dict) and {"text", "tokens", "nfe"} <= row.keys() for row in rows)
+    return rows if good else None
+
+
+def _answer(row: Mapping[str, Any]) -> Answer:
+    pieces, steps = row.get("pieces") or [], row.get("steps") or []
+    last = max((int(step) for step in steps), default=0)
+    tokens = tuple(
+        Token(str(piece), int(step), min(SHADES - 1, int(SHADES * max(0, int(step)) / (last + 1))))
+        for piece, step in zip(pieces[:TOKENS], steps[:TOKENS], strict=False)
+    )
+    cost = f"{counted(float(row['nfe']), 'network call')}, {counted(float(row['tokens']), 'token')}"
+    if "seconds" in row:
+        cost += f", {short(float(row['seconds']))} seconds"
+    return Answer(_prompt(row), str(row["text"]), cost, tokens, last, len(pieces) > TOKENS)
+
+
+def _prompt(row: Mapping[str, Any]) -> str:
+    asked = row.get("prompt", row.get("messages", ""))
+    if isinstance(asked, list):
+        return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in asked if isinstance(turn, dict))
+    return str(asked)
+
+
+class Way(NamedTuple):
+    """A way to decode: what it is, its mean number of steps, and the share of that of the most expensive one."""
+
+    name: str
+    steps: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What the template shows: what each way to decode costs, and the rule in words."""
+
+    ways: tuple[Way, ...]
+    rule: str
+
+
+def calibration_section(found: Found, source: str) -> Section:
+    """Of the rule.json that `fewstep calibrate` writes."""
+    content = found.content
+    epsilon, delta, n = float(content["epsilon"]), float(content["delta"]), int(content["n"])
+    full, early = float(content["full_steps"]), float(content["early_steps"])
+    if content["factor"] is None:
+        says = [f"No threshold was found that keeps {percent(1 - epsilon)} of the answers, so the rule decodes in full."]
+    else:
+        says = [
+            f"The rule needs {counted(early, 'step')} a text, and full decoding {counted(full, 'step')}.",
+            f"It changed {content['changed']} of {counted(n, 'answer')}. With confidence {percent(1 - delta)} it changes at "
+            f"most {percent(float(content['bound']))} of answers to prompts like these; {percent(epsilon)} were allowed.",
+        ]
+    ways = [("decoding in full", full)] if content["factor"] is not None else []
+    ways.append(("this rule", early))
+    if beside := content.get("beside"):
+        ways.append(("the default rule", float(beside["steps"])))
+        says.append(
+            f"The default rule needs {counted(float(beside['steps']), 'step')} and changed {beside['changed']} answers (at most "
+            f"{percent(float(beside['bound']))})."
+        )
+    most = max(steps for _, steps in ways)
+    shown = tuple(Way(name, counted(steps, "step"), steps / most) for name, steps in ways)
+    beside_file = found.file.with_name(found.file.name + ".receipt.json")
+    receipt = read_json(beside_file, "") if beside_file.is_file() else content.get("settings", {})
+    body = Guarantee(shown, _told(content["rule"]))
+    title = "A decoding rule with a guarantee"
+    return Section(title, source, tuple(says), "guarantee.html", body, receipt_in(receipt))
+
+
+def _told(rule: object) -> str:
+    if isinstance(rule, dict):
+        inner = ", ".join(
+            f"{name} = {_told(value)}" for name, value in rule.items() if name != "name" and value is not None
+        )
+        return f"{rule.get('name', '')}({inner})"
+    if isinstance(rule, list):
+        return f"[{', '.join(map(_told, rule))}]"
+    return f"{rule:g}" if isinstance(rule, float) else str(rule)
+
+
+class Steered(NamedTuple):
+    """A piece of text: how far its distribution was moved, as a shade 0 … 5 and in words, and the place of a change."""
+
+    text: str
+    shade: int
+    says: str
+    changed: int
+
+
+class SteeredText(NamedTuple):
+    """A prompt, the text behind it, its tokens, and where the first choice changed: place, before, after, shift."""
+
+    prompt: str
+    text: str
+    says: str
+    tokens: tuple[Steered, ...]
+    changes: tuple[tuple[int, str, str, str], ...]
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Proxied:
+    """What the template shows."""
+
+    texts: tuple[SteeredText, ...]
+    note: str
+
+
+def proxy_section(found: Found, source: str) -> Section:
+    """Of the proxy.json that `fewstep proxy --out` writes."""
+    texts = found.content["texts"]
+    places = sum(len(text["acted"]["places"]) for text in texts)
+    count = sum(len(text["acted"]["tokens"]) for text in texts)
+    says = (
+        f"The small models changed the large model’s first choice at {whole(places)} of {counted(count, 'token')} "
+        f"({percent(places / max(count, 1))}).",
+    )
+    shown = tuple(map(_steered, texts[:ANSWERS]))
+    note = "" if all("pieces" in text["acted"] for text in texts) else "This file does not hold the text of each token."
+    receipt = receipt_in(found.content, ("texts",))
+    return Section("Where small models steered a large one", source, says, "proxy.html", Proxied(shown, note), receipt)
+
+
+def _steered(text: Mapping[str, Any]) -> SteeredText:
+    acted = text["acted"]
+    marks = {int(place): number + 1 for number, (place, *_) in enumerate(acted.get("changes", ()))}
+    tokens = tuple(
+        Steered(
+            str(piece), min(SHADES - 1, int(SHADES * float(shift))), f"moved by {float(shift):.2f}", marks.get(place, 0)
+        )
+        for place, (piece, shift) in enumerate(zip(acted.get("pieces", ())[:TOKENS], acted["shift"], strict=False))
+    )
+    changes = tuple(
+        (number + 1, str(before), str(after), f"{float(acted['shift'][int(place)]):.2f}")
+        for number, (place, before, after) in enumerate(acted.get("changes", ()))
+    )
+    says = f"{counted(len(acted['places']), 'first choice')} changed in {counted(len(acted['tokens']), 'token')}."
+    cut = len(acted.get("pieces", ())) > TOKENS
+    return SteeredText(str(text["prompt"]), str(text["text"]), says, tokens, changes, cut)
