@@ -66,6 +66,7 @@ def test_from_training_to_export(place, monkeypatch, capsys) -> None:
     measure = "measure run/model --teacher run0/model --data data.npz --out scores --n 40 --steps 1 2 --teacher-calls 1 21"
     fewstep(monkeypatch, measure)
     fewstep(monkeypatch, "export run/model --out exported --measured scores/measure.json")
+    fewstep(monkeypatch, "report scores run -o both.html")
 
     receipt = json.loads((place / "run" / "receipt.json").read_text())
     assert receipt["images"] == 32 and receipt["resumed"] and receipt["teacher"] == "run0/model"
@@ -86,6 +87,8 @@ def test_from_training_to_export(place, monkeypatch, capsys) -> None:
         ("student", 2),
     ]
     assert {"quality.png", "samples.png"} <= set(os.listdir(place / "scores"))
+    page = (place / "both.html").read_text()
+    assert page.count('<li><img src="data:image/png') == 4 * 12 and "The run saw 32 images in 4 steps" in page
     card = (place / "exported" / "README.md").read_text()
     assert "run0/model" in card and "Fréchet distance" in card
     assert load(place / "exported").denoiser.prediction is v_prediction

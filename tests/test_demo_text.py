@@ -25,5 +25,6 @@ def test_the_demo_runs_to_its_end(tmp_path: Path, monkeypatch, capsys) -> None:
     ]  # fmt: skip
     assert all({"random", "pixels"} == p["frechet"].keys() and 0 <= p["match"]["value"] <= 1 for p in points)
     assert {"README.md", "pytorch_lora_weights.safetensors"} <= {file.name for file in (tmp_path / "exported").iterdir()}
+    assert "a white t-shirt" in (tmp_path / "report.html").read_text()  # what the first seed was asked for
     for picture in ("samples.png", "quality.png"):
         assert (tmp_path / picture).stat().st_size > 10_000

@@ -54,7 +54,7 @@ def demo(out: Path, *, images: int, n: int, seed: int) -> None:
     files = {"report": "report.html", "pictures": "samples.png", "plot": "quality.png", "folder": "exported"}
     with in_minutes(out, files) as console:
         with receipt(out / "measure.json", seed=seed) as entries:
-            entries |= _demo(console, out, images=images, n=n, seed=seed)
+            entries.update(_demo(console, out, images=images, n=n, seed=seed))
         write_report([out], out / "report.html")
 
 

@@ -201,6 +201,9 @@ def test_calibration_says_what_the_default_rule_costs(tmp_path: Path, capsys: py
     options = {"file": tmp_path / "p.jsonl", "gen_length": 32}
     call(decode_command, "bundled", out=tmp_path / "o.jsonl", **options)
     results = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    for result in results:
+        assert "".join(result["pieces"]).removesuffix(" <eos>") == result["text"]
+        assert max(result["steps"]) + 1 == result["nfe"] and len(result["steps"]) == len(result["pieces"])
     plain = sum(result["nfe"] for result in results) / 60
     capsys.readouterr()
     call(calibrate, "bundled", out=out, **options)
@@ -268,7 +271,9 @@ def test_settle_counts_right_and_wrong(
         settle_text, model, file=tmp_path / "p.jsonl", out=tmp_path / "s.json", rule="random", gen_length=10,
         block_length=10, suffix=suffix, answer_length=3, at=(0.5, 1.0), seed=4,
     )  # fmt: skip
-    found = json.loads((tmp_path / "s.json").read_text())["emergence"]
+    told = json.loads((tmp_path / "s.json").read_text())
+    found = told["emergence"]
+    assert told["curves"]["right"][9] == {"share": 0.5} | found["right"]["by"]["0.5"]
     assert (found["all"]["n"], found["right"]["n"], found["wrong"]["n"]) == (6, 4, 2)
     last_token = same_place(lambda ids: slice(len(ids) - 1, None))
     expected = [settle(trace, None if suffix else last_token) for trace in traces[:4]]

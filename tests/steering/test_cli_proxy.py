@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_lm import byte_tokenizer, merged, tiny_lm, with_adapter
 from tokenizers import processors
 
+from fewstep import write_report
 from fewstep.cli.proxy import proxy
 from fewstep.steering.tuning import ProxyTuning, generate
 from fewstep.steering.writing import encoded
@@ -62,7 +63,8 @@ def test_it_says_what_the_formula_says(place, tmp_path, capsys) -> None:
     said = capsys.readouterr().out
     assert byte_tokenizer().decode(wanted, skip_special_tokens=True).strip() in said
     assert f"changed at {len(acted['places'])} of {len(wanted)} tokens" in said
-    assert "2 + 2 =" in (tmp_path / "run" / "proxy.html").read_text()
+    page = write_report([tmp_path / "run"], tmp_path / "page.html").read_text()
+    assert f"first choice at {len(acted['places'])} of {len(wanted)} tokens" in page
 
 
 def test_several_prompts_with_an_adapter_chat_and_beams(place, tmp_path) -> None:

@@ -28,7 +28,24 @@ from .text import calibrate, decode
 from .text_measuring import evaluate, ledger_text, settle_text
 from .training import train, tune
 
-IMAGES = (demo, check, train, tune, sample, measure, dial, ledger, settle, report, play, export, push, table, encode, import_)
+IMAGES = (
+    demo,
+    check,
+    train,
+    tune,
+    sample,
+    measure,
+    dial,
+    ledger,
+    settle,
+    report,
+    play,
+    export,
+    push,
+    table,
+    encode,
+    import_,
+)
 TEXT = (train_text, decode, calibrate, settle_text, ledger_text, evaluate, proxy)
 SHARED = (sample, measure, dial, ledger, encode, decode, calibrate, settle_text, evaluate)  # by all processes there are
 Work = Callable[[], None]

@@ -136,7 +136,10 @@ class Decoder:
                 answered = list(self._answered(items, rows, ranges[k], stop))
             spent = {"calls": cost.calls, "nfe": cost.rows, "positions": cost.positions}
             changed = self._changed(rows, ranges[k], [each.row for each in answered], stop) if compare else []
-            told = {"answers": [each.entry | self._read(each.row) for each in answered], "seconds": [each.seconds for each in answered]}
+            told = {
+                "answers": [each.entry | self._read(each.row) for each in answered],
+                "seconds": [each.seconds for each in answered],
+            }
             return told | {"spent": spent, "changed": changed}
 
         decided_by = facts | {"compare": compare} | self.decided_by(items)

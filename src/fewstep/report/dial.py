@@ -77,12 +77,12 @@ class Dial:
     asked: bool
 
 
-def dial_section(found: Found, source: str, *, pictures: int) -> Section:
-    """Of a measure.json, with so many pictures a setting."""
+def dial_section(found: Found) -> Section:
+    """Of a measure.json."""
     content = found.content
     points = content["points"]
     models = _models(points)
-    shown = strips(content.get("pictures"), found.file.parent, count=pictures)
+    shown = strips(content.get("pictures"), found.file.parent, count=found.pictures)
     apart = {(each["name"], each["nfe"]): each for each in content.get("minus_best_teacher", ())}
     cards = [
         _card(point, models[point["name"]], shown[k] if k < len(shown) else (), apart.get((point["name"], point["nfe"])))
@@ -99,7 +99,7 @@ def dial_section(found: Found, source: str, *, pictures: int) -> Section:
     says = [content["recommendation"]] if content.get("recommendation") else []
     shown_entries = ("points", "pictures", "minus_best_teacher", "recommendation", "real", "ratios")
     title = "Quality at each number of network calls"
-    return Section(title, source, (*says, *_says(cards)), "dial.html", body, receipt_in(content, shown_entries))
+    return Section(title, found.source, (*says, *_says(cards)), "dial.html", body, receipt_in(content, shown_entries))
 
 
 def _models(points: Sequence[Mapping[str, Any]]) -> dict[str, int]:

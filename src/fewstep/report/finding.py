@@ -32,11 +32,11 @@ def find(path: Path) -> list[Found]:
     if not path.exists():
         raise ValueError(f"there is no {path}; name a folder or a file that fewstep {MADE_BY} has written")
     if path.is_dir():
-        found = [result for file in _files(path) if (result := _result(file))]
+        found = [result for file in _files(path) if (result := _result(file, _named(file)))]
         if not found:
             raise ValueError(f"{path} holds nothing to report; name a folder that fewstep {MADE_BY} has written")
         return found
-    result = _result(path)
+    result = _result(path, str(path))
     if result is None:
         raise ValueError(f"{path} is no result to report; name what fewstep {MADE_BY} has written")
     return [result]
@@ -52,15 +52,20 @@ def _files(folder: Path) -> Iterator[Path]:
         )  # fmt: skip
 
 
-def _result(file: Path) -> Found | None:
+def _named(file: Path) -> str:
+    """The folder, where it holds one result under the name that all have, else the file."""
+    return str(file.parent if file.name in ("measure.json", "ledger.json", "receipt.json") else file)
+
+
+def _result(file: Path, source: str) -> Found | None:
     if file.stat().st_size > LONGEST:
         return None
     if file.suffix == ".jsonl":
         rows = read_answers(file.read_text(encoding="utf-8", errors="replace").split("\n"))
-        return None if rows is None else Found(file, "answers", {"answers": rows})
+        return None if rows is None else Found(file, "answers", {"answers": rows}, source)
     content = _json(file)
     kind = next((kind for kind, names in KINDS if content and names <= content.keys()), None)
-    return Found(file, kind, content) if kind and content else None
+    return Found(file, kind, content, source) if kind and content else None
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -21,15 +21,17 @@ WORDS = {  # a verdict in words, and the sign that stands beside it
 
 
 MEANS = {  # what the lines of a group are about
-    "denoising": "Noise is laid on real pictures, and the model guesses the clean ones. The error is how far its guess is off, at "
-    "each noise level σ; lower is better.",
-    "agreement": "How far a sample is from what the teacher makes of the same seed when it takes its time; lower is better.",
-    "at as few calls": "Distances to real pictures, where the teacher may take no more network calls than the student; lower is "
+    "denoising": "Noise is laid on real pictures, and the model guesses the clean ones. The error is how far its guess is "
+    "off, at each noise level σ; lower is better.",
+    "agreement": "How far a sample is from what the teacher makes of the same seed when it takes its time; lower is "
     "better.",
-    "quality": "How near the samples are to real pictures. Fréchet and MIND are distances, lower is better; precision and density "
-    "say how many samples lie among real pictures, higher is better.",
+    "at as few calls": "Distances to real pictures, where the teacher may take no more network calls than the student; "
+    "lower is better.",
+    "quality": "How near the samples are to real pictures. Fréchet and MIND are distances, lower is better; precision and "
+    "density say how many samples lie among real pictures, higher is better.",
     "variety": "How much of what there is in the data the samples show; higher is better.",
-    "copying": "The share of samples that lie nearer to a picture of the data than real pictures lie to each other; lower is better.",
+    "copying": "The share of samples that lie nearer to a picture of the data than real pictures lie to each other; lower "
+    "is better.",
     "prompts": "How many pictures show what was asked for; higher is better.",
     "looks": "Mean brightness, contrast and sharpness; best where they are those of real pictures.",
     "classes": "How often each class is made, best as often as in the data; and how far its pictures are from real ones.",
@@ -97,7 +99,7 @@ class Balance:
     pictures: tuple[tuple[str, tuple[Picture, ...]], ...]
 
 
-def ledger_section(found: Found, source: str, *, pictures: int) -> Section:
+def ledger_section(found: Found) -> Section:
     """Of a ledger.json, of pictures or of text."""
     content = found.content
     within, lines = float(content["within"]), content["lines"]
@@ -110,11 +112,11 @@ def ledger_section(found: Found, source: str, *, pictures: int) -> Section:
         counts, tuple(groups), advice, tuple(map(str, content.get("notes", ()))), percent(within),
         percent(float(content.get("level", 0.05))), _drift(layers) if layers else None,
         tuple((name, percent(change)) for name, change in layers),
-        _beside(content, strips(content.get("pictures"), found.file.parent, count=pictures)),
+        _beside(content, strips(content.get("pictures"), found.file.parent, count=found.pictures)),
     )  # fmt: skip
     known = ("lines", "sentences", "notes", "drift", "points", "pictures", "within", "level", "tables")
     title = "What the change gained and lost"
-    return Section(title, source, found_says, "ledger.html", body, receipt_in(content, known))
+    return Section(title, found.source, found_says, "ledger.html", body, receipt_in(content, known))
 
 
 def _sentences(said: Sequence[object]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
 LARGEST = 5_000_000  # bytes of a page
 PICTURES = (12, 8, 4, 2, 1)  # of each setting: as many as there is room for
-ORDER = ("dial", "ledger", "settling", "run", "answers", "calibration", "emergence", "proxy")
+SHOWN: dict[str, Callable[[Found], Section]] = {  # what shows a result of each kind, in the order on the page
+    "dial": dial_section,
+    "ledger": ledger_section,
+    "settling": settling_section,
+    "run": run_section,
+    "answers": answers_section,
+    "calibration": calibration_section,
+    "emergence": emergence_section,
+    "proxy": proxy_section,
+}
 
 
 def write_report(paths: Sequence[Path | str], out: Path | str = Path("report.html")) -> Path:
@@ -46,10 +55,10 @@ def write_report(paths: Sequence[Path | str], out: Path | str = Path("report.htm
         raise ValueError("name at least one folder or file to report")
     out = Path(out)
     writable_file(out)
-    found = [(result, str(path)) for path in paths for result in find(Path(path))]
-    found.sort(key=lambda pair: ORDER.index(pair[0].kind))
+    found = [result for path in paths for result in find(Path(path))]
+    found.sort(key=lambda result: [*SHOWN].index(result.kind))
     for pictures in PICTURES:
-        page = rendered([section_of(result, named, pictures=pictures) for result, named in found]).encode()
+        page = rendered([section_of(result._replace(pictures=pictures)) for result in found]).encode()
         if len(page) <= LARGEST:
             break
     else:
@@ -59,31 +68,17 @@ def write_report(paths: Sequence[Path | str], out: Path | str = Path("report.htm
     return out
 
 
-def section_of(found: Found, named: str, *, pictures: int) -> Section:
-    """The section that shows a result; `named` is the path that the user gave."""
-    file, given = found.file, Path(named)
-    source = named if file == given else str(file.parent if file.name in ("measure.json", "receipt.json") else file)
+def section_of(found: Found) -> Section:
+    """The section that shows a result.
+
+    Raises:
+        ValueError: the result is not as the commands of this version write it.
+    """
     try:
-        match found.kind:
-            case "dial":
-                return dial_section(found, source, pictures=pictures)
-            case "ledger":
-                return ledger_section(found, source, pictures=pictures)
-            case "settling":
-                return settling_section(found, source)
-            case "emergence":
-                return emergence_section(found, source)
-            case "calibration":
-                return calibration_section(found, source)
-            case "proxy":
-                return proxy_section(found, source)
-            case "answers":
-                return answers_section(found, source)
-            case _:
-                return run_section(found, source)
+        return SHOWN[found.kind](found)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         told = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file} is damaged or of another version ({told}); make it again") from error
+        raise ValueError(f"{found.file} is damaged or of another version ({told}); make it again") from error
 
 
 def rendered(sections: Sequence[Section]) -> str:

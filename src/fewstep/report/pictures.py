@@ -35,8 +35,8 @@ def strips(said: Mapping[str, Any] | None, folder: Path, *, count: int) -> list[
     asked = [str(text) for text in said.get("asked") or [""] * len(seeds)]
     found = []
     for name in said["files"]:
-        parts = _cut(folder / str(name), size, len(seeds), folder)[:count]
-        found.append(tuple(Picture(data, *rest, max(size) <= SMALL) for data, *rest in zip(parts, seeds, asked)))  # noqa: B905
+        parts = zip(_cut(folder / str(name), size, len(seeds), folder)[:count], seeds, asked, strict=False)
+        found.append(tuple(Picture(data, seed, text, max(size) <= SMALL) for data, seed, text in parts))
     return found
 
 

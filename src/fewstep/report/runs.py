@@ -32,14 +32,13 @@ class Trained:
     sheets: tuple[Sheet, ...]
 
 
-def run_section(found: Found, source: str) -> Section:
+def run_section(found: Found) -> Section:
     """Of the receipt.json in the folder of a run of `fewstep tune` or `train`."""
     content = found.content
     images, seconds = float(content["images"]), float(content["seconds"])
     taught = f", taught by {content['teacher']}" if content.get("teacher") else ""
-    says = [
-        f"The run saw {counted(images, 'image')} in {counted(float(content['steps']), 'step')} and {_long(seconds)}{taught}.",
-    ]
+    steps = counted(float(content["steps"]), "step")
+    says = [f"The run saw {counted(images, 'image')} in {steps} and {_long(seconds)}{taught}."]
     facts = [
         ("Recipe", str(content.get("recipe_name") or "of its own")),
         ("Data", str(content.get("source", ""))),
@@ -51,7 +50,7 @@ def run_section(found: Found, source: str) -> Section:
     says += [str(look["said"]) for look in looks[-1:] if look.get("said")]
     known = ("images", "seconds", "steps", "loss", "images_per_second", "teacher", "recipe_name", "source", "network_calls")
     body = Trained(tuple((name, told) for name, told in facts if told), _losses(looks), _sheets(looks, found.file.parent))
-    return Section("A run of training", source, tuple(says), "run.html", body, receipt_in(content, known))
+    return Section("A run of training", found.source, tuple(says), "run.html", body, receipt_in(content, known))
 
 
 def _long(seconds: float) -> str:
@@ -64,7 +63,7 @@ def _long(seconds: float) -> str:
 
 def _looks(file: Path) -> list[Mapping[str, Any]]:
     """What was seen at each look at the run; what is not to be read is left out."""
-    found = []
+    found: list[Mapping[str, Any]] = []
     for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
         try:
             look = json.loads(line)

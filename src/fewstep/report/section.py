@@ -10,11 +10,21 @@ from typing import Any, NamedTuple
 
 
 class Found(NamedTuple):
-    """A result that a command left: its file, what kind it is, and what stands in it."""
+    """A result that a command left.
+
+    Attributes:
+        file: where it stands.
+        kind: what it is.
+        content: what stands in it.
+        source: the folder or file, as the user named it.
+        pictures: so many of each setting have room on the page.
+    """
 
     file: Path
     kind: str
     content: dict[str, Any]
+    source: str
+    pictures: int = 12
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Curves:
     rows: tuple[tuple[str, ...], ...]
 
 
-def settling_section(found: Found, source: str) -> Section:
+def settling_section(found: Found) -> Section:
     """Of a settle.json of pictures."""
     content = found.content
     quantiles = {float(name): [float(value) for value in values] for name, values in content["quantiles"].items()}
@@ -38,9 +38,9 @@ def settling_section(found: Found, source: str) -> Section:
         between=(low, high), level=level,
     )  # fmt: skip
     how = (
-        f"The model is stopped after each network call and asked for its best guess of the finished picture. The line shows "
-        f"how far that guess still is from the end, over {counted(n, 'seed')}: 0 is the finished picture, 1 an unrelated one. "
-        "Where the line is flat early, few calls may be enough."
+        "The model is stopped after each network call and asked for its best guess of the finished picture. The line shows "
+        f"how far that guess still is from the end, over {counted(n, 'seed')}: 0 is the finished picture, 1 an unrelated "
+        "one. Where the line is flat early, few calls may be enough."
     )
     every = max(1, len(middle) // 10)
     rows = tuple(
@@ -51,10 +51,10 @@ def settling_section(found: Found, source: str) -> Section:
     known = ("quantiles", "sigmas", "sentence", "settled_after_calls", "within")
     body = Curves((chart,), how, head, rows)
     title = "How early the model knows its picture"
-    return Section(title, source, (str(content["sentence"]),), "curves.html", body, receipt_in(content, known))
+    return Section(title, found.source, (str(content["sentence"]),), "curves.html", body, receipt_in(content, known))
 
 
-def emergence_section(found: Found, source: str) -> Section:
+def emergence_section(found: Found) -> Section:
     """Of what `fewstep settle-text` wrote."""
     content = found.content
     groups = content["emergence"]
@@ -66,9 +66,9 @@ def emergence_section(found: Found, source: str) -> Section:
     ]
     charts = tuple(_emerged(name, int(groups[name]["n"]), points) for name, points in (content.get("curves") or {}).items())
     how = (
-        "A text is decoded step by step, and each step is asked what it would answer if it were the last. One line says how "
-        "many answers had been shown by then, the other how many had been shown and never changed again. Decoding may stop "
-        "where the second line is high; where only the first is, an answer may still change."
+        "A text is decoded step by step, and each step is asked what it would answer if it were the last. One line says "
+        "how many answers had been shown by then, the other how many had been shown and never changed again. Decoding may "
+        "stop where the second line is high; where only the first is, an answer may still change."
     )
     rows = tuple(
         (str(name), f"{group['n']}", percent(float(share)), percent(row["first"]), percent(row["stable"]))
@@ -78,7 +78,7 @@ def emergence_section(found: Found, source: str) -> Section:
     head = ("answers", "number", "by this share of the steps", "shown", "shown for good")
     title = "How early the model knows its answer"
     receipt = receipt_in(content, ("emergence", "curves"))
-    return Section(title, source, tuple(says), "curves.html", Curves(charts, how, head, rows), receipt)
+    return Section(title, found.source, tuple(says), "curves.html", Curves(charts, how, head, rows), receipt)
 
 
 def _emerged(name: str, n: int, points: Sequence[Mapping[str, Any]]) -> Chart:

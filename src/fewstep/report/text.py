@@ -45,7 +45,7 @@ class Answers:
     note: str
 
 
-def answers_section(found: Found, source: str) -> Section:
+def answers_section(found: Found) -> Section:
     """Of the .jsonl that `fewstep decode --out` writes; its receipt stands beside it."""
     rows = found.content["answers"]
     receipt_file = found.file.with_name(found.file.name + ".receipt.json")
@@ -66,7 +66,7 @@ def answers_section(found: Found, source: str) -> Section:
     note = "" if any(answer.tokens for answer in shown) else NOT_RECORDED
     body = Answers(shown, n, max((answer.steps for answer in shown), default=0), note)
     title = "Answers, and when each word was decided"
-    return Section(title, source, tuple(says), "answers.html", body, receipt_in(receipt, ("changed",)))
+    return Section(title, found.source, tuple(says), "answers.html", body, receipt_in(receipt, ("changed",)))
 
 
 def read_answers(lines: Sequence[str]) -> list[dict[str, Any]] | None:
@@ -115,26 +115,26 @@ class Guarantee:
     rule: str
 
 
-def calibration_section(found: Found, source: str) -> Section:
+def calibration_section(found: Found) -> Section:
     """Of the rule.json that `fewstep calibrate` writes."""
     content = found.content
-    epsilon, delta, n = float(content["epsilon"]), float(content["delta"]), int(content["n"])
+    epsilon, sure, n = float(content["epsilon"]), percent(1 - float(content["delta"])), int(content["n"])
     full, early = float(content["full_steps"]), float(content["early_steps"])
     if content["factor"] is None:
         says = [f"No threshold was found that keeps {percent(1 - epsilon)} of the answers, so the rule decodes in full."]
     else:
         says = [
             f"The rule needs {counted(early, 'step')} a text, and full decoding {counted(full, 'step')}.",
-            f"It changed {content['changed']} of {counted(n, 'answer')}. With confidence {percent(1 - delta)} it changes at "
-            f"most {percent(float(content['bound']))} of answers to prompts like these; {percent(epsilon)} were allowed.",
+            f"It changed {content['changed']} of {counted(n, 'answer')}. With confidence {sure} it changes at most "
+            f"{percent(float(content['bound']))} of answers to prompts like these; {percent(epsilon)} were allowed.",
         ]
     ways = [("decoding in full", full)] if content["factor"] is not None else []
     ways.append(("this rule", early))
     if beside := content.get("beside"):
         ways.append(("the default rule", float(beside["steps"])))
         says.append(
-            f"The default rule needs {counted(float(beside['steps']), 'step')} and changed {beside['changed']} answers (at most "
-            f"{percent(float(beside['bound']))})."
+            f"The default rule needs {counted(float(beside['steps']), 'step')} and changed {beside['changed']} answers "
+            f"(at most {percent(float(beside['bound']))})."
         )
     most = max(steps for _, steps in ways)
     shown = tuple(Way(name, counted(steps, "step"), steps / most) for name, steps in ways)
@@ -142,7 +142,7 @@ def calibration_section(found: Found, source: str) -> Section:
     receipt = read_json(beside_file, "") if beside_file.is_file() else content.get("settings", {})
     body = Guarantee(shown, _told(content["rule"]))
     title = "A decoding rule with a guarantee"
-    return Section(title, source, tuple(says), "guarantee.html", body, receipt_in(receipt))
+    return Section(title, found.source, tuple(says), "guarantee.html", body, receipt_in(receipt))
 
 
 def _told(rule: object) -> str:
@@ -184,7 +184,7 @@ class Proxied:
     note: str
 
 
-def proxy_section(found: Found, source: str) -> Section:
+def proxy_section(found: Found) -> Section:
     """Of the proxy.json that `fewstep proxy --out` writes."""
     texts = found.content["texts"]
     places = sum(len(text["acted"]["places"]) for text in texts)
@@ -196,22 +196,27 @@ def proxy_section(found: Found, source: str) -> Section:
     shown = tuple(map(_steered, texts[:ANSWERS]))
     note = "" if all("pieces" in text["acted"] for text in texts) else "This file does not hold the text of each token."
     receipt = receipt_in(found.content, ("texts",))
-    return Section("Where small models steered a large one", source, says, "proxy.html", Proxied(shown, note), receipt)
+    return Section(
+        "Where small models steered a large one", found.source, says, "proxy.html", Proxied(shown, note), receipt
+    )
 
 
 def _steered(text: Mapping[str, Any]) -> SteeredText:
     acted = text["acted"]
-    marks = {int(place): number + 1 for number, (place, *_) in enumerate(acted.get("changes", ()))}
+    places, pieces = [int(place) for place in acted["places"]], acted.get("pieces", ())
     tokens = tuple(
         Steered(
-            str(piece), min(SHADES - 1, int(SHADES * float(shift))), f"moved by {float(shift):.2f}", marks.get(place, 0)
+            str(piece), min(SHADES - 1, int(SHADES * float(shift))), f"moved by {float(shift):.2f}",
+            places.index(place) + 1 if place in places else 0,
         )
-        for place, (piece, shift) in enumerate(zip(acted.get("pieces", ())[:TOKENS], acted["shift"], strict=False))
-    )
+        for place, (piece, shift) in enumerate(zip(pieces[:TOKENS], acted["shift"], strict=False))
+    )  # fmt: skip
     changes = tuple(
-        (number + 1, str(before), str(after), f"{float(acted['shift'][int(place)]):.2f}")
-        for number, (place, before, after) in enumerate(acted.get("changes", ()))
-    )
-    says = f"{counted(len(acted['places']), 'first choice')} changed in {counted(len(acted['tokens']), 'token')}."
-    cut = len(acted.get("pieces", ())) > TOKENS
-    return SteeredText(str(text["prompt"]), str(text["text"]), says, tokens, changes, cut)
+        (
+            number + 1, str(acted["base_pieces"][place]), str(acted["choice_pieces"][place]),
+            f"{float(acted['shift'][place]):.2f}",
+        )
+        for number, place in enumerate(places if pieces else ())
+    )  # fmt: skip
+    says = f"{counted(len(places), 'first choice')} changed in {counted(len(acted['tokens']), 'token')}."
+    return SteeredText(str(text["prompt"]), str(text["text"]), says, tokens, changes, len(pieces) > TOKENS)

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .accounting import ledger_models as ledger_models
     from .accounting import take_stock as take_stock
     from .acted import Acted as Acted
-    from .acted import page as page
     from .acted import where_acted as where_acted
     from .choices import Questioning as Questioning
     from .choices import Steered as Steered
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "accounting": ["Balanced", "ledger_models", "take_stock"],
-    "acted": ["Acted", "page", "where_acted"],
+    "acted": ["Acted", "where_acted"],
     "choices": ["Questioning", "Steered", "Writing"],
     "evaluation": ["evaluate_steered"],
     "likelihood": ["loglikelihood"],

@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import replace
 from functools import partial
+from html import unescape
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from conftest import fewstep, tiny
 from rich.console import Console
 from torch import nn
 
+from fewstep import write_report
 from fewstep.core.intervals import Estimate
 from fewstep.core.ledger import Ledger, Line, paired, shares
 from fewstep.core.showing import ledger_table
@@ -335,6 +337,8 @@ def test_the_command_leaves_figures_and_says_what_to_do(place, monkeypatch, caps
     kept = json.loads((place / "found" / "ledger.json").read_text())
     assert {line["verdict"] for line in kept["lines"]} <= {"kept", "gained", "lost", "not known", "another task"}
     assert kept["calls"] == {"before": 3, "after": 2} and len(kept["points"]) == 3 and kept["drift"]
+    page = unescape(write_report([place / "found"], place / "page.html").read_text())
+    assert all(sentence in page for sentence in kept["sentences"]) and page.count("<tr class=") == len(kept["lines"])
     assert (place / "found" / "ledger.png").exists() and (place / "found" / "samples.png").exists()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from PIL import Image
 from rich.console import Console
 from scipy.ndimage import correlate
 from transformers import Dinov2Config, Dinov2Model
@@ -20,7 +21,7 @@ from fewstep.diffusion.measure.scores import Reference, coverage, frechet, slice
 from fewstep.diffusion.measure.settings import diffusion_settings, student_settings
 from fewstep.diffusion.measure.settling import Settling, settle
 from fewstep.diffusion.model import Model
-from fewstep.diffusion.report import table
+from fewstep.diffusion.report import keep_pictures, table
 from fewstep.diffusion.walk import Consistency
 
 
@@ -139,7 +140,7 @@ def test_looks_are_numpys() -> None:
     assert Looks.of(images) == pytest.approx((array.mean(), contrast, steps, np.ptp(array, axis=1).mean()))
 
 
-def test_a_point_counts_and_scores(fashion) -> None:
+def test_a_point_counts_and_scores_and_leaves_pictures(fashion, tmp_path) -> None:
     denoiser = tiny(size=28)
     seen_by = views("fashion", Images(fashion.pixels[:40]))
     settings = diffusion_settings(denoiser, (1, 21)) + student_settings(Model(denoiser, Consistency()), (2,))
@@ -156,6 +157,11 @@ def test_a_point_counts_and_scores(fashion) -> None:
         expected = sliced(first.features[view.name], view.real.features[: first.n])
         assert first.summary()["sliced"][view.name]["value"] == expected > 0
     assert first.summary()["grey"] == pytest.approx(float(first.images.float().mean()))
+    said = keep_pictures(points, tmp_path, seed=5, asked=["a", "b"], count=3)
+    assert (said["seeds"], said["asked"], said["width"], said["height"]) == ([5, 6, 7], ["a", "b", "a"], 28, 28)
+    for point, file in zip(points, said["files"], strict=True):
+        with Image.open(tmp_path / file) as strip:
+            assert np.array_equal(np.asarray(strip), torch.cat(list(point.images[:3, 0]), -1).numpy())
 
 
 def test_a_table_fits_eighty_columns(fashion) -> None:

@@ -1,0 +1,186 @@
+"""The page is told by files, holds what they say and nothing that they do not, and stays small."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from report import results
+
+from fewstep import write_report
+from fewstep.report.charts import HEIGHT, LEFT, Point, against_calls, reach
+from fewstep.report.ledger import part_of
+from fewstep.report.section import Figure, percent, short
+
+
+class Seen(HTMLParser):
+    """What a browser makes of a page: its tags with the names of their attributes, its words, its alternative texts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, tuple[str, ...]]] = []
+        self.words, self.alts, self.raw, self.policy = "", [], {}, ""
+        self.inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, tuple(name for name, _ in attrs)))
+        facts, self.inside = dict(attrs), tag
+        self.alts += [facts["alt"]] if "alt" in facts else []
+        if facts.get("http-equiv") == "Content-Security-Policy":
+            self.policy = facts["content"]
+
+    def handle_data(self, data) -> None:
+        if self.inside in ("style", "script"):
+            self.raw[self.inside] = data
+            self.inside = ""
+        else:
+            self.words += data
+
+
+@pytest.fixture
+def all_kinds(tmp_path):
+    results.dial(tmp_path / "dial")
+    results.ledger(tmp_path / "ledger")
+    results.settling(tmp_path / "settle")
+    results.run(tmp_path / "run")
+    results.texts(tmp_path / "text")
+    return tmp_path
+
+
+def test_one_page_of_all_kinds_told_by_what_stands_in_the_files(all_kinds) -> None:
+    names = ("text", "ledger", "dial", "settle", "run")
+    out = write_report([all_kinds / name for name in names], all_kinds / "page.html")
+    whole = write_report([all_kinds], all_kinds / "whole.html")  # the folder that all of them stand in
+    seen = Seen(out.read_text())
+    assert Seen(whole.read_text()).tags == seen.tags
+    for said in (
+        "Take student.",
+        "The student reaches 2.00 ± 0.50 at 4 network calls, and takes 80.0 ms a picture in place of 700 ms.",
+        "Lost: quality (Fréchet).", "Take more calls.", "+50 ± 10 %", "about 70 more samples would tell", "Settled.",
+        "The run saw 64 images in 2 steps and 8 seconds, taught by bundled.",
+        "EarlyCommit(rule = Threshold(threshold = 0.99))", "With confidence 95 % it changes at most 8 % of answers",
+        "By 50 % of the steps, 80 % of the 44 answers had been shown", "first choice at 1 of 2 tokens (50 %)",
+        "fewstep measure run",
+    ):  # fmt: skip
+        assert said in seen.words, said
+    assert seen.alts.count("student at 2 network calls, seed 1: a red dress") == 1
+    assert len(seen.alts) == 6 * results.SEEDS
+    assert {tag for tag, _ in seen.tags}.isdisjoint({"iframe", "object", "embed", "form", "base"})
+    assert not {"style", "onclick", "onload"} & {name for _, names in seen.tags for name in names}
+
+
+def test_what_a_result_says_is_text_and_never_markup(tmp_path) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'{{7*7}}{% raw %}"
+    for name, say in (("plain", "word"), ("evil", evil)):
+        results.dial(tmp_path / name / "dial", name=say, asked=say)
+        results.ledger(tmp_path / name / "ledger", name=say)
+        results.texts(tmp_path / name / "text", prompt=say, piece=say)
+    plain, hostile = (
+        Seen(write_report([tmp_path / name], tmp_path / f"{name}.html").read_text()) for name in ("plain", "evil")
+    )
+    assert hostile.tags == plain.tags
+    assert hostile.words.count(evil) >= 8
+    assert any(evil in alt for alt in hostile.alts)
+    for tag, kind in (("style", "style-src"), ("script", "script-src")):
+        allowed = base64.b64encode(hashlib.sha256(hostile.raw[tag].encode()).digest()).decode()
+        assert f"{kind} 'sha256-{allowed}'" in hostile.policy
+    assert hostile.policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_files_outside_the_folder_and_false_pictures_are_not_shown(tmp_path) -> None:
+    folder = results.dial(tmp_path / "dial")
+    Image.new("L", (12, 4), 255).save(tmp_path / "secret.png")
+    content = json.loads((folder / "measure.json").read_text())
+    content["pictures"]["files"][:3] = ["../secret.png", "pictures/none.png", "measure.json"]
+    (folder / "measure.json").write_text(json.dumps(content))
+    Image.new("L", (13, 4)).save(folder / "pictures" / "03.png")  # of another size than is said
+    assert len(Seen(write_report([folder], tmp_path / "page.html").read_text()).alts) == 2 * results.SEEDS
+
+
+def test_a_page_that_would_be_too_large_has_fewer_pictures_or_is_refused(tmp_path, monkeypatch) -> None:
+    folder = results.dial(tmp_path / "dial")
+    whole = write_report([folder], tmp_path / "page.html").stat().st_size
+    monkeypatch.setattr("fewstep.report.page.LARGEST", whole - 1)
+    monkeypatch.setattr("fewstep.report.page.PICTURES", (3, 2, 1))
+    assert len(Seen(write_report([folder], tmp_path / "page.html").read_text()).alts) == 6 * 2
+    monkeypatch.setattr("fewstep.report.page.LARGEST", 1000)
+    with pytest.raises(ValueError, match="report fewer results on a page"):
+        write_report([folder], tmp_path / "none.html")
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_what_is_no_result_ends_in_a_sentence(tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    for path, said in (("gone", "there is no"), ("empty", "holds nothing to report"), ("config.json", "is no result")):
+        with pytest.raises(ValueError, match=said):
+            write_report([tmp_path / path], tmp_path / "page.html")
+    damaged = results.ledger(tmp_path / "damaged")
+    content = json.loads((damaged / "ledger.json").read_text())
+    del content["lines"][0]["verdict"]
+    (damaged / "ledger.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"ledger.json is damaged or of another version \(KeyError: 'verdict'\)"):
+        write_report([damaged], tmp_path / "page.html")
+    with pytest.raises(ValueError, match="name at least one"):
+        write_report([], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_answers_without_steps_and_results_without_pictures_are_told_as_they_are(tmp_path) -> None:
+    (tmp_path / "old.jsonl").write_text('{"prompt": "p", "text": "t", "tokens": 1, "nfe": 1.0}\n')
+    assert "does not say at which step" in write_report([tmp_path / "old.jsonl"], tmp_path / "page.html").read_text()
+    folder = results.dial(tmp_path / "dial")
+    content = json.loads((folder / "measure.json").read_text())
+    del content["pictures"]
+    (folder / "measure.json").write_text(json.dumps(content))
+    assert "Measure again to see them here" in write_report([folder], tmp_path / "page.html").read_text()
+
+
+def test_figures_have_the_decimals_of_their_values() -> None:
+    told = {
+        Figure(10.84, 8.74, 12.94): "10.8 ± 2.1",
+        Figure(0.02, -0.28, 0.32): "0.020 ± 0.300",
+        Figure(1.0, 0.5, 3.0): "1.00 (0.50 to 3.00)",
+        Figure(-0.16, -0.2, -0.12): "−0.16 ± 0.04",
+    }
+    assert {figure: str(figure) for figure in told} == told
+    shown = {4.87e-5: "4.9·10⁻⁵", 0.0: "0.0000", 0.0034: "0.0034", 1240.4: "1,240", -71.88: "−71.9", float("inf"): "∞"}
+    assert {value: short(value) for value in shown if value} == {v: s for v, s in shown.items() if v}
+    assert [percent(0.926), percent(0.1), percent(1)] == ["92.6 %", "10 %", "100 %"]
+
+
+def test_a_strip_shows_the_better_side_on_the_right() -> None:
+    lost, gained = reach(0.05, 0.02, 0.08, 0.1, -1.0), reach(0.05, 0.02, 0.08, 0.1, 1.0)
+    assert lost.low < lost.value < lost.high < 100 < gained.low < gained.value < gained.high
+    assert lost.value + gained.value == pytest.approx(200)
+    edge = reach(0.1, 0.1, 0.1, 0.1, 1.0)
+    assert edge.value - 100 == pytest.approx(edge.margin, abs=0.1)  # the band ends where "kept" does
+    far = reach(9.0, -float("inf"), float("inf"), 0.1, 1.0)
+    assert (far.low, far.high) == (2, 198)
+
+
+def test_a_chart_puts_twice_as_many_calls_equally_far_and_lower_values_lower() -> None:
+    points = [Point(calls, 16 / calls, 12 / calls, 20 / calls, "") for calls in (1, 2, 4)]
+    (line,) = against_calls("t", [("student", 1, points)], "").lines
+    first, second, third = line.marks
+    assert second.x - first.x == pytest.approx(third.x - second.x, abs=0.2)
+    assert second.y - first.y == pytest.approx(third.y - second.y, abs=0.2)
+    assert first.x > LEFT and first.y < third.y < HEIGHT
+    assert all(mark.high < mark.y < mark.low for mark in line.marks)
+    assert re.fullmatch(r"M[\d.,]+L[\d.,]+L[\d.,]+", line.path)
+    below = against_calls("t", [("student", 1, [Point(1, 2.0, -1.0, 5.0, "")])], "")  # an interval that ends below 0
+    assert below.lines[0].marks[0].low == below.bottom
+
+
+@pytest.mark.parametrize(
+    ("layer", "part"),
+    [("down_blocks.0.resnets.1", "down_blocks"), ("conv_in", "conv_in"), ("model.layers.3.mlp", "model.layers")],
+)
+def test_layers_of_one_part_share_a_colour(layer, part) -> None:
+    assert part_of(layer) == part
