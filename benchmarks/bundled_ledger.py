@@ -5,9 +5,9 @@
     python benchmarks/bundled_ledger.py --tuned runs/trio/tuned runs/trio/tuned_lora
 
 All have seen the same problems. Asked are the skill (10 more than a sum, on problems that no tuning saw), facts of the
-world by likelihood among all values of their relation, sums in plain prose among near numbers, and the perplexity of prose,
-but for its questions for sums, which the skill answers in another way. Then where the knowledge went: the weights of one
-part of a tuned model are put back, and both are asked again.
+world by likelihood among all values of their relation, sums in plain prose among near numbers, and the perplexity of prose
+of facts and of sums, but for its questions for sums, which the skill answers in another way. Then where the knowledge went:
+the weights of one part of a tuned model are put back, and both are asked again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from fewstep.toys.prose import LARGEST, choice, documents, problem
 from fewstep.toys.world import World
 
 WORLD = World(people=500)
-SHOWN = ("right: skill", "right: facts", "right: sums", "Brier: facts", "perplexity: prose", "calls an answer")
+SHOWN = ("right: skill", "right: facts", "right: sums", "Brier: facts", "perplexity: facts", "perplexity: sums")
 HALVES = {  # what is put back
     "embeddings": ("model.embed_tokens",),
     "lower half": ("model.layers.0.", "model.layers.1."),
@@ -120,10 +120,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trio", type=Path, default=ASSETS / "trio", help="folder of base, small, expert and adapter")
     parser.add_argument("--tuned", type=Path, nargs="*", default=[], help="the base tuned directly, in one way or several")
+    parser.add_argument("--probed", nargs="*", help="of which parts are put back, by their folders' names; all if left out")
     parser.add_argument("--alphas", type=float, nargs="*", default=(0.5, 1.0))
     parser.add_argument("--problems", type=int, default=600)
     parser.add_argument("--facts", type=int, default=1000)
-    parser.add_argument("--texts", type=int, default=400)
+    parser.add_argument("--texts", type=int, default=200, help="of facts, and as many of sums")
     parser.add_argument("--out", type=Path, default=Path("runs/trio/ledger"))
     args = parser.parse_args(arguments)
     tokenizer = load_tokenizer(args.trio / "base")
@@ -136,7 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sides[f"proxy, α = {alpha:g}"] = replace(before, proxy=ProxyTuning(expert, small, alpha=alpha), said={})
         sides[f"proxy by the adapter, α = {alpha:g}"] = replace(before, proxy=ProxyTuning(adapter, alpha=alpha), said={})
     asked, prose = questions(args.problems, args.facts), documents(WORLD, seed=7)
-    texts = {"prose": list(islice((text for k in count() if "what is" not in (text := prose(k))), args.texts))}
+    plain = (text for k in count() if "what is" not in (text := prose(k)))
+    texts: dict[str, list[str]] = {"facts": [], "sums": []}
+    while min(map(len, texts.values())) < args.texts:
+        text = next(plain)
+        texts["sums" if set(text.split()) & {"plus", "minus", "more", "less"} else "facts"].append(text)
+    texts = {name: found[: args.texts] for name, found in texts.items()}
     with receipt(args.out / "ledgers.json", problems=args.problems, facts=args.facts, texts=args.texts) as entries:
         print(f"| | {' | '.join(SHOWN)} |\n|{'---|' * (len(SHOWN) + 1)}")
         for name, side in sides.items():
@@ -147,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in tuned:
             print(name, {depth: round(change, 4) for depth, change in entries[name]["depths"].items()})
         print("\nParts put back, against the tuned model itself:")
-        for name, network in tuned.items():
+        for name, network in [(name, tuned[name]) for name in tuned if args.probed is None or name in args.probed]:
             for what, part in HALVES.items():
                 side = replace(before, network=put_back(network, base, part), said={})
                 found = take_stock(sides[name], side, asked[:2], texts)

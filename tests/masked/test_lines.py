@@ -28,6 +28,9 @@ from fewstep.masked.lines import Answer, Asked, Loss, calibration_error, of_answ
         ("the answer is tired", "red", "end", False),
         ("red", "the red", "end", False),
         ("22", "22.0", "exact", False),
+        ("27 . 3 more than 27 is 30 .", "27", "start", True),
+        ("Paris, I think", "Paris", "start", True),
+        ("27 . 3 more", "7", "start", False),
     ],
 )
 def test_a_text_is_right_by_its_rule(text, answer, grade, right) -> None:
@@ -35,11 +38,15 @@ def test_a_text_is_right_by_its_rule(text, answer, grade, right) -> None:
 
 
 def test_questions_and_texts_are_read(tmp_path) -> None:
-    rows = [{"prompt": "a", "answer": 3}, {"messages": [{"role": "user", "content": "b"}], "answer": "x"}]
+    rows = [{"prompt": "a", "answer": 3, "grade": "start"}, {"messages": [{"role": "user", "content": "b"}], "answer": "x"}]
     file = tmp_path / "some.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     found = read_questions(file, tuned_for=True)
-    assert found.name == "some" and found.items[0] == Question("a", "3") and found.items[1].prompt == rows[1]["messages"]
+    assert (
+        found.name == "some"
+        and found.items[0] == Question("a", "3", (), "start")
+        and found.items[1].prompt == rows[1]["messages"]
+    )
     file.write_text('"one"\n\n{"text": "two"}\n"three"')
     assert read_documents(file) == ["one", "two", "three"] and read_documents(file, 2) == ["one", "two"]
     (tmp_path / "plain.txt").write_text("one\n\ntwo\n")
@@ -51,6 +58,7 @@ def test_questions_and_texts_are_read(tmp_path) -> None:
     [
         ([{"prompt": "a", "answer": "b"}], "holds 1 question"),
         ([{"prompt": "a"}] * 2, 'line 1 of .* has no "answer"'),
+        ([{"prompt": "a", "answer": "b", "grade": "well"}] * 2, "which is none of auto, exact"),
         ([{"prompt": "a", "answer": "b", "options": ["c", "d"]}] * 2, "must have its answer 'b' among its options"),
         ([{"prompt": "a", "answer": "b", "options": "b"}] * 2, "no list of texts"),
         ([{"prompt": "a", "answer": "b"}, {"prompt": "a", "answer": "b", "options": ["b", "c"]}], "two files"),

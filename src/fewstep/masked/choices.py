@@ -29,7 +29,7 @@ Base = Literal[
 ]
 EarlyName = Literal["prophet", "sched", "stable"]
 CacheName = Literal["none", "prefix", "dual"]
-Grade = Literal["auto", "exact", "end", "number"]  # when an answer is right; see `is_right` of grading.py
+Grade = Literal["auto", "exact", "start", "end", "number"]  # when an answer is right; see `is_right` of grading.py
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,22 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from .choices import Grade
 from .prompts import Turns, prompt_of, read_prompts
 
-CLOSING = " \t\n.!?\"'"  # what may follow the answer at the end of a text
+CLOSING = " \t\n.,!?\"'"  # what may follow an answer
 NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?")
 
 
 class Question(NamedTuple):
-    """What is asked, what is right, and where one has to choose, among what."""
+    """What is asked, what is right, where one has to choose, among what, and how it is graded if it says so itself."""
 
     prompt: str | Turns
     answer: str
     options: tuple[str, ...] = ()
+    grade: Grade | None = None
 
 
 class Questions(NamedTuple):
@@ -37,7 +38,8 @@ class Questions(NamedTuple):
 
 
 def read_questions(file: Path, *, tuned_for: bool, most: int | None = None) -> Questions:
-    """The questions in a .jsonl: objects with a "prompt" or "messages", and an "answer"; with "options" one must choose.
+    """The questions in a .jsonl: objects with a "prompt" or "messages", and an "answer"; with "options" one must choose,
+    and a "grade" is how that answer is graded.
 
     Args:
         file: all of its lines have options, or none.
@@ -64,7 +66,10 @@ def _question(item: dict[str, Any], where: str) -> Question:
         raise ValueError(f'{where} has "options" that are no list of texts')
     if options and (options.count(str(answer)) != 1 or len(options) < 2):
         raise ValueError(f"{where} must have its answer {str(answer)!r} among its options once, and another one beside it")
-    return Question(prompt_of(item), str(answer), tuple(options))
+    grade = item.get("grade")
+    if grade is not None and grade not in get_args(Grade):
+        raise ValueError(f'{where} has the "grade" {grade!r}, which is none of {", ".join(get_args(Grade))}')
+    return Question(prompt_of(item), str(answer), tuple(options), grade)
 
 
 def read_documents(file: Path, most: int | None = None) -> list[str]:
@@ -100,14 +105,16 @@ def is_right(text: str, answer: str, grade: Grade) -> bool:
     """Whether a text gives the answer.
 
     "number" compares the last number in the text with the answer's last, 1,000 being 1000; "exact" the whole text without
-    the white space around it; "end" asks for the answer as the last words, a full stop left out. "auto" is "number" where
-    the answer is one, and else "exact".
+    the white space around it; "start" and "end" ask for the answer as its first or last words, a full stop left out. "auto"
+    is "number" where the answer is one, and else "exact".
     """
     number = NUMBER.fullmatch(answer.strip()) if grade == "auto" else grade == "number"
     if number:
         return _last(text) == _last(answer) is not None
+    words, wanted = text.rstrip(CLOSING).split(), answer.rstrip(CLOSING).split()
+    if grade == "start":
+        return [word.rstrip(CLOSING) for word in words[: len(wanted)]] == [word.rstrip(CLOSING) for word in wanted]
     if grade == "end":
-        words, wanted = text.rstrip(CLOSING).split(), answer.rstrip(CLOSING).split()
         return words[len(words) - len(wanted) :] == wanted
     return text.strip() == answer.strip()
 

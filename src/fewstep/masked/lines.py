@@ -78,7 +78,9 @@ class Asked:
         return np.array([self._is_right(answer.text, question) for answer, question in pairs], bool)
 
     def _is_right(self, text: str, question: Question) -> bool:
-        return text == question.answer if question.options else is_right(text, question.answer, self.grade)
+        return (
+            text == question.answer if question.options else is_right(text, question.answer, question.grade or self.grade)
+        )
 
     def turned(self) -> dict[str, Any]:
         """How many answers turned from right to wrong and back, McNemar's p of that, and how many texts are others."""

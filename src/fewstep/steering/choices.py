@@ -70,8 +70,8 @@ class Questioning:
     text: tuple[Path, ...] = ()
     """Ordinary texts that were never trained on, for the perplexity: a .jsonl of texts, or one text a line."""
     grade: Grade = "auto"
-    """When a generated answer is right: exact, the whole text; end, its last words; number, its last number; auto, number
-    for answers that are one and else exact."""
+    """When a generated answer is right: exact, the whole text; start or end, its first or last words; number, its last
+    number; auto, number for answers that are one and else exact. The "grade" of a question wins."""
     stop: tuple[str, ...] = ()
     """Strings that end an answer; it is cut before the first of them."""
     n: int | None = None

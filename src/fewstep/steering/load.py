@@ -156,10 +156,10 @@ def load_adapter(model: PreTrainedModel, source: str | Path) -> PeftModel:
             adapted = PeftModel(model, config)
             left = set_peft_model_state_dict(adapted, weights)
         except Exception as error:  # shapes, types and names that do not fit fail in ways of their own
-            raise ValueError(f"the adapter in {source} does not fit the expert: {in_short(error)}") from error
+            raise ValueError(f"the adapter in {source} does not fit the model: {in_short(error)}") from error
     lost = [name for name in left.missing_keys if "lora_" in name] + list(left.unexpected_keys)
     if lost:
-        raise ValueError(f"the adapter in {source} does not fit the expert, for example {lost[0]}")
+        raise ValueError(f"the adapter in {source} does not fit the model, for example {lost[0]}")
     loaded: PeftModel = adapted.eval()
     return loaded
 
@@ -189,7 +189,7 @@ def _lora(settings: dict[str, Any], weights: dict[str, Tensor], folder: Path, mo
     names = sorted({match[1] for match, _ in found})
     foreign = [name for name in names if name not in modules]
     if foreign:
-        raise ValueError(f"the adapter in {folder} is of another model: the expert has no {foreign[0]}")
+        raise ValueError(f"the adapter in {folder} is of another model: the model has no {foreign[0]}")
     rank = max(weight.shape[0] if weight.ndim else 0 for _, weight in found)
     for asked in (settings.get("r"), *settings.get("rank_pattern", {}).values()):
         if not isinstance(asked, int) or not 0 < asked <= rank:  # peft would take memory for it first
