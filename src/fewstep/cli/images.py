@@ -150,18 +150,19 @@ def check(
     data: str | None = None,
     n: int = 64,
 ) -> None:
-    """Say what a checkpoint is, how it is asked, and what memory a run with it would take, before one begins.
+    """Say what a checkpoint is, how it is asked, what is open to it and what memory a run would take, before one begins.
 
-    Nothing is computed with its network unless data are given, which it then should denoise. The memory is that of weights,
-    gradients, optimizer and one average, by arithmetic; activations come on top, and a teacher that hops or is guided takes
-    the weights once more.
+    With data it says a sentence each: whether f(x, 0) = x, whether all answers are finite, whether it denoises better than
+    a linear filter at every noise level, whether its schedule and weights are what its files say, and the time to expect.
+    Without data nothing is computed with its network. The memory is that of weights, gradients, optimizer and one average,
+    by arithmetic; activations come on top, and a teacher that hops or is guided takes the weights once more.
 
     Args:
         checkpoint: a run, a diffusers folder or a hub id.
         rank: of the LoRA in the table of memory.
         call: arguments for its pipeline where the defaults are not wanted, such as height=256 width=256.
-        data: real images, as it was trained on: says whether it denoises them at every noise level.
-        n: so many of them.
+        data: real images, as it was trained on; for a pipeline a table of latents, as `fewstep encode` writes it.
+        n: so many of them are denoised.
     """
     at_least(1, rank=rank)
     at_least(2, n=n)

@@ -11,20 +11,24 @@ from torch import nn
 
 from ..core.device import on_device
 from ..core.weights import elements
-from .cond import CLASS, Classes, Tokens, labelled
-from .data import load_images
+from .cond import Classes, Cond, Tokens
 from .denoiser import Denoiser
+from .depth import blocks_of
 from .drawing import arguments
 from .formats.folder import load
 from .formats.pipelines import few_step_scheduler, stock_pipeline
+from .lessons import examples_for
 from .lora import is_adapted, places_of
 from .measure.accounting import made_to_denoise
-from .measure.comparing import image_shape
-from .measure.denoising import verdict_of
+from .measure.claims import claims
 from .model import Model
+from .prediction import clean
+from .two_times import time_embeddings
 from .walk import Consistency, Segments, Walk
 
 FLOAT, HALF = 4, 2  # bytes of a number
+KNOWN = 1000  # real samples that say what is known without a network
+TUNED = 5  # calls' worth of an image that is tuned on: one to learn from, a hop, and twice one to go back
 MOMENTS = 2  # that Adam keeps of each number that trains
 
 
@@ -66,7 +70,7 @@ def check_checkpoint(
         checkpoint: a run, a diffusers folder or a hub id.
         rank: of the LoRA in the table of memory.
         call: arguments for a stock pipeline where its defaults are not wanted, such as "height=256".
-        data: real samples that it is to denoise.
+        data: real samples that it is to denoise; a table of latents for a pipeline.
         n: so many of them.
 
     Raises:
@@ -83,22 +87,67 @@ def check_checkpoint(
     facts += _conditions(denoiser)
     if model.pipeline is not None:
         facts = [("pipeline", type(model.pipeline.stock).__name__), *facts, *_beside(model)]
+    else:
+        facts.append(("guidance", _guidance(model)))
     facts += [(f"export {walk}", _exported(model, walk)) for walk in (Consistency(2), Segments(4))]
-    facts += [] if data is None else [("denoises", _denoises(model, data, n))]
+    facts.append(("methods", _open_to_it(model)))
+    facts += [] if data is None else _tested(model, data, n)
     return Checked(tuple(facts), tuple(memory_of(network, rank)))
 
 
-def _denoises(model: Model, data: str, n: int) -> str:
-    """What real samples say of it, in one sentence."""
-    if model.pipeline is not None:
-        raise ValueError("--data is for checkpoints that make pictures themselves; leave it out for a pipeline")
+def _tested(model: Model, data: str, n: int) -> list[tuple[str, str]]:
+    """What real samples say of it, a sentence a claim, and the time to expect."""
     denoiser = on_device(model.denoiser).eval()
-    channels, height, width = image_shape(denoiser)
-    images = load_images(data, channels=channels, size=(height, width), labels=bool(denoiser.classes)).shuffled()
-    count = min(n, len(images))
-    x0 = torch.stack([images.x0(k) for k in range(count)])
-    labels = torch.stack([images.cond(k)[CLASS] for k in range(count)]) if denoiser.classes else None
-    return verdict_of(denoiser, x0, labelled(labels), mean=made_to_denoise(model))[1]
+    examples = examples_for(model, data).shuffled()
+    count = min(n, len(examples))
+    rows = [examples.cond(k) for k in range(count)]
+    cond = Cond({name: torch.stack([row[name] for row in rows]) for name in denoiser.takes}, examples.shared)
+    real = torch.stack([examples.x0(k) for k in range(min(KNOWN, len(examples)))])
+    found, seconds = claims(denoiser, real[:count], cond, real=real, mean=made_to_denoise(model))
+    return [(claim.name, claim.sentence) for claim in found] + [("time", _time(seconds, denoiser.device))]
+
+
+def _time(seconds: float, device: torch.device) -> str:
+    """What a call of the network takes a sample, and what follows of it."""
+    sampling, tuning = 4000 * seconds, 10_000 * TUNED * seconds
+    return (
+        f"A call takes {1000 * seconds:.2g} ms a sample on {device.type}: 1,000 samples in 4 calls about "
+        f"{_long(sampling)}, tuning on 10,000 images about {_long(tuning)}."
+    )
+
+
+def _long(seconds: float) -> str:
+    """Two figures, in seconds, minutes or hours."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def _open_to_it(model: Model) -> str:
+    """The ways to tune it, and why others are closed."""
+    denoiser, network = model.denoiser, model.denoiser.network
+    if denoiser.prediction is clean:
+        return "none: it predicts the clean sample, so f(x, 0) is not x; it can be sampled, not tuned"
+    found, closed = ["tune"], []
+    for way, tried in (("--segments any", time_embeddings), ("--lora", places_of)):
+        try:
+            tried(network)
+            found.append(f"tune {way}")
+        except ValueError as why:
+            closed.append(f"not {way}: {why}")
+    found += ["tune --freeze"] if blocks_of(network) else []
+    return "; ".join([", ".join(found), *closed])
+
+
+def _guidance(model: Model) -> str:
+    """Whether a checkpoint without a pipeline takes guidance."""
+    if model.is_student:
+        return "tuned in, if its teacher had any; it takes none"
+    kind = model.denoiser.classes
+    if kind is None:
+        return "none: it is told no class"
+    return "taken with --guidance and --null-label" + ("" if kind.null is None else f" {kind.null}")
 
 
 def memory_of(network: nn.Module, rank: int) -> list[Memory]:

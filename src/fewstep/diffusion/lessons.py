@@ -50,7 +50,7 @@ def training_data(
     makes latents of `prompts`, or of classes.
     """
     if lessons.data != "teacher":
-        return _encoded(student, lessons.data) if student.pipeline else _pictures(student.denoiser, lessons.data)
+        return examples_for(student, lessons.data)
     count = lessons.teacher_images or MADE
     if teacher.pipeline is not None:
         asked = asked_of(teacher.pipeline, teacher.denoiser, prompts)
@@ -61,6 +61,15 @@ def training_data(
     make = partial(teacher_images, count=count, seed=_first(seed), precision=precision)
     facts: dict[str, Any] = {"teacher": named, "count": count, "seed": seed, "precision": precision}
     return _made_once(Images, out / "images.safetensors", lessons.guided(teacher), make, facts)
+
+
+def examples_for(model: Model, data: str) -> Samples:
+    """Data of a model's own kind: pictures, or the latents that its pipeline encoded.
+
+    Raises:
+        ValueError: they are none.
+    """
+    return _encoded(model, data) if model.pipeline else _pictures(model.denoiser, data)
 
 
 def _pictures(denoiser: Denoiser, data: str) -> Samples:

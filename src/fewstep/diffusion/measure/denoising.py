@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,7 +15,6 @@ from ..two_times import TwoTimes
 from .scores import Array
 
 HIGHEST = 80.0  # higher up noise alone is seen, and all answer with the mean of the data
-TOLERATED = 1.1  # high up a good answer is the mean, which few real samples do not know exactly either
 JUST_BELOW = 0.99  # where a student of any number of calls is asked to end, over the level: there it is a diffusion model
 
 
@@ -62,7 +59,7 @@ def errors(
         for start in range(0, len(x0), batch):
             rows = slice(start, start + batch)
             clean = x0[rows].to(denoiser.device)
-            eps = normal(generators(_seeds(seed, first + start, len(clean))), clean.shape[1:], clean.device)
+            eps = noise_of(clean, seed, first + start)
             at_each = [
                 _error(denoiser, clean, eps, float(level), cond.part(rows).to(clean.device), precision) for level in levels
             ]
@@ -78,42 +75,10 @@ def errors(
     return every
 
 
-def verdict_of(denoiser: Denoiser, x0: Tensor, cond: Cond, *, mean: bool = True, batch: int = 250) -> tuple[bool, str]:
-    """Whether a checkpoint denoises real samples, and that in one sentence.
-
-    At each level its error must be below those of the two answers that need no network: the noisy sample as it is, which
-    errs by σ², and the mean of the data, which errs by their variance. Where a prediction, a scale or a weight is not what
-    its files say, one of the two is better at some level.
-
-    Args:
-        denoiser, x0, cond, batch: as for `errors`.
-        mean: whether it answers with the mean of what may be there; a consistency function answers with one of it, which
-            errs by at most twice as much.
-    """
-    levels = levels_of(denoiser)
-    try:
-        found = errors(denoiser, x0, cond, levels, batch=batch).mean(0)
-    except ValueError as error:
-        return False, f"It is broken: {error}."
-    sigma = levels.numpy()
-    spread = float((x0 - x0.mean(0)).double().square().mean()) * len(x0) / max(1, len(x0) - 1)
-    allowed = (TOLERATED if mean else 2 * TOLERATED) * np.minimum(sigma**2, spread)
-    worst = int((found / allowed).argmax())
-    if found[worst] <= allowed[worst]:
-        return True, (
-            f"It denoises: at {len(levels)} levels from σ = {sigma[-1]:.2g} to {sigma[0]:.2g} its error on {len(x0)} real "
-            "samples is below that of leaving the noise where it is, and of answering with the mean of the data."
-        )
-    other = "leaving the noise where it is" if sigma[worst] ** 2 < spread else "answering with the mean of the data"
-    times = found[worst] / min(sigma[worst] ** 2, spread)
-    return False, (
-        f"It does not denoise these data: at σ = {sigma[worst]:.2g} its error is {times:.3g} times that of {other}; its "
-        "prediction, its schedule or its weights are not what its files say, or it was trained on other data."
-    )
-
-
-def _seeds(seed: int, start: int, count: int) -> Sequence[int]:
-    return [derive(seed, 0x1ED6E2, k) for k in range(start, start + count)]
+def noise_of(x: Tensor, seed: int, start: int = 0) -> Tensor:
+    """The noise of rows `start` on, like x (B, *), the same for any denoiser."""
+    seeds = [derive(seed, 0x1ED6E2, k) for k in range(start, start + len(x))]
+    return normal(generators(seeds), x.shape[1:], x.device)
 
 
 def _error(denoiser: Denoiser, x0: Tensor, eps: Tensor, level: float, cond: Cond, precision: str) -> Tensor:
