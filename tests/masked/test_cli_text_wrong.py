@@ -44,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"prompt": "w1", "factor": 1.0}, "--factor is of --rule factor and not of threshold; leave one"),
         (
             {"prompt": "w1", "rule": "factor", "confidence": 0.5},
-            "--confidence is of --rule threshold, klass, hierarchical and not of factor",
+            "--confidence is of --rule threshold, klass, credit, hierarchical and not of factor",
         ),
         ({"prompt": "w1", "rule": "margin", "bound": 0.1}, "--bound is of --rule entropy-bound and not of margin"),
         (

@@ -18,14 +18,14 @@ from fewstep.masked.early import EarlyCommit
 from fewstep.masked.likelihood import log_likelihood
 from fewstep.masked.load import load_text
 from fewstep.masked.predictor import Guided
-from fewstep.masked.rules import KLASS, WINO, Blockwise, EntropyBound, Factor, Hierarchical, Threshold, TopK
+from fewstep.masked.rules import KLASS, WINO, Blockwise, Credit, EntropyBound, Factor, Hierarchical, Threshold, TopK
 from fewstep.masked.schedule import Stairs
 from fewstep.masked.step import CommitRule
 
 ROWS = [masks("12" + "_" * n) for n in (9, 5, 7)]
 RULES = [
     TopK(), TopK("chance"), Blockwise(Threshold(0.4), 3), Factor(1.0), EntropyBound(1.0), Blockwise(KLASS(0.2, 2.0, 1), 4),
-    EarlyCommit(TopK()), Hierarchical(0.5, 0.2), Blockwise(WINO(0.2, 0.7), 6),
+    EarlyCommit(TopK()), Hierarchical(0.5, 0.2), Blockwise(WINO(0.2, 0.7), 6), Blockwise(Credit(0.5), 4),
 ]  # fmt: skip
 
 

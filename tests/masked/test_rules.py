@@ -11,14 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from masked.toy import MASK, Toy, masks
+from masked.toy import MASK, VOCABULARY, Toy, masks
 from torch import Tensor
 
 from fewstep.masked.decoding import decode, walk
 from fewstep.masked.early import EarlyCommit, StableAndConfident, sched
 from fewstep.masked.noise import uniform
 from fewstep.masked.predictor import Canvas, pad
-from fewstep.masked.rules import KLASS, Blockwise, EntropyBound, Factor, Hierarchical, Last, Threshold, TopK
+from fewstep.masked.rules import KLASS, Blockwise, Credit, EntropyBound, Factor, Hierarchical, Last, Threshold, TopK
 from fewstep.masked.schedule import Cosine, Exponential, Linear, Scaled, Span, Stairs, Suffix
 from fewstep.masked.settling import record
 from fewstep.masked.step import CommitRule, Scores, Step
@@ -31,6 +31,7 @@ base = st.one_of(
     st.builds(EntropyBound, bound=st.floats(0, 2)),
     st.builds(KLASS, unit, st.floats(0, 2), st.integers(1, 3)),
     st.builds(Hierarchical, unit, unit),
+    st.builds(Credit, unit, unit.filter(lambda share: share < 1), unit, unit),
 )
 schedules = st.one_of(
     st.sampled_from([Stairs(), Linear(3, 0), Exponential()]), st.builds(Scaled, schedule=st.just(Cosine()), factor=unit)
@@ -98,7 +99,8 @@ def make_step(probabilities: Any, **changes: Any) -> Step:
             "scores": Scores(logits), "where": where, "masked": masked, "open": torch.ones_like(masked),
             "held": blank - 1, "committed_at": blank - 1, "unchanged": blank,
             "proposal": blank.index_put(where, logits.argmax(-1)),
-            "drift": torch.zeros(1, len(probabilities), 0), "seed": torch.tensor([7]),
+            "drift": torch.zeros(1, len(probabilities), 0), "recalled": blank[..., None][..., :0],
+            "trusted": torch.zeros(1, len(probabilities), 0), "seed": torch.tensor([7]),
             "index": torch.tensor([0]), "steps": torch.tensor([4]), "deadline": torch.tensor([4]),
         }
         | changes
@@ -161,6 +163,34 @@ def test_hierarchical_is_its_plain_reading(confidence: float, low: float) -> Non
             index += 1
         assert torch.equal(ours.ids, ids)
     assert (most > 1) == (low < 1)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "decay", "power", "strength"), [(0.9, 0.8, 0.2, 0.7), (0.6, 0.5, 1, 2), (0.3, 0, 0, 0)]
+)
+def test_credit_is_its_plain_reading(confidence: float, decay: float, power: float, strength: float) -> None:
+    """A table of credits over the whole vocabulary, one row at a time; in a batch rows leave at different steps."""
+    toy, rows, sooner = Toy(scale=2.0), [masks("12" + "_" * n) for n in (9, 5, 12)], 0
+    for row, ours in zip(rows, decode(toy, rows, Credit(confidence, decay, power, strength)), strict=True):
+        ids, index = row.clone(), 0
+        credits = torch.zeros(len(row), VOCABULARY, dtype=torch.float64)
+        while (ids == MASK).any():
+            masked = (ids == MASK).nonzero().flatten()
+            canvas = pad([ids], MASK)
+            logits = toy(canvas._replace(open=(row == MASK)[None]), torch.ones_like(canvas.valid))
+            logits[:, MASK] = -torch.inf
+            sure, token = logits.softmax(-1).max(-1)
+            credits *= decay
+            credits[masked, token[masked]] += sure[masked] ** power
+            with_credit = (logits + strength * credits.log1p()).softmax(-1).gather(1, token[:, None])[:, 0]
+            best = max(masked.tolist(), key=lambda i: with_credit[i].item())
+            commit = {i for i in masked.tolist() if with_credit[i] >= confidence} | {best}
+            sooner += sum(sure[i].item() < confidence for i in commit - {best})
+            assert (ours.committed_at == index).nonzero().flatten().tolist() == sorted(commit)
+            ids[list(commit)] = token[list(commit)]
+            index += 1
+        assert torch.equal(ours.ids, ids)
+    assert (sooner > 0) == (strength > 0), "some are decided that would not be without credit"
 
 
 def test_statistics_are_the_textbook_ones() -> None:

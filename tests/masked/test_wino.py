@@ -129,7 +129,7 @@ def test_what_cannot_verify_is_refused(tmp_path: Path) -> None:
     for options, sentence in (
         ({"cache": "dual"}, "a cache would not; leave one out"),
         ({"draft": 2}, "a confidence is a probability"),
-        ({"confidence": 0.5}, "--confidence is of --rule threshold, klass, hierarchical and not of wino"),
+        ({"confidence": 0.5}, "--confidence is of --rule threshold, klass, credit, hierarchical and not of wino"),
     ):
         with pytest.raises(ValueError, match=sentence):
             call(decode_command, folder, prompt="w1", rule="wino", gen_length=4, **options)

@@ -24,7 +24,7 @@ from .measuring import dial, ledger, measure, settle
 from .proxy import proxy
 from .reporting import report
 from .tables import encode, table
-from .text import calibrate, decode
+from .text import calibrate, decode, learn_rule
 from .text_measuring import evaluate, ledger_text, settle_text
 from .training import train, tune
 
@@ -46,7 +46,7 @@ IMAGES = (
     encode,
     import_,
 )
-TEXT = (train_text, decode, calibrate, settle_text, ledger_text, evaluate, proxy)
+TEXT = (train_text, decode, calibrate, learn_rule, settle_text, ledger_text, evaluate, proxy)
 SHARED = (sample, measure, dial, ledger, encode, decode, calibrate, settle_text, evaluate)  # by all processes there are
 Work = Callable[[], None]
 COMMANDS = {command.__name__.strip("_").replace("_", "-"): command for command in (*IMAGES, *TEXT)}

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -89,13 +89,16 @@ def calibrate(
     rule: Annotated[Rule, OmitArgPrefixes] = Rule(),
     prophet: Annotated[Prophet, OmitArgPrefixes] = Prophet(),
     compute: Annotated[Compute, OmitArgPrefixes] = Compute(),
+    of: Literal["early", "rule"] = "early",
+    write: tuple[Literal["sglang", "vllm"], Path] | None = None,
 ) -> None:
-    """Find the boldest early commit that keeps its answers, from prompts like those that will be decoded.
+    """Find the boldest early commit that keeps its answers, or the boldest rule, from prompts like those to be decoded.
 
     With probability 1 − delta, at most a share epsilon of prompts get another answer than full decoding gives them. Full
     decoding is --rule alone, until all is decided: by default the rule that fewstep decode has, and what several tokens at
     a step have changed already does not count. Another --rule is compared with that default on the same prompts. With
-    --cache full decoding is without it, so rule and cache are calibrated together. Use the
+    --cache full decoding is without it, so rule and cache are calibrated together. With --of rule full decoding is one
+    token at a step, and what is found is how sure --rule must be (its --confidence, --factor or --bound). Use the
     result with fewstep decode --calibration and the same text options, on other prompts than these.
 
     Args:
@@ -108,14 +111,60 @@ def calibrate(
         rule: how much is decided at a step until then, and what full decoding is.
         prophet: when decoding stops early; the common factor of --levels is found.
         compute: how.
+        of: what is found: early, how early decoding may stop, over --rule; or rule, how bold --rule itself may be.
+        write: sglang and a .yaml for it: the threshold that was found, as its --dllm-algorithm-config reads it, for models
+            that were trained on blocks. vLLM has no setting for one.
     """
     from ..masked.answering import calibrate_prompts
+    from ..masked.fitting import calibrate_rule_prompts
 
-    found = calibrate_prompts(
-        model, file, out, epsilon=epsilon, delta=delta, text=text, rule=rule, prophet=prophet, compute=compute
-    )
-    for line in _told(found, out):
+    if of == "rule" and prophet != Prophet():
+        raise ValueError("--of rule calibrates --rule, without prophet; leave its options out")
+    if of == "early" and write:
+        raise ValueError("engines have no early commit; calibrate the rule itself for one, with --of rule")
+    options: Any = {"epsilon": epsilon, "delta": delta, "text": text, "rule": rule, "compute": compute}
+    if of == "rule":
+        found = calibrate_rule_prompts(model, file, out, write=write, **options)
+    else:
+        found = calibrate_prompts(model, file, out, prophet=prophet, **options)
+    if write:
+        print(f"the threshold in the words of {write[0]}: {write[1]}")
+    for line in _told(found, out, of):
         print(line)
+
+
+def learn_rule(
+    model: Positional[str],
+    /,
+    *,
+    file: Path,
+    out: Path,
+    block_length: int | None = None,
+    text: Annotated[Text, OmitArgPrefixes] = Text(),
+    compute: Annotated[Compute, OmitArgPrefixes] = Compute(),
+) -> None:
+    """Learn when a model's proposals may be decided, from prompts like those that will be decoded; minutes on a CPU.
+
+    Every prompt is decoded in full, one token at a step, and twice by a threshold. A filter of some two thousand parameters
+    learns which proposals full decoding ends with, from how sure the model is of them, was of them, and is of their
+    neighbours. Calibrate it with fewstep calibrate --of rule --rule learned --learned FILE on other prompts, or use it as
+    fewstep decode --rule learned --learned FILE.
+
+    Args:
+        model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
+        file: a .jsonl of prompts, as for fewstep decode; some hundred are enough.
+        out: the .safetensors to write, with a receipt beside it.
+        block_length: as for fewstep decode.
+        text: what is generated; the rule is to be used with the same.
+        compute: how; the rule is a function of --seed.
+    """
+    from ..masked.fitting import learn_rule as learn
+
+    found = learn(model, file, out, text=text, compute=compute, block_length=block_length)
+    print(
+        f"{out}: learned from {found.examples} proposals. Full decoding keeps {found.right:.1%} of {found.blind} others; "
+        f"cross entropy {found.loss:.4f} nats by the filter, {found.plain:.4f} by the model's own probability"
+    )
 
 
 def _show(decoder: Decoder, prompt: str, stop: tuple[str, ...]) -> None:
@@ -129,7 +178,7 @@ def _show(decoder: Decoder, prompt: str, stop: tuple[str, ...]) -> None:
             logging.getLogger(__name__).info(told, len(whole.tokens), whole.nfe, time.perf_counter() - start)
 
 
-def _told(found: Calibration, out: Path) -> Iterator[str]:
+def _told(found: Calibration, out: Path, of: str) -> Iterator[str]:
     """What a calibration found, and whether the default rule is the cheaper one."""
 
     def changed(changed: int, bound: float) -> str:
@@ -137,11 +186,13 @@ def _told(found: Calibration, out: Path) -> Iterator[str]:
         return f"{changed} of {found.n} answers changed ({sure})"
 
     if found.factor is None:
-        alone = f"{out} holds --rule alone, {found.full_steps:.1f} steps"
+        kind = "--rule alone" if of == "early" else "one token at a step"
+        alone = f"{out} holds {kind}, {found.full_steps:.1f} steps"
         kept = f"; {changed(found.changed, found.bound)}" if found.bound is not None else ""
         yield f"no threshold keeps {1 - found.epsilon:.1%} of the answers: {alone}{kept}"
     else:
-        steps = f"{found.early_steps:.1f} steps, {found.full_steps:.1f} by --rule alone"
+        without = "by --rule alone" if of == "early" else f"at one token a step, where {found.factor:g} is sure enough"
+        steps = f"{found.early_steps:.1f} steps, {found.full_steps:.1f} {without}"
         assert found.bound is not None, "a threshold that passed has its bound"
         yield f"{steps}; {changed(found.changed, found.bound)}: {out}"
     if found.beside:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .answering import calibrate_prompts as calibrate_prompts
     from .answering import open_decoder as open_decoder
     from .answering import settle_prompts as settle_prompts
+    from .boldness import calibrate_rule as calibrate_rule
+    from .boldness import graded as graded
     from .caching import Cached as Cached
     from .caching import Dual as Dual
     from .caching import Prefix as Prefix
@@ -33,9 +35,12 @@ if TYPE_CHECKING:
     from .early import StableAndConfident as StableAndConfident
     from .early import sched as sched
     from .evaluation import evaluate_masked as evaluate_masked
+    from .fitting import calibrate_rule_prompts as calibrate_rule_prompts
+    from .fitting import learn_rule as learn_rule
     from .infill import Kept as Kept
     from .infill import Template as Template
     from .infill import Together as Together
+    from .learned import Learned as Learned
     from .likelihood import log_likelihood as log_likelihood
     from .load import load_text as load_text
     from .load import load_tokenizer as load_tokenizer
@@ -53,6 +58,7 @@ if TYPE_CHECKING:
     from .rules import KLASS as KLASS
     from .rules import WINO as WINO
     from .rules import Blockwise as Blockwise
+    from .rules import Credit as Credit
     from .rules import EntropyBound as EntropyBound
     from .rules import Factor as Factor
     from .rules import Hierarchical as Hierarchical
@@ -82,13 +88,16 @@ _NAMES = {
     "decoding": ["Decoded", "decode", "stream", "walk"],
     "early": ["EarlyCommit", "StableAndConfident", "sched"],
     "evaluation": ["evaluate_masked"],
+    "fitting": ["calibrate_rule_prompts", "learn_rule"],
+    "boldness": ["calibrate_rule", "graded"],
     "infill": ["Kept", "Template", "Together"],
+    "learned": ["Learned"],
     "likelihood": ["log_likelihood"],
     "load": ["load_text", "load_tokenizer"],
     "predictor": ["Canvas", "Guided", "MaskPredictor", "Suppressed"],
     "prompts": ["StopStrings", "canvas", "canvas_row", "encode", "read_prompts", "text_of"],
     "rules": [
-        "Blockwise", "DEFAULT", "EntropyBound", "Factor", "Hierarchical", "KLASS", "Last", "Threshold", "TopK",
+        "Blockwise", "Credit", "DEFAULT", "EntropyBound", "Factor", "Hierarchical", "KLASS", "Last", "Threshold", "TopK",
         "WINO",
     ],
     "schedule": ["Cosine", "Exponential", "Linear", "Span", "Stairs", "Suffix"],

@@ -292,8 +292,8 @@ def calibrate_prompts(
     Raises:
         ValueError: no such prompts, or what `open_decoder` raises.
     """
-    _check_apart(file, out)
-    _check_open(text)
+    check_apart(file, out)
+    check_open(text)
     items = read_prompts(file)
     decoder = open_decoder(model, text, rule, Early("prophet", prophet), compute)
     early, settings = decoder.rule, text.settings(model, compute)
@@ -355,8 +355,8 @@ def settle_prompts(
     """
     if not at or not all(0 < share <= 1 for share in at):
         raise ValueError(f"--at takes shares of the steps, above 0 and up to 1, got {at}")
-    _check_apart(file, out)
-    _check_open(text)
+    check_apart(file, out)
+    check_open(text)
     items = read_prompts(file)
     decoder = open_decoder(model, text, rule, compute=compute)
     watched = EarlyCommit(decoder.rule, region=Suffix() if text.suffix else None)
@@ -390,14 +390,14 @@ def settle_prompts(
     return found
 
 
-def _check_apart(file: Path, out: Path) -> None:
+def check_apart(file: Path, out: Path) -> None:
     """Raises ValueError where nothing can be written, or it would replace the prompts."""
     writable_file(out)
     if out.exists() and file.exists() and out.samefile(file):
         raise ValueError(f"{out} holds the prompts; choose another file with --out")
 
 
-def _check_open(text: Text) -> None:
+def check_open(text: Text) -> None:
     """Raises ValueError where most of the text is given."""
     if text.infill:
         raise ValueError("--infill is of fewstep decode alone; leave it out")

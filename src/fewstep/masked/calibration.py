@@ -17,8 +17,9 @@ from ..core.receipt import plain, write_json
 from ..core.source import read_json
 from .decoding import decode
 from .early import EarlyCommit, StableAndConfident
+from .learned import Learned
 from .predictor import MaskPredictor
-from .rules import KLASS, WINO, Blockwise, EntropyBound, Factor, Hierarchical, Last, Threshold, TopK
+from .rules import KLASS, WINO, Blockwise, Credit, EntropyBound, Factor, Hierarchical, Last, Threshold, TopK
 from .schedule import Cosine, Exponential, Linear, Scaled, Span, Stairs, Suffix
 from .settling import Same, Trace, record
 from .step import CommitRule
@@ -47,7 +48,7 @@ class Beside:
 
 WRITTEN = {
     kind.__name__: kind
-    for kind in (TopK, Threshold, Factor, EntropyBound, KLASS, Hierarchical, WINO, Blockwise, Last,
+    for kind in (TopK, Threshold, Factor, EntropyBound, KLASS, Credit, Learned, Hierarchical, WINO, Blockwise, Last,
                  EarlyCommit, StableAndConfident, Stairs, Linear, Cosine, Exponential, Scaled, Span, Suffix, Beside)
 }  # fmt: skip
 
@@ -61,9 +62,12 @@ class Calibration:
     positions a step, as `Threshold` does, has changed answers itself against one position a step; those do not count here.
     Where there is a cache, full decoding is without it, so that what the cache changes does count.
 
+    Where the rule's own boldness was chosen (`calibrate_rule`), full decoding is one token at a step, and it does count.
+
     Attributes:
         rule: the early rule with its threshold scaled; the inner rule where no threshold passed.
-        factor: what the threshold was multiplied by; None where none passed, and the inner rule alone is what holds.
+        factor: what the threshold was multiplied by, or the confidence, factor or bound that was chosen; None where none
+            passed, and full decoding alone is what holds.
         epsilon, delta: what was asked for.
         n: calibration rows.
         changed: how many of them `rule` changes.

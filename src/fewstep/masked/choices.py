@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from .step import CommitRule
 
 Base = Literal[
-    "low-confidence", "margin", "entropy", "random", "threshold", "factor", "entropy-bound", "klass", "hierarchical", "wino"
-]
+    "low-confidence", "margin", "entropy", "random", "threshold", "factor", "entropy-bound", "klass", "credit",
+    "hierarchical", "learned", "wino",
+]  # fmt: skip
 EarlyName = Literal["prophet", "sched", "stable"]
 CacheName = Literal["none", "prefix", "dual"]
 Grade = Literal["auto", "exact", "start", "end", "number"]  # when an answer is right; see `is_right` of grading.py
@@ -162,13 +163,13 @@ class Rule:
     """How much is decided at a step; the defaults are those of everything that decodes."""
 
     rule: Base = "threshold"
-    """Decides what is sure enough (threshold, factor, entropy-bound, klass, hierarchical), or a number by --schedule; wino
-    decides more, and takes back what the rest of the text does not support."""
+    """Decides what is sure enough (threshold, factor, entropy-bound, klass, credit, hierarchical, learned), or a number by
+    --schedule; wino decides more, and takes back what the rest of the text does not support."""
     block_length: int | None = None
     """The text is decided block by block; as long as --gen-length means all at once. 32 if left out, or the length of the
     blocks that the model was trained on; those may be divided."""
     confidence: float | None = None
-    """Of threshold, klass and hierarchical; 0.99 if left out."""
+    """Of threshold, klass, credit, hierarchical and learned; 0.99 if left out."""
     draft: float | None = None
     """Of wino, how sure a token must be at first; 0.6 if left out."""
     verify: float | None = None
@@ -177,6 +178,8 @@ class Rule:
     """Of hierarchical, for the surest of each run of neighbours; 0.4 if left out."""
     factor: float | None = None
     """Of factor; 1.0 if left out."""
+    learned: Path | None = None
+    """Of learned: the file that fewstep learn-rule wrote for this model."""
     bound: float | None = None
     """Of entropy-bound, nats; 0.1 if left out."""
     schedule: Literal["even", "dream"] | None = None
@@ -186,15 +189,21 @@ class Rule:
 
     def made(self, tokenizer: PreTrainedTokenizerBase, block: int | None = None) -> CommitRule:
         """The rule itself, for a model that was trained on blocks of so many tokens, or on none."""
+        from .learned import Learned
         from .prompts import token_ids
-        from .rules import DEFAULT, KLASS, SURE, WINO, Blockwise, EntropyBound, Factor, Hierarchical, Last, TopK
+        from .rules import DEFAULT, KLASS, SURE, WINO, Blockwise, Credit, EntropyBound, Factor, Hierarchical, Last, TopK
 
         rules: dict[str, Any] = {
             "low-confidence": TopK("confidence"), "margin": TopK("margin"), "entropy": TopK("entropy"),
             "random": TopK("chance"), "threshold": DEFAULT.rule, "factor": Factor(), "entropy-bound": EntropyBound(),
-            "klass": KLASS(SURE), "hierarchical": Hierarchical(SURE), "wino": WINO(),
+            "klass": KLASS(SURE), "credit": Credit(SURE), "hierarchical": Hierarchical(SURE), "wino": WINO(),
         }  # fmt: skip
-        options = [option.name for option in fields(self) if option.default is None and option.name != "block_length"]
+        if (self.learned is None) == (self.rule == "learned"):
+            raise ValueError("--rule learned and --learned FILE belong together; give both of them or neither")
+        if self.learned:
+            rules["learned"] = Learned.read(self.learned, SURE)
+        elsewhere = ("block_length", "learned")
+        options = [option.name for option in fields(self) if option.default is None and option.name not in elsewhere]
         given = {name: value for name in options if (value := getattr(self, name)) is not None}
         for option in given:
             takes = [name for name, rule in rules.items() if option in {part.name for part in fields(rule)}]

@@ -13,7 +13,7 @@ from ..core.device import at_least_float32, wide, widest, with_float64
 from ..core.nfe import NFE, count_nfe
 from ..core.progress import progress
 from .noise import gumbel
-from .predictor import Canvas, Facts, MaskPredictor, places
+from .predictor import Canvas, Facts, MaskPredictor, places, scatter
 from .reading import Reading
 from .rows import Batch, Progress, Stop, begin, look
 from .step import Change, CommitRule, Scores, Step
@@ -98,6 +98,9 @@ def walk(
             logits[:, predictor.mask_id] = -torch.inf
             scores = Scores(logits)
             state = state.seen(torch.full_like(state.ids, -1).index_put(where, scores.best[1]))
+            if rule.recalls():
+                likely = (scores.best[0] - scores.normaliser).exp()
+                state = state.recall(scatter(likely, where, state.ids.shape, 0.0))
             if rule.remembers():
                 predictions, state = _drift(predictions, scores, where, state)
             proposal = state.likeliest if temperature == 0 else _sample(logits, where, state, temperature)
@@ -244,7 +247,7 @@ def _step(state: Batch, scores: Scores, where: tuple[Tensor, Tensor], masked: Te
     held = state.ids.masked_fill(masked | ~state.open, -1)
     return Step(
         scores, where, masked, state.open, held, state.committed_at, proposal, state.unchanged, state.drift,
-        state.seed, state.made, state.steps, deadline=state.steps,
+        state.recalled, state.trusted, state.seed, state.made, state.steps, deadline=state.steps,
     )  # fmt: skip
 
 

@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     likeliest: Tensor  # (b, L) the most likely token at the last step, −1 where nobody looked
     unchanged: Tensor  # (b, L)
     drift: Tensor  # (b, L, H)
+    recalled: Tensor  # (b, L, R)
+    trusted: Tensor  # (b, L, R)
     before: Tensor  # (b, L) which of the last step's predictions is the position's, −1 where nobody looked
     wanted: Tensor  # (b, L) what the rule wants to see at the next step
     steps: Tensor  # (b,) in all
@@ -52,6 +54,14 @@ class Batch(NamedTuple):
         return self._replace(
             likeliest=likeliest, unchanged=torch.where(likeliest == self.likeliest, self.unchanged + 1, 0)
         )  # fmt: skip
+
+    def recall(self, probability: Tensor) -> Batch:
+        """After the same look, for a rule that recalls; the probabilities of these tokens, (b, L)."""
+        newest = probability.to(self.trusted.dtype)[..., None]
+        return self._replace(
+            recalled=torch.cat([self.recalled[..., 1:], self.likeliest[..., None]], -1),
+            trusted=torch.cat([self.trusted[..., 1:], newest], -1),
+        )
 
     def step(
         self, change: Change, proposal: Tensor, mask_id: int, rule: CommitRule, *, nfe: float, positions: float
@@ -122,6 +132,8 @@ def begin(
         likeliest=blank,
         unchanged=torch.zeros_like(blank),
         drift=torch.full((*blank.shape, rule.remembers()), torch.inf, dtype=widest(device), device=device),
+        recalled=torch.full((*blank.shape, rule.recalls()), -1, device=device),
+        trusted=torch.zeros((*blank.shape, rule.recalls()), dtype=widest(device), device=device),
         before=blank,
         wanted=rule.sees(canvas.open, canvas.open),
         steps=canvas.open.sum(1) if steps is None else torch.full((len(rows),), steps, device=device),

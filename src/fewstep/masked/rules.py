@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .predictor import scatter
 from .step import Around, Change, CommitRule, Scores, Step
 
 
@@ -36,7 +37,7 @@ class TopK(CommitRule):
 
     def __call__(self, step: Step) -> Tensor:
         k = -(-step.masked.sum(1) // step.left) if self.schedule == "even" else _dream(step)
-        return (_rank(_score(step, self.by), step.masked) < k[:, None]) & step.masked
+        return (ranked(_score(step, self.by), step.masked) < k[:, None]) & step.masked
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Threshold(CommitRule):
         _probability(self.confidence)
 
     def __call__(self, step: Step) -> Tensor:
-        best = _rank(step.confidence, step.masked) == 0
+        best = ranked(step.confidence, step.masked) == 0
         return ((step.confidence >= self.confidence) | best) & step.masked
 
 
@@ -72,7 +73,7 @@ class Factor(CommitRule):
             raise ValueError(f"the factor must not be negative, got {self.factor}")
 
     def __call__(self, step: Step) -> Tensor:
-        rank = _rank(step.confidence, step.masked)
+        rank = ranked(step.confidence, step.masked)
         # (n + 1)·(1 − c_(n)) only grows with n, so the positions that pass are the first n
         return (((rank + 2) * (1 - step.confidence) <= self.factor) | (rank == 0)) & step.masked
 
@@ -93,7 +94,7 @@ class EntropyBound(CommitRule):
             raise ValueError(f"the entropy bound must not be negative, got {self.bound}")
 
     def __call__(self, step: Step) -> Tensor:
-        rank = _rank(-step.entropy, step.masked)
+        rank = ranked(-step.entropy, step.masked)
         ordered = torch.zeros_like(step.entropy).scatter(1, rank, step.entropy.masked_fill(~step.masked, 0.0))
         before = ordered.cumsum(1) - ordered
         return (before.gather(1, rank) <= self.bound) & step.masked
@@ -123,12 +124,58 @@ class KLASS(CommitRule):
             raise ValueError(f"stability takes at least one step, got steps = {self.steps}")
 
     def __call__(self, step: Step) -> Tensor:
-        best = _rank(step.confidence, step.masked) == 0
+        best = ranked(step.confidence, step.masked) == 0
         stable = (step.drift[..., -self.steps :] < self.drift).all(-1)
         return (stable & (step.confidence >= self.confidence) | best) & step.masked
 
     def remembers(self) -> int:
         return self.steps
+
+
+@dataclass(frozen=True)
+class Credit(CommitRule):
+    """Every position this confident once tokens have credit for having been likely before, and always the best one.
+
+    At each step credits fall to `decay` of themselves, and that of a position's most likely token grows by p^`power`, where
+    p is its probability. A token with credit c is held (1 + c)^`strength` times as likely as the network says, before
+    probabilities are made to sum to one. What is decided is what the network proposes now: a token that has the most
+    credit and is not proposed makes its position wait. The last 32 steps count; credit that is older has fallen to 1/1000.
+
+    Args:
+        confidence: probability of the proposal with credit, at least.
+        decay, power, strength: β, γ and α of the paper.
+
+    Reference: Wang et al. 2025, CreditDecoding; Ma et al. 2025, dInfer.
+    """
+
+    confidence: float = 0.9
+    decay: float = 0.8
+    power: float = 0.2
+    strength: float = 0.7
+
+    def __post_init__(self) -> None:
+        _probability(self.confidence)
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"credit falls from step to step: its decay lies between 0 and 1, got {self.decay}")
+        if not (self.power >= 0 and self.strength >= 0):
+            raise ValueError(f"power and strength of credit are not negative, got {self.power} and {self.strength}")
+
+    def __call__(self, step: Step) -> Tensor:
+        tokens, weight = step.recalled[step.where], step.trusted[step.where] ** self.power  # (N, R)
+        age = torch.arange(tokens.shape[1] - 1, -1, -1, device=tokens.device)
+        weight = (weight * self.decay**age).masked_fill(tokens < 0, 0.0)
+        same = tokens[:, :, None] == tokens[:, None]  # (N, R, R)
+        credit = torch.einsum("nrs,ns->nr", same.to(weight.dtype), weight)
+        first = ~same.tril(-1).any(-1) & (tokens >= 0)  # each token counts once
+        p = (step.logits.gather(1, tokens.clamp(min=0)) - step.scores.normaliser[:, None]).exp()
+        more = ((1 + credit) ** self.strength - 1).masked_fill(~first, 0.0)
+        now = (tokens == step.proposal[step.where][:, None]) * more  # of the proposal
+        confidence = step.confidence[step.where] * (1 + now.sum(-1)) / (1 + (p * more).sum(-1))
+        score = scatter(confidence, step.where, step.masked.shape, -1.0)
+        return ((score >= self.confidence) | (ranked(score, step.masked) == 0)) & step.masked
+
+    def recalls(self) -> int:
+        return 32
 
 
 @dataclass(frozen=True)
@@ -152,7 +199,7 @@ class Hierarchical(CommitRule):
         _probability(self.low)
 
     def __call__(self, step: Step) -> Tensor:
-        rank, masked = _rank(step.confidence, step.masked), step.masked
+        rank, masked = ranked(step.confidence, step.masked), step.masked
         begins = masked & ~pad(masked, (1, -1))
         run = begins.cumsum(1) * masked  # counted from 1; 0 is what is not masked
         first = rank == torch.full_like(pad(rank, (1, 0)), rank.shape[1]).scatter_reduce(1, run, rank, "amin").gather(
@@ -188,14 +235,14 @@ class WINO(CommitRule):
         _probability(self.verify)
 
     def __call__(self, step: Step) -> Change:
-        rank = _rank(step.confidence, step.masked)
+        rank = ranked(step.confidence, step.masked)
         most = (7 * step.masked.sum(1) // 10).clamp(5, 20)[:, None]
         commit = ((step.confidence > self.draft) & (rank < most) | (rank == 0)) & step.masked
         support = step.support
         doubted = (support < self.verify) & (support >= 0)
         before = ((step.committed_at == step.index[:, None] - 1) & (support >= 0)).sum(1)
         back = torch.where(doubted.sum(1) < before, doubted.sum(1), before - 1)[:, None]
-        reopen = doubted & (_rank(-support, doubted) < back) & (commit.sum(1, keepdim=True) > 1)
+        reopen = doubted & (ranked(-support, doubted) < back) & (commit.sum(1, keepdim=True) > 1)
         return Change(commit, reopen)
 
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
@@ -249,7 +296,7 @@ class Blockwise(Around):
         return self.length
 
     def sees(self, masked: Tensor, open: Tensor) -> Tensor:
-        if self.remembers():
+        if self.remembers() or self.recalls():
             return self.rule.sees(masked, open)
         block, now = self._block(masked, open)
         here = block == now
@@ -305,7 +352,7 @@ def _dream(step: Step) -> Tensor:
     return torch.tensor(counts, device=step.masked.device)
 
 
-def _rank(score: Tensor, masked: Tensor) -> Tensor:
+def ranked(score: Tensor, masked: Tensor) -> Tensor:
     """0 for a row's highest score among `masked`, then 1, …; the others come last. (B, L) long."""
     order = score.masked_fill(~masked, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     places = torch.arange(score.shape[1], device=score.device).expand_as(order)

@@ -59,6 +59,9 @@ class Step:
         unchanged: for how many steps in a row the most likely token has been what it is; (B, L) long.
         drift: KL divergence (nats) of the prediction from the one a step before, at each of the last H steps, +inf where
             there was none; H is what the rule `remembers`; (B, L, H).
+        recalled: the most likely token at each of the last R looks, this one the last, −1 where nobody looked; R is what
+            the rule `recalls`; (B, L, R) long.
+        trusted: its probability then, 0 where nobody looked; (B, L, R).
         seed: of each row; (B,) long.
         index: steps done, 0 at the first; (B,) long.
         steps: steps in all; (B,) long.
@@ -74,6 +77,8 @@ class Step:
     proposal: Tensor
     unchanged: Tensor
     drift: Tensor
+    recalled: Tensor
+    trusted: Tensor
     seed: Tensor
     index: Tensor
     steps: Tensor
@@ -161,6 +166,10 @@ class CommitRule(Protocol):
         """Over how many steps the rule wants to know how far predictions drift; it costs the last logits' memory."""
         return 0
 
+    def recalls(self) -> int:
+        """Over how many steps the rule wants to know the most likely tokens and their probabilities, this one included."""
+        return 0
+
     def reopens(self) -> bool:
         """Whether the rule returns a `Change`; what it decides is then shown to no reader before it is final."""
         return False
@@ -180,6 +189,9 @@ class Around(CommitRule):
 
     def remembers(self) -> int:
         return self.rule.remembers()
+
+    def recalls(self) -> int:
+        return self.rule.recalls()
 
     def reopens(self) -> bool:
         return self.rule.reopens()

@@ -1,0 +1,149 @@
+"""How bold a commit rule itself may be: from safe to bold until it changes too many answers, with a guarantee."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.intervals import upper_bound
+from ..core.progress import track
+from .calibration import Calibration, check_calibration, fixed_sequence
+from .decoding import decode
+from .learned import Learned
+from .predictor import MaskPredictor
+from .rules import KLASS, LLADA, Blockwise, Credit, EntropyBound, Factor, Hierarchical, Last, Threshold
+from .schedule import Region
+from .settling import Same
+from .step import CommitRule
+
+# what rules are tried with, from safe to bold: a probability, a factor, nats
+CONFIDENCES = (0.999, 0.997, 0.995, 0.99, 0.98, 0.97, 0.95, 0.93, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+PARALLEL = (0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+BOUNDS = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+
+
+class Answer(NamedTuple):
+    """What a row was decoded to."""
+
+    ids: list[int]  # the whole row, prompt included
+    steps: int
+
+
+class Tried(NamedTuple):
+    """A rule, and what it does to the calibration rows."""
+
+    value: float  # its confidence, factor or bound
+    rule: CommitRule
+    changed: int
+    steps: float  # mean
+
+
+def graded(rule: CommitRule) -> list[tuple[float, CommitRule]]:
+    """The rule as safe and as bold as it is to be tried, from safe to bold, each with its confidence, factor or bound.
+
+    Raises:
+        ValueError: it has none of them.
+    """
+    if isinstance(rule, Blockwise | Last):
+        return [(value, replace(rule, rule=inner)) for value, inner in graded(rule.rule)]
+    if isinstance(rule, Factor):
+        return [(value, replace(rule, factor=value)) for value in PARALLEL]
+    if isinstance(rule, EntropyBound):
+        return [(value, replace(rule, bound=value)) for value in BOUNDS]
+    if isinstance(rule, Threshold | Credit | KLASS | Hierarchical | Learned):
+        return [(value, replace(rule, confidence=value)) for value in CONFIDENCES]
+    raise ValueError(
+        f"a {type(rule).__name__} has no confidence to choose; calibrate threshold, factor, entropy-bound, klass, credit, "
+        "hierarchical or learned"
+    )
+
+
+def calibrate_rule(
+    predictor: MaskPredictor,
+    rows: Sequence[Tensor],
+    rules: Sequence[tuple[float, CommitRule]],
+    *,
+    full: CommitRule = LLADA,
+    epsilon: float = 0.05,
+    delta: float = 0.05,
+    same: Same | None = None,
+    region: Region | None = None,
+    exact: MaskPredictor | None = None,
+    steps: int | None = None,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    eos: bool = True,
+    batch: int = 16,
+) -> Calibration:
+    """Learn-then-Test over the boldness of a rule itself: rules are tried from safe to bold until one fails.
+
+    Every row is decoded in full once, and once by each rule that is tried, which passes as a threshold does in `calibrate`.
+
+    Args:
+        predictor, rows, epsilon, delta, same, exact, steps, temperature, seeds, eos, batch: as for `calibrate`.
+        rules: from safe to bold, each with its number; see `graded`. They must not be chosen with a look at `rows`.
+        full: full decoding, whose answers are to be kept.
+        region: where the answer stands; None is the whole generation.
+
+    Raises:
+        ValueError: too few rows for any guarantee, or no rules.
+
+    Reference: Angelopoulos et al. 2021, Learn then Test.
+    """
+    options: dict[str, Any] = {"steps": steps, "temperature": temperature, "seeds": seeds, "eos": eos, "batch": batch}
+    check_calibration(len(rows), epsilon, delta)
+    whole = answers(exact or predictor, rows, full, **options)
+    where = places(rows, predictor.mask_id, region)
+    tried = (
+        compared(value, rule, answers(predictor, rows, rule, **options), whole, where, same)
+        for value, rule in track(rules, "calibrating")
+    )
+    return climb(tried, full, whole, epsilon=epsilon, delta=delta)
+
+
+def answers(predictor: MaskPredictor, rows: Sequence[Tensor], rule: CommitRule, **options: Any) -> list[Answer]:
+    """What `decode` makes of the rows."""
+    done = decode(predictor, rows, rule, **options)
+    return [Answer(row.ids.tolist(), int(row.committed_at.max()) + 1) for row in done]
+
+
+def places(rows: Sequence[Tensor], mask_id: int, region: Region | None) -> list[list[int]]:
+    """Where the answer of each row stands."""
+    found = [row == mask_id for row in rows]
+    return [(open if region is None else region(open[None])[0]).nonzero().flatten().tolist() for open in found]
+
+
+def compared(
+    value: float, rule: CommitRule, found: Sequence[Answer], whole: Sequence[Answer], where: Sequence[list[int]],
+    same: Same | None = None,
+) -> Tried:  # fmt: skip
+    """How many answers are others than full decoding's, at the places `where` they stand or as `same` says."""
+
+    def agree(one: Answer, other: Answer, at: list[int]) -> bool:
+        if same is not None:
+            return same(torch.tensor(one.ids), torch.tensor(other.ids))
+        short, long = sorted((len(one.ids), len(other.ids)))
+        return all(place >= long or (place < short and one.ids[place] == other.ids[place]) for place in at)
+
+    kept = [agree(*each) for each in zip(found, whole, where, strict=True)]
+    return Tried(value, rule, kept.count(False), sum(row.steps for row in found) / len(found))
+
+
+def climb(
+    tried: Iterable[Tried], full: CommitRule, whole: Sequence[Answer], *, epsilon: float, delta: float
+) -> Calibration:
+    """The last of the rules that are tried, one after another, before the first that changes too much."""
+    n, steps = len(whole), sum(row.steps for row in whole) / len(whole)
+    kept = Calibration(full, None, epsilon, delta, n, 0, None, steps, steps)
+    for each in tried:
+        if fixed_sequence([each.changed], n, epsilon, delta) is None:
+            break
+        bound = upper_bound(each.changed, n, delta)
+        kept = replace(
+            kept, rule=each.rule, factor=each.value, changed=each.changed, bound=bound, early_steps=each.steps
+        )  # fmt: skip
+    return kept

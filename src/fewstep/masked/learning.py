@@ -1,0 +1,166 @@
+"""How a commit rule is learned: from what full decoding ends with, on prompts like those that will be decoded."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..core.progress import track
+from .decoding import Decoded, decode
+from .learned import FEATURES, HIDDEN, LOOKS, features, filtered
+from .predictor import MaskPredictor
+from .rules import Threshold, TopK
+from .step import Change, CommitRule, Step
+
+logger = logging.getLogger(__name__)
+BLIND = 0.25  # of the rows tell how good the filter is, and are not learned from
+Around = Callable[[CommitRule], CommitRule]  # puts a rule into blocks
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How the filter is trained.
+
+    Attributes:
+        drafts: confidences of `Threshold`, by which every row is decoded once more: so the filter knows rows of which
+            several tokens were decided at once, some of them wrongly.
+        steps: of the optimizer.
+        batch: examples at a step.
+        lr: the highest learning rate; it falls by a cosine.
+        decay: of weights.
+        look: after so many steps the filter is tried on rows that it does not learn from; the best one is kept.
+    """
+
+    drafts: tuple[float, ...] = (0.9, 0.6)
+    steps: int = 2000
+    batch: int = 512
+    lr: float = 2e-3
+    decay: float = 1e-2
+    look: int = 100
+
+
+class Examples(NamedTuple):
+    """Proposals of which it is known whether full decoding ends with them."""
+
+    seen: Tensor  # (N, F) features
+    right: Tensor  # (N,) bool
+    row: Tensor  # (N,) long: which row it was
+
+
+class Learnt(NamedTuple):
+    """A filter and how good it is on rows that it has not learned from, by which the best of its training was chosen."""
+
+    weights: dict[str, Tensor]
+    examples: int  # learned from
+    blind: int  # not learned from
+    right: float  # share of the blind proposals that full decoding ends with
+    loss: float  # cross entropy of the blind proposals, nats
+    plain: float  # the same of the model's own probability
+
+
+class _Gather(CommitRule):
+    """A rule that keeps what the filter would see, whatever it decides."""
+
+    def __init__(self, rule: CommitRule) -> None:
+        self.rule = rule
+        self.kept: list[tuple[Tensor, ...]] = []
+
+    def __call__(self, step: Step) -> Tensor | Change:
+        row, column = step.masked.nonzero(as_tuple=True)
+        found = features(step)[row, column], step.seed[row], column, step.proposal[row, column]
+        self.kept.append(tuple(part.cpu() for part in found))
+        return self.rule(step)
+
+    def recalls(self) -> int:
+        return LOOKS
+
+
+def gather(
+    predictor: MaskPredictor, rows: Sequence[Tensor], around: Around, lesson: Lesson, *, steps: int | None, batch: int
+) -> Examples:
+    """All proposals of full decoding and of the drafts, each of them with what full decoding ends with.
+
+    Args:
+        predictor, rows, steps, batch: as for `decode`.
+        around: what the rules are put into, such as blocks.
+        lesson: which drafts.
+    """
+    finals: list[Decoded] = []
+    found: list[Examples] = []
+    for rule in track((TopK(), *map(Threshold, lesson.drafts)), "watching"):
+        watch = _Gather(rule)
+        done = decode(
+            predictor, rows, around(watch), steps=steps if not finals else None, seeds=range(len(rows)), batch=batch
+        )
+        finals = finals or done
+        seen, row, column, proposal = (torch.cat(parts) for parts in zip(*watch.kept, strict=True))
+        width = max(len(final.ids) for final in finals)
+        table = torch.full((len(rows), max(width, int(column.max()) + 1)), -1)
+        for number, final in enumerate(finals):
+            table[number, : len(final.ids)] = final.ids.cpu()
+        known = table[row, column] >= 0  # what is behind the end of a row is no answer
+        found.append(Examples(seen[known], (proposal == table[row, column])[known], row[known]))
+    return Examples(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def learn(examples: Examples, n: int, *, seed: int = 0, lesson: Lesson = Lesson()) -> Learnt:
+    """A filter for proposals of `n` rows, of which the last quarter are kept apart; the same on every machine's CPU.
+
+    Raises:
+        ValueError: fewer than four rows, or no proposal is right.
+    """
+    if n < 4:
+        raise ValueError(f"a rule is learned from at least four prompts, got {n}; some hundred are better")
+    blind = examples.row >= n - math.ceil(BLIND * n)
+    seen, right = examples.seen[~blind].float(), examples.right[~blind].float()
+    if not right.any():
+        raise ValueError("full decoding ends with none of its first proposals; give prompts that the model can answer")
+    apart, truth = examples.seen[blind].float(), examples.right[blind].float()
+    rng = torch.Generator().manual_seed(seed)
+    weights = _begun(rng) | {"mean": seen.mean(0), "scale": seen.std(0).clamp(min=1e-3)}
+    moving = [part.requires_grad_() for name, part in weights.items() if name not in ("mean", "scale")]
+    optimizer = torch.optim.AdamW(moving, lr=lesson.lr, weight_decay=lesson.decay)
+    best = plain = _loss(apart[:, 0], truth)
+    made = {name: part.detach().clone() for name, part in weights.items()}  # at first the model's own probability
+    for step in track(range(lesson.steps), "learning"):
+        for group in optimizer.param_groups:
+            group["lr"] = lesson.lr * (1 + math.cos(math.pi * step / lesson.steps)) / 2
+        some = torch.randint(len(seen), (lesson.batch,), generator=rng)
+        loss = _loss(filtered(weights, seen[some]), right[some])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % lesson.look == lesson.look - 1:
+            with torch.no_grad():
+                loss = _loss(filtered(weights, apart), truth)
+            if loss < best:
+                best, made = loss, {name: part.detach().clone() for name, part in weights.items()}
+    return Learnt(made, len(seen), len(apart), truth.mean().item(), best.item(), plain.item())
+
+
+def _loss(said: Tensor, truth: Tensor) -> Tensor:
+    """Cross entropy of log-odds."""
+    return nn.functional.binary_cross_entropy_with_logits(said, truth)
+
+
+def _begun(rng: torch.Generator) -> dict[str, Tensor]:
+    """Weights before the first step."""
+    sizes = (len(FEATURES), *HIDDEN, 1)
+    made = {}
+    for name, wide, narrow in zip(("in", "mid", "out"), sizes, sizes[1:], strict=False):
+        made[f"{name}.weight"] = torch.randn(narrow, wide, generator=rng) / math.sqrt(wide)
+        made[f"{name}.bias"] = torch.zeros(narrow)
+    return made | {"own": torch.tensor([1.0, 0.0]), "out.weight": torch.zeros(1, HIDDEN[-1])}
+
+
+def as_facts(lesson: Lesson, learnt: Learnt) -> dict[str, object]:
+    """What a receipt keeps of it."""
+    told = {name: value for name, value in learnt._asdict().items() if name != "weights"}
+    parameters = sum(part.numel() for name, part in learnt.weights.items() if name not in ("mean", "scale"))
+    return asdict(lesson) | told | {"parameters": parameters}
