@@ -131,15 +131,14 @@ def test_pieces_are_the_text() -> None:
 
 def test_vocabularies_that_agree_and_that_do_not() -> None:
     base = byte_tokenizer()
-    same_tokens(base, byte_tokenizer(), byte_tokenizer())
+    assert same_tokens(base, byte_tokenizer(), byte_tokenizer()) is None
     padded = byte_tokenizer("[PAD]")
     padded.pad_token = "[PAD]"
-    same_tokens(base, padded)
-    same_tokens(padded, base)
-    with pytest.raises(ValueError, match=r"1 ids differ, first 259 is nothing and '<tool>'"):
-        same_tokens(base, byte_tokenizer(), byte_tokenizer("<tool>"))
-    with pytest.raises(ValueError, match=r"1 ids differ, first 259 is '<tool>' and nothing"):
-        same_tokens(byte_tokenizer("<tool>"), base)
+    assert same_tokens(base, padded) is same_tokens(padded, base) is None
+    assert same_tokens(base, byte_tokenizer(), byte_tokenizer("<tool>")) is None  # the base knows them all
+    assert same_tokens(byte_tokenizer("<tool>", "<call>"), byte_tokenizer("<tool>"), base) == 259
+    with pytest.raises(ValueError, match=r"1 ids differ, first 259 is '<tool>' and '<call>'"):
+        same_tokens(byte_tokenizer("<tool>"), byte_tokenizer("<call>"))
     with pytest.raises(ValueError, match="4 ids differ, first 3 is '!' and 'b'; 4 is '\"' and 'a'; 67 is"):
         same_tokens(base, byte_tokenizer(**{"!": "b", '"': "a", "a": '"', "b": "!"}))
 

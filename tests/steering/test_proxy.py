@@ -329,3 +329,28 @@ def test_rows_of_two_lengths_stack_with_padding_on_the_left() -> None:
     ids, mask = stack_left(torch.tensor([[5, 6]]), None, torch.tensor([[7, 8, 9]]), torch.tensor([[0, 1, 1]]))
     assert ids.tolist() == [[0, 5, 6], [7, 8, 9]]
     assert mask.tolist() == [[0, 1, 1], [0, 1, 1]]
+
+
+def test_tokens_that_the_small_models_have_not_are_neither_said_nor_read(trio) -> None:
+    """The base has more of them, and the small models' tables are padded as far: what stands there means nothing."""
+    base, expert, antiexpert = trio
+    common = VOCAB - 6
+    prompt = torch.tensor([[3, 4, 5, common - 1]])
+    found = generate(base, ProxyTuning(expert, antiexpert, common=common), prompt, max_new_tokens=12, do_sample=False)
+    text = prompt[0].tolist()
+    while len(text) < found.shape[1]:
+        sums = logits_of(base, text) + logits_of(expert, text) - logits_of(antiexpert, text)
+        text.append(int(sums[:common].argmax()))
+    assert found[0].tolist() == text
+    with pytest.raises(ValueError, match=f"the text holds token {common}, which is none of the small models' {common}"):
+        generate(base, ProxyTuning(expert, antiexpert, common=common), torch.tensor([[3, common]]), max_new_tokens=2)
+
+
+def test_learned_positions_run_out_with_a_sentence() -> None:
+    small, base = tiny_lm("gpt2", seed=1), tiny_lm()
+    proxy, prompt = ProxyTuning(small, small), torch.full((1, 60), 5)
+    assert generate(base, proxy, prompt, max_new_tokens=5, do_sample=False, eos_token_id=None).shape == (1, 65)
+    with pytest.raises(ValueError, match="60 tokens and 6 new ones are more than the 64 positions that this GPT2LMHead"):
+        generate(base, proxy, prompt, max_new_tokens=6)
+    with pytest.raises(ValueError, match="has learned 64 positions, and the text has more tokens"):
+        generate(base, proxy, prompt, max_length=66, do_sample=False, eos_token_id=None)

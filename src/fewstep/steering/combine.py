@@ -12,13 +12,14 @@ from ..core.device import at_least_float32
 Alpha = float | Tensor | Callable[[Tensor, Tensor], float | Tensor]
 
 
-def combined(base: Tensor, expert: Tensor, antiexpert: Tensor, alpha: Alpha) -> Tensor:
+def combined(base: Tensor, expert: Tensor, antiexpert: Tensor, alpha: Alpha, common: int | None = None) -> Tensor:
     """base + α·(expert − antiexpert), in float32 or what is wider, whatever the models compute in.
 
     Args:
         base, expert, antiexpert: logits, (…, V) each, of vocabularies that may differ in length.
         alpha: α: a number, a tensor that fits, or what computes it from the base's logits and expert − antiexpert, both
             without the ids that not all models have.
+        common: the models have no tokens in common from this id on, however long their tables are.
 
     Returns:
         Logits (…, V), as wide as those of the base; −inf at ids that not all models have.
@@ -26,7 +27,8 @@ def combined(base: Tensor, expert: Tensor, antiexpert: Tensor, alpha: Alpha) -> 
     Reference: Liu et al. 2024, Tuning Language Models by Proxy.
     """
     width = min(logits.shape[-1] for logits in (base, expert, antiexpert))
-    common, up, down = (at_least_float32(logits[..., :width]) for logits in (base, expert, antiexpert))
-    shift = up.to(common) - down.to(common)
-    sum_ = common + (alpha(common, shift) if callable(alpha) else alpha) * shift
+    width = width if common is None else min(width, common)
+    both, up, down = (at_least_float32(logits[..., :width]) for logits in (base, expert, antiexpert))
+    shift = up.to(both) - down.to(both)
+    sum_ = both + (alpha(both, shift) if callable(alpha) else alpha) * shift
     return torch.nn.functional.pad(sum_, (0, base.shape[-1] - width), value=-torch.inf)

@@ -91,7 +91,7 @@ class ProxiedLM(HFLM):  # type: ignore[misc, unused-ignore]
         assert attn_mask is None and labels is None, "only for models with an encoder"
         options: dict[str, Any] = {"keep": inps.shape[1], "more": False}
         wide = Reader(self.model).read(inps, **options)
-        small = Pair(self.proxy.expert, self.proxy.antiexpert).read(inps, None, inps, None, **options)
+        small = Pair(self.proxy.expert, self.proxy.antiexpert, self.proxy.common).read(inps, None, inps, None, **options)
         return self.proxy.combine(0, wide, *small)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:

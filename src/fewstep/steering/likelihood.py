@@ -93,7 +93,7 @@ def read_texts(
         if proxy is None:
             yield Chunk(*known, alone, alone)
             continue
-        small = Pair(proxy.expert, proxy.antiexpert).read(*own, *plain, keep=keep, more=False)
+        small = Pair(proxy.expert, proxy.antiexpert, proxy.common).read(*own, *plain, keep=keep, more=False)
         expert, antiexpert = (logits[:, :-1] for logits in small)
         steps = [proxy.combine(k, wide[:, k], expert[:, k], antiexpert[:, k]) for k in range(tokens.shape[1])]
         combined = torch.stack(steps, 1).log_softmax(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 MODEL = "folder of a causal language model"
 ADAPTER = "folder of a LoRA adapter"
@@ -72,13 +75,21 @@ def load_trio(
         if source is not None:
             _decoder(source, part)
     tokenizer, small_tokenizer = load_tokenizer(base), load_tokenizer(expert, role)
-    same_tokens(tokenizer, small_tokenizer, *([load_tokenizer(antiexpert, "small")] if antiexpert else []))
+    common = same_tokens(tokenizer, small_tokenizer, *([load_tokenizer(antiexpert, "small")] if antiexpert else []))
+    if common is not None and (tokenizer.eos_token_id or 0) >= common:
+        raise ValueError(
+            f"the token {tokenizer.eos_token!r}, which ends a text of {base}, is none of the small models'; "
+            "take small models that have it, or no text would end"
+        )
+    if common is not None:
+        logger.info("the small models know the base's first %d tokens; it says none of the others while they steer", common)
     small = on_device(load_causal(expert, role))
     pretrained.check_vocabulary(small_tokenizer, small)
     if adapter:
-        proxy = ProxyTuning(load_adapter(small, adapter), alpha=alpha)
+        proxy = ProxyTuning(load_adapter(small, adapter), alpha=alpha, common=common)
     else:
-        proxy = ProxyTuning(small, on_device(load_causal(str(antiexpert), "small")), alpha=alpha)
+        plain = on_device(load_causal(str(antiexpert), "small"))
+        proxy = ProxyTuning(small, plain, alpha=alpha, common=common)
     large = on_device(load_causal(base))  # last, as it takes longest
     pretrained.check_vocabulary(tokenizer, large)
     return Trio(large, proxy, tokenizer, small_tokenizer)

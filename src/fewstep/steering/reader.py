@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+POSITIONS = ("wpe", "embed_positions", "position_embeddings")  # what tables of learned positions are called
+
 
 class Reader:
     """A batch of texts as one causal model has read it so far.
@@ -16,13 +18,14 @@ class Reader:
     Args:
         network: a causal language model of transformers, or a peft model around one.
         adapters: the adapter that each row goes through, "__base__" for none; by default the network decides.
+        known: it has no tokens from this id on; None is as many as its table.
     """
 
-    def __init__(self, network: nn.Module, adapters: Sequence[str] | None = None) -> None:
+    def __init__(self, network: nn.Module, adapters: Sequence[str] | None = None, known: int | None = None) -> None:
         inner = network.get_base_model() if is_peft(network) else network  # type: ignore[operator]
         self.takes = inspect.signature(inner.forward).parameters
         self.network = network
-        self.adapters = adapters
+        self.adapters, self.known, self.room, self.length = adapters, known, learned_positions(network), 0
         self.cache: Any = None
         self.mask: Tensor | None = None  # (B, L) over all that was read; None without padding
 
@@ -37,8 +40,19 @@ class Reader:
 
         Returns:
             Logits, (B, keep, V), as the model means them: after its own soft-capping or scaling.
+
+        Raises:
+            ValueError: a token that the network does not know, or more than it has learned positions for.
         """
         ids = ids.to(next(self.network.parameters()).device)
+        self.length += ids.shape[1]
+        if self.room is not None and self.length > self.room:
+            raise ValueError(
+                f"this {type(self.network).__name__} has learned {self.room} positions, and the text has more tokens; "
+                "shorten the prompt, or generate fewer"
+            )
+        if self.known is not None and self.cache is None:  # what is said later is known
+            ids = self._known(ids, mask)
         if self.cache is None:  # a mask that hides nothing would only cost time, at every step
             self.mask = None if mask is None or bool(mask.all()) else mask.to(ids)
         else:
@@ -62,6 +76,17 @@ class Reader:
         logits: Tensor = output.logits[:, -keep:]
         return logits
 
+    def _known(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """The ids, without those that only pad."""
+        found = ids if mask is None else ids.masked_fill(mask.to(ids.device) == 0, 0)
+        assert self.known is not None, "there is a limit"
+        if bool((found >= self.known).any()):
+            raise ValueError(
+                f"the text holds token {int(found.max())}, which is none of the small models' {self.known}; "
+                "leave it out of the prompt"
+            )
+        return found
+
     def reorder(self, rows: Tensor) -> None:
         """Row i goes on from what row rows[i] has read, rows (B,)."""
         self.cache.reorder_cache(rows)
@@ -78,15 +103,16 @@ class Pair:
     Args:
         expert: the tuned model, or a peft model if `antiexpert` is None.
         antiexpert: the untuned model.
+        known: they have no tokens from this id on; None is as many as their tables.
     """
 
-    def __init__(self, expert: nn.Module, antiexpert: nn.Module | None) -> None:
+    def __init__(self, expert: nn.Module, antiexpert: nn.Module | None, known: int | None = None) -> None:
         for name, model in (("expert", expert), ("antiexpert", antiexpert)):
             if model is not None and model.training:
                 raise ValueError(
                     f"the {name} is in training mode, where dropout changes its logits; call {name}.eval() first"
                 )
-        self.models = expert, antiexpert
+        self.models, self.known = (expert, antiexpert), known
         self.readers: list[Reader] = []
 
     def read(
@@ -102,11 +128,12 @@ class Pair:
         """What both say after the expert has read `own` (B, T) and the antiexpert `plain` (B, S): (B, keep, V) twice."""
         expert, antiexpert = self.models
         if antiexpert is not None:
-            self.readers = self.readers or [Reader(expert), Reader(antiexpert)]
+            self.readers = self.readers or [Reader(expert, None, self.known), Reader(antiexpert, None, self.known)]
             up, down = self.readers
             return up.read(own, own_mask, keep=keep, more=more), down.read(plain, plain_mask, keep=keep, more=more)
         if not self.readers:
-            self.readers = [Reader(expert, [adapter_of(expert)] * len(own) + ["__base__"] * len(own))]
+            adapters = [adapter_of(expert)] * len(own) + ["__base__"] * len(own)
+            self.readers = [Reader(expert, adapters, self.known)]
         both, both_mask = stack_left(own, own_mask, plain, plain_mask)
         logits = self.readers[0].read(both, both_mask, keep=keep, more=more)
         return logits[: len(own)], logits[len(own) :]
@@ -129,6 +156,14 @@ def stack_left(a: Tensor, a_mask: Tensor | None, b: Tensor, b_mask: Tensor | Non
         torch.cat([nn.functional.pad(rows, (width - rows.shape[1], 0)) for rows in pair]) for pair in ((a, b), masks)
     )
     return ids, mask
+
+
+def learned_positions(network: nn.Module) -> int | None:
+    """How many positions a network has a learned vector for, as GPT-2 and OPT; None where positions are computed."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
+            return module.num_embeddings - int(getattr(module, "offset", 0))
+    return None
 
 
 def is_peft(model: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.private import decoding_loop
 from .combine import combined
-from .reader import Pair, adapter_of
+from .reader import Pair, adapter_of, learned_positions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,13 +46,20 @@ class ProxyTuning:
             rule(step, base, shift) with the count of tokens since the prompt, the base's log-probabilities (B, V) and
             expert − antiexpert (B, V), that returns a number or one for each row, (B,).
 
-    Where the vocabularies' sizes differ, ids that not all models have get −inf: they are padding if `same_tokens` says so.
+        common: from this id on the base has tokens that the small models have not, as `same_tokens` says; None: none. They
+            are never said, and a text that holds one is refused, as the small models could not read it.
+
+    Where the sizes of the tables differ, ids that not all models have get −inf.
 
     Reference: Liu et al. 2024, Tuning Language Models by Proxy.
     """
 
     def __init__(
-        self, expert: nn.Module, antiexpert: nn.Module | None = None, alpha: float | Sequence[float] | AlphaRule = 1.0
+        self,
+        expert: nn.Module,
+        antiexpert: nn.Module | None = None,
+        alpha: float | Sequence[float] | AlphaRule = 1.0,
+        common: int | None = None,
     ) -> None:
         if antiexpert is None:
             adapter_of(expert)
@@ -65,7 +72,7 @@ class ProxyTuning:
                 raise ValueError("alpha needs at least one value")
         if not callable(alpha) and not all(map(math.isfinite, alpha if isinstance(alpha, tuple) else (alpha,))):
             raise ValueError(f"alpha must be a finite number, got {alpha}")
-        self.expert, self.antiexpert, self.alpha = expert, antiexpert, alpha
+        self.expert, self.antiexpert, self.alpha, self.common = expert, antiexpert, alpha, common
         self._run: Run | None = None
 
     def reset(self) -> None:
@@ -98,7 +105,7 @@ class ProxyTuning:
             found = self.alpha(step, common.log_softmax(-1), shift)
             return found.to(common)[:, None] if isinstance(found, Tensor) and found.ndim else found
 
-        return combined(base, expert, antiexpert, alpha)
+        return combined(base, expert, antiexpert, alpha, self.common)
 
     def _refuse_padding(self, ids: Tensor) -> None:
         """Left padding, as far as ids can tell: a row that starts with pad or end, where others do not or twice."""
@@ -141,7 +148,7 @@ class Run:
         normalise: bool,
     ) -> None:
         self.proxy, self.mask, self.own, self.each, self.normalise = proxy, mask, own, each, normalise
-        self.pair = Pair(proxy.expert, proxy.antiexpert)
+        self.pair = Pair(proxy.expert, proxy.antiexpert, proxy.common)
         self.seen: Tensor | None = None  # (B, L)
         self.step = 0
 
@@ -225,11 +232,13 @@ def generate(
         What `base.generate` returns.
 
     Raises:
-        ValueError: for assisted (speculative) decoding, guidance, and modes that need code from the hub.
+        ValueError: for assisted (speculative) decoding, guidance, and modes that need code from the hub; or where a model
+            has learned positions, as GPT-2, and too few of them.
     """
     from transformers import StopStringCriteria
 
     _refuse(base, options)
+    _refuse_length([base, proxy.expert, proxy.antiexpert], input_ids.shape[1], options)
     own = _expert_prompts(expert_inputs, len(input_ids)) if expert_inputs is not None else None
     criteria = list(stopping_criteria)
     if stop_strings is not None:
@@ -253,6 +262,18 @@ def _refuse(base: PreTrainedModel, options: dict[str, Any]) -> None:
         raise ValueError("assisted (speculative) decoding cannot be proxy-tuned; leave assistant_model out")
     if "custom_generate" in options:
         raise ValueError("a custom_generate cannot be proxy-tuned; leave it out, or give it proxy as a logits processor")
+
+
+def _refuse_length(models: Sequence[nn.Module | None], prompt: int, options: dict[str, Any]) -> None:
+    """Raises ValueError where a model has fewer learned positions than what is asked for would take."""
+    new = options.get("max_new_tokens")
+    for model in filter(None, models):
+        room = learned_positions(model)
+        if room is not None and isinstance(new, int) and prompt + new - 1 > room:  # the last token is not read
+            raise ValueError(
+                f"a prompt of {prompt} tokens and {new} new ones are more than the {room} positions that this "
+                f"{type(model).__name__} has learned; shorten the prompt, or generate fewer"
+            )
 
 
 def _decoded(

@@ -10,38 +10,40 @@ if TYPE_CHECKING:
 MAX_NAMED = 3
 
 
-def same_tokens(base: PreTrainedTokenizerBase, *others: PreTrainedTokenizerBase) -> None:
+def same_tokens(base: PreTrainedTokenizerBase, *others: PreTrainedTokenizerBase) -> int | None:
     """Refuses models whose logits cannot be added, since an id is one token here and another there.
 
-    Sizes do not count: one vocabulary may end earlier, if what the longer one has beyond is nothing or its padding token.
+    Sizes do not count: one vocabulary may end earlier, if all its ids are the same tokens in the longer one.
 
     Args:
         base: tokenizer of the large model.
         others: tokenizers of the small models.
 
+    Returns:
+        From which id on the base has tokens that not all of the others have; None where it has none but padding. The small
+        models know nothing of them, so they must neither be said nor stand in a text.
+
     Raises:
         ValueError: names the first ids that differ, and both tokens of each.
     """
-    ours = _tokens(base)
+    ours, common = _tokens(base), max(_tokens(base)) + 1
     for other in others:
         theirs = _tokens(other)
         end = min(max(ours), max(theirs))
-        tails = {i for tokens, tokenizer in ((ours, base), (theirs, other)) for i in tokens if _pads(tokenizer, i, end)}
-        wrong = sorted(i for i in (ours.keys() | theirs.keys()) - tails if ours.get(i) != theirs.get(i))
+        wrong = sorted(i for i in range(end + 1) if ours.get(i) != theirs.get(i))
         if wrong:
             named = "; ".join(f"{i} is {_name(ours.get(i))} and {_name(theirs.get(i))}" for i in wrong[:MAX_NAMED])
             raise ValueError(
                 f"{base.name_or_path or 'the base'} and {other.name_or_path or 'a small model'} do not share a vocabulary: "
                 f"{len(wrong)} ids differ, first {named}; take small models from the base's own family"
             )
+        common = min(common, end + 1)
+    beyond = [i for i in ours if i >= common and i != base.pad_token_id]
+    return common if beyond else None
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {index: token for token, index in tokenizer.get_vocab().items()}
-
-
-def _pads(tokenizer: PreTrainedTokenizerBase, index: int, end: int) -> bool:
-    return index > end and index == tokenizer.pad_token_id
 
 
 def _name(token: str | None) -> str:
