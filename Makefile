@@ -3,10 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test terrain reactions lint format wheel docs clean
+.PHONY: demo pictures test terrain reactions lint format wheel docs clean
 
 demo: .venv/ready  ## the bundled diffusion checkpoint becomes a few-step generator
 	$(BIN)/fewstep demo
+
+pictures: .venv/ready  ## the README's pictures and figures are made anew of what the demo left
+	$(BIN)/python scripts/pictures.py demo
 
 test: .venv/dev  ## all tests, a process a CPU, at most four; no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal

@@ -92,8 +92,39 @@ def settling(folder: Path) -> Path:
 
 
 def run(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    """A run that was looked at twice, with its scores, losses and sheets, and a forecast."""
+    (folder / "watch").mkdir(parents=True)
     content = RECEIPT | {"recipe": {"images": 64}, "recipe_name": "any_step", "images": 64, "steps": 2, "loss": 1.5}
     content |= {"images_per_second": 8.0, "seconds": 8.0, "teacher": "bundled"}
     (folder / "receipt.json").write_text(json.dumps(content))
+    looks = []
+    for k, images in enumerate((0, 32, 64)):
+        Image.new("L", (8, 8), 99).save(folder / "watch" / f"{images}.png")
+        seen = {"name": "student", "calls": 2, "frechet": {"random": estimate(9.0 - k, 0.5)}}
+        levels = [{"low": low, "high": high, "rows": 9, "loss": 4.0 - k} for low, high in ((0.0, 0.1), (0.1, None))]
+        looks.append(
+            {"images": images, "step": k, "sheet": f"watch/{images}.png", "samples": [seen], "levels": levels if k else []}
+        )
+    (folder / "watch.jsonl").write_text("".join(json.dumps(look) + "\n" for look in looks))
+    points = [{"images": images} | estimate(3 - k, 0.2) for k, images in enumerate((32, 64))]
+    told = {
+        "calls": 2,
+        "view": "random",
+        "within": 0.3,
+        "points": points,
+        "sentence": "2 calls need about 900 more images.",
+    }
+    (folder / "forecast.json").write_text(json.dumps(RECEIPT | {"forecasts": [told]}))
+    return folder
+
+
+def changes(folder: Path, *, prompt: str = "two and two") -> Path:
+    """Three answers before and after a change: one was lost, one is as it was, one is another and right both times."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pairs = (("four", True, "four .", True), ("six", True, "six", True), ("two", True, "nine", False))
+    rows = [
+        {"prompt": prompt, "answer": a, "before": {"text": a, "right": x}, "after": {"text": b, "right": y}}
+        for a, x, b, y in pairs
+    ]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

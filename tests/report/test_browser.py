@@ -31,6 +31,7 @@ def page_file(tmp_path_factory) -> Path:
     results.settling(folder / "settle")
     results.run(folder / "run")
     results.texts(folder / "text", prompt=EVIL)
+    results.changes(folder / "changes", prompt=EVIL)
     return write_report([folder], folder / "page.html")
 
 

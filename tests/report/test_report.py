@@ -13,7 +13,7 @@ from PIL import Image
 from report import results
 
 from fewstep import write_report
-from fewstep.report.charts import HEIGHT, LEFT, Point, against_calls, reach
+from fewstep.report.charts import HEIGHT, LEFT, Point, reach, with_intervals
 from fewstep.report.ledger import part_of
 from fewstep.report.section import Figure, percent, short
 
@@ -50,11 +50,12 @@ def all_kinds(tmp_path):
     results.settling(tmp_path / "settle")
     results.run(tmp_path / "run")
     results.texts(tmp_path / "text")
+    results.changes(tmp_path / "changes")
     return tmp_path
 
 
 def test_one_page_of_all_kinds_told_by_what_stands_in_the_files(all_kinds) -> None:
-    names = ("text", "ledger", "dial", "settle", "run")
+    names = ("text", "ledger", "dial", "changes", "settle", "run")
     out = write_report([all_kinds / name for name in names], all_kinds / "page.html")
     whole = write_report([all_kinds], all_kinds / "whole.html")  # the folder that all of them stand in
     seen = Seen(out.read_text())
@@ -66,11 +67,13 @@ def test_one_page_of_all_kinds_told_by_what_stands_in_the_files(all_kinds) -> No
         "The run saw 64 images in 2 steps and 8 seconds, taught by bundled.",
         "EarlyCommit(rule = Threshold(threshold = 0.99))", "With confidence 95 % it changes at most 8 % of answers",
         "By 50 % of the steps, 80 % of the 44 answers had been shown", "first choice at 1 of 2 tokens (50 %)",
-        "fewstep measure run",
+        "fewstep measure run", "2 calls need about 900 more images.", "from 3 to 2", "after 64 images", "σ above 0.1",
+        "2 of 3 answers are others after the change: 1 became wrong, 0 became right.",
     ):  # fmt: skip
         assert said in seen.words, said
     assert seen.alts.count("student at 2 network calls, seed 1: a red dress") == 1
-    assert len(seen.alts) == 6 * results.SEEDS
+    assert len(seen.alts) == 6 * results.SEEDS + 3  # and the sheets of the run
+    assert seen.words.index("right before, wrong after") < seen.words.index("right both times")
     assert {tag for tag, _ in seen.tags}.isdisjoint({"iframe", "object", "embed", "form", "base"})
     assert not {"style", "onclick", "onload"} & {name for _, names in seen.tags for name in names}
 
@@ -81,6 +84,7 @@ def test_what_a_result_says_is_text_and_never_markup(tmp_path) -> None:
         results.dial(tmp_path / name / "dial", name=say, asked=say)
         results.ledger(tmp_path / name / "ledger", name=say)
         results.texts(tmp_path / name / "text", prompt=say, piece=say)
+        results.changes(tmp_path / name / "changes", prompt=say)
     plain, hostile = (
         Seen(write_report([tmp_path / name], tmp_path / f"{name}.html").read_text()) for name in ("plain", "evil")
     )
@@ -167,14 +171,16 @@ def test_a_strip_shows_the_better_side_on_the_right() -> None:
 
 def test_a_chart_puts_twice_as_many_calls_equally_far_and_lower_values_lower() -> None:
     points = [Point(calls, 16 / calls, 12 / calls, 20 / calls, "") for calls in (1, 2, 4)]
-    (line,) = against_calls("t", [("student", 1, points)], "").lines
+    (line,) = with_intervals("t", "calls", [("student", 1, points)], "").lines
     first, second, third = line.marks
     assert second.x - first.x == pytest.approx(third.x - second.x, abs=0.2)
     assert second.y - first.y == pytest.approx(third.y - second.y, abs=0.2)
     assert first.x > LEFT and first.y < third.y < HEIGHT
     assert all(mark.high < mark.y < mark.low for mark in line.marks)
     assert re.fullmatch(r"M[\d.,]+L[\d.,]+L[\d.,]+", line.path)
-    below = against_calls("t", [("student", 1, [Point(1, 2.0, -1.0, 5.0, "")])], "")  # an interval that ends below 0
+    below = with_intervals(
+        "t", "calls", [("student", 1, [Point(1, 2.0, -1.0, 5.0, "")])], ""
+    )  # an interval that ends below 0
     assert below.lines[0].marks[0].low == below.bottom
 
 

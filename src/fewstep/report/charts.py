@@ -78,8 +78,20 @@ class Point(NamedTuple):
     says: str
 
 
-def against_calls(title: str, named: Sequence[tuple[str, int, Sequence[Point]]], says: str) -> Chart:
-    """Quality against network calls, both logarithmic; each curve is (name, number, points)."""
+def with_intervals(
+    title: str,
+    below: str,
+    named: Sequence[tuple[str, int, Sequence[Point]]],
+    says: str,
+    level: tuple[float, str] | None = None,
+) -> Chart:
+    """Measured points with their intervals, such as quality against network calls; both axes are logarithmic.
+
+    Args:
+        title, below, says: as for `Chart`.
+        named: curves, each (name, number, points).
+        level: a line of reference, and what it is.
+    """
     points = [point for _, _, each in named for point in each]
     calls = sorted({point.x for point in points})
     tops = [max(point.y, point.high) for point in points]
@@ -95,9 +107,12 @@ def against_calls(title: str, named: Sequence[tuple[str, int, Sequence[Point]]],
             for p in sorted(each, key=lambda p: p.x)
         )
         lines.append(Line(name, number, _path([(mark.x, mark.y) for mark in marks]), marks=marks))
-    x = _apart([Tick(across(value), f"{value:g}") for value in calls])
+    x = _apart(
+        [Tick(across(value), f"{value:,.0f}") for value in calls], least=NEAREST if calls[-1] < 1000 else 2 * NEAREST
+    )
     y = _apart([Tick(up(value), f"{value:g}") for value in _round(least / 3, max(tops))], TOP - 1, bottom + 1)
-    return Chart(title, "network calls a sample", says, x, y, tuple(lines))
+    said = Tick(up(level[0]), level[1]) if level and TOP <= up(level[0]) <= bottom else None
+    return Chart(title, below, says, x, y, tuple(lines), said)
 
 
 def over_shares(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .charts import Chart, Point, against_calls
+from .charts import Chart, Point, with_intervals
 from .pictures import Picture, strips
 from .section import Figure, Found, Section, counted, percent, receipt_in, short
 
@@ -182,5 +182,5 @@ def charts_of(cards: Sequence[Card]) -> tuple[Chart, ...]:
                 f"{name}: {', '.join(f'{short(card.scores[place].figure.value)} at {card.said_calls}' for card in each)}."
             )
         title = f"Fréchet distance, {scored.view} features"
-        charts.append(against_calls(title, named, f"Lower is better. {' '.join(told)}"))
+        charts.append(with_intervals(title, "network calls a sample", named, f"Lower is better. {' '.join(told)}"))
     return tuple(charts)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.source import read_json
 from .section import Found
-from .text import read_answers
 
 KINDS = (  # what stands in a result of this kind, in the order in which it is looked for
     ("ledger", {"lines", "sentences"}),
@@ -17,9 +17,11 @@ KINDS = (  # what stands in a result of this kind, in the order in which it is l
     ("emergence", {"emergence"}),
     ("calibration", {"epsilon", "delta", "full_steps"}),
     ("proxy", {"texts", "alpha"}),
+    ("forecast", {"forecasts"}),
     ("run", {"recipe", "steps", "loss", "images_per_second"}),
 )
-MADE_BY = "measure, dial, ledger, settle, tune, decode --out, calibrate, settle-text or proxy --out"
+MADE_BY = "measure, dial, ledger, settle, tune, forecast, decode --out, calibrate, settle-text or proxy --out"
+LINES = (("answers", {"text", "tokens", "nfe"}), ("changes", {"prompt", "before", "after"}))  # the same of each line
 LONGEST = 64 << 20  # bytes of a file that is looked into
 
 
@@ -61,11 +63,21 @@ def _result(file: Path, source: str) -> Found | None:
     if file.stat().st_size > LONGEST:
         return None
     if file.suffix == ".jsonl":
-        rows = read_answers(file.read_text(encoding="utf-8", errors="replace").split("\n"))
-        return None if rows is None else Found(file, "answers", {"answers": rows}, source)
+        rows = read_lines(file.read_text(encoding="utf-8", errors="replace").split("\n"))
+        kind = next((kind for kind, names in LINES if rows and all(names <= row.keys() for row in rows)), None)
+        return Found(file, kind, {"answers": rows}, source) if kind else None
     content = _json(file)
     kind = next((kind for kind, names in KINDS if content and names <= content.keys()), None)
     return Found(file, kind, content, source) if kind and content else None
+
+
+def read_lines(lines: Sequence[str]) -> list[dict[str, Any]]:
+    """The objects in the lines of a .jsonl; none where they are something else."""
+    try:
+        rows = [json.loads(line) for line in lines if line.strip()]
+    except (ValueError, RecursionError):
+        return []
+    return rows if all(isinstance(row, dict) for row in rows) else []
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -33,6 +33,12 @@ MEANS = {  # what the lines of a group are about
     "copying": "The share of samples that lie nearer to a picture of the data than real pictures lie to each other; lower "
     "is better.",
     "prompts": "How many pictures show what was asked for; higher is better.",
+    "skill": "How many answers are right, of what it was tuned for; higher is better.",
+    "knowledge": "How many answers are right, of what it knew before; higher is better.",
+    "text": "How unlikely it finds ordinary text (perplexity); lower is better.",
+    "confidence": "How far its confidence is from being right; lower is better.",
+    "form": "How long its answers are and how much of them repeats itself; best as it was, and 0.",
+    "cost": "Network calls and token positions that an answer takes; lower is better.",
     "looks": "Mean brightness, contrast and sharpness; best where they are those of real pictures.",
     "classes": "How often each class is made, best as often as in the data; and how far its pictures are from real ones.",
 }

@@ -13,10 +13,10 @@ from ..core.files import atomic_file, writable_file
 from .dial import dial_section
 from .finding import find
 from .ledger import ledger_section
-from .runs import run_section
+from .runs import forecast_section, run_section
 from .section import Found, Section
 from .settling import emergence_section, settling_section
-from .text import answers_section, calibration_section, proxy_section
+from .text import answers_section, calibration_section, changes_section, proxy_section
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -28,7 +28,9 @@ SHOWN: dict[str, Callable[[Found], Section]] = {  # what shows a result of each 
     "ledger": ledger_section,
     "settling": settling_section,
     "run": run_section,
+    "forecast": forecast_section,
     "answers": answers_section,
+    "changes": changes_section,
     "calibration": calibration_section,
     "emergence": emergence_section,
     "proxy": proxy_section,

@@ -1,4 +1,4 @@
-"""Runs of training: what a checkpoint learned from, for how long, and what was seen on the way."""
+"""Runs of training: what a checkpoint learned from, for how long, what was seen on the way, and what more would help."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .charts import Chart, over_numbers
+from .charts import Chart, Point, over_numbers, with_intervals
 from .pictures import encoded
-from .section import Found, Section, counted, receipt_in, short
+from .section import Figure, Found, Section, counted, receipt_in, short
 
 SHEETS = 6  # of samples that are shown, spread over the run
 SIDE = 640  # pixels of a sheet
 
 
 class Sheet(NamedTuple):
-    """A sheet of samples as a data URI, and after how many images it was made."""
+    """A sheet of samples as a data URI, after how many images it was made, and what its rows are."""
 
     data: str
     images: str
+    rows: str
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What the template shows: facts in words, the loss by noise level, sheets of the same seeds on the way."""
+    """What the template shows: facts in words, the loss by noise level, scores, sheets of the same seeds on the way."""
 
     facts: tuple[tuple[str, str], ...]
     chart: Chart | None
+    scores: tuple[Chart, ...]
     sheets: tuple[Sheet, ...]
 
 
@@ -47,9 +49,13 @@ def run_section(found: Found) -> Section:
     ]
     facts += [(f"Network calls of the {who}", f"{calls:,}") for who, calls in (content.get("network_calls") or {}).items()]
     looks = _looks(found.file.parent / "watch.jsonl")
-    says += [str(look["said"]) for look in looks[-1:] if look.get("said")]
     known = ("images", "seconds", "steps", "loss", "images_per_second", "teacher", "recipe_name", "source", "network_calls")
-    body = Trained(tuple((name, told) for name, told in facts if told), _losses(looks), _sheets(looks, found.file.parent))
+    body = Trained(
+        tuple((name, told) for name, told in facts if told),
+        _losses(looks),
+        _scores(looks),
+        _sheets(looks, found.file.parent),
+    )
     return Section("A run of training", found.source, tuple(says), "run.html", body, receipt_in(content, known))
 
 
@@ -78,16 +84,65 @@ def _losses(looks: Sequence[Mapping[str, Any]]) -> Chart | None:
     """The loss over the images that were seen, a curve a range of noise levels."""
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for look in looks:
-        for name, loss in (look.get("loss_by_level") or {}).items():
-            if isinstance(loss, int | float) and loss > 0:
-                xs, ys = curves.setdefault(str(name), ([], []))
+        for level in look.get("levels") or ():
+            if float(level["loss"]) > 0:
+                xs, ys = curves.setdefault(_range(level["low"], level["high"]), ([], []))
                 xs.append(float(look["images"]))
-                ys.append(float(loss))
-    if not curves or all(len(xs) < 2 for xs, _ in curves.values()):
+                ys.append(float(level["loss"]))
+    curves = {name: curve for name, curve in curves.items() if len(curve[0]) > 1}
+    if not curves:
         return None
     named = [(name, number + 1, xs, ys) for number, (name, (xs, ys)) in enumerate(curves.items())]
     told = [f"{name}: from {ys[0]:.3g} to {ys[-1]:.3g}." for name, (_, ys) in curves.items()]
     return over_numbers("loss, by noise level", "images seen", named, " ".join(told))
+
+
+def _range(low: float, high: float | None) -> str:
+    return f"σ above {low:g}" if high is None else f"σ {low:g} to {high:g}" if low else f"σ below {high:g}"
+
+
+def _scores(looks: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
+    """Fréchet distances at the looks, if they were scored: a chart a representation, a curve a number of calls."""
+    scored = [look for look in looks if look["images"] and any("frechet" in each for each in look.get("samples", ()))]
+    charts = []
+    for view in dict.fromkeys(view for look in scored for each in look["samples"] for view in each.get("frechet", ())):
+        curves: dict[str, list[Point]] = {}
+        for look in scored:
+            for each in look["samples"]:
+                if view in each.get("frechet", ()):
+                    figure, name = Figure.of(each["frechet"][view]), counted(each["calls"], "network call")
+                    says = f"{name} after {look['images']:,} images: {figure}"
+                    curves.setdefault(name, []).append(Point(float(look["images"]), *figure, says))
+        named = [(name, number + 1, points) for number, (name, points) in enumerate(curves.items())]
+        told = [f"{name}: from {short(points[0].y)} to {short(points[-1].y)}." for name, points in curves.items()]
+        charts.append(with_intervals(f"Fréchet distance, {view} features", "images seen", named, " ".join(told)))
+    return tuple(charts)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What the template shows: learning curves, each with the goal."""
+
+    charts: tuple[Chart, ...]
+
+
+def forecast_section(found: Found) -> Section:
+    """Of the forecast.json that `fewstep forecast` writes."""
+    charts = []
+    for forecast in found.content["forecasts"]:
+        points = [
+            Point(float(each["images"]), *Figure.of(each), f"after {each['images']:,.0f} images: {Figure.of(each)}")
+            for each in forecast["points"]
+        ]
+        calls, goal = counted(forecast["calls"], "network call"), 1 + float(forecast["within"])
+        title = f"times the teacher’s distance, {calls}, {forecast['view']} features"
+        level = (goal, f"goal: {goal:g} times")
+        charts.append(with_intervals(title, "images seen", [(calls, 1, points)], str(forecast["sentence"]), level))
+    says = tuple(str(forecast["sentence"]) for forecast in found.content["forecasts"])
+    receipt = receipt_in(found.content, ("forecasts",))
+    return Section(
+        "How much more training would help", found.source, says, "forecast.html", Learning(tuple(charts)), receipt
+    )
 
 
 def _sheets(looks: Sequence[Mapping[str, Any]], folder: Path) -> tuple[Sheet, ...]:
@@ -95,7 +150,8 @@ def _sheets(looks: Sequence[Mapping[str, Any]], folder: Path) -> tuple[Sheet, ..
     from PIL import Image, UnidentifiedImageError
 
     there = [look for look in looks if look.get("sheet")]
-    places = sorted({round(k * (len(there) - 1) / max(1, SHEETS - 1)) for k in range(min(SHEETS, len(there)))})
+    count = min(SHEETS, len(there))
+    places = [round(k * (len(there) - 1) / max(1, count - 1)) for k in range(count)]
     found = []
     for look in (there[place] for place in places):
         file = folder / str(look["sheet"])
@@ -104,7 +160,8 @@ def _sheets(looks: Sequence[Mapping[str, Any]], folder: Path) -> tuple[Sheet, ..
         try:
             with Image.open(file, formats=["PNG"]) as picture:
                 picture.load()
-                found.append(Sheet(encoded(picture, side=SIDE), f"{look['images']:,.0f}"))
+                rows = ", ".join(f"{each['name']} at {counted(each['calls'], 'call')}" for each in look.get("samples", ()))
+                found.append(Sheet(encoded(picture, side=SIDE), f"{look['images']:,.0f}", rows))
         except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
             continue
     return tuple(found)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,16 +68,6 @@ def answers_section(found: Found) -> Section:
     return Section(title, found.source, tuple(says), "answers.html", body, receipt_in(receipt, ("changed",)))
 
 
-def read_answers(lines: Sequence[str]) -> list[dict[str, Any]] | None:
-    """The answers in the lines of a .jsonl; None where they are something else."""
-    try:
-        rows = [json.loads(line) for line in lines if line.strip()]
-    except (ValueError, RecursionError):
-        return None
-    good = rows and all(isinstance(row, dict) and {"text", "tokens", "nfe"} <= row.keys() for row in rows)
-    return rows if good else None
-
-
 def _answer(row: Mapping[str, Any]) -> Answer:
     pieces, steps = row.get("pieces") or [], row.get("steps") or []
     last = max((int(step) for step in steps), default=0)
@@ -97,6 +86,49 @@ def _prompt(row: Mapping[str, Any]) -> str:
     if isinstance(asked, list):
         return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in asked if isinstance(turn, dict))
     return str(asked)
+
+
+class Changed(NamedTuple):
+    """A question whose answer changed: what happened to it in words, its kind for the style, and both answers."""
+
+    prompt: str
+    wanted: str
+    said: str
+    kind: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What the template shows: changed answers, the lost ones first, and how many there are in all."""
+
+    changed: tuple[Changed, ...]
+    of: int
+
+
+TURNED = {(True, False): ("lost", "right before, wrong after"), (False, True): ("gained", "wrong before, right after")}
+
+
+def changes_section(found: Found) -> Section:
+    """Of the answers.jsonl that `fewstep ledger-text` leaves beside its ledger."""
+    rows = found.content["answers"]
+    changed = []
+    for row in rows:
+        before, after = row["before"], row["after"]
+        if str(before["text"]) != str(after["text"]):
+            right = bool(before["right"]), bool(after["right"])
+            kind, said = TURNED.get(right, ("kept", "right both times" if all(right) else "wrong both times"))
+            both = str(before["text"]), str(after["text"])
+            changed.append(Changed(_prompt(row), str(row.get("answer", "")), said, kind, *both))
+    changed.sort(key=lambda each: ("lost", "gained", "kept").index(each.kind))
+    lost, gained = (sum(each.kind == kind for each in changed) for kind in ("lost", "gained"))
+    says = (
+        f"{whole(len(changed))} of {counted(len(rows), 'answer')} are others after the change: {whole(lost)} became wrong, "
+        f"{whole(gained)} became right.",
+    )
+    body = Changes(tuple(changed[:ANSWERS]), len(changed))
+    return Section("Answers that changed", found.source, says, "changes.html", body, receipt_in({}))
 
 
 class Way(NamedTuple):
