@@ -19,7 +19,6 @@ from .formats.folder import load
 from .formats.pipelines import few_step_scheduler, stock_pipeline
 from .lessons import examples_for
 from .lora import is_adapted, places_of
-from .measure.accounting import made_to_denoise
 from .measure.claims import claims
 from .model import Model
 from .prediction import clean
@@ -103,7 +102,7 @@ def _tested(model: Model, data: str, n: int) -> list[tuple[str, str]]:
     rows = [examples.cond(k) for k in range(count)]
     cond = Cond({name: torch.stack([row[name] for row in rows]) for name in denoiser.takes}, examples.shared)
     real = torch.stack([examples.x0(k) for k in range(min(KNOWN, len(examples)))])
-    found, seconds = claims(denoiser, real[:count], cond, real=real, mean=made_to_denoise(model))
+    found, seconds = claims(denoiser, real[:count], cond, real=real, mean=not model.is_student)
     return [(claim.name, claim.sentence) for claim in found] + [("time", _time(seconds, denoiser.device))]
 
 
