@@ -126,3 +126,18 @@ def test_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "blocks": (8 + 3 * 4) + (8 + 3 * 4),
     }  # fmt: skip
     assert all(spent > 0 for spent, _ in found.values()) and "x none" in capsys.readouterr().out
+
+
+def test_rules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Facts are answered in one call; what is kept is read again."""
+    sizes = ["--learning", "4", "--calibration", "5", "--test", "4", "--epsilon", "0.5", "--delta", "0.4", "--every", "6"]
+    made, seen = benchmark("rules"), list[str]()
+    for _ in range(2):
+        made.main(["--families", "facts", "--out", str(tmp_path), *sizes])
+        seen.append(capsys.readouterr().out)
+    assert seen[0] == seen[1]
+    lines = {line["rule"]: line for line in json.loads((tmp_path / "facts.json").read_text())}
+    assert lines["one a step"]["calls"] == 12 and lines["one a step"]["changed"] == 0
+    assert {"threshold 0.9", "WINO 0.6, 0.9", "credit 0.9", "learned, calibrated"} <= lines.keys()
+    assert all(1 <= line["calls"] <= 12 and line["n"] == 4 for line in lines.values())
+    assert lines["threshold, calibrated"]["chosen"] < 0.9 and seen[0].count("\n| ") == len(lines)
