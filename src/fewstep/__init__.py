@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .diffusion.denoiser import flow as flow
     from .diffusion.denoiser import vp as vp
     from .diffusion.encoding import encode_data as encode_data
+    from .diffusion.forecasting import forecast_runs as forecast_runs
     from .diffusion.formats.exporting import export as export
     from .diffusion.formats.exporting_adapters import export_adapter as export_adapter
     from .diffusion.formats.folder import load as load
@@ -86,6 +87,7 @@ _NAMES = {
     "diffusion.data": ["Images", "Table", "load_images", "make_table"],
     "diffusion.denoiser": ["Denoiser", "edm", "flow", "vp"],
     "diffusion.encoding": ["encode_data"],
+    "diffusion.forecasting": ["forecast_runs"],
     "diffusion.formats.exporting": ["export"],
     "diffusion.formats.exporting_adapters": ["export_adapter"],
     "diffusion.formats.folder": ["load", "save"],

@@ -20,7 +20,7 @@ from ..core.extras import missing
 from ..core.processes import Elsewhere, silent, speaks, together
 from .images import check, demo, export, import_, play, push, sample
 from .language import train_text
-from .measuring import dial, ledger, measure, settle
+from .measuring import dial, forecast, ledger, measure, settle
 from .proxy import proxy
 from .reporting import report
 from .tables import encode, table
@@ -38,6 +38,7 @@ IMAGES = (
     dial,
     ledger,
     settle,
+    forecast,
     report,
     play,
     export,

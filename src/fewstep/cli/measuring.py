@@ -122,6 +122,30 @@ def ledger(
     print(f"all figures, plots and pictures: {out / 'ledger.json'}, {out / 'ledger.png'}, {out / 'samples.png'}")
 
 
+def forecast(
+    runs: Positional[tuple[str, ...]],
+    /,
+    *,
+    within: str = "30%",
+    calls: tuple[int, ...] = (),
+    out: Path | None = None,
+) -> None:
+    """Say how many more images a student needs, by a power law through the scores of its run.
+
+    Args:
+        runs: a run that was tuned with --look-score, or several of different lengths, of which the ends are the points.
+        within: the goal, how much worse than the checkpoint's own samples at many calls is good enough: 30% is 1.3 times
+            their Fréchet distance.
+        calls: numbers of network calls, by default all that were looked at.
+        out: the file for the figures, by default forecast.json in the first run's folder.
+    """
+    from ..diffusion.forecasting import forecast_runs
+
+    for found in forecast_runs(runs, within=read_share(within), calls=calls, out=out):
+        print(found.sentence)
+    print(f"curves, laws and intervals: {out or Path(runs[0]) / 'forecast.json'}")
+
+
 def settle(
     checkpoint: Positional[str],
     /,

@@ -183,7 +183,7 @@ class Watcher:
         self.track.begin(first)
         if not self.looks:
             return
-        self.rows = [row for row in _rows_in(self.out / ROWS) if row["step"] <= first] if state else []
+        self.rows = [row for row in rows_in(self.out / ROWS) if row["step"] <= first] if state else []
         if not self.rows:
             teacher, device = self.watch.teacher, self.watch.teacher.device
             teachers = self._seen(teacher.to(self.accelerator.device).eval(), [self.watch.teacher_walk], "teacher")
@@ -303,7 +303,7 @@ def _flat(row: Mapping[str, Any]) -> dict[str, float]:
     return told
 
 
-def _rows_in(file: Path) -> list[dict[str, Any]]:
+def rows_in(file: Path) -> list[dict[str, Any]]:
     """The rows of a file, without a last one that is half-written; none if there is no file."""
     rows = []
     with suppress(FileNotFoundError):
