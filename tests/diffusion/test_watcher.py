@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import fewstep, fresh, launch, noise_images, tiny
@@ -14,10 +15,12 @@ from PIL import Image
 
 from fewstep.core.files import load_state
 from fewstep.core.intervals import jackknifed
-from fewstep.diffusion import runs
+from fewstep.diffusion import runs, sheets
 from fewstep.diffusion.average import Exponential
 from fewstep.diffusion.collapse import SOME, TIMES, Signs, collapsed, signs
-from fewstep.diffusion.data import Images, load_images
+from fewstep.diffusion.cond import Cond
+from fewstep.diffusion.data import Images, Table, load_images
+from fewstep.diffusion.data.order import Order
 from fewstep.diffusion.formats.folder import load
 from fewstep.diffusion.measure.features import View
 from fewstep.diffusion.model import Model
@@ -231,3 +234,24 @@ def test_a_collapse_stops_the_run_and_the_state_before_stays(tmp_path, bundled, 
     tuned(out, bundled, seed=0, rate=1e-3, resume=True, images=40)
     tuned(tmp_path / "warned", bundled, seed=0, rate=0.3, resume=True, images=64, stop=False)
     assert "the samples have collapsed" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")  # of the libraries alone
+def test_a_pipelines_samples_are_shown_by_its_decoder_where_that_is_small(folders, tmp_path, monkeypatch) -> None:
+    """A LoRA for any number of calls, from classes; what is shown is what the pipeline makes of the samples."""
+    base, out = folders("dit"), tmp_path / "run"
+    learns = (
+        "--data teacher --teacher-images 8 --teacher-steps 2 --segments any --lora 2 --images 8 --batch 4 --precision no"
+    )
+    fewstep(monkeypatch, f"tune {base} {learns} --precision no --look-every 4 --look-n 2 --out {out}")
+    assert [row["images"] for row in rows(out)] == [0, 4, 8]
+    student, cond, order = load(out), Table(out / "latents").cond, Order(8, 0)
+    told = Cond({"class_labels": torch.stack([cond(order(k))["class_labels"] for k in range(2)])})
+    drawn = [student.decode(sample(student.denoiser, range(2), Segments(n), told)) for n in (1, 2, 4)]
+    with Image.open(out / rows(out)[-1]["sheet"]) as sheet:
+        shown = torch.from_numpy(np.asarray(sheet).copy()).permute(2, 0, 1)
+    times = shown.shape[1] // (3 * drawn[0].shape[-2])
+    expected = torch.cat([torch.cat(list(row), -1) for row in drawn], -2)
+    assert (shown[:, ::times, ::times].int() - expected.int()).abs().max() <= 1
+    monkeypatch.setattr(sheets, "CHEAP", 10)
+    assert not sheets.decodes(student.pipeline)
