@@ -44,6 +44,14 @@ class Forecast:
     @property
     def sentence(self) -> str:
         """What to do."""
+        said, best = self._said, min(self.curve.values, key=lambda value: value.value)
+        if self.curve.values[-1].low <= best.value:
+            return said
+        then = self.curve.images[self.curve.values.index(best)]
+        return f"{said} It was better before: {best} x after {then:,.0f} images."
+
+    @property
+    def _said(self) -> str:
         goal = f"{self.calls} call{'s' if self.calls > 1 else ''} within {1 + self.within:g} x of the checkpoint's best"
         last, seen = self.curve.values[-1], self.curve.images[-1]
         if last.value <= 1 + self.within:

@@ -147,6 +147,12 @@ def test_a_run_is_forecast_from_its_looks(tmp_path, monkeypatch, capsys) -> None
     assert found.sentence.startswith("2 calls within 2 x of the checkpoint's best: reached")
 
 
+def test_a_run_that_was_better_before_says_so(tmp_path) -> None:
+    write_run(tmp_path / "run", lambda n: 1.5 + (n / 4500 - 1) ** 2, IMAGES)
+    (found,) = forecast_runs([str(tmp_path / "run")])
+    assert "It was better before: 1.5 [" in found.sentence and "after 4,500 images." in found.sentence
+
+
 def test_runs_of_different_lengths_are_one_curve(tmp_path) -> None:
     runs = [tmp_path / f"run-{n:.0f}" for n in IMAGES]
     for run, n in zip(runs, IMAGES, strict=True):
