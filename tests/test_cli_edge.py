@@ -9,18 +9,15 @@ import shlex
 import shutil
 import subprocess
 import sys
-from functools import wraps
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
-import tyro
 from conftest import fewstep, noise_images
 from safetensors.torch import load_file, save_file
 
-import fewstep as fewstep_package
-from fewstep.cli import COMMANDS, main
+from fewstep.cli import main
 from fewstep.core import progress
 from fewstep.core.source import ASSETS
 from fewstep.diffusion.data import save_images
@@ -107,42 +104,6 @@ def test_what_is_next_without_data_and_with_classes(place, monkeypatch, capsys) 
     assert next_of(capsys) == "fewstep sample student --out samples --label 0"
     fewstep(monkeypatch, "sample student --out samples --n 1 --label 0")
     assert "next: " not in capsys.readouterr().out  # nothing is known to compare with, and no stock pipeline takes classes
-
-
-def test_the_commands_of_the_readme_parse(monkeypatch) -> None:
-    """Every flag is there and takes what is written behind it."""
-    told = []
-
-    def listening(command):
-        @wraps(command)
-        def listen(*args: object, **options: object) -> None:
-            told.append(command.__name__)
-
-        return listen
-
-    commands = {name: listening(command) for name, command in COMMANDS.items()}
-    blocks = README.read_text().split("```")[1::2]
-    lines = [line.removeprefix("$ ").split(" #")[0] for block in blocks for line in block.splitlines()]
-    lines = [line for line in lines if line.startswith("fewstep ")]
-    for line in lines:
-        words = shlex.split(line.replace("…", "x"))[1:]
-        tyro.extras.subcommand_cli_from_dict(commands, args=words)
-    assert len(told) == len(lines) > 15
-
-
-def test_the_python_of_the_readme_names_what_is_there() -> None:
-    programs = [
-        block.removeprefix("python") for block in README.read_text().split("```")[1::2] if block.startswith("python")
-    ]
-    imported, used = set(), set()
-    for node in ast.walk(ast.parse("\n".join(programs))):
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fewstep"):
-            imported |= {(node.module, alias.name) for alias in node.names}
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "fewstep":
-            used.add(node.attr)
-    assert len(imported) > 4 and len(used) > 4
-    assert all(hasattr(import_module(module), name) for module, name in imported)
-    assert used <= set(fewstep_package.__all__)
 
 
 def test_long_work_says_how_far_it_is(place, monkeypatch, caplog) -> None:

@@ -60,3 +60,14 @@ def test_names_are_there(name: str) -> None:
 def test_the_commands_of_the_readme_are_found() -> None:
     """Else the tests above would look at nothing."""
     assert len(commands(ROOT / "README.md")) >= 3
+
+
+def test_the_readme_quotes_the_figures_of_the_demo() -> None:
+    """The page that `make pictures` writes has two representations; the README has the first."""
+    rows = re.findall(r"^\| (teacher|student) \| (.*) \|$", (ROOT / "docs" / "demo.md").read_text(), flags=re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+    for name, cells in rows:
+        first = [cell.split(",")[0].strip() for k, cell in enumerate(cells.split("|")) if k != 4]  # without 16 calls
+        written = {"teacher": "checkpoint", "student": "one student"}[name]
+        assert f"| {written} | {' | '.join(first)} |".replace("  ", " ") in readme
+    assert len(rows) == 2
