@@ -12,8 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import fewstep, launch
+import torch
+from conftest import fewstep, launch, noise_images, tiny
 from masked.tiny_bert import save_bert, write_prompts
+
+from fewstep.diffusion.data import save_images
+from fewstep.diffusion.formats.folder import save
+from fewstep.diffusion.model import Model
+from fewstep.diffusion.walk import Heun
 
 TASK = """task: {name}
 dataset_path: json
@@ -37,11 +43,18 @@ TEXT = "bert --file prompts.jsonl --gen-length 8 --block-length 4 --batch 2"
 DECODE = f"decode {TEXT} --out answers.jsonl --stop w3"
 CALIBRATE = f"calibrate {TEXT} --out rule.json --epsilon .3 --delta .3 --rule low-confidence"
 SETTLE = f"settle-text {TEXT} --out settled.json"
-EVALUATE = "evaluate bert --tasks choice written --include tasks --out scores.json --batch 2 --draws 4 --limit 40"
+EVALUATE = "evaluate bert --tasks choice written --include tasks --out exam.json --batch 2 --draws 4 --limit 40"
 STEERED = "evaluate bundled --expert bundled --antiexpert bundled --tasks choice --include tasks --out steered.json"
+MEASURE = "measure teacher --data data.npz --n 50 --batch 20 --steps 1 3 --out scores"
+LEDGER = "ledger teacher other --data data.npz --n 50 --batch 20 --teacher-calls 3 --out ledger"
+SAMPLE = "sample teacher --n 5 --batch 2 --steps 2 --out samples"
 KILLED = DECODE.replace("answers", "killed")
+KILLED_MEASURE = MEASURE.replace("scores", "killed")
+KILLED_SAMPLE = SAMPLE.replace("samples", "killed-samples")
 WRONG = DECODE.replace("bert", "nobody")
 FAILING = DECODE.replace("answers", "failing")
+BEGUN = [KILLED, KILLED_MEASURE, KILLED_SAMPLE]
+WELL = [DECODE, CALIBRATE, SETTLE, EVALUATE, STEERED, MEASURE, LEDGER, SAMPLE]
 
 
 class Run:
@@ -49,7 +62,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.one, self.two = folder / "one", folder / "two"
-        self.commands = [KILLED, DECODE, CALIBRATE, SETTLE, EVALUATE, STEERED, WRONG, FAILING]
+        self.commands = [*BEGUN, *WELL, WRONG, FAILING]
 
     @cached_property
     def ended(self) -> dict[str, list[list[Any]]]:
@@ -75,15 +88,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     (run.one / "tasks").mkdir()
     for name, kind in (("choice", CHOICE), ("written", WRITTEN)):
         (run.one / "tasks" / f"{name}.yaml").write_text(TASK.format(name=name) + kind)
+    other = tiny(size=28)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(1.1)
+    save(Model(tiny(size=28), Heun()), run.one / "teacher")
+    save(Model(other, Heun()), run.one / "other")
+    save_images(noise_images(60, size=28), run.one / "data.npz")
     shutil.copytree(run.one, run.two)
-    asked = {"killed": [KILLED], "failing": [FAILING], "commands": [DECODE, CALIBRATE, SETTLE, EVALUATE, STEERED, WRONG]}
+    asked = {"killed": BEGUN, "failing": [FAILING], "commands": [*WELL, WRONG]}
     split = {kind: [command.split() for command in commands] for kind, commands in asked.items()}
     (run.two / "commands.json").write_text(json.dumps(split))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HOME", str(run.two / "hf"))
         launch("many_worker", run.two, 2)
         patch.chdir(run.one)
-        for command in (DECODE, CALIBRATE, SETTLE, EVALUATE, STEERED):
+        for command in WELL:
             fewstep(patch, command)
     return run
 
@@ -94,6 +114,8 @@ def receipts(run: Run, name: str) -> list[dict[str, Any]]:
     for receipt in found:
         for own in ("command", "started", "wall_seconds", "seconds_per_text", "git_commit"):
             receipt.pop(own, None)
+        for point in receipt.get("points", []):
+            del point["seconds"], point["images_per_second"]
     return found
 
 
@@ -101,7 +123,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and what it 
 
 
 def test_two_processes_end_well_and_one_speaks(run: Run) -> None:
-    for command in (KILLED, DECODE, CALIBRATE, SETTLE, EVALUATE, STEERED):
+    for command in BEGUN + WELL:
         (code, said, errors, _), (other, nothing, unsaid, _) = run.ended[command]
         assert (code, other) == (0, 0), (code, errors)
         assert said and nothing == "" and (unsaid == "" or "evaluate" in command), command  # the harness has bars
@@ -111,17 +133,40 @@ def test_texts_are_the_same_files(run: Run) -> None:
     lines = run.same("answers.jsonl").splitlines()
     assert len(lines) == 40 and len({json.loads(line)["text"] for line in lines}) > 5
     run.same("rule.json")
-    for name in ("answers.jsonl.receipt.json", "rule.json.receipt.json", "settled.json", "scores.json", "steered.json"):
+    for name in ("answers.jsonl.receipt.json", "rule.json.receipt.json", "settled.json", "exam.json", "steered.json"):
         one, two = receipts(run, name)
         assert one == two, name
     assert 0 < one["results"]["choice"]["acc,none"] < 1
     assert [made for *_, made in run.ended[DECODE]] == [[0, 2], [1]]
 
 
+def test_scores_are_the_same_figures(run: Run) -> None:
+    one, two = receipts(run, "scores/measure.json")
+    assert one == two and len(one["points"]) == 2 and one["points"][0]["n"] == 50
+    assert [made for *_, made in run.ended[MEASURE]] == [[0, 2, 4], [1, 3, 5]]
+    one, two = receipts(run, "ledger/ledger.json")
+    assert one == two and {line["group"] for line in one["lines"]} >= {"denoising", "agreement", "quality", "looks"}
+    for folder in ("scores", "ledger"):
+        run.same(f"{folder}/samples.png")
+
+
+def test_samples_are_the_same_files(run: Run) -> None:
+    names = [*(f"{k:06d}.png" for k in range(5)), "receipt.json", "sheet.png"]
+    assert sorted(file.name for file in (run.two / "samples").iterdir()) == names
+    for name in names:
+        if name != "receipt.json":
+            assert run.same(f"samples/{name}") == (run.two / "killed-samples" / name).read_bytes()
+    one, two = receipts(run, "samples/receipt.json")
+    assert one == two and one["nfe_per_sample"] == 3 and one["network_calls"] == 9
+
+
 def test_what_was_made_before_it_was_killed_is_kept(run: Run) -> None:
     """By one process; two go on."""
     assert (run.two / "killed.jsonl").read_bytes() == run.same("answers.jsonl")
-    assert [made for *_, made in run.ended[KILLED]] == [[1], [2]]
+    for command, made in ((KILLED, [[1], [2]]), (KILLED_MEASURE, [[1, 3, 5], [2, 4]]), (KILLED_SAMPLE, [[1], [2]])):
+        assert [parts for *_, parts in run.ended[command]] == made
+    killed, whole = (json.loads((run.two / name / "measure.json").read_text()) for name in ("killed", "scores"))
+    assert [point["frechet"] for point in killed["points"]] == [point["frechet"] for point in whole["points"]]
 
 
 def test_what_is_wrong_is_said_once(run: Run) -> None:

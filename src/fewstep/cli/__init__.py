@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext, redirect_stderr
 from functools import partial, wraps
@@ -71,6 +72,7 @@ def main() -> None:
                 stack.enter_context(silent())
             _parsed(commands)()
     except Elsewhere as error:
+        time.sleep(1)  # the main process says it before a launcher ends all others because of this one
         sys.exit(error.code)
     except (ValueError, FloatingPointError) as error:
         _stop(str(error))

@@ -35,7 +35,10 @@ def sample(
     seed: int = 0,
     batch: int = 250,
 ) -> None:
-    """Sample images, one PNG a seed, and a sheet of them all; latents go to samples.npz.
+    """Sample images, one PNG a seed, and a sheet of them; latents go to samples.npz.
+
+    All processes of a command share the samples: `torchrun --nproc-per-node 2 -m -- fewstep.cli sample …` starts some, or
+    accelerate launch on GPUs. A command that was killed goes on with what it has made.
 
     Args:
         checkpoint: a run, a diffusers folder or a hub id, tuned or not.

@@ -28,6 +28,9 @@ def measure(
 ) -> None:
     """Score a tuned model, and its teacher beside it, at several numbers of network calls.
 
+    All processes of a command share the samples: `torchrun --nproc-per-node 2 -m -- fewstep.cli measure …` starts some, or
+    accelerate launch on GPUs. The figures are those of one process. A command that was killed goes on with what it has.
+
     Args:
         checkpoint: a run, or the tuned model.
         scoring: against what, and how.
@@ -57,6 +60,8 @@ def dial(
     teacher_calls: tuple[int, ...] = (1, 2, 4, 8, 16, 35),
 ) -> None:
     """Compare students with their teacher at each number of network calls, and say where on the dial to stand.
+
+    Several processes share the samples, and a command that was killed goes on, as fewstep measure says.
 
     Args:
         runs: folders of tuned models; each is sampled as it was tuned.
@@ -95,6 +100,8 @@ def ledger(
     teacher_calls: int = 35,
 ) -> None:
     """Say what a change to a diffusion checkpoint gained and lost, how sure that is, and what to do.
+
+    Several processes share the samples, and a command that was killed goes on, as fewstep measure says.
 
     Args:
         before: the diffusion checkpoint.

@@ -35,6 +35,10 @@ def decode(
 ) -> None:
     """Decode prompts with a masked diffusion language model, and stop each as soon as it knows.
 
+    All processes of a command share the prompts of a file: `torchrun --nproc-per-node 2 -m -- fewstep.cli decode …` starts
+    some, or accelerate launch on GPUs. With --out the file is that of one process, byte for byte, and a command that was
+    killed goes on with what it has made.
+
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         prompt: one prompt; its text streams to the terminal unless --out is given.

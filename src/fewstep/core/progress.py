@@ -51,7 +51,8 @@ def as_part(tell: Callable[[float], None], size: float) -> Iterator[None]:
         yield
     finally:
         _parts.remove(part)
-    part(part.left)
+    if part.left > 0:
+        part(part.left)
 
 
 def track(items: Collection[T], title: str) -> Iterator[T]:

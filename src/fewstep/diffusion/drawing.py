@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from ..core.files import atomic_file
 from ..core.nfe import NFE, count_nfe
+from ..core.parts import Form, hidden, in_parts, in_ranges
+from ..core.processes import together
 from ..core.progress import progress
 from ..core.receipt import receipt
-from .asked import asked_of, in_turn, prompts_in
+from .asked import asked_of, in_turn, once, prompts_in
 from .cond import NOTHING, Cond
+from .deciding import decided_by
 from .denoiser import Denoiser
 from .encoding import own_steps
+from .measure.seen import Setting
 from .model import Model
 from .pipeline import Asked, Pipeline
-from .walk import Walk, sample
+from .space import Space
+from .walk import DDIM, Walk, sample
 
 AT_ONCE = 16  # samples that go through a network together
 
@@ -123,12 +132,87 @@ def draw(
     }
     facts |= {"guidance": wanted.guidance, "call": pipeline.call, "seed": seed, "n": count}
     calls = (walk.calls if walk else steps) * (1 if wanted.guidance is None else 2)
-    with receipt(out / "receipt.json", **facts) as entries:
-        with progress("sampling", count * calls) as done:
-            raw, nfe = drawn(model, rows, seeds, walk=walk, steps=steps, guidance=wanted.guidance, batch=batch, told=done)
-        pipeline.space_of(raw).save(raw, out, [f"{k:06d}" for k in seeds])
-        entries |= {"nfe_per_sample": nfe.rows / count, "network_calls": nfe.calls}
-    return count, nfe.rows / count
+    each_once = once(rows)
+    place = {each: k for k, each in enumerate(each_once)}
+    whole, null = (NOTHING, None) if walk is None else pipeline.conditions(each_once)
+
+    def make(part: range, done: Callable[[int], None]) -> tuple[Tensor, NFE]:
+        some = [rows[k] for k in part]
+        told_of = None if walk is None else (whole.part(torch.tensor([place[each] for each in some])), null)
+        return drawn(
+            model, some, [seeds[k] for k in part], walk=walk, steps=steps, guidance=wanted.guidance, batch=batch, told=done,
+            cond=told_of,
+        )  # fmt: skip
+
+    settings = [Setting("", model.denoiser, walk or DDIM(steps), pipeline)]
+    spent = save_in_parts(
+        make, pipeline.space_of, out, seeds, batch=min(batch, AT_ONCE), calls=calls, facts=facts,
+        decided=decided_by(settings),
+    )  # fmt: skip
+    return count, spent / count
+
+
+class Made(NamedTuple):
+    """A part of samples: calls and rows of the network, and those that are not saved yet, as all stand in one file."""
+
+    calls: int
+    rows: int
+    raw: Tensor
+
+
+def save_in_parts(
+    make: Callable[[range, Callable[[int], None]], tuple[Tensor, NFE]],
+    space_of: Callable[[Tensor], Space],
+    out: Path,
+    seeds: range,
+    *,
+    batch: int,
+    calls: int,
+    facts: Mapping[str, object],
+    decided: Mapping[str, object],
+) -> int:
+    """Saves samples batch by batch, by all processes of a command, with a receipt; returns the rows of the network.
+
+    Args:
+        make: decoded samples of a range of them, and the calls that they took; it tells the rows of each call.
+        space_of: which saves them.
+        out: folder.
+        seeds: of all.
+        batch: samples of a part.
+        calls: rows of the network that a sample takes.
+        facts: for the receipt.
+        decided: what else decides the samples.
+    """
+    names, ranges = [f"{k:06d}" for k in seeds], in_ranges(len(seeds), batch)
+
+    def part(k: int) -> Made:
+        with progress("sampling", len(ranges[k]) * calls) as done:
+            raw, nfe = make(ranges[k], done)
+        saved = space_of(raw).save_some(raw, out, names[ranges[k].start : ranges[k].stop])
+        return Made(nfe.calls, nfe.rows, raw[:0] if saved else raw)
+
+    sizes = [len(each) * calls for each in ranges]
+    kept = in_parts(hidden(out / "samples"), {**facts, **decided, "batch": batch}, sizes, part, AS_NPZ, title="sampling")
+    with together() as here, receipt(out / "receipt.json" if here.is_main else None, **facts) as entries, kept as parts:
+        rows = sum(each.rows for each in parts)
+        if here.is_main:
+            space_of(parts[0].raw).finish(out, names, (each.raw for each in parts))
+            entries |= {"nfe_per_sample": rows / len(seeds), "network_calls": sum(each.calls for each in parts)}
+    return rows
+
+
+def _write(file: Path, part: Made) -> None:
+    with atomic_file(file) as content:
+        np.savez(content, spent=np.array([part.calls, part.rows]), raw=part.raw.numpy())
+
+
+def _read(file: Path) -> Made:
+    with np.load(file) as held:
+        calls, rows = held["spent"].tolist()
+        return Made(calls, rows, torch.from_numpy(held["raw"]))
+
+
+AS_NPZ: Form[Made] = Form(".npz", _write, _read)
 
 
 def drawn(
@@ -141,6 +225,7 @@ def drawn(
     guidance: float | None,
     batch: int,
     told: Callable[[int], None],
+    cond: tuple[Cond, Cond | None] | None = None,
 ) -> tuple[Tensor, NFE]:
     """What a pipeline shows of samples, and the calls of its network.
 
@@ -151,16 +236,18 @@ def drawn(
         walk, steps, batch: as for `draw`.
         guidance: scale, or None.
         told: hears of each call how many rows it had.
+        cond: what the pipeline tells its network of these rows and of nothing, where that is known.
     """
     pipeline = model.pipeline
     assert pipeline is not None
-    cond, null = (NOTHING, None) if walk is None else pipeline.conditions(rows)  # before calls are counted
-    denoiser = _guided(model, pipeline, guidance, null)
+    if cond is None:
+        cond = (NOTHING, None) if walk is None else pipeline.conditions(rows)  # before calls are counted
+    denoiser = _guided(model, pipeline, guidance, cond[1])
     with count_nfe(pipeline.network, told) as nfe:
         if walk is None:
             x0 = pipeline.latents(rows, seeds, steps=steps, guidance=guidance)
         else:
-            x0 = sample(denoiser, seeds, walk, cond, batch=min(batch, AT_ONCE))
+            x0 = sample(denoiser, seeds, walk, cond[0], batch=min(batch, AT_ONCE))
     return pipeline.decode(x0), nfe
 
 

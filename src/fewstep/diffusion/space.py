@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+from zipfile import ZipFile
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.files import atomic_file
+
+ON_SHEET = 1024  # pictures at most: a sheet is looked at
 
 
 class Space(Protocol):
@@ -39,6 +43,20 @@ class Space(Protocol):
     def save(self, raw: Tensor, out: Path, names: Sequence[str]) -> None:
         """Writes decoded samples into the folder `out`, one name each, and what shows them together."""
 
+    def save_some(self, raw: Tensor, out: Path, names: Sequence[str]) -> bool:
+        """Writes some decoded samples, a file each; False, and nothing is written, where all stand in one file."""
+
+    def finish(self, out: Path, names: Sequence[str], unsaved: Iterable[Tensor]) -> None:
+        """Writes what shows all samples together, those of `names`, or the one file of what is `unsaved`, part by part."""
+
+
+class _Saved:
+    """Saves all at once as some at a time."""
+
+    def save(self: Space, raw: Tensor, out: Path, names: Sequence[str]) -> None:
+        """Writes decoded samples into the folder `out`, one name each, and what shows them together."""
+        self.finish(out, names, [] if self.save_some(raw, out, names) else [raw])
+
 
 def to_uint8(x: Tensor) -> Tensor:
     """Samples in [−1, 1] rounded to uint8, as an image file would hold them."""
@@ -46,7 +64,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(_Saved):
     """Pictures (C, H, W) of one or three channels, in [−1, 1]; decoded to uint8."""
 
     shape: tuple[int, int, int]
@@ -60,24 +78,30 @@ class Pixels:
     def decode(self, x: Tensor) -> Tensor:
         return to_uint8(x)
 
-    def save(self, raw: Tensor, out: Path, names: Sequence[str]) -> None:
-        """A PNG a sample, and `sheet.png` of all."""
+    def save_some(self, raw: Tensor, out: Path, names: Sequence[str]) -> bool:
+        """A PNG a sample."""
+        pictures = raw.permute(0, 2, 3, 1).squeeze(-1).numpy()  # (B, H, W) or (B, H, W, 3)
+        for name, picture in zip(names, pictures, strict=True):
+            _save_picture(picture, out / f"{name}.png")
+        return True
+
+    def finish(self, out: Path, names: Sequence[str], unsaved: Iterable[Tensor]) -> None:
+        """`sheet.png` of all, or of the first thousand."""
         from PIL import Image
 
-        pictures = raw.permute(0, 2, 3, 1).squeeze(-1).numpy()  # (B, H, W) or (B, H, W, 3)
-        side = int(np.ceil(len(pictures) ** 0.5))
-        height, width = pictures.shape[1:3]
-        whole = np.zeros((-(-len(pictures) // side) * height, side * width, *pictures.shape[3:]), np.uint8)
-        for index, picture in enumerate(pictures):
+        shown = names[:ON_SHEET]
+        side = int(np.ceil(len(shown) ** 0.5))
+        channels, height, width = self.shape
+        whole = np.zeros((-(-len(shown) // side) * height, side * width, *([channels] if channels > 1 else [])), np.uint8)
+        for index, name in enumerate(shown):
             top, left = index // side * height, index % side * width
-            whole[top : top + height, left : left + width] = picture
-        for name, picture in [*zip(names, pictures, strict=True), ("sheet", whole)]:
-            with atomic_file(out / f"{name}.png") as file:
-                Image.fromarray(picture).save(file, format="PNG")
+            with Image.open(out / f"{name}.png") as picture:
+                whole[top : top + height, left : left + width] = np.asarray(picture)
+        _save_picture(whole, out / "sheet.png")
 
 
 @dataclass(frozen=True)
-class Latents:
+class Latents(_Saved):
     """Samples of another model's making, of any shape: float32 as they are. Nobody sees them without their decoder."""
 
     shape: tuple[int, ...]
@@ -91,14 +115,24 @@ class Latents:
     def decode(self, x: Tensor) -> Tensor:
         return x
 
-    def save(self, raw: Tensor, out: Path, names: Sequence[str]) -> None:
+    def save_some(self, raw: Tensor, out: Path, names: Sequence[str]) -> bool:
+        """Nothing: they stand in one file."""
+        return False
+
+    def finish(self, out: Path, names: Sequence[str], unsaved: Iterable[Tensor]) -> None:
         """`samples.npz` with `latents` (B, *) and `names`."""
-        with atomic_file(out / "samples.npz") as file:
-            np.savez(file, latents=raw.numpy(), names=np.array(names))
+        shape = {"descr": "<f4", "fortran_order": False, "shape": (len(names), *self.shape)}
+        with atomic_file(out / "samples.npz") as file, ZipFile(file, "w") as archive:
+            with archive.open("latents.npy", "w", force_zip64=True) as content:
+                np.lib.format.write_array_header_1_0(content, shape)
+                for raw in unsaved:
+                    content.write(raw.float().contiguous().numpy().astype("<f4", copy=False).tobytes())
+            with archive.open("names.npy", "w") as content:
+                np.lib.format.write_array(content, np.array(names))
 
 
 @dataclass(frozen=True)
-class Waveform:
+class Waveform(_Saved):
     """Sound (C, T) in [−1, 1] at `rate` samples a second; decoded to 16-bit integers."""
 
     shape: tuple[int, int]
@@ -113,17 +147,21 @@ class Waveform:
     def decode(self, x: Tensor) -> Tensor:
         return (x.clamp(-1, 1) * 32767).round().to(torch.int16)
 
-    def save(self, raw: Tensor, out: Path, names: Sequence[str]) -> None:
+    def save_some(self, raw: Tensor, out: Path, names: Sequence[str]) -> bool:
         """A WAV file a sample."""
         from scipy.io import wavfile
 
         for name, sound in zip(names, raw, strict=True):
             with atomic_file(out / f"{name}.wav") as file:
                 wavfile.write(file, self.rate, sound.T.numpy())  # channels last
+        return True
+
+    def finish(self, out: Path, names: Sequence[str], unsaved: Iterable[Tensor]) -> None:
+        """Nothing shows sounds together."""
 
 
 @dataclass(frozen=True)
-class Video:
+class Video(_Saved):
     """Moving pictures (C, F, H, W) of one or three channels, in [−1, 1], `fps` frames a second; decoded to uint8."""
 
     shape: tuple[int, int, int, int]
@@ -138,7 +176,7 @@ class Video:
     def decode(self, x: Tensor) -> Tensor:
         return to_uint8(x)
 
-    def save(self, raw: Tensor, out: Path, names: Sequence[str]) -> None:
+    def save_some(self, raw: Tensor, out: Path, names: Sequence[str]) -> bool:
         """An animated PNG a sample, which loses nothing."""
         from PIL import Image
 
@@ -146,3 +184,14 @@ class Video:
             first, *others = map(Image.fromarray, frames)
             with atomic_file(out / f"{name}.png") as file:
                 first.save(file, format="PNG", save_all=True, append_images=others, duration=1000 / self.fps)
+        return True
+
+    def finish(self, out: Path, names: Sequence[str], unsaved: Iterable[Tensor]) -> None:
+        """Nothing shows moving pictures together."""
+
+
+def _save_picture(picture: NDArray[Any], path: Path) -> None:
+    from PIL import Image
+
+    with atomic_file(path) as file:
+        Image.fromarray(picture).save(file, format="PNG")

@@ -9,22 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..core.checks import at_least
 from ..core.device import best_device
 from ..core.files import writable
-from ..core.nfe import count_nfe
-from ..core.progress import progress
-from ..core.receipt import receipt
+from ..core.nfe import NFE, count_nfe
 from .choices import SamplerName
 from .cond import Cond, labelled
+from .deciding import decided_by
 from .denoiser import Denoiser
-from .drawing import Wanted, arguments, draw
+from .drawing import Wanted, arguments, draw, save_in_parts
 from .formats.exporting import check_free, export
 from .formats.exporting_adapters import Form, check_adapter, export_adapter, usual_form
 from .formats.folder import load
 from .formats.pipelines import check_exportable
 from .formats.verifying import Agreement
+from .measure.seen import Setting
 from .measuring import scores_in
 from .model import Model
 from .two_times import TwoTimes
@@ -129,12 +130,17 @@ def _save_samples(
     """Writes samples and their receipt; returns how many calls of the network each took."""
     levels, n = walk.levels(denoiser).tolist(), len(seeds)
     facts = {"checkpoint": checkpoint, "walk": walk, "levels": levels, **asked, "seed": seeds[0], "n": n}
-    with receipt(out / "receipt.json", **facts) as entries:
-        with progress("sampling", n * walk.calls) as done, count_nfe(denoiser.network, done) as nfe:
-            x0 = walked(denoiser, seeds, walk, cond, batch=batch)
-        denoiser.space.save(denoiser.space.decode(x0), out, [f"{k:06d}" for k in seeds])
-        entries |= {"nfe_per_sample": nfe.rows / n, "network_calls": nfe.calls}
-    return nfe.rows / n
+
+    def make(part: range, done: Callable[[int], None]) -> tuple[Tensor, NFE]:
+        with count_nfe(denoiser.network, done) as nfe:
+            x0 = walked(denoiser, seeds[part.start : part.stop], walk, cond.part(slice(part.start, part.stop)), batch=batch)
+        return denoiser.space.decode(x0), nfe
+
+    rows = save_in_parts(
+        make, lambda raw: denoiser.space, out, seeds, batch=batch, calls=walk.calls, facts=facts,
+        decided=decided_by([Setting("", denoiser, walk)]),
+    )  # fmt: skip
+    return rows / n
 
 
 def export_checkpoint(
