@@ -32,7 +32,7 @@ from .report import write_report
 
 @contextmanager
 def in_minutes(out: Path, files: Mapping[str, str]) -> Iterator[Console]:
-    """A demo in the folder `out`, of which no other process makes one meanwhile; at its end it says how long it took.
+    """A demo in the folder `out`, which no other process gets meanwhile. At its end it says how long it took.
 
     Args:
         out: the folder.

@@ -74,8 +74,8 @@ def serve(player: Player, *, port: int = 7860, told: Callable[[str], None] = pri
 def page(player: Player, closing: Event) -> Starlette:
     """The page as an application: its files, what can be asked, and what is drawn.
 
-    Requests that name another host are refused, so that no other page can reach it under a name of its own, and what is
-    to be drawn comes as JSON, which a browser lets no other page send.
+    Requests that name another host are refused, so no other page can reach it under a name of its own. What is to be
+    drawn comes as JSON, which a browser lets no other page send.
     """
     from starlette.applications import Starlette
     from starlette.middleware import Middleware

@@ -46,8 +46,9 @@ def sample(
         n: how many; 16, or one for each prompt.
         steps: of the sampler, by default what the model was tuned for, or 2, or 18 of heun, which makes 2·steps − 1 network
             calls.
-        sampler: consistency for a tuned model, ddim for one of several segments, heun or ddim for a diffusion model; by
-            default what the model was tuned for, and heun for a diffusion model, or its own pipeline where it has one.
+        sampler: consistency for a tuned model, ddim for one of several segments, heun or ddim for a diffusion model. By
+            default a tuned model is sampled as it was tuned, and a diffusion model by its own pipeline, or by heun where
+            it has none.
         middle: noise level of the second of two steps, EDM students only.
         label: class of the images, for conditional models.
         number: what the network is told, for one that takes a number in the place of a class.
@@ -155,8 +156,9 @@ def check(
 ) -> None:
     """Say what a checkpoint is, how it is asked, what is open to it and what memory a run would take, before one begins.
 
-    With data it says a sentence each: whether f(x, 0) = x, whether all answers are finite, whether it denoises better than
-    a linear filter at every noise level, whether its schedule and weights are what its files say, and the time to expect.
+    With data it also computes. It says in a sentence each: whether f(x, 0) = x; whether all answers are finite; whether
+    it denoises better than a linear filter at every noise level; whether its schedule and weights are what its files say;
+    and the time to expect.
     Without data nothing is computed with its network. The memory is that of weights, gradients, optimizer and one average,
     by arithmetic; activations come on top, and a teacher that hops or is guided takes the weights once more.
 

@@ -16,8 +16,8 @@ def report(
 ) -> None:
     """Show what commands left in one HTML page that can be passed on: it is one file, below 5 MB, and needs no network.
 
-    The page has the dial with a slider through the numbers of network calls, ledgers with their intervals, settling curves,
-    runs, and answers with the step at which each token was decided; under each result stands its receipt.
+    The page shows the dial, with a slider through the numbers of network calls. It shows ledgers with their intervals,
+    settling curves, runs, and answers with the step at which each token was decided. Each result has its receipt below.
 
     Args:
         paths: folders or files that fewstep measure, dial, ledger, settle, tune, decode --out, calibrate, settle-text or

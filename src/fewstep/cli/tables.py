@@ -65,8 +65,9 @@ def encode(
 
     Args:
         checkpoint: a folder or hub id of a pipeline, or a run of it.
-        data: a folder, a zip or a .tar of images with captions in a metadata.jsonl (`file_name` and `text`) or in a .txt
-            beside each; a .parquet or a hub data set with a column `text` or `caption`. Classes for a pipeline of classes.
+        data: a folder, a zip or a .tar of images, with captions in a metadata.jsonl (`file_name` and `text`) or in a .txt
+            beside each. Or a .parquet or a hub data set with a column `text` or `caption`. A pipeline of classes takes
+            classes.
         out: folder of the table.
         n: so many of the pictures, drawn without order; all of them unless given.
         call: arguments for the pipeline where its defaults are not wanted, such as height=256 width=256.

@@ -42,10 +42,10 @@ def decode(
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         prompt: one prompt; its text streams to the terminal unless --out is given.
-        file: or a .jsonl of prompts: strings, or objects with a "prompt", whose other entries are kept (but for those that
-            are called as the result's own: text, tokens, nfe, positions, batch, pieces, steps). A prompt is a text or a
-            conversation, a list of {"role": …, "content": …}, which may also be called "messages"; if its last turn is the
-            assistant's, the text goes on with that.
+        file: or a .jsonl of prompts: strings, or objects with a "prompt". Other entries of an object are kept, except
+            those with a name of the result's own: text, tokens, nfe, positions, batch, pieces, steps. A prompt is a text,
+            or a conversation: a list of {"role": …, "content": …}, which may also be called "messages". If its last turn
+            is the assistant's, the text goes on with that.
         out: a .jsonl for the results, with a receipt beside it; without it they go to the terminal. It also says at which
             step each token was decided, which `fewstep report` shows in colour.
         calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule, --early and their options.

@@ -19,7 +19,7 @@ class Drift(NamedTuple):
 
 @torch.no_grad()
 def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor], layers: Iterable[str]) -> list[Drift]:
-    """Of each layer, in the order of `layers`; those that have no weights of their own are left out.
+    """How far each layer was moved, in the order of `layers`. Layers without weights of their own are left out.
 
     Args:
         before, after: weights by name, such as "layers.0.mlp.weight", whose layer is "layers.0.mlp".

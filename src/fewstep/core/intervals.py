@@ -48,7 +48,8 @@ def jackknives(statistics: Callable[[NDArray[np.intp]], ArrayLike], n: int, grou
 def left_out(statistics: Callable[[NDArray[np.intp]], ArrayLike], n: int, groups: int = 20) -> NDArray[np.float64]:
     """The statistics of `n` samples without each of the groups in turn, (groups, their number); see `jackknives`.
 
-    Sample k is in group k modulo `groups`. So what was kept of two scores on the same seeds is paired by their difference.
+    Sample k is in group k modulo `groups`. So two scores on the same seeds are paired: their difference has its own
+    interval.
     """
     if not 2 <= groups <= n:
         raise ValueError(f"a jackknife of {n} samples needs 2 to {n} groups, got {groups}")
@@ -74,7 +75,8 @@ def chance_of_none(difference: Estimate, freedom: int) -> float:
 
 
 def holm(chances: ArrayLike) -> NDArray[np.float64]:
-    """p of several tests, so adjusted that one at most α errs with probability α at most, however the tests hang together.
+    """p-values of several tests, adjusted so that with probability 1 − α none of them errs at level α, however the tests
+    depend on each other.
 
     Reference: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure.
     """

@@ -1,7 +1,7 @@
 """Long work in parts, each complete on the disk or not there: all processes share them, and who was killed goes on.
 
-Nothing but the parts on the disk says how far the work is. What a part is hangs on the settings and never on the number of
-processes, so that each is computed as it would be alone and all figures are the same.
+The parts on the disk alone say how far the work is. What a part holds depends on the settings and never on the number of
+processes. So each part is computed as it would be alone, and all figures are the same.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def in_parts(
     title: str,
     stays: bool = False,
 ) -> Iterator[Parts[T]]:
-    """Yields all parts of a work, made by all processes together, of which each gets them all.
+    """Yields all parts of a work. All processes make them together, and each process gets all of them.
 
     The folder is there until the block has ended well. A single process makes it only after half a minute.
 
@@ -99,7 +99,7 @@ def in_parts(
         make: makes a part.
         form: how a part lies on the disk.
         title: what the work is called where it is shown.
-        stays: the folder is there afterwards as well, for whoever has the whole result to remove it.
+        stays: the folder stays afterwards. Whoever has the whole result removes it.
 
     Raises:
         ValueError: the folder holds parts of another work, or another command writes there.
@@ -240,6 +240,6 @@ def in_ranges(count: int, size: int) -> list[range]:
 def of_texts(count: int, batch: int) -> list[range]:
     """The ranges that `count` texts are divided into, some batches each.
 
-    At the end of a part its rows leave the batch one after another and none enter, which is why a part is no single batch.
+    At the end of a part its rows leave the batch one after another, and none enter. So a part is several batches long.
     """
     return in_ranges(count, BATCHES * batch)

@@ -1,8 +1,8 @@
 """Everything of transformers that is loaded from a checkpoint is loaded here.
 
 transformers never sees the folder. It gets a configuration and tensors that were read and checked here, and a cleaned copy
-of the tokenizer's files. So no code of a checkpoint can run and nothing asks whether it may, no native kernel is fetched,
-no other repository is followed, and no size is believed before the weights bear it out.
+of the tokenizer's files. So no code of a checkpoint can run, and nothing asks whether it may. No native kernel is
+fetched, and no other repository is followed. No size is believed before the weights bear it out.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def load_tokenizer(folder: Path, maker: Any = None, **options: Any) -> PreTraine
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> None:
     """Refuses a tokenizer of another model, whose texts have tokens that the network has not.
 
-    Tokens that were added to a vocabulary do not count: some models have none for them and never meet them.
+    Tokens that were added to a vocabulary do not count: some models have no place for them and never meet them.
 
     Raises:
         ValueError: names the first token beyond.

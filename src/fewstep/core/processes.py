@@ -125,7 +125,7 @@ def silent() -> Iterator[None]:
 
 @contextmanager
 def together() -> Iterator[Processes]:
-    """Inside the block the processes of this command work together: they meet as often as each other, and end together.
+    """Inside the block the processes of this command work together: they wait for each other, and end together.
 
     An error of one is raised by the main process, as a user sees it there; the others raise `Elsewhere`. Inside such a
     block another one is the same block. Where there is but one process nothing happens.

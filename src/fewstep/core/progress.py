@@ -26,9 +26,9 @@ _parts: list[_Part] = []  # of what speaks, the part that is being done
 def progress(title: str, total: float) -> Iterator[Callable[[float], None]]:
     """Yields a function that wants to be told how much more is done, of `total` in all, in any unit.
 
-    A terminal shows a bar with the time left, a log gets a line each thirty seconds. Nothing is said of work that is done
-    within ten seconds, nor of work inside work that speaks already (of which it may be a part), nor where INFO is not
-    logged: the command line logs it, and users of the library choose.
+    A terminal shows a bar with the time left, a log gets a line each thirty seconds. Work of less than ten seconds shows
+    nothing. Work inside other work shows nothing of its own. Nothing is shown where INFO is not logged: the command line
+    logs it, and users of the library choose.
     """
     if not logger.isEnabledFor(logging.INFO) or not _screen.acquire(blocking=False):
         yield _parts[-1].shared(total) if _parts else lambda more: None

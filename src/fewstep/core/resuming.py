@@ -1,4 +1,5 @@
-"""Runs that can be stopped and resumed, each in a folder of its own: what all keep to, however they save their state."""
+"""Runs that can be stopped and resumed, each in a folder of its own. This is what they have in common, however they save
+their state."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def check_another(out: Path, *, saved: bool, resume: bool) -> None:
 
 
 def goes_on(out: Path, *, saved: bool, resume: bool) -> bool:
-    """Whether the run in `out` goes on from what is `saved`; else it starts, also if it was told to go on.
+    """Whether the run in `out` goes on from what is `saved`. If nothing is, it starts, even if it was told to go on.
 
     Raises:
         ValueError: see `check_another`.

@@ -56,7 +56,7 @@ def folder_of(source: str | Path, what: str, *, bundled: str, pickles: bool = Fa
 def _snapshot(repository: str, patterns: list[str]) -> Path:
     """What the hub has of `repository`, or what was fetched of it before.
 
-    The hub's own fetcher tries again for minutes where nobody answers, so one question with a deadline comes first.
+    The hub's own fetcher tries for minutes where nobody answers. So one question with a deadline comes first.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -87,7 +87,8 @@ def _why(error: Exception) -> str:
 def inside(folder: Path, name: str) -> Path:
     """The path of the file or folder called `name` in `folder`, whether there is one or not.
 
-    A link may lead out of the folder in the hub's cache only, where a snapshot is made of links to its repository's blobs.
+    Links may lead out of the folder only in the hub's cache, where a snapshot consists of links to its repository's
+    blobs.
 
     Raises:
         ValueError: it is a link that leads out of the folder.

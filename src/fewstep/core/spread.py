@@ -1,6 +1,6 @@
 """Tensors of which each process holds a part, as FSDP2 leaves a model's: whole, and back in their places.
 
-What is not spread is left as it is, so that whoever asks need not know. Every process has to ask.
+What is not spread is left as it is, so callers need not know. Every process has to call.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class Average(Protocol):
 class Exponential:
     """The same decay throughout, which suits a start from a checkpoint.
 
-    After n updates decay^n of the average still is the start: 63 % after 469 updates of .999. A random start must be
-    forgotten, so from there `warmup` begins with shorter averages: the decay is at most (1 + n)/(10 + n) at update n.
+    After n updates a share decay^n of the average is still the start: 63 % after 469 updates of .999. A random start must
+    be forgotten. There `warmup` begins with shorter averages: at update n the decay is at most (1 + n)/(10 + n).
     """
 
     decay: float = 0.9999
@@ -71,8 +71,8 @@ class PowerFunction:
 class MovingAverage:
     """The moving average of a model's weights, beginning with those that the model has now.
 
-    Published recipes begin with the checkpoint, too. A copy made after the first step would keep that step for as long
-    as the average is long, and it is the worst one: RAdam's first steps follow the bare gradient.
+    Published recipes begin with the checkpoint, too. A copy that is made after the first step keeps that step for as long
+    as the average is long. RAdam's first steps are the worst ones: they follow the bare gradient.
 
     Attributes:
         weights: the average of the parameters that train, by name; spread over the processes where the model's are.

@@ -109,7 +109,7 @@ def tune_checkpoint(
     """Tunes a diffusion checkpoint into a few-step generator and leaves it in `run.out`, with its state and receipts.
 
     `tune_checkpoint("bundled", Lessons("bundled"), Run(Path("few-step")))` is `fewstep tune bundled --data bundled --out
-    few-step`. What a teacher makes lies in the folder, too, and is made once.
+    few-step`. What a teacher makes is made once and kept in the folder.
 
     Args:
         checkpoint: a diffusers folder or hub id, an earlier run, or `bundled`.
@@ -117,7 +117,7 @@ def tune_checkpoint(
         run: where, and how it is computed.
         loss: what it is asked for.
         training: how long and how fast.
-        watching: how the run is watched; its last stage, if there are two.
+        watching: how the run is watched. Of two stages the last one is watched.
 
     Returns:
         The averaged model, as it is to be sampled.
@@ -304,7 +304,7 @@ def _stages(
     prompts: Sequence[str] | None,
     watching: Watching,
 ) -> list[Stage]:
-    """The tuning, behind path regression if that was asked for; what the teacher has to make for them is made here.
+    """The tuning, after path regression if --midtrain is given. What the teacher makes for them is made here.
 
     Encoders and decoders of a pipeline are let go behind it.
     """

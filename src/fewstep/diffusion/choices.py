@@ -35,19 +35,19 @@ class Lessons:
     """What the student learns from."""
 
     data: str
-    """an .npz, a folder or zip of images, a .parquet, a table, a hub data set, `bundled` (Fashion-MNIST), or `teacher` for
-    images that the teacher makes, which for a pipeline are latents of --prompts; a pipeline takes no other data but a table
-    of `fewstep encode`. Or `paths`: the student learns its teacher's whole sampling paths by heart, at the noise levels
-    where it is sampled and nowhere else."""
+    """an .npz, a folder or zip of images, a .parquet, a table, a hub data set, or `bundled` (Fashion-MNIST). `teacher`:
+    the teacher makes the images; a pipeline makes latents of --prompts. A pipeline takes `teacher`, or a table of
+    `fewstep encode`. `paths`: the student learns its teacher's whole sampling paths by heart, at the noise levels where
+    it is sampled and nowhere else."""
     teacher: str | None = None
-    """the diffusion checkpoint for hops, images and paths; by default the checkpoint itself, but a run that goes on from a
-    student needs one."""
+    """the diffusion checkpoint that makes hops, images and paths. By default it is the checkpoint itself. A run that
+    starts from a student needs one."""
     prompts: Path | None = None
-    """a text file, a prompt a line: what `--data teacher` asks a pipeline for, in turn. For a pipeline of classes, their
-    numbers; all of them by default."""
+    """a text file with a prompt a line, which `--data teacher` asks a pipeline for in turn. A pipeline of classes takes
+    their numbers; by default all classes."""
     guidance: float | None = None
-    """scale of the classifier-free guidance of a conditional teacher, in its hops, images and paths; for a pipeline the
-    guidance_scale of its own."""
+    """scale of the classifier-free guidance of a conditional teacher, in its hops, images and paths. For a pipeline it is
+    the pipeline's own guidance_scale."""
     null_label: int | None = None
     """the class that means "no class" to the network, for guidance; a pipeline knows what means nothing to it."""
     teacher_images: int | None = None
@@ -59,7 +59,8 @@ class Lessons:
     mirror: bool = False
     """flip half of the images left to right."""
     dropped: float | None = None
-    """share of examples whose prompt or class gives way to the one that means nothing, as guidance needs it learned."""
+    """share of examples that lose their prompt or class and get the one that means nothing. Guidance needs this to be
+    learned."""
 
     call: tuple[str, ...] = ()
     """arguments for the pipelines of teacher and student where their defaults are not wanted, such as height=256."""
@@ -79,7 +80,7 @@ class Lessons:
         return self.data == "paths"
 
     def guided(self, teacher: Model, null: Cond | None = None) -> Denoiser:
-        """The teacher, guided if that was asked for; `null` is one row of conditions that stands for none.
+        """The teacher, guided if --guidance is given. `null` is one row of conditions that stands for none.
 
         Raises:
             ValueError: nothing is known that stands for none, or the teacher cannot be guided.
@@ -107,12 +108,12 @@ class Loss:
     """What the student is asked for; what is left out is the recipe's."""
 
     segments: int | Literal["any"] = 1
-    """network calls that the result is made for: 1 is a consistency model, more a multistep one, `any` one student for all
-    numbers of calls."""
+    """network calls that the student is made for. 1 is a consistency model, more is a multistep one, `any` is one student
+    for all numbers of calls."""
     hop: HopName | None = None
-    """how the target is reached: along the data (consistency training) or by the teacher's ODE (distillation); addim puts
-    back the spread that long hops lose, measured on the data or, analytic, estimated without them. By default data, and
-    heun for a student of any number of calls."""
+    """how the target is reached: along the data (consistency training), or by the teacher's ODE (distillation). addim
+    puts back the spread that long hops lose. It measures the spread on the data; addim-analytic estimates it without
+    them. By default data, and heun for a student of any number of calls."""
     gap: GapName | None = None
     """ect shrinks in stages, cosine and karras are grids whose steps grow, full is plain denoising."""
     q: float | None = None
@@ -128,9 +129,9 @@ class Loss:
     huber: float | None = None
     """constant of the pseudo-Huber distance; 0 is the norm itself."""
     margin: float | None = None
-    """how far beyond a picture's limits a student of several segments is asked to draw what lies at them: a haze that
-    remains there is cut off as well. By default .1 for pictures, 0 for latents and for one segment, which cannot have it
-    nor start from a student that has. With `any` it is asked for wherever a segment ends at 0."""
+    """how far beyond a picture's limits a student draws what lies at them. So a haze that remains there is cut off. By
+    default .1 for pictures and 0 for latents. A student of one segment has none: it is refused a margin, and cannot start
+    from a student that has one. With `any`, only segments that end at noise level 0 have it."""
 
     def __post_init__(self) -> None:
         at_least(1, segments=self.segments if isinstance(self.segments, int) else None)
@@ -219,8 +220,8 @@ class Training:
     """How long and how fast; what is left out is the recipe's."""
 
     recipe: RecipeName | None = None
-    """where the settings of the loss and of the training come from unless given: by default ect_demo, and any_step for a
-    student of any number of calls."""
+    """the settings of the loss and of the training that are not given. By default ect_demo, and any_step for a student of
+    any number of calls."""
     images: int | None = None
     """training images to see."""
     batch: int | None = None
@@ -230,8 +231,8 @@ class Training:
     warmup: int | None = None
     """steps over which the rate rises."""
     average: tuple[float, ...] = ()
-    """decay of the averaged weights, or several: the first makes `model`, each other one `model-DECAY` beside it. An
-    average begins with the checkpoint, and decay^steps of it stays that: few images need a low decay."""
+    """decay of the averaged weights, or several. The first makes `model`, each other one `model-DECAY` beside it. An
+    average begins with the checkpoint's weights, and a share decay^steps of them remains: few images need a low decay."""
     dropout: float | None = None
     """probability in every dropout layer."""
     clip: float | None = None
@@ -239,17 +240,18 @@ class Training:
     seed: int = 0
     """of everything random."""
     midtrain: int = 0
-    """images of path regression before tuning: points of whole teacher paths, regressed to their ends."""
+    """images of path regression before the tuning. The student learns the ends of whole teacher paths from points on
+    them."""
     scratch: bool = False
-    """start from new weights in the checkpoint's architecture, as consistency training without tuning does."""
+    """start from new weights in the checkpoint's architecture: consistency training without tuning."""
     lora: int | None = None
-    """rank of a LoRA: the checkpoint stays as it is, and only low-rank changes of its layers train. The model of the run is
+    """rank of a LoRA. The checkpoint stays as it is, and only low-rank changes of its layers train. The run's model is
     the adapter alone."""
     lora_targets: tuple[str, ...] = ()
     """ends of the names of the layers that the LoRA changes, such as `to_q`: by default the projections of attention, and
     the residual blocks of a UNet2DModel as well."""
     freeze: int = 0
-    """so many of the network's blocks, from its input on, do not train: a UNet's down blocks, a transformer's blocks."""
+    """how many of the network's first blocks do not train: a UNet's down blocks, a transformer's blocks."""
 
     def __post_init__(self) -> None:
         at_least(1, images=self.images, batch=self.batch)
@@ -310,8 +312,8 @@ class Run:
     save_every: float = 120.0
     """seconds between saved states; Ctrl-C and SIGTERM save, too."""
     resume: bool = False
-    """go on from the state saved in out, if one is: to more --images, or with another --rate, --warmup or --clip, if they
-    are given."""
+    """go on from the state saved in out, if there is one. More --images and another --rate, --warmup or --clip may be
+    given."""
 
     def __post_init__(self) -> None:
         at_least(1, accumulate=self.accumulate)

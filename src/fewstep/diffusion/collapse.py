@@ -40,9 +40,9 @@ def signs(x0: Tensor, limits: float | None) -> Signs:
 def collapsed(now: Signs, before: Sequence[Signs], teacher: Signs) -> str:
     """What has happened to the samples of a student, as a clause; "" if nothing has.
 
-    A student that has learned little yet draws blurred pictures, which differ little as well. So it is held against what it
-    had already reached, `before`, and only as far as its teacher goes: whatever a run begins with is no collapse, nor is
-    what brings it closer to its teacher. A sign counts where it is `TIMES` times away. What healthy runs show is in
+    A student that has learned little yet draws blurred pictures, which also differ little. So it is compared with what it
+    had already reached, `before`, and at most with its teacher. What a run begins with is no collapse. What brings it
+    closer to its teacher is none either. A sign counts where it is `TIMES` times away. What healthy runs show is in
     docs/log/tuning.md.
 
     Args:

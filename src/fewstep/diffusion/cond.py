@@ -19,10 +19,11 @@ class Cond:
     Attributes:
         rows: tensors of B rows each, a row a sample, by the network's own argument names. An argument inside another has a
             dotted name: `added_cond_kwargs.time_ids`.
-            Rows of different lengths are padded, and `name#` (B,) says how long each is: the network takes a list of them.
-        shared: what has no rows and is the same for all samples: position ids, shapes, None. A list has one entry, which
-            the network takes once for each sample.
-        lo: noise levels (B,) where the segment ends that is asked for, of which a `TwoTimes` is told; others do not listen.
+            Rows of different lengths are padded. Then `name#` (B,) holds their lengths, and the network takes a list of
+            rows.
+        shared: what is the same for all samples: position ids, shapes, None. A list has one entry, which the network gets
+            once for each sample.
+        lo: noise levels (B,) at which the wanted segments end. A `TwoTimes` is told of them; other networks are not.
     """
 
     rows: Mapping[str, Tensor] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What decides samples: by these facts parts of a work are known, and none of other weights is taken for its own."""
+"""The facts that decide samples. Kept parts of a work carry them, so parts of other weights are not taken for its own."""
 
 from __future__ import annotations
 

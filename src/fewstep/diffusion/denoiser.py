@@ -1,7 +1,8 @@
 """The denoiser: a checkpoint of any parametrisation as f(x, sigma, cond) -> x0_hat.
 
-Everything is variance exploding: x = x0 + sigma·eps with eps ~ N(0, I). Whatever its network predicts, a denoiser has
-f(x, 0) = x, so each one already is a (bad) consistency function: nothing is added to a network before tuning it.
+Everything is variance exploding: x = x0 + sigma·eps with eps ~ N(0, I). Every denoiser has f(x, 0) = x, whatever its
+network predicts. So each one already is a consistency function, if a bad one, and a network needs no change before it is
+tuned.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Denoiser(nn.Module):
     """A network and what it means: schedule, prediction and space. f(x, sigma, cond) -> x0_hat.
 
     Args:
-        network: its first parameter is the sample; the one called timestep, timesteps or t (else the second) is the time;
-            the rest are conditions. Returns a tensor or an object with `.sample`.
+        network: its first parameter is the sample. The parameter called timestep, timesteps or t is the time; if there is
+            none, the second is. The rest are conditions. It returns a tensor or an object with `.sample`.
         schedule: how its input is scaled and what it is told as time.
         prediction: what its output says about x0.
         space: what a sample is; read from a diffusers network's configuration if left out.

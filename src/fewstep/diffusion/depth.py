@@ -31,8 +31,9 @@ def freeze(network: nn.Module, blocks: int) -> None:
 def hold_in_bfloat16(network: nn.Module) -> None:
     """Holds the weights that do not train of linear layers and convolutions in bfloat16.
 
-    Autocast rounds them at each call anyway: it gives the same numbers bit by bit, from half the memory. Without autocast
-    the network cannot be called any more. Its first weight stays, as it is what diffusers takes for the type of them all.
+    Autocast rounds them at each call anyway, so the numbers are the same bit by bit, from half the memory. Without
+    autocast the network can no longer be called. Its first weight stays in float32, because diffusers takes its type for
+    that of all weights.
     """
     first = next(network.parameters())
     for layer in network.modules():

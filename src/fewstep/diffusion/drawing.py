@@ -102,7 +102,7 @@ def draw(
     batch: int,
     checkpoint: str,
 ) -> tuple[int, float]:
-    """Saves samples with a receipt beside them; returns how many, and the calls of the network that each took.
+    """Saves samples with a receipt beside them. Returns how many there are, and how many network calls each took.
 
     Args:
         model: with a pipeline, on its device.

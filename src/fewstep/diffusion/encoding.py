@@ -84,7 +84,7 @@ def teacher_latents(
 ) -> Table:
     """What a pipeline makes of prompts or classes in turn, by its own scheduler, as a table with what its network is told.
 
-    The table is made in parts, by all processes of the run, and made once: the same call goes on where it was stopped.
+    All processes of the run make the table together, part by part, once. The same call goes on where it was stopped.
 
     Args:
         pipeline: the teacher's.
@@ -125,10 +125,11 @@ def teacher_latents(
 def encode_data(
     checkpoint: str, data: str, out: Path, *, n: int | None = None, call: Mapping[str, object] | None = None
 ) -> Table:
-    """Encodes pictures with their captions, or their classes, by a pipeline's own encoders: a table to tune it with.
+    """Encodes pictures with their captions or classes by a pipeline's own encoders. The result is a table to tune it
+    with.
 
-    The table is made in parts, by all processes of the run: the same call goes on where it was stopped. What cannot be
-    read is skipped and said.
+    All processes of the run make the table together, part by part. The same call goes on where it was stopped. Pictures
+    that cannot be read are skipped, and a warning names them.
 
     Args:
         checkpoint: a folder or hub id of a pipeline, or a run of it.

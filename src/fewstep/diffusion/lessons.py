@@ -46,8 +46,8 @@ def training_data(
 ) -> Samples:
     """The data set of the `lessons` at the size of the model, or what the `teacher` makes, kept in the run's folder.
 
-    `named` is the checkpoint that the teacher was loaded from: what another one made is not taken for its own. A pipeline
-    makes latents of `prompts`, or of classes.
+    `named` is the checkpoint that the teacher was loaded from. What another checkpoint made is refused. A pipeline makes
+    latents of `prompts`, or of classes.
     """
     if lessons.data != "teacher":
         return examples_for(student, lessons.data)

@@ -29,7 +29,7 @@ MOST = 1 << 12  # rank
 
 @dataclass(frozen=True)
 class LoRA:
-    """W + B·A in place of W, in some layers of a network: A (rank, in) is random, B (out, rank) begins as zero.
+    """Some layers of a network have W + B·A in place of W. A (rank, in) is random, B (out, rank) begins as zero.
 
     Attributes:
         rank: of the change.
@@ -79,7 +79,7 @@ def places_of(network: nn.Module, targets: Collection[str] = (), *, frozen: int 
 
 
 def adapt(denoiser: Denoiser, lora: LoRA, *, base: str = "", seed: int = 0, frozen: int = 0) -> None:
-    """Puts a fresh LoRA into the network of `denoiser`, which stays the same function; nothing else of it trains.
+    """Puts a fresh LoRA into the network of `denoiser`. The function stays the same, and only the LoRA trains.
 
     Args:
         denoiser: without an adapter; the second time of a `TwoTimes` trains as before.
@@ -188,9 +188,9 @@ def _check_factors(network: nn.Module, factors: Mapping[str, Tensor], ranks: Map
 def factors_along(student: Denoiser, levels: Tensor, cond: Cond | None = None) -> dict[str, Tensor]:
     """The adapter for one walk, as `factors_of` names its factors.
 
-    What a student of any number of calls is told of the levels' ends becomes a change of the last layer of its time
-    embedding, of a rank of as many as there are levels: ΔW·h(t) = C(lo), the solution of least norm in float64. It leaves
-    the bias alone, which files of adapters do not hold.
+    A student of any number of calls is told where its segments end. For one walk this becomes a change of the last layer
+    of its time embedding, of rank S for S levels: ΔW·h(t) = C(lo), the solution of least norm in float64. The bias stays,
+    because adapter files hold none.
 
     Args:
         student: with an adapter, on the CPU.
@@ -221,7 +221,7 @@ def shared(denoiser: Model) -> Model:
 
 @torch.no_grad()
 def fused(denoiser: Denoiser) -> Denoiser:
-    """The same function without an adapter: W + B·A are the weights. Other tensors are shared."""
+    """The same function without an adapter. W + B·A are its weights; other tensors are shared."""
     plain = _without(shared(denoiser))
     for place, layer in layers_of(denoiser.network).items():
         bare: Any = plain.network.get_submodule(place)

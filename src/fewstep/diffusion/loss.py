@@ -61,8 +61,8 @@ class MeanSquare:
 class InverseGap:
     """w = (t − r)^−power. At 1 it is Easy Consistency Tuning's; at 0 all levels weigh alike.
 
-    What a few-step sample asks first is f at the highest levels, and what is learned there came up hop by hop: with power 1
-    the hops up there weigh a hundredth of those at t = 1. See docs/log/tuning.md.
+    A few-step sample begins at the highest noise levels. What a student knows there has travelled up from the lowest, hop
+    by hop. With power 1 the hops at the top weigh a hundredth of those at t = 1. See docs/log/tuning.md.
 
     Reference: Geng et al. 2025, its CIFAR-10 recipe.
     """
@@ -135,23 +135,25 @@ def consistency_loss(
 ) -> Tensor:
     """w(t, r)·ρ(f(x_t, t) − f*), f* = inv_ddim(ddim(x_r, f(x_r, r), r → lo), x_t) without gradient.
 
-    One segment (lo = 0) with a hop from the data is Easy Consistency Tuning, with a hop by the teacher consistency
-    distillation; several segments are multistep consistency; r = lo with a hop from the data is denoising.
+    With one segment (lo = 0) and a hop from the data this is Easy Consistency Tuning. With a hop by the teacher it is
+    consistency distillation, with several segments multistep consistency. With r = lo and a hop from the data it is
+    denoising.
 
     Args:
         student: the denoiser that is tuned.
         x0: clean samples, shape (B, *).
         eps: standard normal noise, shape (B, *).
-        t, r, lo: noise levels, shape (B,), with r < t and 0 <= lo < t; `lo` is the lower edge of t's segment. The hop stops
-            there where r lies below, but the weight is still that of r: 1/(t − lo) would explode just above an edge. They
-            are best on the CPU, wherever the samples are: then nothing waits to learn which rows are at an edge.
+        t, r, lo: noise levels, shape (B,), with r < t and 0 <= lo < t; `lo` is the lower edge of t's segment. Where r
+            lies below `lo`, the hop stops at `lo`. The weight is still that of r, as 1/(t − lo) would explode just above
+            an edge. Keep them on the CPU, wherever the samples are: then no device waits to learn which rows are at an
+            edge.
         hop: takes x_t to x_r: `from_data`, or one step of a frozen teacher's ODE (hop.py).
         distance: ρ, of the difference, (B, *) -> (B,).
         weight: w.
         margin: moves targets at the limits of a picture's values this far `beyond_limits`, in the lowest segment.
         cond: passed to the student, which is told `lo` with it, and the hop, B rows.
-        anyone: from whether a row here needs f(x_r, r), whether one does on any process: a student that is spread over
-            them is asked by all or by none.
+        anyone: takes whether a row here needs f(x_r, r), and returns whether one does on any process. A student that is
+            spread over processes is called by all of them or by none.
 
     Returns:
         The loss per sample, shape (B,).

@@ -110,7 +110,7 @@ def dial_checkpoints(
     strengths: Sequence[float] = (),
     teacher_calls: Sequence[int] = (1, 2, 4, 8, 16, 35),
 ) -> Measured:
-    """Scores students beside their teacher, and recommends where on the dial between one call and many to stand.
+    """Scores students beside their teacher, and recommends a number of network calls.
 
     Args:
         runs: folders of tuned models; each is sampled as it was tuned, and named by the end of its path.

@@ -149,7 +149,7 @@ def _in_whole_batches(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _facts(denoiser: Denoiser, data: Source) -> dict[str, Any]:
-    """What a run has to go on with: the network, but for what the library that wrote it said, and what it means.
+    """What a run has to go on with: the network, without what the library that wrote it added, and what it means.
 
     And the same examples, as far as their fingerprint says; at least as many, as their order hangs on their number. The
     weights under an adapter are not in a state, so they have to be those that it began with.

@@ -250,8 +250,9 @@ class Rectified:
         shift: s of a shifted schedule: sampling steps are even in u', where u = s·u'/(1 + (s − 1)·u').
         sigma_max: where sampling starts; u = 1 itself is infinitely far away in these coordinates.
         time_scale: 1000 for diffusers' flow schedulers.
-        stretched: whether the steps are those of a scheduler that is told no levels: it spaces u' evenly down to 1/1000 and
-            stretches 1 − u afterwards, so that the last step begins where it would otherwise; those between move a little.
+        stretched: whether the steps are those of a scheduler that is told no levels. It spaces u' evenly down to 1/1000
+            and stretches 1 − u afterwards. The last step begins at the same level as without stretching; those between
+            move a little.
 
     Reference: Lipman et al. 2023, Flow Matching; Esser et al. 2024, Scaling Rectified Flow Transformers, eq. 23 (shift).
     """

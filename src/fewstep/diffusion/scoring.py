@@ -30,8 +30,8 @@ class Scoring:
     precision: Literal["no", "bf16"] = "no"
     """no (float32) or bf16."""
     prompts: Path | None = None
-    """a text file, a prompt a line, of which pipelines are asked for one after another; for a pipeline of classes their
-    numbers, by default as often as the real images have them."""
+    """a text file with a prompt a line, which pipelines are asked for in turn. For a pipeline of classes it holds their
+    numbers; by default each class is asked for as often as the real images have it."""
     guidance: float | None = None
     """guidance_scale of a teacher that is a pipeline; by default what the student was tuned with."""
     match: str | None = None

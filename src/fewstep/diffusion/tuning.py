@@ -68,8 +68,8 @@ def tune(
         images: how many samples to see in all, rounded up to whole batches.
         batch: samples a step over all processes and accumulated micro-batches.
         segments: network calls that the result is to be sampled with, at the levels of the schedule's grid: 1 is a
-            consistency function; several are walked with DDIM. A `TwoTimes` takes a sequence of them, of which each row
-            draws one; a number that stands there twice is drawn twice as often.
+            consistency function; several are walked with DDIM. A `TwoTimes` takes a sequence of numbers, and each row
+            draws one of them. A number that stands there twice is drawn twice as often.
         noise: distribution of t.
         gap: chooses r below t; gets the progress as an argument.
         hop, distance, weight, margin: knobs of `consistency_loss`; a hop's teacher should be frozen.

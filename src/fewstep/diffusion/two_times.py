@@ -116,8 +116,9 @@ def _added(layers: Sequence[nn.Module], shifts: Sequence[Tensor]) -> Iterator[No
 def baked(student: TwoTimes, levels: Tensor, cond: Cond | None = None) -> Denoiser:
     """`student` for one walk, as a plain denoiser of the checkpoint's own architecture.
 
-    In the walk each level t has one partner lo. The network adds C(lo) to W·h(t) + b, with h the hidden layer of its time
-    embedding, so ΔW·h(t) + Δb = C(lo) at these levels takes its place; the solution of least norm, in float64.
+    In the walk each level t has one partner lo. The network adds C(lo) to W·h(t) + b, where h is the hidden layer of its
+    time embedding. A change of W and b with ΔW·h(t) + Δb = C(lo) at these levels does the same. This is the solution of
+    least norm, in float64.
 
     Args:
         student: the student of any number of calls, on the CPU.

@@ -161,8 +161,8 @@ def export_checkpoint(
         steps: by default what the model was tuned for; a student of any number of calls becomes a pipeline for each.
         middle: noise level of the second of two steps, EDM students only.
         measured: a measure.json whose scores go into the model card.
-        form: a pipeline, in which a LoRA student is fused with its base; the adapter alone, as `load_lora_weights` of
-            diffusers takes it; or comfyui, the adapter with a second file under the names that ComfyUI has. By default the
+        form: pipeline, in which a LoRA student is fused with its base; adapter, the file that `load_lora_weights` of
+            diffusers takes; or comfyui, that file and a second one under the names that ComfyUI has. By default the
             adapter of a LoRA student, where stock diffusers loads it, and else a pipeline.
         strength: of a LoRA student: 1 is the student.
 

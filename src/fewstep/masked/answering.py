@@ -79,7 +79,7 @@ class Decoder:
     def stream(self, item: Prompt, *, stop: tuple[str, ...] = ()) -> Iterator[tuple[str, Decoded | None]]:
         """The text of one answer as it becomes final, piece by piece; the last piece comes with the whole row.
 
-        What may turn out to belong to a stop string or half a letter is held back.
+        Text is held back while it may be the beginning of a stop string, or half a letter.
         """
         rows, tokens, shown = self.rows([item]), [], 0
         held = max((len(string) - 1 for string in stop), default=0)
@@ -208,7 +208,7 @@ def _slice(part: range) -> slice:
 
 
 def _written(parts: Parts[dict[str, Any]], out: Path, entries: dict[str, Any]) -> Changes | None:
-    """Writes the answers of all parts, and what they cost into the entries of the receipt; what the cache has changed."""
+    """Writes the answers of all parts, and their cost into the entries of the receipt. Returns what the cache changed."""
     changed, seconds, spent = list[Changed](), list[float](), Counter[str]()
     with atomic_file(out) as handle:
         for part in parts:
@@ -279,7 +279,7 @@ def calibrate_prompts(
 ) -> Calibration:
     """`calibrate` on the prompts in a .jsonl; writes the calibration, and a receipt beside it.
 
-    Where `rule` is not the default, what that costs is found as well. Full decoding is without a cache.
+    If `rule` is not the default rule, the default's cost is measured as well. Full decoding is without a cache.
 
     Args:
         model, text, rule, compute: as for `open_decoder`.
@@ -335,7 +335,7 @@ def settle_prompts(
     rule: Rule = Rule(),
     compute: Compute = Compute(),
 ) -> dict[str, dict[str, Any]]:
-    """When full decoding first shows its final answer, and from when on it never changes again, over a .jsonl of prompts.
+    """When full decoding first shows its final answer, and from which step on that stays, for a .jsonl of prompts.
 
     The answer is what follows the suffix. Without one it is the prompt's "answer" where the finished text holds it, else
     the whole text.

@@ -118,7 +118,8 @@ class Calibration:
 def calibrated(path: Path, settings: dict[str, Any]) -> CommitRule:
     """The rule that was calibrated for these settings; a model of another name is told, as it may have moved.
 
-    What the file does not say may be anything, but for the cache: a calibration that says nothing of one was made without.
+    Settings that the file does not name may be anything, except the cache: a calibration that does not name one was made
+    without.
 
     Raises:
         ValueError: it was calibrated for others, or `path` holds no calibration.

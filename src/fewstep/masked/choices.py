@@ -1,6 +1,6 @@
-"""What one chooses for text, by names and numbers: frozen dataclasses, each of which refuses what it cannot be.
+"""What one chooses for text, by names and numbers: frozen dataclasses that refuse what cannot be.
 
-They are the flags that text commands share, and say so where something is wrong.
+They are the flags that the text commands share, and their errors name those flags.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ class Asked:
     """How a masked model is asked."""
 
     steps: int | None = None
-    """In all, for rules that keep to a schedule; one a token if left out."""
+    """Number of steps in all, for rules that keep to a schedule. If left out, one step a token."""
     guidance: float = 1.0
     """Classifier-free guidance away from the unconditional prediction; 1 is off."""
     suppress: tuple[str, ...] = ()
-    """Tokens that are never said, by their names, such as '<|endoftext|>': LLaDA's tables of some tasks need it."""
+    """Tokens that are never written, by their names, such as '<|endoftext|>'. LLaDA's published figures of some tasks
+    need it."""
     cache: CacheName = "none"
-    """Compute less at a step, at the price of some other answers: prefix keeps what stands before the block that is being
-    decoded, dual also what stands behind it; all is computed when a block begins."""
+    """Compute less at a step, at the price that some answers change. prefix keeps the keys and values of what stands
+    before the current block, dual also of what stands behind it. Everything is computed when a block begins."""
     refresh: int | None = None
-    """Of prefix and dual: compute all again after so many steps; only when a block begins if left out."""
+    """Of prefix and dual: after so many steps everything is computed again. If left out, only when a block begins."""
     around: int = 0
     """Of dual: how many neighbours on each side are computed with the block."""
 
@@ -96,19 +97,21 @@ class Text(Asked):
     """What is generated: a calibration's guarantee holds for these settings."""
 
     gen_length: int | None = None
-    """Tokens to generate, --suffix included; 0 fills masks in prompts only. If left out 128, or what the model has left."""
+    """Tokens to generate, --suffix included. 0 only fills masks in prompts. If left out, 128 or as many as the model has
+    room for."""
     infill: str = ""
-    """Text that is generated, with holes: <<8>> is any 8 tokens, <<8:string>>, <<3:integer>>, <<4:number>>, <<2:boolean>>
-    are what JSON calls so, in at most so many, and <<4:[a-z]+>> is what matches a regular expression."""
+    """A text with holes to fill in. <<8>> is any 8 tokens. <<8:string>>, <<3:integer>>, <<4:number>> and <<2:boolean>>
+    are values of JSON in at most so many tokens. <<4:[a-z]+>> is what matches a regular expression."""
     suffix: str = ""
-    """Text that stands in the generation from the start, such as "The answer is"; the answer is what follows, else all."""
+    """Text that stands in the generation from the start, such as "The answer is". The answer is what follows it; without
+    a suffix the whole text."""
     answer_length: int = 8
     """Tokens behind --suffix."""
     temperature: float = 0.0
     """0 takes the most likely token."""
     raw: bool = False
-    """Leave prompts of plain text as they are. Else they stand in the chat template of a model that has one, but for those
-    that hold mask tokens to fill in. Conversations always do."""
+    """Leave prompts of plain text as they are. Otherwise they are put into the model's chat template, if it has one.
+    Prompts with mask tokens to fill in are always left as they are, and conversations always get the template."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,11 +166,12 @@ class Rule:
     """How much is decided at a step; the defaults are those of everything that decodes."""
 
     rule: Base = "threshold"
-    """Decides what is sure enough (threshold, factor, entropy-bound, klass, credit, hierarchical, learned), or a number by
-    --schedule; wino decides more, and takes back what the rest of the text does not support."""
+    """What is decided at a step: all that is sure enough (threshold, factor, entropy-bound, klass, credit, hierarchical,
+    learned), or as many tokens as --schedule says (low-confidence, margin, entropy, random). wino decides more, and takes
+    back what the rest of the text does not support."""
     block_length: int | None = None
-    """The text is decided block by block; as long as --gen-length means all at once. 32 if left out, or the length of the
-    blocks that the model was trained on; those may be divided."""
+    """The text is decided block by block. A block as long as --gen-length means all at once. If left out, 32, or the
+    length of the blocks that the model was trained on. Those may be divided."""
     confidence: float | None = None
     """Of threshold, klass, credit, hierarchical and learned; 0.99 if left out."""
     draft: float | None = None
@@ -183,9 +187,11 @@ class Rule:
     bound: float | None = None
     """Of entropy-bound, nats; 0.1 if left out."""
     schedule: Literal["even", "dream"] | None = None
-    """Of low-confidence, margin, entropy and random; even (as many at each step, LLaDA's) if left out, or Dream's."""
+    """Of low-confidence, margin, entropy and random: even decides as many at each step, as LLaDA does, dream follows
+    Dream's own schedule. even if left out."""
     last: tuple[str, ...] = ()
-    """Tokens that are decided last, by their names: '<|endoftext|>' '<|eot_id|>' in LLaDA's tables of some tasks."""
+    """Tokens that are decided last, by their names. LLaDA's published figures of some tasks have '<|endoftext|>'
+    '<|eot_id|>'."""
 
     def made(self, tokenizer: PreTrainedTokenizerBase, block: int | None = None) -> CommitRule:
         """The rule itself, for a model that was trained on blocks of so many tokens, or on none."""
@@ -230,11 +236,12 @@ class Prophet:
     levels: tuple[float, float, float] = (7.5, 5.0, 2.5)
     """Of prophet, logits in the first, second and last third of the steps."""
     statistic: str = "minimum"
-    """Of prophet's gaps: minimum, a quantile such as 0.1, or mean, as published, which hides what is still open."""
+    """Which of prophet's gaps counts: the minimum, a quantile such as 0.1, or the mean. The mean is as published, and
+    hides what is still open."""
     gaps: Literal["undecided", "region"] = "undecided"
     """Of prophet: the gaps of undecided positions, or of the whole region of the answer, as published."""
     first: Literal[0, 1] = 0
-    """Of prophet: what the first step counts as in the share of the steps done; its published code counts from 1."""
+    """Of prophet: the number of the first step, for the share of steps that are done. Its published code counts from 1."""
 
     def around(self, rule: CommitRule, *, answer_follows: bool) -> EarlyCommit:
         """Early commit over `rule`; it watches what follows the suffix where an answer does."""
@@ -256,7 +263,8 @@ class Early:
     """Whether decoding may stop early."""
 
     early: EarlyName | None = None
-    """Commit all that is left once the text is known, by --rule until then; prophet and sched want calibration."""
+    """Decide all that is left at once when the text is known. Until then --rule decides. Calibrate prophet and sched
+    first."""
     prophet: Prophet = Prophet()
 
     def __post_init__(self) -> None:
@@ -330,7 +338,7 @@ class Compute:
     mask_id: int | None = None
     """Id of the mask token, where the model does not say it."""
     precision: Literal["no", "bf16", "8bit"] = "no"
-    """no (float32), bf16, or 8bit, for which bitsandbytes rounds the weights of linear layers; the rest is float16."""
+    """no (float32), bf16 or 8bit. For 8bit, bitsandbytes rounds the weights of linear layers, and the rest is float16."""
 
     def __post_init__(self) -> None:
         at_least(0, seed=self.seed)

@@ -66,9 +66,10 @@ def walk(
 ) -> Iterator[Walked]:
     """THE loop: predict, propose, let the rule commit, let finished rows leave and others enter; yields after every step.
 
-    A row is finished when nothing is undecided, or when everything before an end of text or a stop is decided; text given
-    inside the canvas must be reached first, so only what is behind the last of it can end a row. What is finished is final,
-    whatever a rule would reopen next. The host waits for the device once a step, to learn how far the rows are.
+    A row is finished when nothing is undecided, or when everything before an end of text or a stop is decided. Text that
+    is given inside the canvas must be reached first, so only what stands behind the last given text can end a row. A
+    finished row is final, whatever a rule would reopen next. The host waits for the device once a step, to learn how far
+    the rows are.
 
     Args: as for `decode`; rows enter in their order.
     """

@@ -104,9 +104,9 @@ def _document(line: str, file: Path) -> str:
 def is_right(text: str, answer: str, grade: Grade) -> bool:
     """Whether a text gives the answer.
 
-    "number" compares the last number in the text with the answer's last, 1,000 being 1000; "exact" the whole text without
-    the white space around it; "start" and "end" ask for the answer as its first or last words, a full stop left out. "auto"
-    is "number" where the answer is one, and else "exact".
+    "number" compares the last number in the text with the last one in the answer; 1,000 is 1000. "exact" compares the
+    whole texts without the white space around them. "start" and "end" look for the answer in the first or last words,
+    without a full stop. "auto" is "number" if the answer is a number, and otherwise "exact".
     """
     number = NUMBER.fullmatch(answer.strip()) if grade == "auto" else grade == "number"
     if number:

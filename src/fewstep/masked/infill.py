@@ -170,8 +170,8 @@ class Template:
         """From its text, where a hole is `<<n>>` or `<<n:pattern>>`.
 
         Args:
-            text: n is how many tokens a hole has; a pattern is a name of `PATTERNS` or a regular expression, and what fills
-                the hole may be shorter where the tokenizer has a token that ends a text.
+            text: n is how many tokens a hole has. A pattern is a name of `PATTERNS` or a regular expression. The filling
+                may be shorter if the tokenizer has a token that ends a text.
             tokenizer: of the model.
             mask_id: its mask token.
             never: tokens that are not said.

@@ -37,9 +37,9 @@ def load_text(
     """The mask predictor in a folder or hub repository.
 
     LLaDA becomes transformers' Llama and Dream its Qwen2, with renamed weights and full attention, and so do LLaDA 1.5,
-    Dream-Coder and DiffuCoder; LLaDA-MoE becomes its Qwen3Moe, MDLM its Starcoder2. Of those that were trained on blocks
-    SDAR becomes its Qwen3 or Qwen3Moe, Fast-dLLM v2 its Qwen2, LLaDA2 its Glm4Moe, BD3LM its Starcoder2 and
-    Nemotron-Labs-Diffusion its Ministral3, in which no block sees a later one. Everything else must be a model that
+    Dream-Coder and DiffuCoder; LLaDA-MoE becomes its Qwen3Moe, MDLM its Starcoder2. Models that were trained on blocks
+    become these, in which no block sees a later one: SDAR Qwen3 or Qwen3Moe, Fast-dLLM v2 Qwen2, LLaDA2 Glm4Moe, BD3LM
+    Starcoder2, Nemotron-Labs-Diffusion Ministral3. Everything else must be a model that
     AutoModelForMaskedLM knows. No code of the checkpoint runs.
 
     Args:

@@ -141,9 +141,9 @@ def canvas(
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Turns) -> list[int]:
     """Token ids of what a generation follows: a text behind its leading special tokens, or a conversation.
 
-    Special tokens that a tokenizer puts behind a text are left out, as there the answer follows. A conversation stands in
-    the tokenizer's chat template, which brings special tokens of its own; if its last turn is the assistant's, it stays
-    open and the generation goes on with it.
+    Special tokens that a tokenizer puts behind a text are left out, because the answer follows there. A conversation is
+    put into the tokenizer's chat template, which brings special tokens of its own. If its last turn is the assistant's,
+    the generation goes on with that turn.
     """
     if not isinstance(prompt, str):
         return bare(tokenizer, in_template(tokenizer, prompt, open=prompt[-1]["role"] == "assistant")) if prompt else []

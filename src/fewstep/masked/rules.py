@@ -25,9 +25,9 @@ class TopK(CommitRule):
         by: the confidence in the proposal (LLaDA's "low confidence remasking", Dream's "maskgit plus"), the margin between
             the two largest probabilities (Dream's "top-k margin"), the gap between the two largest logits, low entropy, or
             chance ("random remasking").
-        schedule: even is LLaDA's, k = ⌈masked / steps left⌉: masked // steps a step, and one more in each of the first
-            masked % steps. dream is Dream's, k = int(masked·(1 − s/t)) from time t to s on a line from 1 to .001: fewer at
-            first, perhaps none, and all that is left at the last step.
+        schedule: how many tokens k a step decides. even is LLaDA's, k = ⌈masked / steps left⌉. dream is Dream's, k =
+            int(masked·(1 − s/t)) from time t to s on a line from 1 to .001: few at first, perhaps none, and all that is
+            left at the last step.
 
     Reference: Nie et al. 2025, Large Language Diffusion Models; Ye et al. 2025, Dream 7B.
     """
@@ -211,11 +211,12 @@ class Hierarchical(CommitRule):
 
 @dataclass(frozen=True)
 class WINO(CommitRule):
-    """Drafts widely, and takes back what does not stand up to the rest of the text: wide in, narrow out.
+    """Drafts widely, and takes back tokens that the rest of the text does not support: wide in, narrow out.
 
-    Of m masked positions every one more probable than `draft` is committed, at most ⌊.7·m⌋ and 5 to 20, and always the
-    best. Where that is more than one, earlier tokens whose probability has fallen below `verify` are taken back, the
-    least probable first, but fewer than were committed a step before. The last draft stands unverified.
+    Of m masked positions all that are more probable than `draft` are committed, at most ⌊.7·m⌋ and 5 to 20 of them, and
+    always the best one. If more than one is committed, earlier tokens whose probability has fallen below `verify` are
+    taken back. The least probable go first, and fewer are taken back than were committed a step before. The last draft
+    stays unverified.
 
     Its predictor must not see the token that it judges: a network wants `LeaveOneOut` around it. In `Blockwise` tokens
     of the block alone are taken back, as published.
@@ -256,15 +257,16 @@ class WINO(CommitRule):
 class Blockwise(Around):
     """Semi-autoregressive: `rule` works on the first block that is not decided yet.
 
-    Blocks of `length` positions are counted from a row's first open position, or where they are `aligned` from its first
-    column, as models that were trained on blocks see them. Each of the N that hold open positions gets a
-    step, and their further positions share the other steps: the k-th is due at k + ⌈(steps − N)·(m − k)/(n − N)⌉, where m
-    of the row's n open positions stand up to its end. With full blocks that is ⌈steps·k/N⌉, as published; with n steps it
-    is one position a step. Steps that one block did not need are the next one's.
+    Blocks have `length` positions. They are counted from a row's first open position. Where they are `aligned` they are
+    counted from its first column, as models that were trained on blocks see them.
 
-    A rule that reopens looks at the block whose turn it is; where it reopens a position of an earlier one, it is that
-    block's turn again.
-    A rule that remembers sees all that is undecided: what it knows of a position does not depend on who else looks.
+    N blocks of a row hold open positions. Each gets a step. The other steps are shared by the number of open positions:
+    block k should be done by step k + ⌈(steps − N)·(m − k)/(n − N)⌉. Here n is the number of open positions in the row,
+    and m is the number of those in blocks 1 to k. With full blocks this is ⌈steps·k/N⌉, as published. With n steps it is
+    one position a step. The next block gets the steps that a block did not need.
+
+    A rule that reopens sees the current block. If it reopens a position of an earlier block, that block is current again.
+    A rule that remembers sees everything that is undecided, so its memory of a position does not depend on the blocks.
 
     Reference: Nie et al. 2025, Large Language Diffusion Models.
     """
@@ -306,7 +308,7 @@ class Blockwise(Around):
 
 @dataclass(frozen=True)
 class Last(Around):
-    """`rule`, for which some tokens have no probability, so that positions where they are proposed are decided last.
+    """`rule`, for which some tokens have no probability. Positions where these are the best guess are decided last.
 
     With the tokens that end a text it is what LLaDA's evaluations do on some tasks.
 

@@ -14,10 +14,10 @@ CHECKED = 256  # positions on which a network is tried, at most
 class LeaveOneOut:
     """A network whose logits at a decided position do not know the token that stands there, in the same one call.
 
-    Behind the canvas stands a mask token for each wanted position, at that place once more. It sees the canvas without the
-    position itself, and the other mask tokens; nothing of the canvas sees it. Rules that take decided tokens back need it,
-    as a network that sees a token was never taught to say anything of its place. It costs a position for each wanted one,
-    at steps at which one of them is decided.
+    A mask token for each wanted position is appended to the canvas, with the same position id. It sees the other appended
+    masks, and the canvas without the position itself. The canvas does not see it. Rules that take decided tokens back
+    need this, because a network was never taught to judge a token that it sees. At steps at which a wanted position is
+    decided, it costs one more position for each wanted one.
 
     Args:
         network: the model; its logits stand at their own places.

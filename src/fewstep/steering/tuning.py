@@ -29,7 +29,8 @@ class ProxyTuning:
         model.generate(**inputs, logits_processor=[ProxyTuning(expert, antiexpert)])
 
     The small models keep keys and values of their own, follow beams, and start afresh when the ids do not continue those
-    of the last call by one token a row. Ids that do continue them go on with the run, its step included; after a change
+    of the last call by one token a row. Ids that continue those of the last call belong to the same run, and its step
+    goes on; after a change
     of weights call `reset`. What comes back are log-probabilities, so that beams add up normalised scores.
 
     transformers' generate calls its own processors first, and this one gets what they left: with a repetition penalty the
@@ -42,9 +43,9 @@ class ProxyTuning:
         expert: the small tuned model, in eval mode; a peft model with a LoRA adapter if `antiexpert` is None.
         antiexpert: the same small model untuned; None for the expert's own weights without the adapter, which then reads
             in one batch with the expert.
-        alpha: α. A number; or one number for each new token, the last one for all after; or a rule called as
-            rule(step, base, shift) with the count of tokens since the prompt, the base's log-probabilities (B, V) and
-            expert − antiexpert (B, V), that returns a number or one for each row, (B,).
+        alpha: α. A number. Or a sequence with one number for each new token, whose last one holds for all later tokens.
+            Or a rule, called as rule(step, base, shift): the count of tokens since the prompt, the base's
+            log-probabilities (B, V) and expert − antiexpert (B, V). It returns a number, or one for each row, (B,).
 
         common: from this id on the base has tokens that the small models have not, as `same_tokens` says; None: none. They
             are never said, and a text that holds one is refused, as the small models could not read it.
@@ -211,7 +212,7 @@ def generate(
     stopping_criteria: Sequence[Any] = (),
     **options: Any,
 ) -> Any:
-    """`base.generate` on the logits base + α·(expert − antiexpert): what it does to logits, it does to these.
+    """`base.generate`, whose logits are base + α·(expert − antiexpert).
 
     Greedy decoding, sampling and beams, with every processor, warper, stopping criterion and cache of transformers.
 

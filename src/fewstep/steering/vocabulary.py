@@ -13,7 +13,7 @@ MAX_NAMED = 3
 def same_tokens(base: PreTrainedTokenizerBase, *others: PreTrainedTokenizerBase) -> int | None:
     """Refuses models whose logits cannot be added, since an id is one token here and another there.
 
-    Sizes do not count: one vocabulary may end earlier, if all its ids are the same tokens in the longer one.
+    Vocabularies may differ in size: one may end earlier, if all its ids are the same tokens in the longer one.
 
     Args:
         base: tokenizer of the large model.

@@ -1,4 +1,5 @@
-"""What a table says of its conditions beside its rows: their dtypes, what all rows share, and the row that stands for none.
+"""What lies beside a table's rows: the dtypes of its conditions, what all rows share, and the row that means no
+condition.
 
 Numbers lie in a safetensors file and the rest in a JSON, so no code is ever read.
 """

@@ -30,21 +30,21 @@ logger = logging.getLogger(__name__)
 
 
 def load_images(source: str | Path, *, channels: int, size: int | tuple[int, int], labels: bool = True) -> Samples:
-    """Reads images of `channels` (1 or 3) at `size` pixels; larger ones and those of another form are cropped and resized.
+    """Reads images of `channels` (1 or 3) at `size` pixels. Images of another size or form are cropped and resized.
 
     Pictures are turned as their EXIF orientation says and laid on white where they are transparent. What cannot be read is
     skipped and said. Up to 1 GiB of them is kept in memory. Of more, `make_table` writes a table once, whose rows are read
     from the disk.
 
-    Classes are what a metadata file beside the pictures says (`metadata.jsonl`, `.csv` or `.parquet` with `file_name` and
-    `label`, or a `dataset.json`), else the folders that pictures stand in, or the column `label` of a table. Numbers are
-    the classes themselves. Names are counted in sorted order and kept in `classes`.
+    Classes come from a metadata file beside the pictures: a `metadata.jsonl`, `.csv` or `.parquet` with `file_name` and
+    `label`, or a `dataset.json`. Without one they are the folders that pictures stand in. A table has them in its column
+    `label`. Numbers are the classes themselves. Names are counted in sorted order and kept in `classes`.
 
     Args:
-        source: an .npz with `images` uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), or `latents` float (N, C, H, W),
-            and optionally `labels` and the names of their `classes`; a folder, a zip or a .tar of images, or a folder of
-            .tar; a .parquet file; a table, as `make_table` or `save_to_disk` of `datasets` writes it; the name of a hub
-            data set; "bundled" for the 10,000 images of Fashion-MNIST that come with the package.
+        source: a folder, a zip or a .tar of images, or a folder of .tar; a .parquet file; the name of a hub data set; a
+            table, as `make_table` or `save_to_disk` of `datasets` writes it; "bundled" for the 10,000 images of
+            Fashion-MNIST that come with the package. Or an .npz with `images`, uint8 of shape (N, H, W), (N, H, W, C) or
+            (N, C, H, W), or with `latents`, float (N, C, H, W). It may hold `labels` and the names of their `classes`.
         channels, size: what the model takes; the size is the side of a square, or height and width.
         labels: whether classes are needed. If not, data whose classes are not clear are taken without, with a warning.
 

@@ -27,7 +27,7 @@ def make_table(
 ) -> Table:
     """Writes as a table what `load_images` reads, in the same order; memory does not grow with it.
 
-    A training or a score takes from the table what it takes from the same data in memory, row by row the same.
+    A training or a score sees the same rows from the table as from the same data in memory.
 
     Args:
         source, channels, size, labels: as for `load_images`.

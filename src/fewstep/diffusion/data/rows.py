@@ -36,7 +36,7 @@ class Rows(Dataset[Row]):
     """Row k of training: sample k of an endless shuffled run over `data`, with its own noise.
 
     A row is a function of (seed, k) alone. So the order of the data, the noise and the mirroring are the same for any
-    number of processes and loader workers, and a resumed run needs nothing but the number of its next row.
+    number of processes and loader workers. A resumed run needs nothing but the number of its next row.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Tables: samples on disk, mapped into memory, in the folders that `datasets` reads and writes.
 
-A row is a number of bytes that is the same for all, at a place that is known, so that one is read without the others and
-needs no decoding; the system keeps what was read as long as there is room, once for all processes.
+All rows have the same number of bytes, so the place of each is known. A row is read without the others and needs no
+decoding. The system keeps what was read while there is room, once for all processes.
 """
 
 from __future__ import annotations
@@ -63,9 +63,10 @@ def holds_arrays(features: Mapping[str, Any]) -> bool:
 class Table(Samples):
     """Samples in a folder that `datasets.load_from_disk` reads: what `make_table` writes, or anybody else.
 
-    The column `latents` holds floats of any shape, or else `image` uint8 of (C, H, W), (H, W, C) or (H, W); `label` holds
-    whole numbers, with names where it is a `ClassLabel`; `cond.NAME` holds other conditions, a row of one shape each, and
-    what they share lies in files beside. Other columns are left alone. A pickled table is its path.
+    The samples are the column `latents`, floats of any shape, or the column `image`, uint8 of shape (C, H, W), (H, W, C)
+    or (H, W). The column `label` holds classes as whole numbers; a `ClassLabel` names them. A column `cond.NAME` holds
+    another condition, whose rows have one shape. What all rows share lies in files beside the table. Other columns are
+    left alone. A pickled table is its path.
     """
 
     def __init__(self, path: str | Path, *, labelled: bool = True) -> None:

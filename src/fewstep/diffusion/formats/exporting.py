@@ -37,15 +37,15 @@ def export(
 ) -> Agreement:
     """Writes `model` as a stock few-step pipeline with a model card, and verifies it in a fresh process.
 
-    The fresh process loads the folder with plain diffusers and samples the same seeds as our own sampler. Only if they
-    agree does the folder appear. A student of a pipeline that is asked for something is written as that pipeline; see
-    `export_asked`.
+    The fresh process loads the folder with plain diffusers and samples the same seeds as our own sampler. The folder
+    appears only if they agree. A student of a text-to-image or other conditional pipeline is written as that pipeline;
+    see `export_asked`.
 
     Args:
         model: a student that `stock_pipeline` can carry.
         folder: where to; only an earlier export there is replaced.
-        walk: another than the model's own, as `Model.walk_in` gives it. A consistency function takes any number of steps
-            afterwards, and these are verified; the folder of a student of any number of calls takes these alone.
+        walk: another than the model's own, as `Model.walk_in` gives it. It is what is verified. A consistency function
+            takes any number of steps afterwards. The folder of a student of any number of calls takes this number alone.
         card: facts for the model card, a line each.
         seeds: of the samples compared; a class-conditional student's classes take turns.
 

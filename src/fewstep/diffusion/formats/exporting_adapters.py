@@ -42,8 +42,8 @@ def export_adapter(
 
     The stock scheduler that a pipeline needs with it lies in scheduler/.
 
-    The fresh process loads the base with plain diffusers, and the adapter into it, and calls the network at the levels of
-    the walk. Only if it says what the student says does the folder appear.
+    The fresh process loads the base with plain diffusers and the adapter into it. Then it calls the network at the levels
+    of the walk. The folder appears only if the answers are the student's.
 
     Args:
         model: a LoRA student, on the CPU.

@@ -76,10 +76,10 @@ def load(source: str | Path, *, call: Mapping[str, object] | None = None) -> Mod
 def save(model: Model, folder: str | Path) -> None:
     """Writes a diffusers pipeline that says all of `model` to `folder`, atomically; `load` reads it back.
 
-    Stock diffusers samples it if it is a VP or EDM model of a UNet2DModel. Where no stock pipeline samples a network (EDM's
-    own time, flow matching in pixels, VP with classes, DiTs without their decoder), the folder holds its parts, and stock
-    diffusers refuses it. So it does for a student of any number of calls, which `export` makes a pipeline for each of. A
-    model with a pipeline is written as that pipeline, with all its other parts.
+    A model with a pipeline is written as that pipeline, with all its other parts. Of the others, stock diffusers samples
+    VP and EDM models of a UNet2DModel. For some networks there is no stock pipeline: EDM's own time, flow matching in
+    pixels, VP with classes, DiTs without their decoder. Then the folder holds the parts, and stock diffusers refuses it.
+    It also refuses a student of any number of calls; `export` makes a pipeline of it for each number.
     """
     from diffusers import DDPMPipeline
     from safetensors.torch import save_file

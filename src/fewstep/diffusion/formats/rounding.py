@@ -15,8 +15,8 @@ STEP = 2.0**-23  # from a float32 to the next, in parts of it
 def one_step_off(denoiser: nn.Module) -> Iterator[None]:
     """Inside the block every call of `denoiser` gets its state rounded to float32, and its noise level one step higher.
 
-    A network answers such a call as another one that rounds differently would: how far its samples move is how far
-    rounding moves them, whatever the noise level, the prediction and the number of calls make of it.
+    A network answers such a call as another one would that rounds differently. So its samples move as far as rounding
+    moves them, at this noise level, prediction and number of calls.
 
     Args:
         denoiser: called with x (B, *) and sigma (B,), both float64, and whatever else.

@@ -117,8 +117,8 @@ def asked_at(
 ) -> Answers:
     """The answers of a denoiser at these levels; row k has the same noise at all of them.
 
-    What is left: of all answers f + a·(f − centre) + b·(x − f) those of a denoiser that has learned the mean of what may be
-    there are best at a = b = 0, as its error is orthogonal to every function of x. Another level than the one that it
+    What is left: take the answers f + a·(f − centre) + b·(x − f). For a denoiser that has learned the mean of what may be
+    there, a = b = 0 is best, because its error is orthogonal to every function of x. Another level than the one that it
     believes in, or a layer out of order, leaves something to be had.
 
     Reference: the orthogonality of the conditional mean, as in Efron 2011, Tweedie's Formula and Selection Bias.

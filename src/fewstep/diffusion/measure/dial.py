@@ -140,8 +140,8 @@ def score(
     Args:
         setting: what to measure.
         seeds: one a sample; the same for every setting that is to be compared.
-        views: representations, at least two (`features.views`); as many real images as there are seeds serve precision,
-            recall, KID and the sliced distance.
+        views: representations, at least two (`features.views`). Precision, recall, KID and the sliced distance use as
+            many real images as there are seeds.
         batch: samples at once.
         precision: "no" (float32) or "bf16" in the network.
         cond: passed to the denoiser, one row a seed.
