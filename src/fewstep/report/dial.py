@@ -132,7 +132,7 @@ def _match(found: Figure) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{short(seconds)} s" if seconds >= 1 else f"{short(1000 * seconds)} ms"
+    return f"{short(seconds)}\N{NO-BREAK SPACE}s" if seconds >= 1 else f"{short(1000 * seconds)}\N{NO-BREAK SPACE}ms"
 
 
 def _start(cards: Sequence[Card], stops: Sequence[float]) -> int:
@@ -151,17 +151,18 @@ def _says(cards: Sequence[Card]) -> list[str]:
         return min(each, key=lambda card: card.scores[0].figure.value)
 
     said = []
-    if teachers:
-        teacher = best(teachers)
-        said.append(
-            f"The teacher’s best is a Fréchet distance of {teacher.scores[0].figure} at {teacher.said_calls} "
-            f"({teacher.scores[0].view} features; lower is better)."
-        )
     if few:
         student = best(few)
         name = "The student" if student.model == "student" else f"The student “{student.model}”"
-        saved = f", and takes {student.seconds} a picture in place of {best(teachers).seconds}" if teachers else ""
-        said.append(f"{name} reaches {student.scores[0].figure} at {student.said_calls}{saved}.")
+        said.append(
+            f"{name} has a Fréchet distance of {student.scores[0].figure} at {student.said_calls} "
+            f"({student.scores[0].view} features; lower is better)."
+        )
+    if teachers:
+        teacher = best(teachers)
+        said.append(f"The teacher’s best is {teacher.scores[0].figure} at {teacher.said_calls} ({teacher.scores[0].view}).")
+    if few and teachers:
+        said.append(f"A picture takes the student {student.seconds}, and the teacher {teacher.seconds}.")
     return said
 
 

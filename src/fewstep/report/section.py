@@ -179,4 +179,4 @@ def counted(count: float, one: str, more: str = "") -> str:
 
 def percent(share: float) -> str:
     """A share as 92.6 %, whole where it is."""
-    return f"{100 * share:.1f}".removesuffix(".0") + " %"
+    return f"{100 * share:.1f}".removesuffix(".0") + "\N{NO-BREAK SPACE}%"
