@@ -19,6 +19,7 @@ from ...core.source import ASSETS, folder_of
 from ...core.weights import in_short
 from ..data import Samples
 from ..data.clothes import NOUNS
+from .kept import kept
 from .scores import Array, Reference
 
 VISION = "folder of a vision model"
@@ -104,14 +105,14 @@ def in_parts(images: Samples, count: int, batch: int = 250) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def reference(network: nn.Module, images: Samples, *, bundled: bool = False) -> Reference:
-    """The reference that real uint8 images make, looked at some at a time.
+    """The reference that real uint8 images make, looked at some at a time; of many of them it is kept, see `kept`.
 
     If they are some of those that come `bundled`, the features that come along have it of all 60,000 images.
     """
-    made = Reference.over(_seen(network, part) for part in in_parts(images, len(images)))
+    made = kept(network, images, lambda: Reference.over(_seen(network, part) for part in in_parts(images, len(images))))
     if bundled and isinstance(network, FashionFeatures):
-        with np.load(ASSETS / "features" / "reference.npz") as kept:
-            return Reference(kept["mean"], kept["cov"], int(kept["n"]), made.features)
+        with np.load(ASSETS / "features" / "reference.npz") as all_of_them:
+            return Reference(all_of_them["mean"], all_of_them["cov"], int(all_of_them["n"]), made.features)
     return made
 
 
