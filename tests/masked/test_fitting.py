@@ -12,6 +12,8 @@ from masked.tiny_bert import call, save_bert, write_prompts
 
 from fewstep.cli.text import calibrate, learn_rule
 from fewstep.cli.text import decode as decode_command
+from fewstep.core import parts
+from fewstep.masked import fitting
 from fewstep.masked.answering import open_decoder
 from fewstep.masked.calibration import Calibration
 from fewstep.masked.choices import Rule, Text
@@ -31,7 +33,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_learn_calibrate_decode(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts, rule, out = write_prompts(tmp_path / "p.jsonl", 30), tmp_path / "r.safetensors", tmp_path / "c.json"
-    call(learn_rule, model, file=prompts, out=rule, gen_length=6, block_length=3)
+    others = tmp_path / "others.jsonl"
+    others.write_text("\n".join(json.dumps(f"w{k} w{29 - k} w7") for k in range(30)))
+    call(learn_rule, model, file=others, out=rule, gen_length=6, block_length=3)
     assert f"{rule}: learned from" in capsys.readouterr().out
     told = json.loads((tmp_path / "r.safetensors.receipt.json").read_text())
     assert told["block_length"] == 3 and told["gen_length"] == 6 and 1500 < told["parameters"] < 2500
@@ -39,6 +43,10 @@ def test_learn_calibrate_decode(model: Path, tmp_path: Path, capsys: pytest.Capt
     asked = options | {"rule": "learned", "learned": rule, "block_length": 3}
     call(calibrate, model, file=prompts, out=out, of="rule", epsilon=0.2, **asked)
     found, said = Calibration.load(out), capsys.readouterr().out
+    others.write_text(prompts.read_text() + others.read_text().partition("\n")[0])
+    for of in ("rule", "early"):
+        with pytest.raises(ValueError, match=r"r\.safetensors was learned from 1 of these 32 prompts"):
+            call(calibrate, model, file=others, out=tmp_path / "no.json", of=of, epsilon=0.2, **asked)
     assert found.full_steps == 6 and found.n == 31 and str(out) in said
     assert ("sure enough" in said) == (found.factor is not None)
     results = tmp_path / "o.jsonl"
@@ -76,6 +84,34 @@ def test_calibrating_a_rule_is_decoding_by_it(model: Path, tmp_path: Path) -> No
     changed = sum(a.tokens != b.tokens for a, b in zip(done, whole, strict=True))
     assert changed == found.changed and sum(row.nfe for row in done) / len(rows) == pytest.approx(found.early_steps)
     assert found.factor is None or found.rule == Blockwise(Threshold(found.factor), 4)
+
+
+def test_calibrating_a_rule_goes_on_where_it_was_stopped(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And takes nothing that other settings have left."""
+    prompts, decodes = write_prompts(tmp_path / "p.jsonl", 30), fitting.answers
+    asked: dict[str, Any] = {"of": "rule", "rule": "threshold", "gen_length": 4, "epsilon": 0.9, "batch": 2}
+    call(calibrate, model, file=prompts, out=tmp_path / "whole.json", **asked)
+    made: list[object] = []
+
+    def stopped(predictor: Any, rows: Any, rule: Any, **options: Any) -> Any:
+        if len(made) == 5:
+            raise RuntimeError("out of power")
+        made.append(rule)
+        return decodes(predictor, rows, rule, **options)
+
+    monkeypatch.setattr(parts, "KEPT_AFTER", 0.0)
+    monkeypatch.setattr(fitting, "answers", stopped)
+    with pytest.raises(RuntimeError, match="out of power"):
+        call(calibrate, model, file=prompts, out=tmp_path / "c.json", **asked)
+    monkeypatch.setattr(fitting, "answers", decodes)
+    with pytest.raises(ValueError, match="was made with gen_length = 4, not 5; delete it"):
+        call(calibrate, model, file=prompts, out=tmp_path / "c.json", **asked | {"gen_length": 5})
+    call(calibrate, model, file=prompts, out=tmp_path / "c.json", **asked)
+    assert (tmp_path / "c.json").read_text() == (tmp_path / "whole.json").read_text()
+    assert made[-1] != made[0], "it was stopped after full decoding"
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from fewstep.cli.text import decode as decode_command
-from fewstep.masked.answering import Decoder, calibrate_prompts, open_decoder
+from fewstep.masked.answering import Decoder, open_decoder
 from fewstep.masked.choices import Compute, Rule, Text
 from fewstep.masked.decoding import decode
 from fewstep.masked.early import EarlyCommit
+from fewstep.masked.fitting import calibrate_prompts
 from fewstep.masked.infill import Automaton, Together
 from fewstep.masked.rules import KLASS, Blockwise, Threshold, TopK
 from fewstep.masked.schedule import Stairs

@@ -119,8 +119,7 @@ def calibrate(
         write: sglang and a .yaml for it: the threshold that was found, as its --dllm-algorithm-config reads it, for models
             that were trained on blocks. vLLM has no setting for one.
     """
-    from ..masked.answering import calibrate_prompts
-    from ..masked.fitting import calibrate_rule_prompts
+    from ..masked.fitting import calibrate_prompts, calibrate_rule_prompts
 
     if of == "rule" and prophet != Prophet():
         raise ValueError("--of rule calibrates --rule, without prophet; leave its options out")

@@ -8,7 +8,6 @@ from ..core.lazy import lazily
 
 if TYPE_CHECKING:
     from .answering import Decoder as Decoder
-    from .answering import calibrate_prompts as calibrate_prompts
     from .answering import open_decoder as open_decoder
     from .answering import settle_prompts as settle_prompts
     from .boldness import calibrate_rule as calibrate_rule
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from .early import StableAndConfident as StableAndConfident
     from .early import sched as sched
     from .evaluation import evaluate_masked as evaluate_masked
+    from .fitting import calibrate_prompts as calibrate_prompts
     from .fitting import calibrate_rule_prompts as calibrate_rule_prompts
     from .fitting import learn_rule as learn_rule
     from .infill import Kept as Kept
@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     from .verifying import LeaveOneOut as LeaveOneOut
 
 _NAMES = {
-    "answering": ["Decoder", "calibrate_prompts", "open_decoder", "settle_prompts"],
+    "answering": ["Decoder", "open_decoder", "settle_prompts"],
     "caching": ["Cached", "Dual", "Prefix"],
     "calibration": ["Calibration", "calibrate"],
     "changes": ["Changes", "count_changes"],
@@ -88,7 +88,7 @@ _NAMES = {
     "decoding": ["Decoded", "decode", "stream", "walk"],
     "early": ["EarlyCommit", "StableAndConfident", "sched"],
     "evaluation": ["evaluate_masked"],
-    "fitting": ["calibrate_rule_prompts", "learn_rule"],
+    "fitting": ["calibrate_prompts", "calibrate_rule_prompts", "learn_rule"],
     "boldness": ["calibrate_rule", "graded"],
     "infill": ["Kept", "Template", "Together"],
     "learned": ["Learned"],

@@ -1,4 +1,4 @@
-"""Prompts in, answers out: all that `fewstep decode`, `calibrate` and `settle-text` do."""
+"""Prompts in, answers out: all that `fewstep decode` and `settle-text` do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,9 +21,9 @@ from ..core.parts import Parts, hidden, in_parts, of_texts
 from ..core.processes import together
 from ..core.receipt import receipt
 from ..core.weights import mark
-from .calibration import Calibration, Watched, calibrated, check_calibration, chosen, watch
+from .calibration import calibrated
 from .changes import Changed, Changes, changes_of
-from .choices import Compute, Early, Prophet, Rule, Text, comparable
+from .choices import Compute, Early, Rule, Text, comparable
 from .decoding import Decoded, decode, stream, tell, walk
 from .early import EarlyCommit
 from .infill import Kept, Template, Together
@@ -155,8 +155,8 @@ class Decoder:
 
     def _changed(self, rows: list[Tensor], part: range, found: list[Decoded], stop: tuple[str, ...]) -> list[Changed]:
         """What the cache has changed in the answers that were found; decodes them once more, without it."""
-        seeds, options = self.compute.seeds(len(rows))[_slice(part)], self._options(stop)
-        exact = decode(self.exact, rows[_slice(part)], self.rule, seeds=seeds, batch=self.compute.batch, **options)
+        seeds, options = self.compute.seeds(len(rows))[as_slice(part)], self._options(stop)
+        exact = decode(self.exact, rows[as_slice(part)], self.rule, seeds=seeds, batch=self.compute.batch, **options)
         return [Changed.between(a, b) for a, b in zip(found, exact, strict=True)]
 
     def _read(self, row: Decoded) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Decoder:
         batch, generated, told = min(self.compute.batch, len(rows)), 0, 0
         entered: dict[int, float] = {}
         done: dict[int, tuple[Decoded, float]] = {}
-        seeds, options, some = self.compute.seeds(len(rows))[_slice(part)], self._options(stop), rows[_slice(part)]
+        seeds, options, some = self.compute.seeds(len(rows))[as_slice(part)], self._options(stop), rows[as_slice(part)]
         walks = walk(self.predictor, some, self.rule, seeds=seeds, batch=batch, **options)
         for walked in tell(walks, some, self.predictor.mask_id):
             for progress in walked.progress:
@@ -203,7 +203,8 @@ class _Answered(NamedTuple):
     seconds: float
 
 
-def _slice(part: range) -> slice:
+def as_slice(part: range) -> slice:
+    """What takes the numbers of a range out of a list."""
     return slice(part.start, part.stop)
 
 
@@ -265,66 +266,6 @@ def open_decoder(
     return Decoder(model, predictor, exact, network, tokenizer, made, text, compute, template)
 
 
-def calibrate_prompts(
-    model: str,
-    file: Path,
-    out: Path,
-    *,
-    epsilon: float = 0.05,
-    delta: float = 0.05,
-    text: Text = Text(),
-    rule: Rule = Rule(),
-    prophet: Prophet = Prophet(),
-    compute: Compute = Compute(),
-) -> Calibration:
-    """`calibrate` on the prompts in a .jsonl; writes the calibration, and a receipt beside it.
-
-    If `rule` is not the default rule, the default's cost is measured as well. Full decoding is without a cache.
-
-    Args:
-        model, text, rule, compute: as for `open_decoder`.
-        file: the prompts, like those that will be decoded.
-        out: the .json to write.
-        epsilon: allowed share of changed answers.
-        delta: allowed probability that the guarantee is wrong.
-        prophet: when decoding stops early; the common factor of its levels is found.
-
-    Raises:
-        ValueError: no such prompts, or what `open_decoder` raises.
-    """
-    check_apart(file, out)
-    check_open(text)
-    items = read_prompts(file)
-    decoder = open_decoder(model, text, rule, Early("prophet", prophet), compute)
-    early, settings = decoder.rule, text.settings(model, compute)
-    assert isinstance(early, EarlyCommit)  # prophet is one
-    default = Rule().made(decoder.tokenizer, decoder.network.block)
-    check_calibration(len(items), epsilon, delta)
-    beside, exact = None if early.rule == default else default, None if text.cache == "none" else decoder.exact
-    rows, seeds, ranges = decoder.rows(items), compute.seeds(len(items)), of_texts(len(items), compute.batch)
-
-    def make(k: int) -> list[Watched]:
-        some = _slice(ranges[k])
-        return watch(
-            decoder.predictor, rows[some], early, beside=beside, exact=exact, steps=text.steps,
-            temperature=text.temperature, seeds=seeds[some], batch=compute.batch,
-        )  # fmt: skip
-
-    facts = settings | {"file": file, "seed": compute.seed}
-    decided_by = facts | {"rule": early, "beside": beside} | decoder.decided_by(items)
-    with (
-        together() as here,
-        receipt(receipt_of(out) if here.is_main else None, **facts),
-        in_parts(hidden(out), decided_by, list(map(len, ranges)), make, title="calibrating") as parts,
-    ):
-        watched = [Watched(*row) for part in parts for row in part]
-        found = chosen(watched, early, epsilon=epsilon, delta=delta, beside=beside)
-        found = replace(found, settings=settings)
-        if here.is_main:
-            found.save(out)
-    return found
-
-
 def settle_prompts(
     model: str,
     file: Path,
@@ -364,7 +305,7 @@ def settle_prompts(
     rows, seeds, ranges = decoder.rows(items), compute.seeds(len(items)), of_texts(len(items), compute.batch)
 
     def make(k: int) -> list[tuple[Settled, bool | None]]:
-        some = _slice(ranges[k])
+        some = as_slice(ranges[k])
         traces = record(
             decoder.predictor, rows[some], watched, steps=text.steps, temperature=text.temperature, seeds=seeds[some],
             batch=compute.batch,

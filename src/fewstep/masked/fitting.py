@@ -1,24 +1,29 @@
-"""Prompts in, a commit rule out: what `fewstep learn-rule` and `fewstep calibrate --of rule` do."""
+"""Prompts in, a commit rule out: what `fewstep learn-rule` and `fewstep calibrate` do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save
+from torch import Tensor
 
 from ..core.files import atomic_file, writable_file
-from ..core.parts import hidden, in_parts, of_texts
+from ..core.parts import Works, hidden, in_parts, of_texts
 from ..core.processes import together
 from ..core.receipt import receipt
-from .answering import Decoder, Prompt, check_apart, check_open, open_decoder, receipt_of
+from .answering import Decoder, Prompt, as_slice, check_apart, check_open, open_decoder, receipt_of
 from .boldness import Answer, Tried, answers, climb, compared, graded, places
-from .calibration import Calibration, check_calibration
-from .choices import Compute, Rule, Text
+from .calibration import Calibration, Watched, check_calibration, chosen, watch
+from .choices import Compute, Early, Prophet, Rule, Text
+from .early import EarlyCommit
+from .learned import PROMPTS, Learned
 from .learning import Learnt, Lesson, as_facts, gather, learn
 from .predictor import MaskPredictor
-from .prompts import read_prompts
+from .prompts import prompt_of, read_prompts
 from .rules import Blockwise, TopK
 from .schedule import Suffix
 from .serving import Engine, check_engine, write_engine
@@ -67,7 +72,68 @@ def learn_rule(
         found = learn(examples, len(rows), seed=compute.seed, lesson=lesson)
         entries.update(as_facts(lesson, found))
         with atomic_file(out) as handle:
-            handle.write(save(found.weights))
+            handle.write(save(found.weights, {PROMPTS: json.dumps([known_as(item) for item in items])}))
+    return found
+
+
+def calibrate_prompts(
+    model: str,
+    file: Path,
+    out: Path,
+    *,
+    epsilon: float = 0.05,
+    delta: float = 0.05,
+    text: Text = Text(),
+    rule: Rule = Rule(),
+    prophet: Prophet = Prophet(),
+    compute: Compute = Compute(),
+) -> Calibration:
+    """`calibrate` on the prompts in a .jsonl; writes the calibration, and a receipt beside it.
+
+    If `rule` is not the default rule, the default's cost is measured as well. Full decoding is without a cache.
+
+    Args:
+        model, text, rule, compute: as for `open_decoder`.
+        file: the prompts, like those that will be decoded.
+        out: the .json to write.
+        epsilon: allowed share of changed answers.
+        delta: allowed probability that the guarantee is wrong.
+        prophet: when decoding stops early; the common factor of its levels is found.
+
+    Raises:
+        ValueError: no such prompts, or such as the rule has learned from, or what `open_decoder` raises.
+    """
+    check_apart(file, out)
+    check_open(text)
+    items = read_prompts(file)
+    decoder = open_decoder(model, text, rule, Early("prophet", prophet), compute)
+    early, settings = decoder.rule, text.settings(model, compute)
+    assert isinstance(early, EarlyCommit)  # prophet is one
+    check_unseen(early.rule, items)
+    default = Rule().made(decoder.tokenizer, decoder.network.block)
+    check_calibration(len(items), epsilon, delta)
+    beside, exact = None if early.rule == default else default, None if text.cache == "none" else decoder.exact
+    rows, seeds, ranges = decoder.rows(items), compute.seeds(len(items)), of_texts(len(items), compute.batch)
+
+    def make(k: int) -> list[Watched]:
+        some = as_slice(ranges[k])
+        return watch(
+            decoder.predictor, rows[some], early, beside=beside, exact=exact, steps=text.steps,
+            temperature=text.temperature, seeds=seeds[some], batch=compute.batch,
+        )  # fmt: skip
+
+    facts = settings | {"file": file, "seed": compute.seed}
+    decided_by = facts | {"rule": early, "beside": beside} | decoder.decided_by(items)
+    with (
+        together() as here,
+        receipt(receipt_of(out) if here.is_main else None, **facts),
+        in_parts(hidden(out), decided_by, list(map(len, ranges)), make, title="calibrating") as parts,
+    ):
+        watched = [Watched(*row) for part in parts for row in part]
+        found = chosen(watched, early, epsilon=epsilon, delta=delta, beside=beside)
+        found = replace(found, settings=settings)
+        if here.is_main:
+            found.save(out)
     return found
 
 
@@ -96,7 +162,8 @@ def calibrate_rule_prompts(
         write: an engine, and a file for the threshold in its words.
 
     Raises:
-        ValueError: no such prompts, a rule that is not graded, an engine that does not, or what `open_decoder` raises.
+        ValueError: no such prompts, or such as the rule has learned from, a rule that is not graded, an engine that does
+            not take it, or what `open_decoder` raises.
     """
     check_apart(file, out)
     check_open(text)
@@ -104,41 +171,60 @@ def calibrate_rule_prompts(
     decoder = open_decoder(model, text, rule, compute=compute)
     assert isinstance(decoder.rule, Blockwise), "what the command line makes is in blocks"
     rules, full = graded(decoder.rule), replace(decoder.rule, rule=TopK())
+    check_unseen(decoder.rule, items)
     check_calibration(len(items), epsilon, delta)
     if write:
         check_engine(write[0], rule, text, decoder.network.block)
         writable_file(write[1])
     settings = text.settings(model, compute)
     facts = settings | {"file": file, "seed": compute.seed}
+    decided_by = facts | {"rules": [full, *(each for _, each in rules)]} | decoder.decided_by(items)
+    works, rows = Works(hidden(out), decided_by), decoder.rows(items)
     with together() as here, receipt(receipt_of(out) if here.is_main else None, **facts):
-        whole = _answers(decoder, items, decoder.exact, full, out)
-        where = places(decoder.rows(items), decoder.predictor.mask_id, Suffix() if text.suffix else None)
+        whole = _answers(decoder, rows, decoder.exact, full, works)
+        where = places(rows, decoder.predictor.mask_id, Suffix() if text.suffix else None)
 
         def tried() -> Iterator[Tried]:
             for value, each in rules:
-                found = _answers(decoder, items, decoder.predictor, each, out)
-                yield compared(value, each, found, whole, where)
+                yield compared(value, each, _answers(decoder, rows, decoder.predictor, each, works), whole, where)
 
         found = replace(climb(tried(), full, whole, epsilon=epsilon, delta=delta), settings=settings)
+        here.meet()  # nobody reads a part any more
         if here.is_main:
             found.save(out)
             if write:
                 write_engine(found, write[1])
+            works.end()
     return found
 
 
-def _answers(decoder: Decoder, items: list[Prompt], predictor: MaskPredictor, rule: CommitRule, out: Path) -> list[Answer]:
-    """What a rule makes of all prompts, which the processes share."""
+def _answers(
+    decoder: Decoder, rows: Sequence[Tensor], predictor: MaskPredictor, rule: CommitRule, works: Works
+) -> list[Answer]:
+    """What a rule makes of all rows, which the processes share; each work of the same number is of the same rule."""
     text, compute = decoder.text, decoder.compute
-    rows, seeds, ranges = decoder.rows(items), compute.seeds(len(items)), of_texts(len(items), compute.batch)
+    seeds = compute.seeds(len(rows))
 
-    def make(k: int) -> list[Answer]:
-        some = slice(ranges[k].start, ranges[k].stop)
+    def answer(part: range) -> list[Answer]:
+        some = as_slice(part)
         return answers(
             predictor, rows[some], rule, steps=text.steps, temperature=text.temperature, seeds=seeds[some],
             batch=compute.batch,
         )  # fmt: skip
 
-    decided_by = {"rule": rule, "exact": predictor is decoder.exact} | decoder.decided_by(items)
-    with in_parts(hidden(out), decided_by, list(map(len, ranges)), make, title="calibrating") as parts:
-        return [Answer(*row) for part in parts for row in part]
+    return [Answer(*row) for row in works.answers("calibrating", seeds, compute.batch, answer)]
+
+
+def known_as(item: Prompt) -> str:
+    """What a prompt is known as in the file of a rule that was learned from it."""
+    return hashlib.sha256(json.dumps(prompt_of(item), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_unseen(rule: CommitRule, items: Sequence[Prompt]) -> None:
+    """Raises ValueError where a learned rule has learned from some of the prompts, as these guarantee nothing then."""
+    while (inner := getattr(rule, "rule", None)) is not None:
+        rule = inner
+    if isinstance(rule, Learned) and (again := sum(known_as(item) in rule.prompts for item in items)):
+        raise ValueError(
+            f"{rule.file} was learned from {again} of these {len(items)} prompts, which guarantee nothing; leave them out"
+        )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -17,6 +19,7 @@ from .predictor import scatter
 from .rules import ranked
 from .step import CommitRule, Step
 
+PROMPTS = "prompts"  # under this name the file says from which it was learned
 LOOKS = 4  # the present one and three before it
 HIDDEN = (40, 24)
 STEEP, WIDE = 9.0, 20.0  # log-odds and gaps beyond these tell no more
@@ -119,6 +122,12 @@ class Learned(CommitRule):
 
     def recalls(self) -> int:
         return LOOKS
+
+    @property
+    def prompts(self) -> frozenset[str]:
+        """The prompts that it was learned from, as `fitting.known_as` has them."""
+        with safe_open(self.file, "pt") as file:
+            return frozenset(json.loads((file.metadata() or {}).get(PROMPTS, "[]")))
 
 
 @lru_cache
