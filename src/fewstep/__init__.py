@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from .diffusion.measuring import dial_checkpoints as dial_checkpoints
     from .diffusion.measuring import ledger_checkpoints as ledger_checkpoints
     from .diffusion.measuring import measure_checkpoint as measure_checkpoint
-    from .diffusion.measuring import settle_checkpoint as settle_checkpoint
     from .diffusion.model import Model as Model
     from .diffusion.scoring import Scoring as Scoring
+    from .diffusion.settling import settle_checkpoint as settle_checkpoint
     from .diffusion.tuning import tune as tune
     from .diffusion.two_times import TwoTimes as TwoTimes
     from .diffusion.using import export_checkpoint as export_checkpoint
@@ -95,8 +95,9 @@ _NAMES = {
     "diffusion.lora": ["LoRA", "adapt", "fused"],
     "diffusion.loss": ["consistency_loss"],
     "diffusion.measure.dial": ["score"],
-    "diffusion.measuring": ["dial_checkpoints", "ledger_checkpoints", "measure_checkpoint", "settle_checkpoint"],
+    "diffusion.measuring": ["dial_checkpoints", "ledger_checkpoints", "measure_checkpoint"],
     "diffusion.scoring": ["Scoring"],
+    "diffusion.settling": ["settle_checkpoint"],
     "diffusion.model": ["Model"],
     "diffusion.tuning": ["tune"],
     "diffusion.using": ["export_checkpoint", "sample_checkpoint"],

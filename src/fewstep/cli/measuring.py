@@ -182,7 +182,7 @@ def settle(
         batch: trajectories at once.
         precision: no (float32) or bf16.
     """
-    from ..diffusion.measuring import settle_checkpoint
+    from ..diffusion.settling import settle_checkpoint
 
     found = settle_checkpoint(
         checkpoint, out, steps=steps, within=within, n=n, features=features, label=label, seed=seed, batch=batch,

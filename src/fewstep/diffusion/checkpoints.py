@@ -15,7 +15,7 @@ from ..core.checks import at_least, positive
 from ..core.device import default_accelerator
 from ..core.files import writable
 from .asked import prompts_in
-from .choices import Choices, Lessons, Loss, Run, Training, averages, given, rate_of
+from .choices import Choices, Lessons, Loss, Run, Training, given
 from .data import Paths, Source, load_images
 from .denoiser import Denoiser
 from .depth import blocks_of, checkpointing, freeze, hold_in_bfloat16
@@ -28,7 +28,7 @@ from .lora import adapt, base_of, factors_of, fused, is_adapted, shared
 from .model import Model
 from .optim import label_dropout
 from .pipeline import Pipeline
-from .recipes import diffusion, ect_demo, new_denoiser, path_regression
+from .recipes import averages, diffusion, ect_demo, new_denoiser, path_regression, rate_of
 from .runs import check_new, few_step, walk_of
 from .runs import run as run_in_folder
 from .stages import Stage, run_stages

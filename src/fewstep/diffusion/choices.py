@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..core.checks import at_least, positive
 
 if TYPE_CHECKING:
-    from .average import Average
     from .cond import Cond
     from .denoiser import Denoiser
     from .lora import LoRA
     from .loss import Hop, Weight
     from .model import Model
     from .noise import Gap
-    from .optim import Constant, Cosine, InverseSqrt, LearningRate
 
 RecipeName = Literal["any_step", "ect_demo", "ect_one_hour", "ect_cifar10", "ect_imagenet64"]
 HopName = Literal["data", "euler", "heun", "addim", "addim-analytic"]
@@ -275,7 +273,7 @@ class Training:
     def settings(self, name: RecipeName) -> dict[str, Any]:
         """The recipe called `name`, changed as was asked: keyword arguments of `tune`."""
         from .optim import Dropout
-        from .recipes import RECIPES
+        from .recipes import RECIPES, averages, rate_of
 
         recipe = RECIPES[name](**given(images=self.images))
         changed = given(
@@ -380,23 +378,3 @@ class Choices:
 def given(**settings: Any) -> dict[str, Any]:
     """Those that are not None."""
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def rate_of(ours: Constant | Cosine | InverseSqrt, peak: float | None, warmup: int | None) -> LearningRate:
-    """The recipe's learning rate, with another peak and another warm-up if they are given."""
-    from .optim import Cosine
-
-    changed = ours if peak is None else dataclasses.replace(ours, rate=peak)
-    if warmup is not None and isinstance(changed, Cosine):
-        return dataclasses.replace(changed, warmup=warmup)
-    if warmup is not None:
-        raise ValueError(f"--warmup belongs to the cosine rates of ect_demo and any_step; this recipe's is {changed}")
-    return changed
-
-
-def averages(decays: tuple[float, ...], ours: Average, *, afresh: bool) -> tuple[Average, ...]:
-    """The averages of these decays, or the recipe's own; from new weights they need a warm-up."""
-    from .average import Exponential
-
-    chosen = tuple(map(Exponential, decays)) or (ours,)
-    return tuple(dataclasses.replace(a, warmup=afresh) if isinstance(a, Exponential) else a for a in chosen)

@@ -1,4 +1,4 @@
-"""Scores of checkpoints in a folder: all that `fewstep measure`, `dial`, `ledger` and `settle` do."""
+"""Scores of checkpoints in a folder: all that `fewstep measure`, `dial` and `ledger` do."""
 
 from __future__ import annotations
 
@@ -8,34 +8,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from ..core.checks import at_least, positive
 from ..core.device import best_device
 from ..core.files import writable
 from ..core.ledger import Ledger
-from ..core.nfe import count_nfe
 from ..core.parts import hidden
 from ..core.processes import together
 from ..core.receipt import receipt
 from .asked import asked_of, once, prompts_in
 from .choices import given
-from .cond import labelled
 from .data import Samples, load_images
 from .deciding import decided_by
 from .denoiser import Guided
 from .formats.folder import load
 from .measure.accounting import balanced, made_to_denoise, observed
-from .measure.comparing import Comparison, common_shape, compare, image_shape
+from .measure.comparing import Comparison, common_shape, compare
 from .measure.dial import check_enough
 from .measure.features import View, fitting
 from .measure.matching import Match, match
 from .measure.seen import Setting
 from .measure.settings import diffusion_settings, student_settings
-from .measure.settling import QUANTILES, Settling, settle
 from .model import Model
-from .report import keep_pictures, plot_ledger, plot_settling, sheet
+from .report import keep_pictures, plot_ledger, sheet
 from .scoring import Scoring
 
 
@@ -59,14 +55,6 @@ class Balanced:
     """A ledger of two checkpoints, by the features of this name."""
 
     ledger: Ledger
-    features: str
-
-
-@dataclass(frozen=True)
-class Settled:
-    """How early a checkpoint's trajectories know their ends, by the features of this name."""
-
-    settling: Settling
     features: str
 
 
@@ -200,57 +188,6 @@ def ledger_checkpoints(
             entries["pictures"] = keep_pictures(points, out, seed=scoring.seed, asked=prompts)
         told: Ledger = here.meet(ledger)
     return Balanced(told, real.features)
-
-
-def settle_checkpoint(
-    checkpoint: str,
-    out: Path,
-    *,
-    steps: int = 50,
-    within: float = 0.1,
-    n: int = 500,
-    features: str | None = None,
-    label: int | None = None,
-    seed: int = 0,
-    batch: int = 250,
-    precision: str = "no",
-) -> Settled:
-    """Measures how early a diffusion checkpoint's trajectories know their ends; leaves settle.json and settle.png in `out`.
-
-    Args:
-        checkpoint: a diffusers folder or hub id.
-        out: the folder.
-        steps, within, batch, precision: as for `settle`.
-        n: trajectories.
-        features: name of an extractor; by default fashion for grey images of 28 pixels and random for all other.
-        label: class of the images, for conditional models.
-        seed: of the first trajectory.
-
-    Raises:
-        ValueError: numbers that cannot be, no such checkpoint, a student, or features that do not fit its images.
-    """
-    at_least(2, n=n, steps=steps)
-    at_least(1, batch=batch)
-    at_least(0, seed=seed, label=label)
-    positive(within=within)
-    writable(out)
-    denoiser = diffusion_model(checkpoint).denoiser
-    shape = image_shape(denoiser)
-    if bool(denoiser.takes) != (label is not None):
-        raise ValueError("this checkpoint " + ("needs a --label" if denoiser.takes else "takes no --label"))
-    cond = labelled(None if label is None else torch.full((n,), label))
-    taken = features or ("fashion" if shape == (1, 28, 28) else "random")
-    network = fitting(taken, shape)[taken]
-    facts = {"checkpoint": checkpoint, "features": taken, "label": label, "seed": seed, "n": n, "precision": precision}
-    with receipt(out / "settle.json", **facts) as entries:
-        with count_nfe(denoiser.network) as nfe:
-            result = settle(
-                denoiser, range(seed, seed + n), network, steps=steps, within=within, batch=batch, precision=precision,
-                cond=cond,
-            )  # fmt: skip
-        entries.update(_said(result), nfe_per_sample=nfe.rows / n)
-        plot_settling(result, out / "settle.png", features=taken)
-    return Settled(result, taken)
 
 
 def scores_in(file: Path) -> dict[str, dict[str, float]]:
@@ -388,14 +325,3 @@ def _names(runs: Sequence[str]) -> list[str]:
         if len({*names, "teacher"}) == len(names) + 1:
             return names
     raise ValueError(f"the same run is named twice among {', '.join(runs)}")
-
-
-def _said(result: Settling) -> dict[str, Any]:
-    """What a receipt says of it."""
-    return {
-        "within": result.within,
-        "sigmas": result.sigmas.tolist(),
-        "quantiles": {str(q): result.curve(q).tolist() for q in QUANTILES},
-        "settled_after_calls": result.settled_at().tolist(),
-        "sentence": result.sentence(),
-    }

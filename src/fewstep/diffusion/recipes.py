@@ -1,15 +1,19 @@
-"""Recipes: plain functions that return keyword arguments for tune(), and the small network that `fewstep train` builds."""
+"""Recipes: plain functions that return keyword arguments for tune(), and the small network that `fewstep train` builds.
+
+A rate and averages that somebody asks for change a recipe here, too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from .average import Exponential, PowerFunction
+from .average import Average, Exponential, PowerFunction
 from .denoiser import Denoiser, edm, vp
 from .loss import InverseGap, MeanSquare, OutputScale, PseudoHuber
 from .noise import ECTGap, FullGap, Levels, LogNormal
-from .optim import Adam, Constant, Cosine, Dropout, InverseSqrt, RAdam
+from .optim import Adam, Constant, Cosine, Dropout, InverseSqrt, LearningRate, RAdam
 from .two_times import GRIDS
 
 
@@ -101,6 +105,22 @@ def path_regression(levels: Sequence[float] = ()) -> dict[str, Any]:
 
 
 RECIPES = {recipe.__name__: recipe for recipe in (any_step, ect_demo, ect_one_hour, ect_cifar10, ect_imagenet64)}
+
+
+def rate_of(ours: Constant | Cosine | InverseSqrt, peak: float | None, warmup: int | None) -> LearningRate:
+    """The recipe's learning rate, with another peak and another warm-up if they are given."""
+    changed = ours if peak is None else replace(ours, rate=peak)
+    if warmup is not None and isinstance(changed, Cosine):
+        return replace(changed, warmup=warmup)
+    if warmup is not None:
+        raise ValueError(f"--warmup belongs to the cosine rates of ect_demo and any_step; this recipe's is {changed}")
+    return changed
+
+
+def averages(decays: tuple[float, ...], ours: Average, *, afresh: bool) -> tuple[Average, ...]:
+    """The averages of these decays, or the recipe's own; from new weights they need a warm-up."""
+    chosen = tuple(map(Exponential, decays)) or (ours,)
+    return tuple(replace(a, warmup=afresh) if isinstance(a, Exponential) else a for a in chosen)
 
 
 def diffusion(images: int, *, batch: int = 64, rate: float = 1e-3) -> dict[str, Any]:

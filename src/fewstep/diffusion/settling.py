@@ -1,0 +1,90 @@
+"""How early a checkpoint's trajectories know their ends: all that `fewstep settle` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.checks import at_least, positive
+from ..core.files import writable
+from ..core.nfe import count_nfe
+from ..core.receipt import receipt
+from .cond import labelled
+from .measure.comparing import image_shape
+from .measure.features import fitting
+from .measure.settling import QUANTILES, Settling, settle
+from .measuring import diffusion_model
+from .report import plot_settling
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How early a checkpoint's trajectories know their ends, by the features of this name."""
+
+    settling: Settling
+    features: str
+
+
+def settle_checkpoint(
+    checkpoint: str,
+    out: Path,
+    *,
+    steps: int = 50,
+    within: float = 0.1,
+    n: int = 500,
+    features: str | None = None,
+    label: int | None = None,
+    seed: int = 0,
+    batch: int = 250,
+    precision: str = "no",
+) -> Settled:
+    """Measures how early a diffusion checkpoint's trajectories know their ends; leaves settle.json and settle.png in `out`.
+
+    Args:
+        checkpoint: a diffusers folder or hub id.
+        out: the folder.
+        steps, within, batch, precision: as for `settle`.
+        n: trajectories.
+        features: name of an extractor; by default fashion for grey images of 28 pixels and random for all other.
+        label: class of the images, for conditional models.
+        seed: of the first trajectory.
+
+    Raises:
+        ValueError: numbers that cannot be, no such checkpoint, a student, or features that do not fit its images.
+    """
+    at_least(2, n=n, steps=steps)
+    at_least(1, batch=batch)
+    at_least(0, seed=seed, label=label)
+    positive(within=within)
+    writable(out)
+    denoiser = diffusion_model(checkpoint).denoiser
+    shape = image_shape(denoiser)
+    if bool(denoiser.takes) != (label is not None):
+        raise ValueError("this checkpoint " + ("needs a --label" if denoiser.takes else "takes no --label"))
+    cond = labelled(None if label is None else torch.full((n,), label))
+    taken = features or ("fashion" if shape == (1, 28, 28) else "random")
+    network = fitting(taken, shape)[taken]
+    facts = {"checkpoint": checkpoint, "features": taken, "label": label, "seed": seed, "n": n, "precision": precision}
+    with receipt(out / "settle.json", **facts) as entries:
+        with count_nfe(denoiser.network) as nfe:
+            result = settle(
+                denoiser, range(seed, seed + n), network, steps=steps, within=within, batch=batch, precision=precision,
+                cond=cond,
+            )  # fmt: skip
+        entries.update(_said(result), nfe_per_sample=nfe.rows / n)
+        plot_settling(result, out / "settle.png", features=taken)
+    return Settled(result, taken)
+
+
+def _said(result: Settling) -> dict[str, Any]:
+    """What a receipt says of it."""
+    return {
+        "within": result.within,
+        "sigmas": result.sigmas.tolist(),
+        "quantiles": {str(q): result.curve(q).tolist() for q in QUANTILES},
+        "settled_after_calls": result.settled_at().tolist(),
+        "sentence": result.sentence(),
+    }
