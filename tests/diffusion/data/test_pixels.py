@@ -174,8 +174,12 @@ def test_other_kinds_of_pictures_are_what_pillow_makes_of_them(channels: int) ->
         stored = encoded(
             base.convert("RGB").convert(mode) if mode != "LAB" else Image.frombytes("LAB", (8, 8), base.tobytes()), kind
         )
-        with Image.open(io.BytesIO(stored)) as file:
-            expected = np.asarray(file.convert("RGB") if channels == 3 else file.convert("RGB").convert("L"))
+        try:
+            with Image.open(io.BytesIO(stored)) as file:
+                expected = np.asarray(file.convert("RGB") if channels == 3 else file.convert("RGB").convert("L"))
+        except OSError:
+            assert mode in ("LAB", "YCbCr")  # before 13 Pillow itself cannot read one of these that it has written
+            continue
         assert np.array_equal(seen(stored, channels=channels), expected), mode
 
 
