@@ -23,7 +23,7 @@ WINGS = {
     "fewstep.steering": "Large language models that small ones steer.",
 }
 PURPOSE = {
-    "Tune and use": ("demo", "check", "train", "tune", "sample", "export", "push", "import", "play", "learn-rule"),
+    "Tune and use": ("demo", "check", "train", "tune", "sample", "export", "push", "import", "play"),
     "Data": ("table", "encode"),
     "Measure": ("measure", "dial", "forecast", "ledger", "settle", "report"),
 }
