@@ -6,6 +6,7 @@ What users need first is offered here. The wings have more: `fewstep.diffusion` 
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from .core.lazy import lazily
@@ -113,6 +114,9 @@ _NAMES = {
     "steering": ["ProxyTuning", "Questioning", "ledger_models"],
 }  # fmt: skip
 __all__ = [name for names in _NAMES.values() for name in names]
+
+# diffusers and peft import bitsandbytes where it is installed, which warns of kernels that nothing here uses
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _public, __dir__ = lazily(__name__, _NAMES, modules=("__version__", "diffusion", "masked", "steering"))
 

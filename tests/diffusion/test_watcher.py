@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -140,6 +141,26 @@ def test_a_resumed_run_goes_on_with_its_lines(tmp_path, monkeypatch, step: int) 
     run(out, resume=True)
     assert (out / ROWS).read_text() == (whole / ROWS).read_text()
     assert not (out / "sound.pt").exists()
+
+
+def test_the_state_of_the_last_look_is_copied_where_a_disk_has_no_second_names(tmp_path, monkeypatch) -> None:
+    tune = runs.tune
+
+    def killed(*args, **options):
+        for each in tune(*args, **options):
+            yield each
+            if each.step == 3:
+                raise RuntimeError("killed")
+
+    def refused(*_) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(runs, "tune", killed)
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path / "run")
+    assert load_state(tmp_path / "run" / "sound.pt")["step"] == 2
+    assert sorted(os.listdir(tmp_path / "run")) == ["sound.pt", "state.pt", "watch", "watch.jsonl"]
 
 
 def test_processes_that_hold_a_student_together_watch_it_together(tmp_path) -> None:

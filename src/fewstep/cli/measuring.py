@@ -127,6 +127,7 @@ def ledger(
     _say_features(found.features, scoring.features is None)
     out = scoring.out
     print(f"all figures, plots and pictures: {out / 'ledger.json'}, {out / 'ledger.png'}, {out / 'samples.png'}")
+    say_next("report", out)
 
 
 def forecast(
@@ -151,6 +152,7 @@ def forecast(
     for found in forecast_runs(runs, within=read_share(within), calls=calls, out=out):
         print(found.sentence)
     print(f"curves, laws and intervals: {out or Path(runs[0]) / 'forecast.json'}")
+    say_next("report", out or runs[0])
 
 
 def settle(

@@ -9,6 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from ..masked.choices import Compute, Early, Exam, Masked, Rule, Text
 from ..steering.choices import Questioning, Steered
+from .after import say_next
 from .measuring import read_share
 
 
@@ -95,6 +96,7 @@ def ledger_text(
     for sentence in (*found.sentences(), *found.notes):
         console.print(sentence, markup=False)
     print(f"all figures, answers and the drift by layer: {out / 'ledger.json'}, {out / 'answers.jsonl'}")
+    say_next("report", out)
 
 
 def evaluate(

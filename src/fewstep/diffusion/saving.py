@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -97,14 +98,23 @@ class Saver:
         return step.state() | self.kept | {"loss": step.loss} | self.spent() | watched
 
     def _keep(self, *, anew: bool) -> None:
-        """The saved state stays under another name as well, which takes no room until the next one is saved."""
+        """The saved state stays under another name as well, which takes no room until the next one is saved.
+
+        Where a disk has no two names for a file it is copied. The one before stays until its successor is there.
+        """
         if not self.file.exists() or (self.sound.exists() and not anew):
             return
-        self.sound.unlink(missing_ok=True)
+        new = self.sound.with_suffix(".new")
         try:
-            os.link(self.file, self.sound)
-        except OSError:  # not every disk has two names for a file
-            logger.warning("%s cannot stay under another name, so a collapse would cost more than the last look", self.file)
+            new.unlink(missing_ok=True)
+            try:
+                os.link(self.file, new)
+            except OSError:
+                shutil.copyfile(self.file, new)
+            os.replace(new, self.sound)
+        except OSError as error:
+            new.unlink(missing_ok=True)
+            logger.warning("%s could not be kept for a collapse (%s): make room", self.file, error.strerror)
 
     def _write(self, state: dict[str, Any], *, last: bool) -> bool:
         """Whether it could be written."""

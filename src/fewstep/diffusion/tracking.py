@@ -26,7 +26,7 @@ class Tracking:
 
     Args:
         names: of the trackers.
-        folder: of the run's own files of tensorboard; its name is that of the project in the others.
+        folder: of tensorboard's files, in that of the run, by whose name the others know the run.
     """
 
     def __init__(self, names: Sequence[str], folder: Path) -> None:
