@@ -20,17 +20,17 @@ from fewstep import write_report
 from fewstep.core.intervals import Estimate
 from fewstep.core.ledger import Ledger, Line, paired, shares
 from fewstep.core.showing import ledger_table
-from fewstep.diffusion.cond import NOTHING
-from fewstep.diffusion.data import Images
-from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.cond import CLASS, NOTHING, Classes, labelled
+from fewstep.diffusion.data import Images, load_images
+from fewstep.diffusion.denoiser import Denoiser, Guided
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.lora import LoRA, adapt, factors_of, fused
-from fewstep.diffusion.measure.accounting import lines_of, made_to_denoise, take_stock
+from fewstep.diffusion.measure.accounting import GUIDED, lines_of, made_to_denoise, take_stock
 from fewstep.diffusion.measure.comparing import Telling
 from fewstep.diffusion.measure.denoising import errors, levels_of
 from fewstep.diffusion.measure.dial import score
 from fewstep.diffusion.measure.drift import drift
-from fewstep.diffusion.measure.features import View
+from fewstep.diffusion.measure.features import View, views
 from fewstep.diffusion.measure.lines import Pair
 from fewstep.diffusion.measure.seen import Setting
 from fewstep.diffusion.model import Model
@@ -38,7 +38,7 @@ from fewstep.diffusion.prediction import clean
 from fewstep.diffusion.schedule import Karras
 from fewstep.diffusion.space import Pixels
 from fewstep.diffusion.two_times import TwoTimes
-from fewstep.diffusion.walk import Consistency, Heun
+from fewstep.diffusion.walk import DDIM, Consistency, Heun
 
 SHAPE, SPREAD, N, WALK = (3, 6, 6), 0.12, 100, Heun(16)
 
@@ -147,6 +147,31 @@ def test_a_look_that_changed_is_seen(world) -> None:
     found = balance(world, mixture(pale))
     line = next(line for line in found.lines if line.name.startswith("saturation"))
     assert said(found, "saturation") == "lost" and line.difference.high < 0 and said(found, "grey") == "kept"
+
+
+class Asked(nn.Module):
+    """The mixture by class: the first two templates are 0, the others 1, and 2 is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds = nn.ModuleList(Mixture(templates()[some]) for some in ([0, 1], [2, 3], [0, 1, 2, 3]))
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+        return torch.stack([kind(sample, timestep) for kind in self.kinds])[class_labels, torch.arange(len(sample))]
+
+
+def test_guidance_that_is_too_strong_is_seen(world) -> None:
+    """It shows fewer different pictures of one class, and these further from real ones."""
+    images, views = world
+    labels = Colours().classify(images.pixels).argmax(1) // 2
+    asked = Denoiser(Asked(), mixture().schedule, clean, space=Pixels(SHAPE), takes={CLASS: Classes(2, 2)})
+    guided = Guided(asked, 6.0, labelled(torch.tensor([2])))
+    settings = Setting("before", asked, WALK), Setting("after", guided, WALK)
+    found = take_stock(*settings, Images(images.pixels, labels), views, n=N, denoises=True)[0]
+    different = next(line for line in found.lines if line.name.startswith("Vendi"))
+    assert lost_for_sure(found) >= {"Vendi, one condition", "MIND on colours", "MIND on averages"}
+    assert different.difference.high < 0 and "lower the guidance" in " ".join(found.sentences())
+    assert GUIDED in found.notes and {said(found, line.name) for line in found.lines if not line.asked} == {"another task"}
 
 
 def test_memorised_images_are_found(world) -> None:
@@ -274,20 +299,53 @@ def test_a_student_of_any_number_of_calls_is_asked_just_below_the_level() -> Non
     assert not np.allclose(ask(teacher, seed=1), own)
 
 
-def test_the_layer_of_a_trained_network_is_missed() -> None:
-    teacher, images = load("bundled").denoiser, torch.from_numpy(_bundled()[:24, None]).float() / 127.5 - 1
-    damaged = copy.deepcopy(teacher)
-    nn.init.zeros_(damaged.network.get_submodule("down_blocks.0.resnets.0.conv1").weight)
-    levels = levels_of(teacher)[6:10]
-    before, after = (errors(each.eval(), images, NOTHING, levels) for each in (teacher, damaged))
-    lines = tuple(paired("denoising", "error", a, b, unit=float(a.mean())) for a, b in zip(before.T, after.T, strict=True))
-    assert {verdict.said for verdict in Ledger(lines, 0.1).verdicts[-2:]} == {"lost"}  # at the lower levels
+@pytest.fixture(scope="module")
+def trained():
+    """The bundled checkpoint, some of its images, and views of them."""
+    images = Images(load_images("bundled", channels=1, size=28).shuffled().raw(range(200)))
+    return load("bundled").denoiser.eval(), images, views("fashion", images)
 
 
-def _bundled() -> np.ndarray:
-    from fewstep.diffusion.data import load_images
+def weigh(trained, after: Denoiser) -> Ledger:
+    teacher, images, seen = trained
+    settings = (Setting(name, denoiser, DDIM(3)) for name, denoiser in (("before", teacher), ("after", after)))
+    return take_stock(*settings, images, seen, n=24, denoises=True)[0]
 
-    return load_images("bundled", channels=1, size=28).pixels[:, 0].numpy()
+
+def lost_for_sure(ledger: Ledger) -> set[str]:
+    """The lines that are lost, on whose intervals zero does not lie."""
+    lines = ledger.of("lost")
+    assert all(line.difference.low > 0 or line.difference.high < 0 for line in lines)
+    return {line.name for line in lines}
+
+
+def test_a_layer_of_a_trained_network_that_was_reset_is_missed(trained) -> None:
+    damaged, place = copy.deepcopy(trained[0]), "up_blocks.2.resnets.1.conv2"
+    weight = damaged.network.get_submodule(place).weight
+    nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=torch.Generator().manual_seed(0))
+    found = weigh(trained, damaged)
+    low = {line.name for line in found.lines if line.group == "denoising" and line.level < 3}
+    assert lost_for_sure(found) >= low | {"Fréchet on fashion", "Vendi, one condition"} and len(low) == 6
+    assert {each.layer for each in found.drift if each.change} == {place}
+
+
+def test_a_head_that_was_tuned_too_far_is_missed(trained) -> None:
+    """Alone, on four images and at a rate of .03."""
+    teacher, images, _ = trained
+    damaged = copy.deepcopy(teacher).requires_grad_(False)
+    head = damaged.network.conv_out.requires_grad_(True)
+    optimizer, rng = torch.optim.Adam(head.parameters(), lr=0.03), torch.Generator().manual_seed(0)
+    x0 = torch.stack([images.x0(k) for k in range(4)])
+    for _ in range(20):
+        sigma = (1.5 * torch.randn(4, generator=rng) - 0.5).exp()
+        noisy = x0 + sigma.view(-1, 1, 1, 1) * torch.randn(x0.shape, generator=rng)
+        optimizer.zero_grad()
+        (damaged(noisy, sigma) - x0).square().mean().backward()
+        optimizer.step()
+    found = weigh(trained, damaged.requires_grad_(False))
+    low = {line.name for line in found.lines if line.group == "denoising" and line.level < 3}
+    assert lost_for_sure(found) >= low | {"distance in pixels"} and len(low) == 6
+    assert {each.layer for each in found.drift if each.change} == {"conv_out"}
 
 
 def test_a_table_of_eighty_columns(world) -> None:
