@@ -17,6 +17,7 @@ from ..core.ledger import Ledger
 from ..core.parts import hidden
 from ..core.processes import together
 from ..core.receipt import receipt
+from ..core.weights import mark
 from .asked import asked_of, once, prompts_in
 from .choices import given
 from .data import Samples, load_images
@@ -314,7 +315,8 @@ def _compared(settings: Sequence[Setting], scoring: Scoring, prompts: Sequence[s
 def _compared_by(scoring: Scoring, real: _Against, prompts: Sequence[str] | None) -> dict[str, Any]:
     """What decides what is seen of samples, beside the models."""
     data = [scoring.data, len(real.images), real.images.fingerprint]
-    return {"data": data, "prompts": prompts, "extractors": list(real.networks), "match": real.named}
+    extractors = {name: mark(network.state_dict()) for name, network in real.networks.items()}
+    return {"data": data, "prompts": prompts, "extractors": extractors, "match": real.named}
 
 
 def _names(runs: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from .scores import Reference
 WORTH = 20_000  # images from which keeping pays
 FOLDER = "FEWSTEP_CACHE"  # variable that names another folder; empty keeps nothing
 BATCH = 1000
+TRIED = 8  # images, by which a network is known as well
 
 
 def kept(network: nn.Module, images: Samples, make: Callable[[], Reference]) -> Reference:
@@ -28,8 +29,8 @@ def kept(network: nn.Module, images: Samples, make: Callable[[], Reference]) -> 
     Both are known by their content, so nothing has to be cleared when data or weights change. A file that is damaged is
     made again, and where nothing can be written nothing is kept.
     """
-    place = os.environ.get(FOLDER, str(Path.home() / ".cache" / "fewstep"))
-    if len(images) < WORTH or not place:
+    place = "" if len(images) < WORTH else _place()
+    if not place:
         return make()
     file = Path(place) / "references" / f"{_name(network, images)}.npz"
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), open(file, "rb") as content:
@@ -43,13 +44,25 @@ def kept(network: nn.Module, images: Samples, make: Callable[[], Reference]) -> 
     return made
 
 
+def _place() -> str:
+    """The folder; "" where there is none, as for a user without a home."""
+    home = os.path.expanduser("~")
+    return os.environ.get(FOLDER, "" if home == "~" else os.path.join(home, ".cache", "fewstep"))
+
+
+@torch.no_grad()
 def _name(network: nn.Module, images: Samples) -> str:
-    """A hash of the network's form and weights, of where it is computed, and of all images in their order."""
-    device = next(network.parameters(), torch.empty(0)).device.type
-    found = hashlib.sha256(f"{network!r} {device} {torch.__version__} {tuple(images.shape)} {len(images)}".encode())
+    """A hash of the network's form and weights, of where it is computed, and of all images in their order.
+
+    And of what it says of the first images: its code may be another one than it was.
+    """
+    device = next(network.parameters(), torch.empty(0)).device
+    said = f"{network!r} {device.type} {torch.__version__} {tuple(images.shape)} {len(images)}"
+    found = hashlib.sha256(said.encode())
     for name, value in network.state_dict().items():
         found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else b"")
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    found.update(network(images.raw(range(TRIED)).to(device)).half().cpu().numpy().tobytes())
     for start in range(0, len(images), BATCH):
         found.update(images.raw(range(start, min(start + BATCH, len(images)))).contiguous().numpy().tobytes())
     return found.hexdigest()[:32]
