@@ -133,7 +133,6 @@ def _alone_on_the_screen(command: Callable[..., None]) -> Callable[..., Work]:
     def run(*args: object, **options: object) -> None:
         for library in LIBRARIES:
             os.environ.setdefault(f"{library}_VERBOSITY", "critical")
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at its import, which peft does unasked
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         if find_spec("transformers"):
             _without_bars()
