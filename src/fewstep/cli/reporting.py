@@ -20,8 +20,8 @@ def report(
     settling curves, runs, and answers with the step at which each token was decided. Each result has its receipt below.
 
     Args:
-        paths: folders or files that fewstep measure, dial, ledger, settle, tune, decode --out, calibrate, settle-text or
-            proxy --out has written; what each is, its files say.
+        paths: folders or files that fewstep measure, dial, ledger, settle, tune, forecast, decode --out, calibrate,
+            settle-text, ledger-text or proxy --out has written; what each is, its files say.
         out: the file to write.
     """
     from ..report import write_report

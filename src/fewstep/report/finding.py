@@ -20,7 +20,7 @@ KINDS = (  # what stands in a result of this kind, in the order in which it is l
     ("forecast", {"forecasts"}),
     ("run", {"recipe", "steps", "loss", "images_per_second"}),
 )
-MADE_BY = "measure, dial, ledger, settle, tune, forecast, decode --out, calibrate, settle-text or proxy --out"
+MADE_BY = "measure, dial, ledger, settle, tune, forecast, decode --out, calibrate, settle-text, ledger-text or proxy --out"
 LINES = (("answers", {"text", "tokens", "nfe"}), ("changes", {"prompt", "before", "after"}))  # the same of each line
 LONGEST = 64 << 20  # bytes of a file that is looked into
 

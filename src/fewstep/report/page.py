@@ -43,8 +43,8 @@ def write_report(paths: Sequence[Path | str], out: Path | str = Path("report.htm
     It is below 5 MB, needs no network and no other file, and runs no text of a result as code.
 
     Args:
-        paths: folders or files that `measure`, `dial`, `ledger`, `settle`, `tune`, `decode`, `calibrate`, `settle-text` or
-            `proxy` has written; what each is, its files say.
+        paths: folders or files that `measure`, `dial`, `ledger`, `settle`, `tune`, `forecast`, `decode`, `calibrate`,
+            `settle-text`, `ledger-text` or `proxy` has written; what each is, its files say.
         out: the file to write.
 
     Returns:
