@@ -11,8 +11,9 @@ import pytest
 
 from fewstep.core import parts
 from fewstep.core.interrupts import Interrupted
-from fewstep.core.parts import BATCHES, Works, hidden, in_parts, in_ranges, of_texts
+from fewstep.core.parts import AS_JSON, BATCHES, Works, hidden, in_parts, in_ranges, of_texts
 from fewstep.core.processes import Elsewhere, Processes, Said, together
+from fewstep.core.source import JSON_BYTES
 
 
 class Work:
@@ -86,6 +87,12 @@ def test_several_works_of_one_result_stay_until_it_is_there(tmp_path, monkeypatc
     assert len(made) == 5  # a work of a single part is as short as that
     works.end()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_part_is_what_it_was_however_long(tmp_path) -> None:
+    part = ["x" * JSON_BYTES, 0.1 + 0.2, float("-inf"), None, {"steps": [-1, 0]}]
+    AS_JSON.write(tmp_path / "0.json", part)
+    assert AS_JSON.read(tmp_path / "0.json") == part
 
 
 def test_what_is_told_of_an_error_is_that_error() -> None:

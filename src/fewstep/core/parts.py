@@ -17,7 +17,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from .files import alone_in
+from .files import alone_in, atomic_file
 from .interrupts import Interrupt, Interrupted, interrupts
 from .processes import Processes, together
 from .progress import as_part, progress
@@ -40,11 +40,13 @@ class Form(Generic[T]):
     read: Callable[[Path], T]
 
 
-AS_JSON: Form[Any] = Form(
-    ".json",
-    lambda file, part: write_json(file, {"part": part}),
-    lambda file: read_json(file, "it is a part of a result")["part"],
-)
+def _write_part(file: Path, part: Any) -> None:
+    with atomic_file(file) as content:
+        content.write(json.dumps(plain(part)).encode())
+
+
+# of any size, as thousands of long texts may be in a part
+AS_JSON: Form[Any] = Form(".json", _write_part, lambda file: json.loads(file.read_bytes()))
 
 
 class Parts(Sequence[T]):
