@@ -48,7 +48,10 @@ def ledger(folder: Path, *, name: str = "precision") -> Path:
     content = RECEIPT | {
         "within": 0.1, "level": 0.05, "calls": {"before": 35.0, "after": 4.0}, "lines": lines, "notes": ["A note."],
         "drift": [{"layer": "conv_in", "change": 0.1}, {"layer": f"{name}.0", "change": 0.3}],
-        "sentences": ["Lost: quality (Fréchet).", "Take more calls."],
+        "sentences": [
+            "Gained: looks (grey).", "It takes 4 network calls in place of 35.", "Lost: quality (Fréchet).",
+            "Take more calls.",
+        ],
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ledger.json").write_text(json.dumps(content))

@@ -60,12 +60,14 @@ def test_one_page_of_all_kinds_told_by_what_stands_in_the_files(all_kinds) -> No
     whole = write_report([all_kinds], all_kinds / "whole.html")  # the folder that all of them stand in
     seen = Seen(out.read_text())
     assert Seen(whole.read_text()).tags == seen.tags
+    twice = write_report([all_kinds, all_kinds / "ledger", all_kinds / "." / "dial"], all_kinds / "twice.html")
+    assert Seen(twice.read_text()).tags == seen.tags  # what is named twice is shown once
     for said in (
         "Take student.",
         "The student has a Fréchet distance of 2.00 ± 0.50 at 4 network calls (fashion features; lower is better).",
         "The teacher’s best is 1.14 ± 0.50 at 35 network calls",
         "A picture takes the student 80.0 ms, and the teacher 700 ms.",
-        "Lost: quality (Fréchet).", "Take more calls.", "+50 ± 10 %", "about 70 more samples would tell", "Settled.",
+        "Gained: looks (grey). Lost: quality (Fréchet).", "+50 ± 10 %", "about 70 more samples would tell", "Settled.",
         "The run saw 64 images in 2 steps and 8 seconds, taught by bundled.",
         "EarlyCommit(rule = Threshold(threshold = 0.99))", "With confidence 95 % it changes at most 8 % of answers",
         "By 50 % of the steps, 80 % of the 44 answers had been shown", "first choice at 1 of 2 tokens (50 %)",
@@ -73,6 +75,8 @@ def test_one_page_of_all_kinds_told_by_what_stands_in_the_files(all_kinds) -> No
         "2 of 3 answers are others after the change: 1 became wrong, 0 became right.",
     ):  # fmt: skip
         assert said in seen.words, said
+    told = " ".join(seen.words.split())
+    assert "It takes 4 network calls in place of 35." not in told.partition("What to do")[2].partition("Line by line")[0]
     assert seen.alts.count("student at 2 network calls, seed 1: a red dress") == 1
     assert len(seen.alts) == 6 * results.SEEDS + 3  # and the sheets of the run
     assert seen.words.index("right before, wrong after") < seen.words.index("right both times")

@@ -37,7 +37,7 @@ def ledger_table(ledger: Ledger, *, folded: str | None = None) -> Table:
         rows.add_row(*_cells(line, verdict))
     if hidden:
         kept = hidden.count("kept")
-        rows.add_row(f"[b]{folded}[/b], {len(hidden)} other lines", "", "", f"{kept} kept, {len(hidden) - kept} not known")
+        rows.add_row(f"[b]{folded}[/b], {len(hidden)} other lines", "", "", f"{kept} kept, {len(hidden) - kept} ?")
     return rows
 
 

@@ -190,6 +190,6 @@ def elements(tensors: Iterable[Tensor]) -> int:
 
 
 def in_short(error: BaseException) -> str:
-    """What an error of a library says, on one line of at most 300 characters."""
+    """What an error of a library says, on one line of at most 300 characters: how it begins, and how it ends."""
     text = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:299] + "…"
+    return text if len(text) <= 300 else f"{text[:149]} … {text[-148:]}"

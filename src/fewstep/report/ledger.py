@@ -126,10 +126,10 @@ def ledger_section(found: Found) -> Section:
 
 
 def _sentences(said: Sequence[object]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What was found, and what to do about it: the latter follows what was lost or is not known."""
+    """What was found, what is lost beside what is gained, and what to do about it."""
     sentences = [str(sentence) for sentence in said]
-    facts = ("Gained", "Lost", "A sample takes", "No loss", "Not known")
-    told = [sentence for sentence in sentences if sentence.startswith(facts)]
+    facts = ("Gained", "Lost", "No loss", "It takes", "Not known")
+    told = [sentence for fact in facts for sentence in sentences if sentence.startswith(fact)]
     return tuple(told), tuple(sentence for sentence in sentences if sentence not in told)
 
 

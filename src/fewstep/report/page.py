@@ -57,7 +57,7 @@ def write_report(paths: Sequence[Path | str], out: Path | str = Path("report.htm
         raise ValueError("name at least one folder or file to report")
     out = Path(out)
     writable_file(out)
-    found = [result for path in paths for result in find(Path(path))]
+    found = list({result.file.resolve(): result for path in paths for result in find(Path(path))}.values())
     found.sort(key=lambda result: [*SHOWN].index(result.kind))
     for pictures in PICTURES:
         page = rendered([section_of(result._replace(pictures=pictures)) for result in found]).encode()

@@ -34,7 +34,7 @@ class Section:
     Attributes:
         title: its heading.
         source: the folder or file that it was made of, as the user named it.
-        says: what was found, a sentence each; the first stands in the table of contents, too.
+        says: what was found, a sentence each; the first two stand in the table of contents, too.
         template: the file in templates/ that shows `body`.
         body: figures, pictures and charts.
         receipt: how the result came about.

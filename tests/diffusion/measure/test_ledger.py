@@ -359,6 +359,18 @@ def test_a_table_of_eighty_columns(world) -> None:
     assert "share of third" in text and "share of first" not in text
 
 
+def test_the_widest_rows_of_a_table_fit_into_eighty_columns() -> None:
+    """The longest name and verdict, an interval that is not even, and a count of lines that are not shown."""
+    uneven = Estimate(-0.6, -0.733, -0.503)
+    line = Line("agreement", "distance in fashion features", 0.5, -0.1, uneven, 1.0, 20, 1.0, asked=False)
+    classes = [Line("classes", f"share {k}", 0.5, 0.6, Estimate(0.1, -0.733, 0.503), 1.0, 20, 1.0) for k in range(12)]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(ledger_table(Ledger((line, *classes), 0.1), folded="classes"))
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert "another task" in text and "0 kept, 12 ?" in text
+
+
 def test_the_command_leaves_figures_and_says_what_to_do(place, monkeypatch, capsys) -> None:
     save(Model(tiny(size=28), Consistency(2)), place / "student")
     fewstep(monkeypatch, "ledger teacher student --data data.npz --out found --n 20 --teacher-calls 3 --features pixels")

@@ -116,8 +116,8 @@ def _edm(denoiser: Denoiser, schedule: Karras, walk: Consistency) -> DiffusionPi
 
     if schedule.time_scale != 250:
         raise ValueError(
-            "this network was trained with EDM's own time, ln σ/4, and stock pipelines give it 250·ln σ; import an ADM "
-            "network with --consistency-time and tune that"
+            "this network was trained with EDM's own time, ln σ/4, and stock pipelines give it 250·ln σ; sample "
+            "its student with fewstep, or, if it came from a file of EDM, import that with --consistency-time and tune it"
         )
     settings = schedule.consistency_settings(walk.middle, denoiser.identity)
     return ConsistencyModelPipeline(unet=denoiser.network, scheduler=CMStochasticIterativeScheduler(**settings))
