@@ -68,7 +68,8 @@ def test_nobody_but_this_machine_and_this_page_is_answered_and_ctrl_c_ends_it(se
 
     process, address = served
     port = int(address.rpartition(":")[2])
-    for other in ("127.0.0.2", socket.gethostbyname(socket.gethostname())):
+    own = [each for places in psutil.net_if_addrs().values() for each in places if each.family == socket.AF_INET]
+    for other in {"127.0.0.2", *(each.address for each in own)}:
         if other != "127.0.0.1":
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((other, port), timeout=5)

@@ -31,7 +31,7 @@ from fewstep.diffusion.measure.denoising import errors, levels_of
 from fewstep.diffusion.measure.dial import score
 from fewstep.diffusion.measure.drift import drift
 from fewstep.diffusion.measure.features import View, views
-from fewstep.diffusion.measure.lines import Pair
+from fewstep.diffusion.measure.lines import Pair, apart
 from fewstep.diffusion.measure.seen import Setting
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.prediction import clean
@@ -397,3 +397,10 @@ def test_what_makes_no_ledger_is_one_sentence(place, monkeypatch, capsys, words,
     with pytest.raises(SystemExit, match="2"):
         fewstep(monkeypatch, f"ledger {words} --data data.npz --out found --n 20")
     assert sentence in capsys.readouterr().err and not (place / "found").exists()
+
+
+def test_a_picture_alone_in_its_batch_has_no_other() -> None:
+    pictures = torch.randint(0, 256, (4, 1, 3, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole, alone = (apart([each])[0]["another"] for each in (pictures, pictures[3:]))
+    assert (whole > 0).all() and np.isnan(alone).all()
+    assert whole[1] == np.linalg.norm(pictures[1].double() - pictures[0].double())

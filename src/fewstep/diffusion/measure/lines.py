@@ -67,8 +67,10 @@ def agreement(pair: Pair, as_few: Point) -> list[Line]:
         if other_seed > 0:
             apart = [np.linalg.norm(x - solution, axis=1) / other_seed for x in (few, after)]
             lines.append(paired("agreement", f"distance in {what}", *apart, unit=1.0))
-    if "another" in own.each and (other_seed := own.each["another"].mean()) > 0:  # told when the pictures were there
-        apart = [point.each["apart"] / other_seed for point in (as_few, pair.after)]
+    others = own.each.get("another", np.empty(0))  # told when the pictures were there
+    others = others[np.isfinite(others)]
+    if others.any():
+        apart = [point.each["apart"] / others.mean() for point in (as_few, pair.after)]
         lines.append(paired("agreement", "distance in pixels", *apart, unit=1.0))
     return lines
 
@@ -215,10 +217,14 @@ def looks(pair: Pair, real: Looks) -> list[Line]:
 
 
 def apart(pictures: Sequence[Tensor]) -> list[dict[str, Array]]:
-    """How far the pictures (B, C, H, W) of each model are from those of the first, and in the first from another seed's."""
+    """How far the pictures (B, C, H, W) of each model are from those of the first, and in the first from another seed's.
+
+    A picture that is alone in its batch has no other: not a number.
+    """
     first = pictures[0].flatten(1).double().numpy()
     found = [{"apart": np.linalg.norm(each.flatten(1).double().numpy() - first, axis=1)} for each in pictures]
-    found[0]["another"] = np.linalg.norm(first - np.roll(first, 1, 0), axis=1)
+    other = np.roll(first, 1, 0) if len(first) > 1 else np.full_like(first, np.nan)
+    found[0]["another"] = np.linalg.norm(first - other, axis=1)
     return found
 
 
