@@ -130,6 +130,8 @@ def forecast_runs(
 
 def _looks(run: Path) -> list[dict[str, Any]]:
     """The scored looks at a run, the one before its first step first."""
+    if not run.is_dir():
+        raise ValueError(f"there is no folder {run}; name that of a run of fewstep tune")
     rows = [row for row in rows_in(run / ROWS) if any("frechet" in each for each in row["samples"])]
     if len(rows) < 2 or rows[0]["images"] != 0:
         raise ValueError(f"{run} has no scores over its images; tune with --look-score 250, and forecast goes by them")

@@ -173,3 +173,8 @@ def test_a_run_without_scores_says_how_to_have_them(tmp_path, monkeypatch, capsy
     write_run(tmp_path / "other", LAW, IMAGES, factor=2.0)
     with pytest.raises(ValueError, match="different teachers"):
         forecast_runs([str(tmp_path / "scored"), str(tmp_path / "other")])
+
+
+def test_a_folder_that_is_not_there_is_no_run_without_scores(tmp_path) -> None:
+    with pytest.raises(ValueError, match="there is no folder"):
+        forecast_runs([str(tmp_path / "nothing")])
