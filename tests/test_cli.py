@@ -298,7 +298,8 @@ def test_a_command_that_is_told_to_stop_saves_before_it_leaves(place) -> None:
         said = tune.stderr.read()
     assert tune.returncode == 143
     assert STOPPED.search(said), said
-    assert os.listdir(place / "run") == ["state.pt"]
+    left = set(os.listdir(place / "run"))  # the first look at the samples may come before the signal
+    assert left - {"watch", "watch.jsonl"} == {"state.pt"}
 
 
 def test_ctrl_c_saves_as_well(place, monkeypatch, capsys) -> None:
