@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -222,12 +223,9 @@ def _calibrated(denoiser: Denoiser, x0: Tensor, cond: Cond, answers: Answers, ce
 
 def _told(denoiser: Denoiser, x0: Tensor, cond: Cond, level: Tensor, factor: float, centre: Tensor) -> float:
     """The error where the network is told another level."""
-    own = denoiser.schedule
-    denoiser.schedule = Told(own, factor)  # type: ignore[assignment]
-    try:
-        return float(asked_at(denoiser, x0, cond, level, centre=centre).errors.mean())
-    finally:
-        denoiser.schedule = own
+    other = copy(denoiser)  # the same network under a schedule of its own
+    other.schedule = Told(denoiser.schedule, factor)  # type: ignore[assignment]  # a Schedule is a union of known classes
+    return float(asked_at(other, x0, cond, level, centre=centre).errors.mean())
 
 
 def _share(answers: Answers, k: int) -> str:
