@@ -241,7 +241,9 @@ def line(value: float, reach: float, *, unit: float = 1.0, best: float = 0.0, ch
 
 
 def test_verdicts_are_read_off_the_interval() -> None:
-    verdict = lambda *each: [v.said for v in Ledger(each, 0.1).verdicts]  # noqa: E731
+    def verdict(*each: Line) -> list[str]:
+        return [v.said for v in Ledger(each, 0.1).verdicts]
+
     assert verdict(line(0.05, 0.04), line(0.05, 0.06, chance=0.1)) == ["kept", "not known"]
     assert verdict(line(0.5, 0.1), line(-0.5, 0.1), line(0.5, 0.1, best=math.inf)) == ["lost", "gained", "gained"]
     assert verdict(line(0.5, 0.1, best=1.0), line(0.5, 0.1, best=1.4)) == ["lost", "gained"]  # nearer to the real ones
