@@ -224,7 +224,7 @@ def _calibrated(denoiser: Denoiser, x0: Tensor, cond: Cond, answers: Answers, ce
 def _told(denoiser: Denoiser, x0: Tensor, cond: Cond, level: Tensor, factor: float, centre: Tensor) -> float:
     """The error where the network is told another level."""
     other = copy(denoiser)  # the same network under a schedule of its own
-    other.schedule = Told(denoiser.schedule, factor)  # type: ignore[assignment]  # a Schedule is a union of known classes
+    other.schedule = Told(denoiser.schedule, factor)  # type: ignore[assignment]  # it passes on all that it lacks
     return float(asked_at(other, x0, cond, level, centre=centre).errors.mean())
 
 
