@@ -20,20 +20,20 @@ def main(demo: Path) -> None:
 
 
 def figures(measured: dict[str, Any]) -> str:
-    """The table of quality against calls, in both representations, with where it comes from."""
+    """The table of quality against calls, in each representation, with where it comes from."""
     points = measured["points"]
-    first, second = points[0]["frechet"]
     calls = sorted({point["nfe"] for point in points})
     rows = [
-        f"| {name} | " + " | ".join(_cell(points, name, nfe) for nfe in calls) + " |"
+        f"| {name}, {features} features | " + " | ".join(_cell(points, name, features, nfe) for nfe in calls) + " |"
+        for features in points[0]["frechet"]
         for name in dict.fromkeys(point["name"] for point in points)
     ]
     return "\n".join([
         "# The figures of the demo",
         "",
-        f"Made by `make pictures` of what `fewstep demo` left. Fréchet distance ± 95 %, lower is better: first on {first},",
-        f"then on {second} features; n = {points[0]['n']}, seeds from {measured['seed']}, {points[0]['device']}, "
-        f"{measured['precision']}.",
+        "Made by `make pictures` of what `fewstep demo` left. Fréchet distance ± 95 %, lower is better; "
+        f"n = {points[0]['n']}, seeds",
+        f"from {measured['seed']}, {points[0]['device']}, {measured['precision']}.",
         "",
         "| network calls | " + " | ".join(f"{nfe:g}" for nfe in calls) + " |",
         "|---" * (len(calls) + 1) + "|",
@@ -42,10 +42,9 @@ def figures(measured: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
-def _cell(points: list[dict[str, Any]], name: str, nfe: float) -> str:
-    found = [point["frechet"] for point in points if (point["name"], point["nfe"]) == (name, nfe)]
-    distances = found[0].values() if found else ()
-    return ", ".join(f"{each['value']:.1f} ± {each['high'] - each['value']:.1f}" for each in distances)
+def _cell(points: list[dict[str, Any]], name: str, features: str, nfe: float) -> str:
+    found = [point["frechet"][features] for point in points if (point["name"], point["nfe"]) == (name, nfe)]
+    return f"{found[0]['value']:.1f} ± {found[0]['high'] - found[0]['value']:.1f}" if found else ""
 
 
 if __name__ == "__main__":
