@@ -64,7 +64,8 @@ def test_the_commands_of_the_readme_are_found() -> None:
 
 def test_the_readme_quotes_the_figures_of_the_demo() -> None:
     """All that the page of `make pictures` says, in each representation, without 16 calls."""
-    rows = re.findall(r"^\| (teacher|student), (.*?) \| (.*) \|$", (ROOT / "docs" / "demo.md").read_text(), flags=re.MULTILINE)
+    figures = (ROOT / "docs" / "demo.md").read_text()
+    rows = re.findall(r"^\| (teacher|student), (.*?) \| (.*) \|$", figures, flags=re.MULTILINE)
     readme = (ROOT / "README.md").read_text()
     for name, features, cells in rows:
         said = [cell.strip() for k, cell in enumerate(cells.split("|")) if k != 4]
