@@ -22,6 +22,7 @@ from torch import Tensor
 from fewstep.core.files import atomic_file
 from fewstep.core.intervals import share
 from fewstep.masked.boldness import Answer, answers, climb, compared, graded, places
+from fewstep.masked.calibration import Decoding
 from fewstep.masked.learned import Learned
 from fewstep.masked.learning import gather, learn
 from fewstep.masked.load import load_text, load_tokenizer
@@ -87,7 +88,7 @@ class Bench:
         if file.exists():
             return [Answer(*row) for row in json.loads(file.read_text())]
         predictor: MaskPredictor = LeaveOneOut(self.network) if rule.reopens() else self.network
-        made = answers(predictor, self.rows(kind), rule, batch=self.args.batch)
+        made = answers(predictor, self.rows(kind), rule, Decoding(batch=self.args.batch))
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(file) as handle:
             handle.write(json.dumps(made).encode())

@@ -18,7 +18,7 @@ from fewstep.cli.text import calibrate
 from fewstep.cli.text import decode as decode_command
 from fewstep.cli.text_measuring import evaluate
 from fewstep.masked.caching import Cached, Dual
-from fewstep.masked.calibration import Calibration, boldest
+from fewstep.masked.calibration import Calibration, Decoding, boldest
 from fewstep.masked.calibration import calibrate as find
 from fewstep.masked.changes import count_changes
 from fewstep.masked.choices import Compute, Rule, Text
@@ -108,7 +108,7 @@ def test_rule_and_cache_are_calibrated_together(model: Path, tmp_path: Path, cap
     network, early = load_text(model), EarlyCommit(Blockwise(TopK(), 4), Stairs((1.0,), ()), statistic="minimum")
     cached, n = Cached(network, Dual(4)), 70
     options: dict[str, Any] = {"epsilon": 0.6, "delta": 0.1}
-    found = find(cached, rows(n - 1, 8), early, exact=network, **options)
+    found = find(cached, rows(n - 1, 8), early, Decoding(exact=network), **options)
     full = decode(network, rows(n - 1, 8), early.rule)
     quick = decode(cached, rows(n - 1, 8), found.rule)
     assert found.factor is not None and found.changed == sum(a.tokens != b.tokens for a, b in zip(full, quick, strict=True))
@@ -212,5 +212,5 @@ def test_exact_decoding_is_calibrated_as_ever() -> None:
     early, given = EarlyCommit(TopK(), Stairs((4.0,), ()), statistic="minimum"), rows(60, 6)
     toy_rows = [torch.cat([row[row != 1] % 10, torch.full((6,), 11)]) for row in given]
     toy = Toy(scale=4.0)
-    assert find(toy, toy_rows, early) == find(toy, toy_rows, early, exact=toy)
+    assert find(toy, toy_rows, early) == find(toy, toy_rows, early, Decoding(exact=toy))
     assert decode(toy, toy_rows[:3], Threshold(0.5))[0].nfe > 0

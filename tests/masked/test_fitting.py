@@ -95,11 +95,11 @@ def test_calibrating_a_rule_goes_on_where_it_was_stopped(
     call(calibrate, model, file=prompts, out=tmp_path / "whole.json", **asked)
     made: list[object] = []
 
-    def stopped(predictor: Any, rows: Any, rule: Any, **options: Any) -> Any:
+    def stopped(predictor: Any, rows: Any, rule: Any, decoding: Any) -> Any:
         if len(made) == 5:
             raise RuntimeError("out of power")
         made.append(rule)
-        return decodes(predictor, rows, rule, **options)
+        return decodes(predictor, rows, rule, decoding)
 
     monkeypatch.setattr(parts, "KEPT_AFTER", 0.0)
     monkeypatch.setattr(fitting, "answers", stopped)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewstep.core import receipt
 from fewstep.masked.boldness import calibrate_rule, graded
-from fewstep.masked.calibration import Calibration, fixed_sequence, read_rule
+from fewstep.masked.calibration import Calibration, Decoding, fixed_sequence, read_rule
 from fewstep.masked.decoding import decode, walk
 from fewstep.masked.learned import FEATURES, LOOKS, WEIGHTS, Learned, features, filtered
 from fewstep.masked.learning import Examples, Lesson, gather, learn
@@ -215,7 +215,7 @@ def test_calibration_stops_at_the_first_setting_that_changes_too_much(learned: L
     toy, rows = Toy(scale=4.0), prompts(60, seed=9, length=4)
     rules = graded(Blockwise(learned, 4))
     full = Blockwise(TopK(), 4)
-    found = calibrate_rule(toy, rows, rules, full=full, epsilon=0.2, delta=0.1, batch=20)
+    found = calibrate_rule(toy, rows, rules, Decoding(batch=20), full=full, epsilon=0.2, delta=0.1)
     whole = decode(toy, rows, full, batch=20)
     changes = []
     for _, rule in rules:
@@ -229,5 +229,6 @@ def test_calibration_stops_at_the_first_setting_that_changes_too_much(learned: L
     assert found.full_steps == 4 and found.bound is not None and found.bound <= 0.2
     found.save(tmp_path / "c.json")
     assert Calibration.load(tmp_path / "c.json") == found
-    none = calibrate_rule(toy, rows, [(0.0, TopK("chance"))], full=full, epsilon=0.2, delta=0.1, batch=20)
+    chance = [(0.0, TopK("chance"))]
+    none = calibrate_rule(toy, rows, chance, Decoding(batch=20), full=full, epsilon=0.2, delta=0.1)
     assert none.rule == full and none.factor is None and none.bound is None

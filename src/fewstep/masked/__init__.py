@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .caching import Dual as Dual
     from .caching import Prefix as Prefix
     from .calibration import Calibration as Calibration
+    from .calibration import Decoding as Decoding
     from .calibration import calibrate as calibrate
     from .changes import Changes as Changes
     from .changes import count_changes as count_changes
@@ -82,7 +83,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "answering": ["Decoder", "open_decoder", "settle_prompts"],
     "caching": ["Cached", "Dual", "Prefix"],
-    "calibration": ["Calibration", "calibrate"],
+    "calibration": ["Calibration", "Decoding", "calibrate"],
     "changes": ["Changes", "count_changes"],
     "choices": ["Compute", "Early", "Exam", "Masked", "Prophet", "Rule", "Text"],
     "decoding": ["Decoded", "decode", "stream", "walk"],

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..core.intervals import upper_bound
 from ..core.progress import track
-from .calibration import Calibration, check_calibration, fixed_sequence
-from .decoding import decode
+from .calibration import Calibration, Decoding, check_calibration, fixed_sequence
 from .learned import Learned
 from .predictor import MaskPredictor
 from .rules import KLASS, LLADA, Blockwise, Credit, EntropyBound, Factor, Hierarchical, Last, Threshold
@@ -66,25 +65,19 @@ def calibrate_rule(
     predictor: MaskPredictor,
     rows: Sequence[Tensor],
     rules: Sequence[tuple[float, CommitRule]],
+    decoding: Decoding = Decoding(),
     *,
     full: CommitRule = LLADA,
     epsilon: float = 0.05,
     delta: float = 0.05,
-    same: Same | None = None,
     region: Region | None = None,
-    exact: MaskPredictor | None = None,
-    steps: int | None = None,
-    temperature: float = 0.0,
-    seeds: Sequence[int] | None = None,
-    eos: bool = True,
-    batch: int = 16,
 ) -> Calibration:
     """Learn-then-Test over the boldness of a rule itself: rules are tried from safe to bold until one fails.
 
     Every row is decoded in full once, and once by each rule that is tried, which passes as a threshold does in `calibrate`.
 
     Args:
-        predictor, rows, epsilon, delta, same, exact, steps, temperature, seeds, eos, batch: as for `calibrate`.
+        predictor, rows, decoding, epsilon, delta: as for `calibrate`.
         rules: from safe to bold, each with its number; see `graded`. They must not be chosen with a look at `rows`.
         full: full decoding, whose answers are to be kept.
         region: where the answer stands; None is the whole generation.
@@ -94,20 +87,19 @@ def calibrate_rule(
 
     Reference: Angelopoulos et al. 2021, Learn then Test.
     """
-    options: dict[str, Any] = {"steps": steps, "temperature": temperature, "seeds": seeds, "eos": eos, "batch": batch}
     check_calibration(len(rows), epsilon, delta)
-    whole = answers(exact or predictor, rows, full, **options)
+    whole = answers(decoding.exact or predictor, rows, full, decoding)
     where = places(rows, predictor.mask_id, region)
     tried = (
-        compared(value, rule, answers(predictor, rows, rule, **options), whole, where, same)
+        compared(value, rule, answers(predictor, rows, rule, decoding), whole, where, decoding.same)
         for value, rule in track(rules, "calibrating")
     )
     return climb(tried, full, whole, epsilon=epsilon, delta=delta)
 
 
-def answers(predictor: MaskPredictor, rows: Sequence[Tensor], rule: CommitRule, **options: Any) -> list[Answer]:
-    """What `decode` makes of the rows."""
-    done = decode(predictor, rows, rule, **options)
+def answers(predictor: MaskPredictor, rows: Sequence[Tensor], rule: CommitRule, decoding: Decoding) -> list[Answer]:
+    """What a rule makes of the rows."""
+    done = decoding.decode(predictor, rows, rule)
     return [Answer(row.ids.tolist(), int(row.committed_at.max()) + 1) for row in done]
 
 

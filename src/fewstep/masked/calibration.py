@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.intervals import upper_bound
 from ..core.receipt import plain, write_json
 from ..core.source import read_json
-from .decoding import decode
+from .decoding import Decoded, decode
 from .early import EarlyCommit, StableAndConfident
 from .learned import Learned
 from .predictor import MaskPredictor
@@ -27,6 +27,37 @@ from .step import CommitRule
 logger = logging.getLogger(__name__)
 
 FACTORS = tuple(2.0 ** (k / 4) for k in range(20, -21, -1))  # 32 … 1/32
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the rows of a calibration are decoded, and when two answers are the same.
+
+    Attributes:
+        steps, temperature, seeds, eos, batch: as for `decode`.
+        same: when two rows have the same answer; by default when every token of the rule's region agrees.
+        exact: the predictor without its cache, if it has one: full decoding is by this one, so that rule and cache are
+            calibrated together.
+    """
+
+    steps: int | None = None
+    temperature: float = 0.0
+    seeds: Sequence[int] | None = None
+    eos: bool = True
+    batch: int = 16
+    same: Same | None = None
+    exact: MaskPredictor | None = None
+
+    def decode(self, predictor: MaskPredictor, rows: Sequence[Tensor], rule: CommitRule) -> list[Decoded]:
+        """The rows as the rule decodes them."""
+        return decode(predictor, rows, rule, **self._options())
+
+    def record(self, predictor: MaskPredictor, rows: Sequence[Tensor], rule: CommitRule) -> list[Trace]:
+        """The same, watched; see `record`."""
+        return record(predictor, rows, rule, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("steps", "temperature", "seeds", "eos", "batch")}
 
 
 @dataclass(frozen=True)
@@ -139,18 +170,12 @@ def calibrate(
     predictor: MaskPredictor,
     rows: Sequence[Tensor],
     rule: EarlyCommit,
+    decoding: Decoding = Decoding(),
     *,
     epsilon: float = 0.05,
     delta: float = 0.05,
     factors: Sequence[float] = FACTORS,
-    same: Same | None = None,
     beside: CommitRule | None = None,
-    exact: MaskPredictor | None = None,
-    steps: int | None = None,
-    temperature: float = 0.0,
-    seeds: Sequence[int] | None = None,
-    eos: bool = True,
-    batch: int = 16,
 ) -> Calibration:
     """Learn-then-Test with a fixed sequence: thresholds factor·τ(p) are tested from safe to bold until one fails.
 
@@ -158,16 +183,14 @@ def calibrate(
     the step where a threshold would commit, early and full decoding are the same.
 
     Args:
-        predictor, steps, temperature, seeds, eos, batch: as for `decode`.
+        predictor: as for `decode`.
         rows: canvases like those that will be decoded, at least ln delta / ln(1 − epsilon) of them.
         rule: what is to be calibrated; its threshold is scaled.
+        decoding: how the rows are decoded.
         epsilon: allowed share of rows whose answer differs from full decoding's.
         delta: allowed probability that the guarantee is wrong.
         factors: to try, falling; they must not be chosen with a look at `rows`.
-        same: when two rows have the same answer; by default when every token of the rule's region agrees.
         beside: another rule, to decode the same rows with: what it costs stands in the result. It may be the cheaper one.
-        exact: the predictor without its cache, if it has one: full decoding is by this one, so that rule and cache are
-            calibrated together.
 
     Raises:
         ValueError: too few rows for any guarantee, factors that do not fall, or a cache that changes too many answers
@@ -176,10 +199,7 @@ def calibrate(
     Reference: Angelopoulos et al. 2021, Learn then Test.
     """
     check_calibration(len(rows), epsilon, delta, factors)
-    watched = watch(
-        predictor, rows, rule, factors=factors, same=same, beside=beside, exact=exact, steps=steps, temperature=temperature,
-        seeds=seeds, eos=eos, batch=batch,
-    )  # fmt: skip
+    watched = watch(predictor, rows, rule, decoding, factors=factors, beside=beside)
     return chosen(watched, rule, epsilon=epsilon, delta=delta, factors=factors, beside=beside)
 
 
@@ -205,30 +225,23 @@ def watch(
     predictor: MaskPredictor,
     rows: Sequence[Tensor],
     rule: EarlyCommit,
+    decoding: Decoding = Decoding(),
     *,
     factors: Sequence[float] = FACTORS,
-    same: Same | None = None,
     beside: CommitRule | None = None,
-    exact: MaskPredictor | None = None,
-    steps: int | None = None,
-    temperature: float = 0.0,
-    seeds: Sequence[int] | None = None,
-    eos: bool = True,
-    batch: int = 16,
 ) -> list[Watched]:
     """Decodes rows in full and keeps what `chosen` needs of each; the arguments are those of `calibrate`."""
-    options: dict[str, Any] = {"steps": steps, "temperature": temperature, "seeds": seeds, "eos": eos, "batch": batch}
-    traces = record(predictor, rows, rule, **options)
-    if exact is not None:
-        full = decode(exact, rows, rule.rule, **options)
+    traces = decoding.record(predictor, rows, rule)
+    if decoding.exact is not None:
+        full = decoding.decode(decoding.exact, rows, rule.rule)
         finals = [row._replace(ids=row.ids.cpu(), committed_at=row.committed_at.cpu()) for row in full]
         traces = [trace.against(final) for trace, final in zip(traces, finals, strict=True)]
-    watched = [_watched(trace, rule, factors, same) for trace in traces]
+    watched = [_watched(trace, rule, factors, decoding.same) for trace in traces]
     if beside is None:
         return watched
-    others = record(predictor, rows, beside, **options)
+    others = decoding.record(predictor, rows, beside)
     return [
-        row._replace(beside=(not bool(trace.agree(other.shown[-1:], same)), len(other.shown)))
+        row._replace(beside=(not bool(trace.agree(other.shown[-1:], decoding.same)), len(other.shown)))
         for row, trace, other in zip(watched, traces, others, strict=True)
     ]
 

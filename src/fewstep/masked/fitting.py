@@ -17,7 +17,7 @@ from ..core.processes import together
 from ..core.receipt import receipt
 from .answering import Decoder, Prompt, as_slice, check_apart, check_open, open_decoder, receipt_of
 from .boldness import Answer, Tried, answers, climb, compared, graded, places
-from .calibration import Calibration, Watched, check_calibration, chosen, watch
+from .calibration import Calibration, Decoding, Watched, check_calibration, chosen, watch
 from .choices import Compute, Early, Prophet, Rule, Text
 from .early import EarlyCommit
 from .learned import PROMPTS, Learned
@@ -112,15 +112,12 @@ def calibrate_prompts(
     check_unseen(early.rule, items)
     default = Rule().made(decoder.tokenizer, decoder.network.block)
     check_calibration(len(items), epsilon, delta)
-    beside, exact = None if early.rule == default else default, None if text.cache == "none" else decoder.exact
-    rows, seeds, ranges = decoder.rows(items), compute.seeds(len(items)), of_texts(len(items), compute.batch)
+    beside = None if early.rule == default else default
+    rows, ranges = decoder.rows(items), of_texts(len(items), compute.batch)
 
     def make(k: int) -> list[Watched]:
-        some = as_slice(ranges[k])
-        return watch(
-            decoder.predictor, rows[some], early, beside=beside, exact=exact, steps=text.steps,
-            temperature=text.temperature, seeds=seeds[some], batch=compute.batch,
-        )  # fmt: skip
+        part = ranges[k]
+        return watch(decoder.predictor, rows[as_slice(part)], early, _decoding(decoder, part), beside=beside)
 
     facts = settings | {"file": file, "seed": compute.seed}
     decided_by = facts | {"rule": early, "beside": beside} | decoder.decided_by(items)
@@ -202,17 +199,20 @@ def _answers(
     decoder: Decoder, rows: Sequence[Tensor], predictor: MaskPredictor, rule: CommitRule, works: Works
 ) -> list[Answer]:
     """What a rule makes of all rows, which the processes share; each work of the same number is of the same rule."""
-    text, compute = decoder.text, decoder.compute
-    seeds = compute.seeds(len(rows))
+    compute = decoder.compute
 
     def answer(part: range) -> list[Answer]:
-        some = as_slice(part)
-        return answers(
-            predictor, rows[some], rule, steps=text.steps, temperature=text.temperature, seeds=seeds[some],
-            batch=compute.batch,
-        )  # fmt: skip
+        return answers(predictor, rows[as_slice(part)], rule, _decoding(decoder, part))
 
-    return [Answer(*row) for row in works.answers("calibrating", seeds, compute.batch, answer)]
+    return [Answer(*row) for row in works.answers("calibrating", compute.seeds(len(rows)), compute.batch, answer)]
+
+
+def _decoding(decoder: Decoder, part: range) -> Decoding:
+    """How a part of the prompts is decoded; each prompt keeps its seed."""
+    text, compute = decoder.text, decoder.compute
+    exact = None if text.cache == "none" else decoder.exact
+    seeds = compute.seeds(part.stop)[as_slice(part)]
+    return Decoding(steps=text.steps, temperature=text.temperature, seeds=seeds, batch=compute.batch, exact=exact)
 
 
 def known_as(item: Prompt) -> str:
