@@ -31,7 +31,7 @@ def figures(measured: dict[str, Any]) -> str:
     return "\n".join([
         "# The figures of the demo",
         "",
-        "Made by `make pictures` of what `fewstep demo` left. Fréchet distance ± 95 %, lower is better; "
+        "`make pictures` wrote this page from the output of `fewstep demo`. Fréchet distance ± 95 %, lower is better; "
         f"n = {points[0]['n']}, seeds",
         f"from {measured['seed']}, {points[0]['device']}, {measured['precision']}.",
         "",
