@@ -21,7 +21,8 @@ from fewstep.masked.caching import Cached, Dual
 from fewstep.masked.calibration import Calibration, Decoding, boldest
 from fewstep.masked.calibration import calibrate as find
 from fewstep.masked.changes import count_changes
-from fewstep.masked.choices import Compute, Rule, Text
+from fewstep.masked.choices import Compute, Text
+from fewstep.masked.committing import Rule
 from fewstep.masked.decoding import Decoded, decode
 from fewstep.masked.early import EarlyCommit
 from fewstep.masked.load import load_text

@@ -8,38 +8,28 @@ import shutil
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 import tyro
-from masked.tiny_bert import WORDS, call, save_bert, word_tokenizer, write_prompts
+from masked.tiny_bert import WORDS, call, save_bert, write_prompts
 
 from fewstep.cli.text import _told, calibrate
 from fewstep.cli.text import decode as decode_command
 from fewstep.cli.text_measuring import evaluate, settle_text
-from fewstep.core import receipt
 from fewstep.masked.calibration import Calibration, read_rule
-from fewstep.masked.choices import Base, Early, Prophet, Rule
 from fewstep.masked.decoding import decode
-from fewstep.masked.early import EarlyCommit, StableAndConfident
+from fewstep.masked.early import EarlyCommit
 from fewstep.masked.load import load_text
 from fewstep.masked.predictor import pad
-from fewstep.masked.prompts import canvas_row
 from fewstep.masked.rules import (
     DEFAULT,
     KLASS,
     Blockwise,
-    Credit,
-    EntropyBound,
-    Factor,
-    Hierarchical,
-    Last,
     Threshold,
     TopK,
 )
-from fewstep.masked.schedule import Stairs, Suffix
-from fewstep.masked.settling import emergence, record, same_place, settle
 from fewstep.masked.step import CommitRule
 from fewstep.toys.tasks import WordProblems
 
@@ -145,31 +135,6 @@ def test_a_stop_string_inside_given_text_ends_nothing(
         capsys.readouterr()
 
 
-def test_rule_names() -> None:
-    words, inner = word_tokenizer(special=False), Blockwise(TopK(), 7)
-    prophet = Prophet(levels=(3, 2, 1), statistic="0.1", gaps="region", first=1)
-    made = Early(early="prophet", prophet=prophet).around(inner, answer_follows=True)
-    assert made == EarlyCommit(inner, Stairs((3, 2, 1)), 0.1, Suffix(), "region", 1)
-    assert Early(early="stable").around(inner, answer_follows=False) == StableAndConfident(inner)
-    sched = Early(early="sched").around(inner, answer_follows=False)
-    assert isinstance(sched, EarlyCommit) and sched.over == "region"
-    assert Early().around(inner, answer_follows=True) is inner
-    assert Rule(rule="entropy-bound", bound=0.3, block_length=7).made(words) == Blockwise(EntropyBound(0.3), 7)
-    assert Rule(rule="random", last=("w1", "is")).made(words) == Blockwise(Last(TopK("chance"), (6, 36)))
-    assert Rule().made(words) == DEFAULT
-    for name, base in (("threshold", Threshold(0.99)), ("klass", KLASS(0.99)), ("factor", Factor(1.0)),
-                       ("hierarchical", Hierarchical(0.99, 0.4)), ("credit", Credit(0.99)),
-                       ("entropy-bound", EntropyBound(0.1)), ("margin", TopK("margin", "even"))):  # fmt: skip
-        assert Rule(rule=name).made(words) == Blockwise(base)  # type: ignore[arg-type] # what the help says of each
-    for name in set(get_args(Base)) - {"learned"}:  # its file is a test of its own
-        rule = Rule(rule=name).made(words)
-        assert read_rule(receipt.plain(rule)) == rule  # else what is calibrated over it could not be read
-    with pytest.raises(ValueError, match="--statistic is mean, minimum or a number"):
-        Prophet(statistic="median").around(inner, answer_follows=False)
-    with pytest.raises(ValueError, match="no token nobody"):
-        Rule(last=("nobody",)).made(words)
-
-
 def test_tokens_that_are_never_said(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(decode_command, model, prompt="w1", gen_length=6)
     first = capsys.readouterr().out.split()[0]
@@ -263,34 +228,6 @@ def test_one_default_rule(model: Path, tmp_path: Path, monkeypatch: pytest.Monke
     from fewstep.masked.harness import HarnessLM
 
     assert signature(HarnessLM).parameters["rule"].default == DEFAULT
-
-
-@pytest.mark.parametrize("suffix", ["", "answer is"])
-def test_settle_counts_right_and_wrong(
-    model: Path, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    predictor, prompts = load_text(model), [f"w{n}" for n in range(6)]
-    fixed = {5: [WORDS.index("answer"), WORDS.index("is")]} if suffix else {}
-    rows = [canvas_row([WORDS.index(p)], 10, 1, fixed=fixed) for p in prompts]
-    traces = record(predictor, rows, EarlyCommit(TopK("chance"), region=Suffix() if suffix else None), seeds=range(4, 10))
-    items: list[dict[str, str]] = []
-    for n, (prompt, trace) in enumerate(zip(prompts, traces, strict=True)):
-        last = WORDS[int(trace.final.ids[-1])]
-        items.append({"prompt": prompt, "answer": last if n < 4 else "is is is is"})
-    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(item) for item in items))
-    call(
-        settle_text, model, file=tmp_path / "p.jsonl", out=tmp_path / "s.json", rule="random", gen_length=10,
-        block_length=10, suffix=suffix, answer_length=3, at=(0.5, 1.0), seed=4,
-    )  # fmt: skip
-    told = json.loads((tmp_path / "s.json").read_text())
-    found = told["emergence"]
-    assert told["curves"]["right"][9] == {"share": 0.5} | found["right"]["by"]["0.5"]
-    assert (found["all"]["n"], found["right"]["n"], found["wrong"]["n"]) == (6, 4, 2)
-    last_token = same_place(lambda ids: slice(len(ids) - 1, None))
-    expected = [settle(trace, None if suffix else last_token) for trace in traces[:4]]
-    assert found["right"]["by"]["0.5"] == emergence(expected, (0.5,))[0][1]._asdict()
-    assert found["wrong"]["by"]["1"] == {"first": 1.0, "stable": 1.0}
-    assert "right (4): by 50% of the steps" in capsys.readouterr().out
 
 
 def test_a_line_ends_where_json_lines_end(model: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fewstep.cli.language import train_text
 from fewstep.cli.text import calibrate
 from fewstep.cli.text import decode as decode_command
 from fewstep.cli.text_measuring import evaluate, settle_text
-from fewstep.masked.choices import Early, Prophet
+from fewstep.masked.committing import Early, Prophet
 
 
 @pytest.fixture(scope="module")

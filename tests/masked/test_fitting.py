@@ -14,9 +14,10 @@ from fewstep.cli.text import calibrate, learn_rule
 from fewstep.cli.text import decode as decode_command
 from fewstep.core import parts
 from fewstep.masked import fitting
-from fewstep.masked.answering import open_decoder
 from fewstep.masked.calibration import Calibration
-from fewstep.masked.choices import Rule, Text
+from fewstep.masked.choices import Text
+from fewstep.masked.committing import Rule
+from fewstep.masked.decoder import open_decoder
 from fewstep.masked.decoding import decode
 from fewstep.masked.fitting import learn_rule as learn
 from fewstep.masked.learned import Learned

@@ -16,8 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from fewstep.cli.text import decode as decode_command
-from fewstep.masked.answering import Decoder, open_decoder
-from fewstep.masked.choices import Compute, Rule, Text
+from fewstep.masked.choices import Compute, Text
+from fewstep.masked.committing import Rule
+from fewstep.masked.decoder import Decoder, open_decoder
 from fewstep.masked.decoding import decode
 from fewstep.masked.early import EarlyCommit
 from fewstep.masked.fitting import calibrate_prompts

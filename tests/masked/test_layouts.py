@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewstep.cli.text import decode as decode_command
 from fewstep.masked.caching import Cached, Dual
-from fewstep.masked.choices import Rule
+from fewstep.masked.committing import Rule
 from fewstep.masked.decoding import decode, walk
 from fewstep.masked.early import EarlyCommit
 from fewstep.masked.load import load_text

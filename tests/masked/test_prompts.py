@@ -14,8 +14,8 @@ from torch import Tensor
 from fewstep.cli.text import calibrate
 from fewstep.cli.text import decode as decode_command
 from fewstep.cli.text_measuring import evaluate, settle_text
-from fewstep.masked.answering import open_decoder
 from fewstep.masked.choices import Text
+from fewstep.masked.decoder import open_decoder
 from fewstep.masked.load import load_text
 from fewstep.masked.predictor import Canvas, NetworkPredictor
 from fewstep.masked.prompts import canvas, encode, in_template

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AlbertConfig, AlbertForMaskedLM, PreTrainedTokenizerBase
 
 from fewstep.core.weights import read_weights
-from fewstep.masked.answering import open_decoder
 from fewstep.masked.choices import Text
+from fewstep.masked.decoder import open_decoder
 from fewstep.masked.decoding import decode
 from fewstep.masked.load import load_text, load_tokenizer
 from fewstep.masked.predictor import NetworkPredictor, pad

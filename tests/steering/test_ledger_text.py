@@ -15,8 +15,9 @@ from torch import nn
 
 from fewstep.core.ledger import Ledger
 from fewstep.core.source import ASSETS
-from fewstep.masked.answering import open_decoder
-from fewstep.masked.choices import Compute, Rule, Text
+from fewstep.masked.choices import Compute, Text
+from fewstep.masked.committing import Rule
+from fewstep.masked.decoder import open_decoder
 from fewstep.masked.decoding import decode
 from fewstep.masked.grading import Question, Questions
 from fewstep.masked.likelihood import rolling

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from ..masked.choices import Compute, Early, Prophet, Rule, Text, comparable
+from ..masked.choices import Compute, Text, comparable
+from ..masked.committing import Early, Prophet, Rule
 
 if TYPE_CHECKING:
-    from ..masked.answering import Decoder
     from ..masked.calibration import Calibration
+    from ..masked.decoder import Decoder
 
 
 def decode(
@@ -57,7 +58,8 @@ def decode(
         compute: how; a prompt gets the same text at any batch size.
     """
     from ..core.files import writable_file
-    from ..masked.answering import open_decoder
+    from ..masked.answering import save_answers
+    from ..masked.decoder import open_decoder
     from ..masked.prompts import read_prompts
 
     if (prompt is None) == (file is None):
@@ -70,7 +72,7 @@ def decode(
         raise ValueError("--compare keeps what it finds in the receipt; give --out as well")
     decoder = open_decoder(model, text, rule, early, compute, calibration=calibration)
     if out:
-        found = decoder.save(items, out, stop=stop, file=file, compare=compare)
+        found = save_answers(decoder, items, out, stop=stop, file=file, compare=compare)
         if found:
             print(f"against --cache none: {found}")
         print(f"{len(items)} texts in {out}")

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from ..masked.choices import Compute, Early, Exam, Masked, Rule, Text
+from ..masked.choices import Compute, Exam, Masked, Text
+from ..masked.committing import Early, Rule
 from ..steering.choices import Questioning, Steered
 from .after import say_next
 from .measuring import read_share
@@ -39,7 +40,7 @@ def settle_text(
         rule: how much is decided at a step.
         compute: how.
     """
-    from ..masked.answering import settle_prompts
+    from ..masked.emerging import settle_prompts
 
     for name, found in settle_prompts(model, file, out, at=at, text=text, rule=rule, compute=compute).items():
         for share, row in found["by"].items():

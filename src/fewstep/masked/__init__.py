@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 from ..core.lazy import lazily
 
 if TYPE_CHECKING:
-    from .answering import Decoder as Decoder
-    from .answering import open_decoder as open_decoder
-    from .answering import settle_prompts as settle_prompts
+    from .answering import save_answers as save_answers
     from .boldness import calibrate_rule as calibrate_rule
     from .boldness import graded as graded
     from .caching import Cached as Cached
@@ -21,12 +19,14 @@ if TYPE_CHECKING:
     from .changes import Changes as Changes
     from .changes import count_changes as count_changes
     from .choices import Compute as Compute
-    from .choices import Early as Early
     from .choices import Exam as Exam
     from .choices import Masked as Masked
-    from .choices import Prophet as Prophet
-    from .choices import Rule as Rule
     from .choices import Text as Text
+    from .committing import Early as Early
+    from .committing import Prophet as Prophet
+    from .committing import Rule as Rule
+    from .decoder import Decoder as Decoder
+    from .decoder import open_decoder as open_decoder
     from .decoding import Decoded as Decoded
     from .decoding import decode as decode
     from .decoding import stream as stream
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .early import EarlyCommit as EarlyCommit
     from .early import StableAndConfident as StableAndConfident
     from .early import sched as sched
+    from .emerging import settle_prompts as settle_prompts
     from .evaluation import evaluate_masked as evaluate_masked
     from .fitting import calibrate_prompts as calibrate_prompts
     from .fitting import calibrate_rule_prompts as calibrate_rule_prompts
@@ -81,13 +82,16 @@ if TYPE_CHECKING:
     from .verifying import LeaveOneOut as LeaveOneOut
 
 _NAMES = {
-    "answering": ["Decoder", "open_decoder", "settle_prompts"],
+    "answering": ["save_answers"],
     "caching": ["Cached", "Dual", "Prefix"],
     "calibration": ["Calibration", "Decoding", "calibrate"],
     "changes": ["Changes", "count_changes"],
-    "choices": ["Compute", "Early", "Exam", "Masked", "Prophet", "Rule", "Text"],
+    "choices": ["Compute", "Exam", "Masked", "Text"],
+    "committing": ["Early", "Prophet", "Rule"],
+    "decoder": ["Decoder", "open_decoder"],
     "decoding": ["Decoded", "decode", "stream", "walk"],
     "early": ["EarlyCommit", "StableAndConfident", "sched"],
+    "emerging": ["settle_prompts"],
     "evaluation": ["evaluate_masked"],
     "fitting": ["calibrate_prompts", "calibrate_rule_prompts", "learn_rule"],
     "boldness": ["calibrate_rule", "graded"],

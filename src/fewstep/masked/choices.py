@@ -1,4 +1,4 @@
-"""What one chooses for text, by names and numbers: frozen dataclasses that refuse what cannot be.
+"""What one asks for and how it is computed, by names and numbers: frozen dataclasses that refuse what cannot be.
 
 They are the flags that the text commands share, and their errors name those flags.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.checks import at_least
+from .committing import Early, Rule
 
 if TYPE_CHECKING:
     from typing import Self
@@ -19,16 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from .early import EarlyCommit
     from .infill import Template
     from .predictor import MaskPredictor, NetworkPredictor
     from .step import CommitRule
 
-Base = Literal[
-    "low-confidence", "margin", "entropy", "random", "threshold", "factor", "entropy-bound", "klass", "credit",
-    "hierarchical", "learned", "wino",
-]  # fmt: skip
-EarlyName = Literal["prophet", "sched", "stable"]
 CacheName = Literal["none", "prefix", "dual"]
 Grade = Literal["auto", "exact", "start", "end", "number"]  # when an answer is right; see `is_right` of grading.py
 
@@ -159,128 +154,6 @@ class Text(Asked):
     def settings(self, model: str, compute: Compute) -> dict[str, Any]:
         """All that a calibration's guarantee is about."""
         return {"model": model, "mask_id": compute.mask_id, "precision": compute.precision, **asdict(self)}
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How much is decided at a step; the defaults are those of everything that decodes."""
-
-    rule: Base = "threshold"
-    """What is decided at a step: all that is sure enough (threshold, factor, entropy-bound, klass, credit, hierarchical,
-    learned), or as many tokens as --schedule says (low-confidence, margin, entropy, random). wino decides more, and takes
-    back what the rest of the text does not support."""
-    block_length: int | None = None
-    """The text is decided block by block. A block as long as --gen-length means all at once. If left out, 32, or the
-    length of the blocks that the model was trained on. Those may be divided."""
-    confidence: float | None = None
-    """Of threshold, klass, credit, hierarchical and learned; 0.99 if left out."""
-    draft: float | None = None
-    """Of wino, how sure a token must be at first; 0.6 if left out."""
-    verify: float | None = None
-    """Of wino, how sure it must stay; 0.9 if left out."""
-    low: float | None = None
-    """Of hierarchical, for the surest of each run of neighbours; 0.4 if left out."""
-    factor: float | None = None
-    """Of factor; 1.0 if left out."""
-    learned: Path | None = None
-    """Of learned: the file that fewstep learn-rule wrote for this model."""
-    bound: float | None = None
-    """Of entropy-bound, nats; 0.1 if left out."""
-    schedule: Literal["even", "dream"] | None = None
-    """Of low-confidence, margin, entropy and random: even decides as many at each step, as LLaDA does, dream follows
-    Dream's own schedule. even if left out."""
-    last: tuple[str, ...] = ()
-    """Tokens that are decided last, by their names. LLaDA's published figures of some tasks have '<|endoftext|>'
-    '<|eot_id|>'."""
-
-    def made(self, tokenizer: PreTrainedTokenizerBase, block: int | None = None) -> CommitRule:
-        """The rule itself, for a model that was trained on blocks of so many tokens, or on none."""
-        from .learned import Learned
-        from .prompts import token_ids
-        from .rules import DEFAULT, KLASS, SURE, WINO, Blockwise, Credit, EntropyBound, Factor, Hierarchical, Last, TopK
-
-        rules: dict[str, Any] = {
-            "low-confidence": TopK("confidence"), "margin": TopK("margin"), "entropy": TopK("entropy"),
-            "random": TopK("chance"), "threshold": DEFAULT.rule, "factor": Factor(), "entropy-bound": EntropyBound(),
-            "klass": KLASS(SURE), "credit": Credit(SURE), "hierarchical": Hierarchical(SURE), "wino": WINO(),
-        }  # fmt: skip
-        if (self.learned is None) == (self.rule == "learned"):
-            raise ValueError("--rule learned and --learned FILE belong together; give both of them or neither")
-        if self.learned:
-            rules["learned"] = Learned.read(self.learned, SURE)
-        elsewhere = ("block_length", "learned")
-        options = [option.name for option in fields(self) if option.default is None and option.name not in elsewhere]
-        given = {name: value for name in options if (value := getattr(self, name)) is not None}
-        for option in given:
-            takes = [name for name, rule in rules.items() if option in {part.name for part in fields(rule)}]
-            if self.rule not in takes:
-                raise ValueError(
-                    f"--{option} is of --rule {', '.join(takes)} and not of {self.rule}; leave one of them out"
-                )
-        rule: CommitRule = replace(rules[self.rule], **given)
-        rule = Last(rule, token_ids(tokenizer, self.last)) if self.last else rule
-        if block is None:
-            return Blockwise(rule, 32 if self.block_length is None else self.block_length)
-        length = self.block_length or block
-        if block % length:
-            raise ValueError(
-                f"this model was trained on blocks of {block}, which --block-length {length} does not divide; leave it out"
-            )
-        return Blockwise(rule, length, aligned=True)
-
-
-@dataclass(frozen=True)
-class Prophet:
-    """When prophet stops early."""
-
-    levels: tuple[float, float, float] = (7.5, 5.0, 2.5)
-    """Of prophet, logits in the first, second and last third of the steps."""
-    statistic: str = "minimum"
-    """Which of prophet's gaps counts: the minimum, a quantile such as 0.1, or the mean. The mean is as published, and
-    hides what is still open."""
-    gaps: Literal["undecided", "region"] = "undecided"
-    """Of prophet: the gaps of undecided positions, or of the whole region of the answer, as published."""
-    first: Literal[0, 1] = 0
-    """Of prophet: the number of the first step, for the share of steps that are done. Its published code counts from 1."""
-
-    def around(self, rule: CommitRule, *, answer_follows: bool) -> EarlyCommit:
-        """Early commit over `rule`; it watches what follows the suffix where an answer does."""
-        from .early import EarlyCommit
-        from .schedule import Stairs, Suffix
-
-        statistic: Any = self.statistic
-        if statistic not in ("mean", "minimum"):
-            try:
-                statistic = float(statistic)
-            except ValueError:
-                raise ValueError(f"--statistic is mean, minimum or a number from 0 to 1, got {statistic}") from None
-        region = Suffix() if answer_follows else None
-        return EarlyCommit(rule, Stairs(self.levels), statistic, region, self.gaps, self.first)
-
-
-@dataclass(frozen=True)
-class Early:
-    """Whether decoding may stop early."""
-
-    early: EarlyName | None = None
-    """Decide all that is left at once when the text is known. Until then --rule decides. Calibrate prophet and sched
-    first."""
-    prophet: Prophet = Prophet()
-
-    def __post_init__(self) -> None:
-        own = [f"--{option.name}" for option in fields(Prophet) if getattr(self.prophet, option.name) != option.default]
-        if own and self.early != "prophet":
-            raise ValueError(f"{', '.join(own)}: of --early prophet alone; say that too, or leave it out")
-
-    def around(self, rule: CommitRule, *, answer_follows: bool) -> CommitRule:
-        """`rule`, or early commit over it."""
-        from .early import StableAndConfident, sched
-
-        if self.early == "prophet":
-            return self.prophet.around(rule, answer_follows=answer_follows)
-        if self.early == "sched":
-            return sched(rule)
-        return rule if self.early is None else StableAndConfident(rule)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,12 @@ from ..core.files import atomic_file, writable_file
 from ..core.parts import Works, hidden, in_parts, of_texts
 from ..core.processes import together
 from ..core.receipt import receipt
-from .answering import Decoder, Prompt, as_slice, check_apart, check_open, open_decoder, receipt_of
+from .answering import check_apart, receipt_of
 from .boldness import Answer, Tried, answers, climb, compared, graded, places
 from .calibration import Calibration, Decoding, Watched, check_calibration, chosen, watch
-from .choices import Compute, Early, Prophet, Rule, Text
+from .choices import Compute, Text
+from .committing import Early, Prophet, Rule
+from .decoder import Decoder, Prompt, as_slice, check_open, open_decoder
 from .early import EarlyCommit
 from .learned import PROMPTS, Learned
 from .learning import Learnt, Lesson, as_facts, gather, learn

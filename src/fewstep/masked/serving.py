@@ -7,7 +7,8 @@ from typing import Literal
 
 from ..core.files import atomic_file
 from .calibration import Calibration
-from .choices import Rule, Text
+from .choices import Text
+from .committing import Rule
 from .rules import Blockwise, Threshold
 
 Engine = Literal["sglang", "vllm"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.drift import met
-from .answering import Decoder
+from .decoder import Decoder
 from .decoding import Walked, tell, walk
 from .grading import Question
 from .likelihood import log_likelihood

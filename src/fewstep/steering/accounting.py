@@ -22,8 +22,9 @@ from ..core.private import builds
 from ..core.receipt import receipt
 from ..core.showing import show_drift
 from ..core.source import folder_of
-from ..masked.answering import Decoder, open_decoder
-from ..masked.choices import Compute, Early, Grade, Rule, Text
+from ..masked.choices import Compute, Grade, Text
+from ..masked.committing import Early, Rule
+from ..masked.decoder import Decoder, open_decoder
 from ..masked.grading import Questions, read_documents, read_questions
 from ..masked.layouts import layout_of
 from ..masked.lines import ADVICE, Answer, Asked, of_answers, perplexity
