@@ -285,13 +285,6 @@ def test_a_state_of_another_time_is_refused(place, monkeypatch, capsys) -> None:
     assert "older fewstep" in capsys.readouterr().err
 
 
-def test_a_word_that_is_no_number_is_told_with_its_flag(monkeypatch, capsys) -> None:
-    with pytest.raises(SystemExit) as stop:
-        fewstep(monkeypatch, "tune missing --data missing.npz --out run --images five")
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and "--images" in said and "five" in said and not said.startswith("fewstep: ")
-
-
 def test_unknown_flags_exit_with_2() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fewstep.cli", "sample", "x", "--bogus", "1"], check=False, capture_output=True

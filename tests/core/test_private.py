@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+import tyro
 from tiny_lm import tiny_lm
 from transformers import (
     AutoModelForCausalLM,
@@ -21,7 +23,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from fewstep.core.private import around_checkpoints, builds, cpu_multiplies_bfloat16, decoding_loop
+from fewstep.core.private import Misread, around_checkpoints, builds, cpu_multiplies_bfloat16, decoding_loop, on_misread
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or platform.system() != "Linux", reason="asks Linux about an x86 CPU")
@@ -70,3 +72,44 @@ def test_a_trainer_writes_its_checkpoints_through_us(tmp_path) -> None:
     around_checkpoints(trainer, save)
     trainer.train()
     assert there == [(0, 1), (1, 1)]  # the second was kept from being written
+
+
+def command(
+    model: tyro.conf.Positional[str], /, *, out_of: Path, k: int | None = None, of: Literal["a", "b"] = "a"
+) -> None:
+    """Takes one argument of each kind."""
+
+
+class Heard(Exception):
+    pass
+
+
+def heard(*words: str) -> Misread:
+    def refuse(misread: Misread) -> None:
+        raise Heard(misread)
+
+    with pytest.raises(Heard) as error, on_misread(refuse):
+        tyro.cli(command, args=words)
+    return error.value.args[0]
+
+
+def test_what_tyro_cannot_read_is_heard() -> None:
+    assert heard() == Misread(missing=("MODEL", "--out-of"))
+    assert heard("x", "--out", "y") == Misread(unknown=("--out", "y"), missing=("--out-of",))
+    assert heard("x", "y", "--out-of", "o") == Misread(unknown=("y",))
+    assert heard("x", "--out-of", "o", "--k", "z") == Misread(argument="--k", takes="{None}|INT")
+    assert heard("x", "--out-of", "o", "--of", "z") == Misread(argument="--of", takes="{a,b}")
+    assert heard("x", "--out-of") == Misread(argument="--out-of", takes="PATH")
+
+
+def test_a_tyro_built_otherwise_speaks_for_itself(monkeypatch, capsys) -> None:
+    from tyro import _arguments, _errors
+
+    def never(misread: Misread) -> None:
+        pytest.fail(f"heard {misread}")
+
+    for place, name in ((_arguments.ArgumentDefinition, "display_name"), (_errors, "on_parse_error")):
+        monkeypatch.delattr(place, name)
+        with pytest.raises(SystemExit, match="2"), on_misread(never):
+            tyro.cli(command, args=["x"])
+        assert "--out-of" in capsys.readouterr().err

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext, redirect_stderr
+from contextlib import ExitStack, nullcontext
 from functools import partial, wraps
 from importlib.util import find_spec
 from traceback import walk_tb
@@ -18,10 +17,12 @@ from typing import NoReturn
 import tyro
 
 from ..core.extras import missing
+from ..core.private import Misread, on_misread
 from ..core.processes import Elsewhere, silent, speaks, together
 from .images import check, demo, export, import_, play, push, sample
 from .language import train_text
 from .measuring import dial, forecast, ledger, measure, settle
+from .misread import sentence
 from .proxy import proxy
 from .reporting import report
 from .tables import encode, table
@@ -96,26 +97,23 @@ def _parsed(commands: dict[str, Callable[..., Work]]) -> Work:
     """What the command line asks for, not yet done.
 
     Raises:
-        ValueError: what a group of flags says of itself. tyro would put that in a box, under a name of its own making.
-        SystemExit: tyro has said what is wrong, or the help.
+        ValueError: what a group of flags says of itself, or what is wrong with a word.
+        SystemExit: tyro has said the help.
     """
-    boxes = io.StringIO()
-    try:
-        with redirect_stderr(boxes):
-            work: Work = tyro.extras.subcommand_cli_from_dict(commands, prog="fewstep", description=DESCRIPTION)
-    except SystemExit as stop:
+
+    def refuse(misread: Misread) -> NoReturn:
         if not speaks():
-            raise  # the main process says it
-        if refusal := _refusal(stop):
-            raise refusal from None
-        sys.stderr.write(boxes.getvalue())
-        raise
+            raise Elsewhere(2)  # the main process says it
+        raise _refusal() or ValueError(sentence(misread, sys.argv[1:], commands))
+
+    with on_misread(refuse):
+        work: Work = tyro.extras.subcommand_cli_from_dict(commands, prog="fewstep", description=DESCRIPTION)
     return work
 
 
-def _refusal(stop: BaseException) -> ValueError | None:
+def _refusal() -> ValueError | None:
     """What a module of fewstep itself said when tyro stopped; not what came of a word that is no number."""
-    error = stop.__context__
+    error = sys.exc_info()[1]
     while error:
         module = str(list(walk_tb(error.__traceback__))[-1][0].f_globals["__name__"])
         if isinstance(error, ValueError) and module.startswith("fewstep."):

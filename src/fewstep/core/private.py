@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, Trainer
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 def cpu_multiplies_bfloat16() -> bool:
     """Whether this CPU has instructions for products of bfloat16, without which they are slower than float32's."""
+    import torch  # late: the command line asks for what is below before it knows whether anything is computed
+
     return torch.cpu._is_avx512_bf16_supported()
 
 
@@ -39,3 +41,43 @@ def around_checkpoints(trainer: Trainer, save: Callable[[Callable[[], None]], No
     """Has `trainer` call `save(write)` instead of writing a checkpoint, which `write()` does."""
     write = trainer._save_checkpoint
     trainer._save_checkpoint = lambda *given: save(partial(write, *given))
+
+
+@dataclass(frozen=True)
+class Misread:
+    """What tyro could not read of a command line. Arguments are as they are written: --images, CHECKPOINT."""
+
+    unknown: tuple[str, ...] = ()  # words that nothing takes
+    missing: tuple[str, ...] = ()  # required arguments
+    argument: str = ""  # whose value does not fit
+    takes: str = ""  # what that one takes, as help has it: {None}|INT
+
+
+@contextmanager
+def on_misread(refuse: Callable[[Misread], None]) -> Iterator[None]:
+    """Inside the block `refuse` hears what tyro could not read, and raises. A tyro that is built otherwise says it."""
+    try:
+        from tyro._errors import on_parse_error
+    except ImportError:
+        yield
+        return
+
+    def hook(event: Any) -> None:
+        try:
+            argument = getattr(event, "argument", None)
+            misread = Misread(
+                tuple(getattr(event, "unrecognized_tokens", ()) or getattr(event, "tokens", ())),
+                tuple(_written(missing.arg) for missing in getattr(event, "missing_arguments", ())),
+                *(() if argument is None else (_written(argument), str(argument.lowered.metavar))),
+            )
+        except AttributeError:
+            return
+        refuse(misread)
+
+    with on_parse_error(hook):
+        yield
+
+
+def _written(argument: Any) -> str:
+    name: str = argument.display_name()
+    return name.upper().replace("-", "_") if argument.is_positional() else name
