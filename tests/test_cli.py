@@ -243,8 +243,8 @@ def test_one_student_for_any_number_of_calls(place, monkeypatch, capsys) -> None
         "measure run --data missing.npz --steps 1 1500 --out late": "too few for 1500 steps",
         "tune teacher --data paths --segments any --out other": "cut for one number of segments",
         "tune teacher --data data.npz --midtrain 8 --segments any --out other": "cut for one number of segments",
-        "tune teacher --data data.npz --gap full --segments any --out other": "knows no segments",
-        "tune teacher --data data.npz --recipe any_step --out other": "say --segments any as well",
+        "tune teacher --data data.npz --gap full --segments any --out other": "which has no segments",
+        "tune teacher --data data.npz --recipe any_step --out other": "add --segments any",
         "sample run --sampler heun --out s": "takes --sampler ddim or consistency",
         "export run --steps 1 2000 --out several": "too few for 2000 steps",
         "sample run --out run": "there is a run in run",
@@ -283,7 +283,7 @@ def test_two_commands_do_not_share_a_folder(place, monkeypatch, capsys) -> None:
     assert set(os.listdir(place / "run")) == {".lock"}
 
 
-STOPPED = re.compile(r"^fewstep: stopped after \d+ images; they are saved, go on with --resume$", re.MULTILINE)
+STOPPED = re.compile(r"^fewstep: stopped after \d+ images; the state is saved, continue with --resume$", re.MULTILINE)
 
 
 def test_a_command_that_is_told_to_stop_saves_before_it_leaves(place) -> None:

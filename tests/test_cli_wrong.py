@@ -121,7 +121,7 @@ def test_what_users_do_wrong(place, monkeypatch, capsys, arguments: str, sentenc
                 "--guidance 2": "--hop euler",
                 "--null-label 3": "belongs to --guidance",
                 "--dropout 1": "below 1",
-                "--margin .1": "0 for one segment",
+                "--margin .1": "0 with one segment",
                 "--batch 12 --accumulate 7": "multiple of 7",
                 "--gap full --q 4": "ect gap",
                 "--average 1": "decay",
@@ -144,7 +144,7 @@ def test_what_users_do_wrong(place, monkeypatch, capsys, arguments: str, sentenc
                 "--prompts prompts.txt": "--prompts is for --data teacher",
                 "--paths 9": "--paths is for --midtrain and --data paths",
                 "--teacher missing": "leave --teacher out",
-                "--dropped 1": "a share below 1",
+                "--dropped 1": "--dropped must be below 1",
             },
         ),
         (

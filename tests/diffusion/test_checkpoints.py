@@ -43,7 +43,7 @@ def test_the_function_does_what_the_command_does(place, monkeypatch) -> None:
         (lambda: Loss(gap="full", q=4.0), "ect gap"),
         (lambda: Loss(grid=(8, 16)), "cosine and karras"),
         (lambda: Loss(weight="output", power=1.0), "--power belongs"),
-        (lambda: Loss(margin=0.1), "0 for one segment"),
+        (lambda: Loss(margin=0.1), "0 with one segment"),
         (lambda: Training(images=0), "--images starts at 1"),
         (lambda: Training(dropout=1.0), "below 1"),
         (lambda: Training(clip=0.0), "--clip must be above 0"),

@@ -35,7 +35,7 @@ def test_dotted_names_become_nested_arguments() -> None:
 
 
 def test_every_condition_has_a_row_for_each_sample() -> None:
-    with pytest.raises(ValueError, match="a row for each sample"):
+    with pytest.raises(ValueError, match="one row per sample"):
         Cond({"a": torch.zeros(2), "b": torch.zeros(3)})
 
 

@@ -201,7 +201,7 @@ def test_a_file_without_prompts_is_one_sentence(tmp_path, content: bytes | None,
         ("bundled", {"teacher_steps": 3}, {}, "--teacher-steps is for pipelines that make latents"),
         ("sd", {"prompts": True, "null_label": 3, "guidance": 2.0}, {}, "leave --null-label out"),
         ("sd", {"prompts": True, "mirror": True}, {}, "--mirror flips pictures"),
-        ("sd", {"data": "data.npz"}, {}, "whose latents are encoded once: `fewstep encode"),
+        ("sd", {"data": "data.npz"}, {}, "takes latents; run `fewstep encode"),
         ("sd", {"data": "paths"}, {"segments": 2}, "not for prompts yet"),
         ("clean", {"prompts": True}, {}, "predicts the clean sample"),
         ("unguided", {"prompts": True, "dropped": 0.1}, {}, "stands for no prompt or class; leave --dropped"),
@@ -230,7 +230,7 @@ def test_a_table_of_another_pipeline_is_refused(sd, dit, tmp_path) -> None:
     """Though its latents have the same shape; a student's own is the same as its teacher's."""
     model = load(sd)
     teacher_latents(model.pipeline, PROMPTS, tmp_path / "table", count=3, seed=0, steps=1)
-    with pytest.raises(ValueError, match="encoded by another pipeline"):
+    with pytest.raises(ValueError, match="encoded by a pipeline with other encoders"):
         tune_checkpoint(str(dit), Lessons(str(tmp_path / "table")), Run(tmp_path / "run"), training=FEW)
     save(Model(model.denoiser, Heun(), pipeline=model.pipeline), tmp_path / "copy")
     assert identity_of(tmp_path / "copy") == identity_of(sd) != identity_of(dit)
@@ -317,7 +317,7 @@ def test_encoding_goes_on_and_its_table_tunes_the_pipeline(sd, tmp_path, monkeyp
     monkeypatch.setattr(Pipeline, "encode", stopped)
     with pytest.raises(RuntimeError, match="out of power"):
         encode_data(str(sd), str(data), tmp_path / "table")
-    with pytest.raises(ValueError, match="is not complete; go on with the command that began it"):
+    with pytest.raises(ValueError, match="is not complete; repeat the command that began it"):
         tune_checkpoint(str(sd), Lessons(str(tmp_path / "table")), Run(tmp_path / "run"), training=FEW)
     table = encode_data(str(sd), str(data), tmp_path / "table")
     assert len(there) == 4 and len(table) == 3

@@ -206,10 +206,10 @@ def test_a_diffusion_model_with_an_adapter_is_no_teacher_that_moves_with_its_stu
     ("training", "sentence"),
     [
         (lambda: Training(lora=0), "--lora starts at 1"),
-        (lambda: Training(lora=2, scratch=True), "leave them out with --scratch"),
-        (lambda: Training(freeze=1, scratch=True), "leave them out with --scratch"),
+        (lambda: Training(lora=2, scratch=True), "--scratch replaces the weights"),
+        (lambda: Training(freeze=1, scratch=True), "--scratch replaces the weights"),
         (lambda: Training(freeze=-1), "--freeze starts at 0"),
-        (lambda: Training(lora_targets=("to_q",)), "give its rank"),
+        (lambda: Training(lora_targets=("to_q",)), "needs the rank"),
         (lambda: Training(lora=2, lora_targets=("to_q", "to_nobody")), "no layer of this UNet2DModel has .* to_nobody"),
         (lambda: Training(lora=2, lora_targets=("down_blocks.0.resnets.0.conv1",), freeze=1), "outside of its frozen"),
         (lambda: Training(lora=5000), "between 1 and 4096"),

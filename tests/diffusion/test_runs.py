@@ -188,7 +188,7 @@ def test_a_full_disk_on_the_way_costs_nothing(tmp_path, whole, monkeypatch, at_s
     with full(monkeypatch, "state.pt"), pytest.raises(OSError, match=r"state\.pt"):
         run(tmp_path / "run", save_every=0)
     assert same(tmp_path / "run", whole)
-    assert caplog.text.count("make room, it is tried again") == 5
+    assert caplog.text.count("free some disk space; the next save tries again") == 5
 
 
 def test_stopped_with_a_full_disk_a_run_says_so(tmp_path, monkeypatch, at_step) -> None:

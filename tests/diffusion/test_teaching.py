@@ -108,7 +108,7 @@ def test_what_a_teacher_made_is_kept_with_what_decided_it(tmp_path) -> None:
     with pytest.raises(ValueError, match="delete it"):
         load_made(Paths, file, count=5, seed=0)
     file.write_bytes(b"cut short")
-    with pytest.raises(ValueError, match="does not hold what a teacher made"):
+    with pytest.raises(ValueError, match="holds no images or paths of a teacher"):
         load_made(Images, file, count=5, seed=0)
 
 

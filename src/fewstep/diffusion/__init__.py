@@ -1,1 +1,1 @@
-"""Anything continuous: images, latents, audio."""
+"""Diffusion models of images, latents, video and sound."""

@@ -1,7 +1,6 @@
-"""What one chooses for a tuning, by names and numbers: frozen dataclasses that refuse what cannot be.
+"""The settings of a tuning: frozen dataclasses whose fields are the flags of `fewstep tune`.
 
-They are the flags of `fewstep tune`, and say so where something is wrong. Nothing heavy is imported
-until one is resolved.
+They check their values, and their errors name the flags. Heavy packages are imported only when a setting is used.
 """
 
 from __future__ import annotations
@@ -33,55 +32,59 @@ class Lessons:
     """What the student learns from."""
 
     data: str
-    """an .npz, a folder or zip of images, a .parquet, a table, a hub data set, or `bundled` (Fashion-MNIST). `teacher`:
-    the teacher makes the images; a pipeline makes latents of --prompts. A pipeline takes `teacher`, or a table of
-    `fewstep encode`. `paths`: the student learns its teacher's whole sampling paths by heart, at the noise levels where
-    it is sampled and nowhere else."""
+    """an .npz file, a folder or zip of images, a .parquet file, a table, a hub data set, or `bundled` (Fashion-MNIST).
+    With `teacher` the teacher makes the images; a pipeline makes latents from --prompts. Pipelines take only `teacher` and
+    tables of `fewstep encode`. With `paths` the student learns the teacher's sampling paths, only at the noise levels at
+    which it is sampled."""
     teacher: str | None = None
-    """the diffusion checkpoint that makes hops, images and paths. By default it is the checkpoint itself. A run that
-    starts from a student needs one."""
+    """the diffusion model that makes hops, images and paths; by default the checkpoint. Give it if the checkpoint is a
+    student."""
     prompts: Path | None = None
-    """a text file with a prompt a line, which `--data teacher` asks a pipeline for in turn. A pipeline of classes takes
-    their numbers; by default all classes."""
+    """a text file with one prompt per line, which `--data teacher` uses in turn. For a pipeline of classes the lines are
+    class numbers; by default all classes."""
     guidance: float | None = None
-    """scale of the classifier-free guidance of a conditional teacher, in its hops, images and paths. For a pipeline it is
-    the pipeline's own guidance_scale."""
+    """scale of the classifier-free guidance of the teacher, in its hops, images and paths; a pipeline's
+    guidance_scale."""
     null_label: int | None = None
-    """the class that means "no class" to the network, for guidance; a pipeline knows what means nothing to it."""
+    """the class that means "no class" to the network. --guidance needs it, except for pipelines."""
     teacher_images: int | None = None
-    """how many images `--data teacher` makes, 4000 unless given."""
+    """number of images that `--data teacher` makes, 4000 by default."""
     teacher_steps: int | None = None
-    """steps of the pipeline's own scheduler that each of them takes; by default as many as the pipeline says."""
+    """steps of the pipeline's scheduler for each of these images; by default the pipeline's own number."""
     paths: int | None = None
-    """how many paths the teacher makes, for `--midtrain` and for `--data paths`, 4000 unless given."""
+    """number of paths that the teacher makes for `--midtrain` and `--data paths`, 4000 by default."""
     mirror: bool = False
     """flip half of the images left to right."""
     dropped: float | None = None
-    """share of examples that lose their prompt or class and get the one that means nothing. Guidance needs this to be
-    learned."""
+    """share of training examples, below 1, whose prompt or class is replaced by the empty one. Classifier-free guidance of
+    the student needs this."""
 
     call: tuple[str, ...] = ()
-    """arguments for the pipelines of teacher and student where their defaults are not wanted, such as height=256."""
+    """arguments for the calls of the teacher's and the student's pipeline, such as height=256."""
 
     def __post_init__(self) -> None:
         at_least(1, teacher_images=self.teacher_images, teacher_steps=self.teacher_steps, paths=self.paths)
         at_least(0, guidance=self.guidance, null_label=self.null_label, dropped=self.dropped)
         if self.dropped is not None and self.dropped >= 1:
-            raise ValueError(f"--dropped is a share below 1, got {self.dropped:g}")
+            raise ValueError(f"--dropped must be below 1, got {self.dropped:g}")
         given_for_images = given(teacher_images=self.teacher_images, prompts=self.prompts, teacher_steps=self.teacher_steps)
         for name in given_for_images if self.data != "teacher" else ():
             raise ValueError(f"--{name.replace('_', '-')} is for --data teacher; leave it out with other data")
 
     @property
     def are_paths(self) -> bool:
-        """Whether the teacher's paths are all that is learned."""
+        """Whether the data are the teacher's paths."""
         return self.data == "paths"
 
     def guided(self, teacher: Model, null: Cond | None = None) -> Denoiser:
-        """The teacher, guided if --guidance is given. `null` is one row of conditions that stands for none.
+        """The teacher's denoiser, with classifier-free guidance if --guidance is given.
+
+        Args:
+            teacher: the diffusion model.
+            null: the null condition of a pipeline, one row.
 
         Raises:
-            ValueError: nothing is known that stands for none, or the teacher cannot be guided.
+            ValueError: the null condition is not known, or the teacher cannot be guided.
         """
         import torch
 
@@ -91,45 +94,46 @@ class Lessons:
         if self.guidance is None:
             return teacher.denoiser
         if teacher.pipeline is not None and null is None:
-            raise ValueError("the data have no row that means nothing, which --guidance needs; encode them anew")
+            raise ValueError("--guidance needs the empty prompt in the data, and these data lack it; encode them again")
         if teacher.pipeline is not None and null is not None:
             return teacher.pipeline.guided(teacher.denoiser, self.guidance, null)
         if not teacher.denoiser.takes:
-            raise ValueError("guidance needs a conditional checkpoint; leave it out for this one")
+            raise ValueError("--guidance needs a conditional checkpoint; leave it out for this one")
         if self.null_label is None:
-            raise ValueError('guidance needs --null-label, the class that means "no class" to this network')
+            raise ValueError('--guidance needs --null-label, the class that means "no class" to this network')
         return Guided(teacher.denoiser, self.guidance, labelled(torch.tensor([self.null_label])))
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What the student is asked for; what is left out is the recipe's."""
+    """What the student learns. Settings that are left out come from the recipe."""
 
     segments: int | Literal["any"] = 1
-    """network calls that the student is made for. 1 is a consistency model, more is a multistep one, `any` is one student
-    for all numbers of calls."""
+    """number of network calls that the student is made for. 1 gives a consistency model, more a multistep consistency
+    model, and `any` one student for every number of calls."""
     hop: HopName | None = None
-    """how the target is reached: along the data (consistency training), or by the teacher's ODE (distillation). addim
-    puts back the spread that long hops lose. It measures the spread on the data; addim-analytic estimates it without
-    them. By default data, and heun for a student of any number of calls."""
+    """how the lower noise level is reached: data mixes the data with the same noise (consistency training), the others
+    follow the teacher's ODE (distillation). addim restores the variance that long hops lose, as measured on the data;
+    addim-analytic estimates it without data. By default data, and heun with `--segments any`."""
     gap: GapName | None = None
-    """ect shrinks in stages, cosine and karras are grids whose steps grow, full is plain denoising."""
+    """distance between the two noise levels of the loss. ect shrinks in stages, cosine and karras are one step of a grid
+    whose number of steps grows, full is plain denoising."""
     q: float | None = None
-    """the ect gap shrinks by 1/q a stage."""
+    """divisor of the ect gap at each stage."""
     stages: int | None = None
     """number of stages of the ect gap."""
     grid: tuple[int, int] | None = None
     """first and last number of steps of the cosine or karras grid."""
     weight: WeightName | None = None
-    """gap is (t − r)^−power, output is SNR + 1."""
+    """weight of each noise level in the loss: gap is (t − r)^−power, output is SNR + 1."""
     power: float | None = None
-    """of the gap's weight: 1 is Easy Consistency Tuning's, 0 weighs all noise levels alike."""
+    """power of the gap's weight. 1 is that of Easy Consistency Tuning, 0 weighs all noise levels alike."""
     huber: float | None = None
-    """constant of the pseudo-Huber distance; 0 is the norm itself."""
+    """constant of the pseudo-Huber distance; 0 gives the Euclidean norm."""
     margin: float | None = None
-    """how far beyond a picture's limits a student draws what lies at them. So a haze that remains there is cut off. By
-    default .1 for pictures and 0 for latents. A student of one segment has none: it is refused a margin, and cannot start
-    from a student that has one. With `any`, only segments that end at noise level 0 have it."""
+    """how far targets at a picture's limits of −1 and 1 are moved beyond them. Clipping then removes the haze around white
+    and black. By default .1 for pictures and 0 for latents. With one segment it must be 0, also in the student that the run
+    starts from. With `any` it applies only to segments that end at noise level 0."""
 
     def __post_init__(self) -> None:
         at_least(1, segments=self.segments if isinstance(self.segments, int) else None)
@@ -142,9 +146,9 @@ class Loss:
         if self.weight == "output" and self.power is not None:
             raise ValueError("--power belongs to the gap's weight; --weight output does not take it")
         if self.margin and self.segments == 1:
-            raise ValueError("--margin must be 0 for one segment, whose calls see what the last one drew")
+            raise ValueError("--margin must be 0 with one segment, as each call starts from the output of the last one")
         if self.is_any and self.gap == "full":
-            raise ValueError("--gap full is plain denoising and knows no segments; leave --segments any out")
+            raise ValueError("--gap full is plain denoising, which has no segments; leave --segments any out")
 
     @property
     def is_any(self) -> bool:
@@ -153,16 +157,16 @@ class Loss:
 
     @property
     def is_taught(self) -> bool:
-        """Whether a teacher hops."""
+        """Whether the hop is a teacher's."""
         return (self.hop or ("heun" if self.is_any else "data")) != "data"
 
     @property
     def is_shaped(self) -> bool:
-        """Whether the gap or the weight is another than the recipe's."""
+        """Whether the gap or the weight differs from the recipe's."""
         return any(given is not None for given in (self.gap, self.q, self.stages, self.grid, self.weight, self.power))
 
     def settings(self, recipe: dict[str, Any]) -> dict[str, Any]:
-        """What this changes in a recipe; the hop, the output's weight and the margin's default wait for the checkpoint."""
+        """Keyword arguments of `tune` that these settings change in `recipe`, except those of `fitted`."""
         from .loss import PseudoHuber
         from .two_times import GRIDS
 
@@ -171,13 +175,13 @@ class Loss:
         return changed | {"segments": recipe.get("segments", GRIDS) if self.is_any else self.segments}
 
     def fitted(self, student: Denoiser, teacher: Denoiser) -> dict[str, Any]:
-        """What waited for the checkpoint; a teacher that hops is frozen."""
+        """Keyword arguments of `tune` that depend on the checkpoint. A teacher that hops is frozen."""
         from .loss import OutputScale
 
         weight = OutputScale(student.schedule.sigma_data) if self.weight == "output" else None
         margin = 0.0
         if student.space.limits is not None and self.segments != 1 and self.gap != "full":
-            margin = 0.1  # not for latents, which have no limits, nor where a call sees what an earlier one drew
+            margin = 0.1  # latents have no limits; with one segment a call sees the output of the last one
         fitted = given(weight=weight, margin=margin if self.margin is None else None)
         return fitted | {"hop": self._hop(teacher)}
 
@@ -215,41 +219,39 @@ class Loss:
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how fast; what is left out is the recipe's."""
+    """How long and how fast to train. Settings that are left out come from the recipe."""
 
     recipe: RecipeName | None = None
-    """the settings of the loss and of the training that are not given. By default ect_demo, and any_step for a student of
-    any number of calls."""
+    """named set of values for all settings that are not given; by default ect_demo, and any_step with `--segments any`."""
     images: int | None = None
-    """training images to see."""
+    """number of training images."""
     batch: int | None = None
-    """images a step, over all processes."""
+    """images per step, over all processes."""
     rate: float | None = None
-    """peak of the recipe's learning rate."""
+    """peak learning rate."""
     warmup: int | None = None
-    """steps over which the rate rises."""
+    """steps over which the learning rate rises to its peak."""
     average: tuple[float, ...] = ()
-    """decay of the averaged weights, or several. The first makes `model`, each other one `model-DECAY` beside it. An
-    average begins with the checkpoint's weights, and a share decay^steps of them remains: few images need a low decay."""
+    """one or more decays of the averaged weights. The first makes `model`, each other one `model-DECAY` beside it. A share
+    decay^steps of the checkpoint's weights remains in the average, so short runs need a low decay."""
     dropout: float | None = None
     """probability in every dropout layer."""
     clip: float | None = None
-    """norm at which the gradient is clipped."""
+    """largest norm of the gradient; a larger gradient is scaled down to it."""
     seed: int = 0
-    """of everything random."""
+    """seed of everything random."""
     midtrain: int = 0
-    """images of path regression before the tuning. The student learns the ends of whole teacher paths from points on
-    them."""
+    """number of images of path regression before the tuning: the student learns the end of a teacher's sampling path from
+    the points on it."""
     scratch: bool = False
-    """start from new weights in the checkpoint's architecture: consistency training without tuning."""
+    """start from new random weights in the checkpoint's architecture: consistency training from scratch."""
     lora: int | None = None
-    """rank of a LoRA. The checkpoint stays as it is, and only low-rank changes of its layers train. The run's model is
-    the adapter alone."""
+    """rank of a LoRA. Only the adapter trains, and the run's model is the adapter alone."""
     lora_targets: tuple[str, ...] = ()
-    """ends of the names of the layers that the LoRA changes, such as `to_q`: by default the projections of attention, and
-    the residual blocks of a UNet2DModel as well."""
+    """ends of the names of the layers that the LoRA changes, such as `to_q`; by default the attention projections, and in
+    a UNet2DModel the residual blocks too."""
     freeze: int = 0
-    """how many of the network's first blocks do not train: a UNet's down blocks, a transformer's blocks."""
+    """number of the network's first blocks that do not train: down blocks of a UNet, blocks of a transformer."""
 
     def __post_init__(self) -> None:
         at_least(1, images=self.images, batch=self.batch)
@@ -259,19 +261,19 @@ class Training:
         if self.dropout is not None and self.dropout >= 1:
             raise ValueError(f"--dropout must be below 1, got {self.dropout:g}")
         if self.lora_targets and self.lora is None:
-            raise ValueError("--lora-targets are the layers of a LoRA; give its rank as well, with --lora")
+            raise ValueError("--lora-targets needs the rank of the LoRA; add --lora")
         if self.scratch and (self.lora is not None or self.freeze):
-            raise ValueError("--lora and --freeze keep what the checkpoint knows; leave them out with --scratch")
+            raise ValueError("--scratch replaces the weights that --lora and --freeze would keep; leave them out")
 
     @property
     def adapter(self) -> LoRA | None:
-        """The LoRA that was asked for."""
+        """The LoRA, or None."""
         from .lora import LoRA
 
         return None if self.lora is None else LoRA(self.lora, self.lora_targets)
 
     def settings(self, name: RecipeName) -> dict[str, Any]:
-        """The recipe called `name`, changed as was asked: keyword arguments of `tune`."""
+        """Keyword arguments of `tune`: the recipe called `name`, changed by these settings."""
         from .optim import Dropout
         from .recipes import RECIPES, averages, rate_of
 
@@ -287,31 +289,31 @@ class Training:
 
     @property
     def changing(self) -> dict[str, Any]:
-        """What a run that is resumed may go on with that it did not begin with."""
+        """The settings that may change when a run is resumed."""
         return given(rate=self.rate if self.warmup is None else self.warmup, max_grad_norm=self.clip)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where and how it is computed."""
+    """Where the results go, and how they are computed."""
 
     out: Path
     """folder of the run."""
     precision: Literal["no", "bf16"] | None = None
-    """no (float32) or bf16; by default bf16 where the hardware computes it."""
+    """no (float32) or bf16; by default bf16 where the hardware supports it."""
     accumulate: int = 1
-    """micro-batches a step."""
+    """micro-batches per step."""
     workers: int = 0
-    """loader processes."""
+    """worker processes of the data loader."""
     compile: bool = False
-    """compile the network."""
+    """compile the network with torch.compile."""
     checkpointing: bool = False
-    """compute the network's activations again for its gradient instead of keeping them: less memory, more time."""
+    """recompute activations in the backward pass instead of keeping them: less memory, more time."""
     save_every: float = 120.0
-    """seconds between saved states; Ctrl-C and SIGTERM save, too."""
+    """seconds between saved states; Ctrl-C and SIGTERM save too."""
     resume: bool = False
-    """go on from the state saved in out, if there is one. More --images and another --rate, --warmup or --clip may be
-    given."""
+    """continue from the state saved in out, if there is one. --images may be larger than before, and --rate, --warmup and
+    --clip may be different."""
 
     def __post_init__(self) -> None:
         at_least(1, accumulate=self.accumulate)
@@ -320,7 +322,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Choices:
-    """All of them together."""
+    """All settings of a tuning, checked against each other."""
 
     lessons: Lessons
     run: Run
@@ -330,41 +332,39 @@ class Choices:
     def __post_init__(self) -> None:
         guidance, null_label = self.lessons.guidance, self.lessons.null_label
         if guidance is not None and not self.are_taught:
-            raise ValueError(
-                "guidance is the teacher's: use it with --hop euler, heun or addim, or --data teacher or paths"
-            )
+            raise ValueError("--guidance needs a teacher; add --hop euler, heun or addim, or --data teacher or paths")
         if null_label is not None and guidance is None:
             raise ValueError("--null-label belongs to --guidance; give both or none")
         if self.loss.is_any and (self.lessons.are_paths or self.training.midtrain):
             raise ValueError(
-                "a teacher's paths are cut for one number of segments: leave --midtrain and --data paths out of "
-                "--segments any"
+                "--segments any cannot learn from paths, which are cut for one number of segments; leave --midtrain and "
+                "--data paths out"
             )
         if self.training.recipe == "any_step" and not self.loss.is_any:
-            raise ValueError("--recipe any_step is for a student of any number of calls; say --segments any as well")
+            raise ValueError("--recipe any_step trains a student of any number of calls; add --segments any")
         if self.lessons.teacher is not None and not self.are_taught:
-            raise ValueError("no teacher is asked for anything here; leave --teacher out, or let it hop, as by --hop heun")
+            raise ValueError("no teacher is used here; leave --teacher out, or add --hop heun")
         if self.lessons.paths is not None and not (self.lessons.are_paths or self.training.midtrain):
             raise ValueError("--paths is for --midtrain and --data paths; leave it out without them")
         said = self.loss.is_shaped or self.loss.is_taught or self.training.midtrain or self.lessons.mirror
         if self.lessons.are_paths and said:
-            raise ValueError("--data paths says what the loss is: leave --hop, --midtrain, --mirror, gap and weight out")
+            raise ValueError("--data paths fixes the loss; leave --hop, --midtrain, --mirror, gap and weight out")
 
     @property
     def are_taught(self) -> bool:
-        """Whether a teacher makes anything."""
+        """Whether a teacher makes hops, images or paths."""
         return self.loss.is_taught or self.lessons.data in ("teacher", "paths") or self.training.midtrain > 0
 
     @property
     def recipe_name(self) -> RecipeName:
-        """Of the recipe that is changed."""
+        """Name of the recipe."""
         return self.training.recipe or ("any_step" if self.loss.is_any else "ect_demo")
 
     def recipe(self) -> dict[str, Any]:
-        """Keyword arguments of `tune`, as far as they are known without the checkpoint.
+        """Keyword arguments of `tune` that do not depend on the checkpoint.
 
         Raises:
-            ValueError: a number that cannot be.
+            ValueError: a number is out of its range, or --accumulate does not divide the batch.
         """
         recipe = self.training.settings(self.recipe_name)
         recipe |= self.loss.settings(recipe)
@@ -376,5 +376,5 @@ class Choices:
 
 
 def given(**settings: Any) -> dict[str, Any]:
-    """Those that are not None."""
+    """The settings that are not None."""
     return {name: value for name, value in settings.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Conditioning: what a sample is about, as one argument from the data to the network."""
+"""Conditions: classes, prompts and whatever else a network is given, as one argument from the data to the network."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LENGTH = "#"  # ends the name of what says how long the rows of a condition are
+LENGTH = "#"  # ends the name of the entry that holds the lengths of a condition's rows
 
 
 @dataclass(frozen=True)
 class Cond:
-    """All that a network is told beside a noisy sample and its time. `Cond()` tells it nothing.
+    """The arguments of a network besides the noisy sample and its time. `Cond()` has none.
 
     Attributes:
-        rows: tensors of B rows each, a row a sample, by the network's own argument names. An argument inside another has a
-            dotted name: `added_cond_kwargs.time_ids`.
-            Rows of different lengths are padded. Then `name#` (B,) holds their lengths, and the network takes a list of
-            rows.
-        shared: what is the same for all samples: position ids, shapes, None. A list has one entry, which the network gets
-            once for each sample.
-        lo: noise levels (B,) at which the wanted segments end. A `TwoTimes` is told of them; other networks are not.
+        rows: tensors with one row per sample, (B, *), by the network's argument names. An argument inside another has a
+            dotted name: `added_cond_kwargs.time_ids`. Rows of different lengths are padded. Then `name#` (B,) holds their
+            lengths, and the network gets a list of rows.
+        shared: arguments that are the same for all samples: position ids, shapes, None. A list has one entry, which the
+            network gets once per sample.
+        lo: noise levels (B,) at which the segments end. Only a `TwoTimes` uses them.
     """
 
     rows: Mapping[str, Tensor] = field(default_factory=dict)
@@ -33,38 +32,38 @@ class Cond:
     def __post_init__(self) -> None:
         counts = {name: len(value) for name, value in self.rows.items()}
         if len(set(counts.values())) > 1:
-            raise ValueError(f"every condition needs a row for each sample, got {counts}")
+            raise ValueError(f"every condition needs one row per sample, got {counts}")
 
     def part(self, rows: slice | Tensor) -> Cond:
-        """The conditions of these rows."""
+        """The conditions of some rows."""
         lo = None if self.lo is None else self.lo[rows]
         return Cond({name: value[rows] for name, value in self.rows.items()}, self.shared, lo)
 
     def until(self, lo: Tensor) -> Cond:
-        """The same, for segments that end at the noise levels `lo` (B,)."""
+        """The same conditions for segments that end at the noise levels `lo` (B,)."""
         return replace(self, lo=lo)
 
     def to(self, device: torch.device | str) -> Cond:
-        """The same on `device`."""
+        """The same conditions on `device`."""
         lo = None if self.lo is None else self.lo.to(device, non_blocking=True)
         rows = {name: value.to(device, non_blocking=True) for name, value in self.rows.items()}
         return Cond(rows, {name: _moved(value, device) for name, value in self.shared.items()}, lo)
 
     def expand(self, count: int) -> Cond:
-        """One row's conditions for `count` samples."""
+        """The conditions of one row repeated for `count` samples, without `lo`."""
         rows = {name: value.expand(count, *value.shape[1:]) for name, value in self.rows.items()}
         return Cond(rows, self.shared)
 
     @staticmethod
     def stack(*parts: Cond) -> Cond:
-        """One batch of several, as guidance asks with and without a condition in one call; `lo` is the first's."""
+        """Several batches of conditions as one; `shared` and `lo` are those of the first."""
         first, *others = parts
         assert all(other.rows.keys() == first.rows.keys() for other in others)
         lo = None if first.lo is None else first.lo.repeat(len(parts))
         return Cond({name: torch.cat([part.rows[name] for part in parts]) for name in first.rows}, first.shared, lo)
 
     def arguments(self, dtype: torch.dtype, count: int) -> dict[str, Any]:
-        """Keyword arguments for the network and `count` samples, nested where names are dotted; float rows in `dtype`."""
+        """The keyword arguments of a call with `count` samples, nested where names are dotted; float rows in `dtype`."""
         flat: dict[str, object] = {
             name: value * count if isinstance(value, list) else value for name, value in self.shared.items()
         }
@@ -85,21 +84,21 @@ class Cond:
 
 
 NOTHING = Cond()
-CLASS = "class_labels"  # what diffusers' networks call the class
+CLASS = "class_labels"  # the argument for classes in diffusers' networks
 
 
 def labelled(labels: Tensor | None) -> Cond:
-    """The condition of class labels (B,); nothing without labels."""
+    """The condition of class labels (B,); `Cond()` for None."""
     return NOTHING if labels is None else Cond({CLASS: labels})
 
 
 @dataclass(frozen=True)
 class Classes:
-    """What a class-conditional network takes: one integer label a sample.
+    """Class labels as a condition: one integer per sample.
 
     Attributes:
-        count: classes that data have, 0 to count − 1.
-        null: the label that means "no class" where the architecture reserves one, as DiTs do behind their classes.
+        count: number of classes; data have the labels 0 to count − 1.
+        null: the label that means "no class"; None if the architecture reserves none. DiTs reserve `count`.
     """
 
     count: int
@@ -107,11 +106,11 @@ class Classes:
 
     @property
     def known(self) -> int:
-        """Labels run from 0 to one less."""
+        """Number of labels that the network has an embedding for."""
         return self.count + (self.null is not None)
 
     def check(self, labels: Tensor) -> None:
-        """Raises ValueError where the network has no embedding for one of `labels` (B,)."""
+        """Raises ValueError if the network has no embedding for one of `labels` (B,)."""
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.known:
             wrong = low if low < 0 else high
@@ -120,26 +119,26 @@ class Classes:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a network takes in rows that are no classes: embeddings of tokens, masks, sizes.
+    """Any other condition with one row per sample: token embeddings, masks, sizes.
 
     Attributes:
-        shape: of one row. How many tokens there are may differ; how wide one is may not.
+        shape: shape of one row. The first dimension, the number of tokens, may differ between rows; the others may not.
     """
 
     shape: tuple[int, ...]
 
     def check(self, rows: Tensor) -> None:
-        """Raises ValueError where `rows` (B, *) are no such rows."""
+        """Raises ValueError if `rows` (B, *) have another shape."""
         have, want = tuple(rows.shape[1:]), self.shape
         if len(have) != len(want) or have[1:] != want[1:]:
             raise ValueError(f"a condition of this checkpoint has rows of {_times(want)}, not {_times(have)}")
 
 
 def padded(conds: Sequence[Cond]) -> list[Cond]:
-    """The same with rows of one length, that of the longest: zeros behind the others, which masks and lengths leave out.
+    """The same conditions, with zeros after the shorter rows, so that all rows have the length of the longest.
 
     Raises:
-        ValueError: rows differ in length, and no mask nor length says so.
+        ValueError: rows differ in length, and the network gets neither a mask nor the lengths.
     """
     longest: dict[str, int] = {}
     for cond in conds:
@@ -157,7 +156,7 @@ def _longer(conds: Sequence[Cond], name: str, value: Tensor, length: int) -> Ten
     told = f"{name}{LENGTH}" in conds[0].rows or any("mask" in other for other in conds[0].rows)
     if not told:
         raise ValueError(
-            f"{name} has {value.shape[1]} and {length} tokens for different prompts, and the network is told no mask"
+            f"{name} has {value.shape[1]} and {length} tokens for different prompts, and the network takes no mask"
         )
     return torch.cat([value, value.new_zeros(len(value), length - value.shape[1], *value.shape[2:])], 1)
 

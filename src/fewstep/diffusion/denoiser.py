@@ -1,8 +1,8 @@
 """The denoiser: a checkpoint of any parametrisation as f(x, sigma, cond) -> x0_hat.
 
-Everything is variance exploding: x = x0 + sigma·eps with eps ~ N(0, I). Every denoiser has f(x, 0) = x, whatever its
-network predicts. So each one already is a consistency function, if a bad one, and a network needs no change before it is
-tuned.
+Everything is variance exploding: x = x0 + sigma·eps with eps ~ N(0, I). Every prediction but `clean` gives f(x, sigma) = x
+at a lowest noise level, usually 0, which is the boundary condition of a consistency function. So a network needs no change
+before it is tuned.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from .space import Latents, Pixels, Space
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
-Denoise = Callable[[Tensor, Tensor, Cond], Tensor]  # (x (B, *), sigma (B,), cond) -> x0_hat (B, *): all that a loss needs
+Denoise = Callable[[Tensor, Tensor, Cond], Tensor]  # (x (B, *), sigma (B,), cond) -> x0_hat (B, *)
 
 
 class Denoiser(nn.Module):
-    """A network and what it means: schedule, prediction and space. f(x, sigma, cond) -> x0_hat.
+    """A network with its schedule, prediction and space: f(x (B, *), sigma (B,), cond) -> x0_hat (B, *).
 
     Args:
-        network: its first parameter is the sample. The parameter called timestep, timesteps or t is the time; if there is
-            none, the second is. The rest are conditions. It returns a tensor or an object with `.sample`.
-        schedule: how its input is scaled and what it is told as time.
-        prediction: what its output says about x0.
-        space: what a sample is; read from a diffusers network's configuration if left out.
-        takes: the conditions that it needs, by their names; read from the configuration as well.
-        call: how the network is called; by the batch of samples, the time and the conditions if left out.
-        blank: one row of conditions with which the network can be called, whatever they mean.
+        network: its first parameter is the sample. The parameter named timestep, timesteps or t is the time, or else the
+            second parameter. The rest are conditions. It returns a tensor or an object with `.sample`.
+        schedule: how the network's input is scaled, and which time the network is given.
+        prediction: computes x0_hat from the network's output.
+        space: what a sample is; by default read from the configuration of a diffusers network.
+        takes: the conditions that the network needs, by name; by default read from the configuration as well.
+        call: how the network is called; by default with the batch, the time and the conditions.
+        blank: one row of any conditions with which the network can be called.
 
     Raises:
-        ValueError: a prediction that the schedule leaves without an answer.
+        ValueError: the network predicts the noise, and its schedule ends in pure noise.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Denoiser(nn.Module):
         if prediction is epsilon and getattr(schedule, "ends_in_pure_noise", False):
             raise ValueError(
                 "this checkpoint predicts the noise, but its schedule ends in pure noise (rescale_betas_zero_snr), where "
-                "the noise says nothing about the sample; such a schedule needs v_prediction"
+                "the noise says nothing about the sample; use a checkpoint with v_prediction"
             )
         self.network = network
         self.schedule = schedule
@@ -71,44 +71,44 @@ class Denoiser(nn.Module):
         self._space = space
 
     def around(self, network: nn.Module) -> Denoiser:
-        """The same around another network of that kind."""
+        """The same denoiser around another network of the same architecture."""
         return Denoiser(
             network, self.schedule, self.prediction, space=self._space, takes=self.takes, call=self.call, blank=self.blank
         )
 
     @property
     def space(self) -> Space:
-        """What a sample is."""
+        """What a sample is: its shape, its limits and how it is decoded."""
         if self._space is None:
             self._space = space_of(self.network)
         return self._space
 
     @property
     def classes(self) -> Classes | None:
-        """Which class labels it takes; None where it is not asked by class."""
+        """The class labels that it takes; None if it takes none."""
         kind = self.takes.get("class_labels")
         return kind if isinstance(kind, Classes) else None
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     @property
     def identity(self) -> float:
-        """The noise level where f(x, sigma) = x."""
+        """The noise level at which f(x, sigma) = x."""
         return float(getattr(self.prediction, "offset", 0.0))
 
     def unguided(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> tuple[Tensor, Tensor]:
-        """The estimate and the one it would be without guidance: the same here."""
+        """The estimate of x0 with guidance and without, (B, *) each. Here both are the same."""
         x0 = self(x, sigma, cond)
         return x0, x0
 
     def check(self, cond: Cond) -> None:
-        """Raises ValueError where a condition is missing, surplus, or one that the network cannot know."""
+        """Raises ValueError if a condition is missing, not taken by the network, or out of its range."""
         missing, surplus = self.takes.keys() - cond.rows.keys(), cond.rows.keys() - self.takes.keys()
         if missing:
-            raise ValueError(f"this checkpoint is conditional and needs {', '.join(sorted(missing))}; give one a sample")
+            raise ValueError(f"this checkpoint is conditional and needs {', '.join(sorted(missing))}; give one per sample")
         if surplus:
             raise ValueError(f"this checkpoint takes no {', '.join(sorted(surplus))}; leave it out")
         for name, kind in self.takes.items():
@@ -117,7 +117,7 @@ class Denoiser(nn.Module):
     def predict(self, inputs: Tensor, time: Tensor, cond: Cond) -> Tensor:
         """The network's raw output, in the dtype of `inputs`; a learned variance is dropped."""
         dtype = next(self.network.parameters()).dtype
-        if torch.is_autocast_enabled(inputs.device.type):  # which rounds where that does no harm; times are to stay apart
+        if torch.is_autocast_enabled(inputs.device.type):  # autocast would round close times to the same value
             dtype = torch.promote_types(dtype, torch.float32)
         told = self.call.told(time).to(dtype)
         return self.call(self.network, inputs.to(dtype), told, cond.arguments(dtype, len(inputs))).to(inputs.dtype)
@@ -129,13 +129,17 @@ class Denoiser(nn.Module):
 
 
 class Guided(Denoiser):
-    """Classifier-free guidance around a conditional denoiser: f = f_null + scale·(f_cond − f_null); scale 1 is none.
+    """Classifier-free guidance around a conditional denoiser: f = f_null + scale·(f_cond − f_null).
 
     Args:
-        denoiser: takes conditions.
-        scale: strength.
-        null: the condition that stands for none, one row.
-        keeps_norm: bring the network's guided output to the norm of the conditional one, along the last axis.
+        denoiser: a conditional denoiser.
+        scale: guidance scale; 1 is no guidance.
+        null: the null condition, one row.
+        keeps_norm: whether the guided output of the network is scaled to the norm of the conditional output, along the last
+            axis.
+
+    Raises:
+        ValueError: the denoiser is unconditional, the scale is not finite, or the denoiser does not take `null`.
 
     Reference: Ho and Salimans 2022, Classifier-Free Diffusion Guidance.
     """
@@ -144,7 +148,7 @@ class Guided(Denoiser):
         if not denoiser.takes:
             raise ValueError("guidance needs a conditional checkpoint; leave it out for this one")
         if not math.isfinite(scale):
-            raise ValueError(f"the scale of guidance must be a number, got {scale}")
+            raise ValueError(f"the guidance scale must be finite, got {scale}")
         denoiser.check(null)
         super().__init__(
             denoiser.network, denoiser.schedule, denoiser.prediction, space=denoiser._space, takes=denoiser.takes,
@@ -156,7 +160,7 @@ class Guided(Denoiser):
         self.keeps_norm = keeps_norm
 
     def unguided(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> tuple[Tensor, Tensor]:
-        """The guided estimate and the conditional one it guides, from one network call."""
+        """The estimate of x0 with guidance and without, (B, *) each, from one network call with 2·B rows."""
         both = Cond.stack(cond, self.null.to(x.device).expand(len(x)))
         if self.keeps_norm:
             return self._with_norm(x, sigma, both)
@@ -176,13 +180,13 @@ class Guided(Denoiser):
 
 
 def edm(network: nn.Module, *, offset: float = 0.0, **settings: float) -> Denoiser:
-    """An EDM checkpoint; `settings` are those of `Karras`, `offset` is that of `Preconditioned`."""
+    """An EDM network as a denoiser. `settings` are those of `Karras`, `offset` is that of `Preconditioned`."""
     schedule = Karras(**settings)
     return Denoiser(network, schedule, Preconditioned(schedule.sigma_data, offset))
 
 
 def vp(network: nn.Module, scheduler: DDPMScheduler) -> Denoiser:
-    """A variance-preserving checkpoint, as a diffusers scheduler such as DDPMScheduler describes it.
+    """A variance-preserving network as a denoiser, with schedule and prediction of a diffusers scheduler.
 
     Raises:
         ValueError: the scheduler's prediction_type is unknown, or its noise levels do not rise.
@@ -191,7 +195,7 @@ def vp(network: nn.Module, scheduler: DDPMScheduler) -> Denoiser:
     kinds = {"epsilon": epsilon, "v_prediction": v_prediction, "sample": clean}
     kind = config.get("prediction_type", "epsilon")
     if kind not in kinds:
-        raise ValueError(f"a network that predicts {kind!r} is unknown; {', '.join(kinds)} are known")
+        raise ValueError(f"the prediction_type {kind!r} is unknown; {', '.join(kinds)} are known")
     return Denoiser(network, discrete_vp(config), kinds[kind])
 
 
@@ -204,18 +208,18 @@ def discrete_vp(config: Mapping[str, Any]) -> DiscreteVP:
 
 
 def flow(network: nn.Module, **settings: Any) -> Denoiser:
-    """A flow-matching checkpoint that predicts eps − x0; `settings` are those of `Rectified`."""
+    """A flow-matching network, which predicts eps − x0, as a denoiser. `settings` are those of `Rectified`."""
     return Denoiser(network, Rectified(**settings), velocity)
 
 
 def config_of(network: nn.Module) -> Mapping[str, Any]:
-    """What a diffusers network says of itself; empty for other modules."""
+    """The configuration of a diffusers network; empty for other modules."""
     config: Mapping[str, Any] = getattr(network, "config", {})
     return config
 
 
 def takes_of(network: nn.Module) -> dict[str, Classes | Tokens]:
-    """The conditions that a network needs: what it says itself, or a diffusers network's configuration."""
+    """The conditions that a network needs, from its attribute `takes` or from its diffusers configuration."""
     own: dict[str, Classes | Tokens] | None = getattr(type(network), "takes", None)
     if own is not None:
         return own
@@ -226,15 +230,15 @@ def takes_of(network: nn.Module) -> dict[str, Classes | Tokens]:
 
 
 def space_of(network: nn.Module) -> Space:
-    """Pixels for one or three channels, else latents, of the size that a diffusers network was made for.
+    """The space of a diffusers network's samples: pixels for one or three channels, else latents.
 
     Raises:
-        ValueError: its configuration does not say the size.
+        ValueError: its configuration has no sample_size or no in_channels.
     """
     config = config_of(network)
     size = config.get("sample_size")
     if size is None or "in_channels" not in config:
-        raise ValueError("the network's config.json does not say its sample_size; write the side of its images there")
+        raise ValueError("the network's config.json has no sample_size or no in_channels; add what is missing")
     height, width = (size, size) if isinstance(size, int) else size
     shape = (int(config["in_channels"]), int(height), int(width))
     return Pixels(shape) if shape[0] in (1, 3) else Latents(shape)

@@ -1,4 +1,4 @@
-"""What a run learns from: a data set, or what its teacher makes once and the run's folder keeps."""
+"""The training data of a run: a data set, or what the teacher makes once and the run's folder keeps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .teaching import Made, calls_of, load_made, save_made, teacher_images, teac
 
 logger = logging.getLogger(__name__)
 
-MADE = 4000  # images or paths that a teacher makes unless told otherwise
+MADE = 4000  # images or paths that a teacher makes by default
 
 
 def training_data(
@@ -44,10 +44,12 @@ def training_data(
     seed: int,
     precision: str | None,
 ) -> Samples:
-    """The data set of the `lessons` at the size of the model, or what the `teacher` makes, kept in the run's folder.
+    """Reads the data set of `lessons`, or lets `teacher` make one and keeps it in the run's folder `out`.
 
-    `named` is the checkpoint that the teacher was loaded from. What another checkpoint made is refused. A pipeline makes
-    latents of `prompts`, or of classes.
+    A pipeline makes latents of `prompts`, or of its classes. `named` is the checkpoint that the teacher was loaded from.
+
+    Raises:
+        ValueError: the data do not fit the model, or the folder holds data that another checkpoint made.
     """
     if lessons.data != "teacher":
         return examples_for(student, lessons.data)
@@ -64,10 +66,10 @@ def training_data(
 
 
 def examples_for(model: Model, data: str) -> Samples:
-    """Data of a model's own kind: pictures, or the latents that its pipeline encoded.
+    """Reads `data` for a model: pictures, or latents that its pipeline encoded.
 
     Raises:
-        ValueError: they are none.
+        ValueError: the data are of another kind or shape.
     """
     return _encoded(model, data) if model.pipeline else _pictures(model.denoiser, data)
 
@@ -78,46 +80,44 @@ def _pictures(denoiser: Denoiser, data: str) -> Samples:
 
 
 def _encoded(student: Model, data: str) -> Table:
-    """The table of latents that the student's pipeline encoded.
+    """Reads the table of latents that the student's pipeline encoded.
 
     Raises:
-        ValueError: it is none, or another pipeline's.
+        ValueError: `data` is no such table, or another pipeline encoded it.
     """
     assert student.pipeline is not None
     path, space = Path(data), student.denoiser.space
     if not (is_table(path) and holds_arrays(open_folder(path).features)):
         if (path / MADE_OF).is_file():
-            raise ValueError(f"the table in {path} is not complete; go on with the command that began it")
+            raise ValueError(f"the table in {path} is not complete; repeat the command that began it")
         raise ValueError(
-            f"this model is a pipeline, whose latents are encoded once: `fewstep encode {student.pipeline.source} {data} "
-            "--out TABLE`, then give TABLE as data; or tune it from prompts alone, with --data teacher"
+            f"this model is a pipeline and takes latents; run `fewstep encode {student.pipeline.source} {data} "
+            "--out TABLE` and give TABLE as data, or tune it from prompts alone with --data teacher"
         )
     table = Table(path, labelled=student.denoiser.classes is not None)
     if table.shape != space.shape:
         have, want = ("x".join(map(str, shape)) for shape in (table.shape, space.shape))
         raise ValueError(f"{path} holds samples of {have}, the model takes {want}; encode the pictures with this pipeline")
     if table.conditions.maker not in (None, identity_of(student.pipeline.source)):
-        raise ValueError(
-            f"{path} was encoded by another pipeline, whose encoders are not those of this model; encode the pictures again"
-        )
+        raise ValueError(f"{path} was encoded by a pipeline with other encoders than this model; encode the pictures again")
     return table
 
 
 def picture_of(denoiser: Denoiser) -> tuple[int, tuple[int, int]]:
-    """Channels and (height, width) of the pictures or latents that it takes; ValueError if it takes anything else."""
+    """Channels and (height, width) of a denoiser's samples; ValueError if they are not of the shape (C, H, W)."""
     shape = denoiser.space.shape
     if len(shape) != 3:
         have = "x".join(map(str, shape))
-        raise ValueError(f"this model takes {have}, and data sets are read as pictures or latents; use --data teacher")
+        raise ValueError(f"this model takes {have}, and data sets hold only pictures and latents; use --data teacher")
     return shape[0], (shape[1], shape[2])
 
 
 def paths_of(
     teacher: Denoiser, out: Path, count: int, *, named: str, segments: int, seed: int, precision: str | None, whole: bool
 ) -> Paths:
-    """The teacher's paths, or their states at the student's levels, made once and kept in the run's folder.
+    """The teacher's sampling paths, made once and kept in the run's folder.
 
-    `named` is as for `training_data`.
+    Without `whole` they hold only the states at the student's noise levels. `named` is as for `training_data`.
     """
     levels = visited(teacher, segments)
     make = partial(
@@ -129,18 +129,18 @@ def paths_of(
 
 
 def visited(denoiser: Denoiser, segments: int) -> list[float]:
-    """The noise levels where a student is sampled: one of one segment in one call or two, one of several in as many."""
+    """The noise levels at which a student of `segments` segments is sampled."""
     levels: list[float] = few_step(segments).levels(denoiser).tolist()
     return levels
 
 
 def nothing_to(model: Model) -> Cond | None:
-    """The row of conditions that stands for none to the pipeline of a model of classes; None where there is none."""
+    """The null condition of a pipeline of classes, one row; None for other models."""
     return None if model.pipeline is None or model.pipeline.prompted else model.pipeline.conditions([0])[1]
 
 
 def made_for(out: Path) -> dict[str, list[int]]:
-    """What the images, latents and paths in a run's folder cost the teacher: calls and rows of its network for each."""
+    """The network calls and rows that the teacher spent on the images, latents and paths in a run's folder."""
     files = (out / "images.safetensors", out / "paths.safetensors")
     made = {file.stem: calls_of(file) for file in files if file.exists()}
     if is_table(out / "latents"):
@@ -152,7 +152,7 @@ def made_for(out: Path) -> dict[str, list[int]]:
 def _made_once(
     kind: type[Made], file: Path, teacher: Denoiser, make: Callable[[Denoiser], Made], facts: dict[str, Any]
 ) -> Made:
-    """What the teacher makes: read from the run's folder, or made and kept there by the first process."""
+    """Reads what the teacher made from `file`; if there is none, the main process makes and writes it."""
     if isinstance(teacher, Guided):
         facts = facts | {"guidance": teacher.scale, "null_label": int(teacher.null.rows["class_labels"])}
     with PartialState(cpu=best_device().type == "cpu").main_process_first():
@@ -165,5 +165,5 @@ def _made_once(
 
 
 def _first(seed: int) -> int:
-    """The first seed of what the teacher makes: far from 0, 1, 2, …, with which students are sampled and scored."""
+    """The first seed of the teacher's samples, far from the seeds 0, 1, 2, … of samples that are shown and scored."""
     return derive(seed, 3)

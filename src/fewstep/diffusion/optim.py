@@ -1,4 +1,4 @@
-"""Learning rates, optimizers, dropout: small settings that do the thing themselves."""
+"""Learning rates, optimizers and dropout, as settings that can be called."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .cond import NOTHING, Cond, labelled
 
 
 class LearningRate(Protocol):
-    """The learning rate at `step` (counted from 0) when `progress` (0 to 1) of the images have been seen."""
+    """The learning rate at `step` (counted from 0) after the share `progress` (0 to 1) of the images."""
 
     def __call__(self, step: int, progress: float) -> float: ...
 
 
 @dataclass(frozen=True)
 class Constant:
-    """The same rate throughout."""
+    """The same learning rate throughout."""
 
     rate: float = 1e-4
 
@@ -42,7 +42,7 @@ class Cosine:
     def __post_init__(self) -> None:
         _check_rate(self.rate)
         if self.warmup < 0:
-            raise ValueError(f"the rate rises over 0 or more steps, got warmup = {self.warmup}")
+            raise ValueError(f"the warm-up must be 0 or more steps, got {self.warmup}")
 
     def __call__(self, step: int, progress: float) -> float:
         return self.rate * min(1.0, (step + 1) / (self.warmup + 1)) * 0.5 * (1 + math.cos(math.pi * progress))
@@ -50,7 +50,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class InverseSqrt:
-    """rate/√max(step/reference, 1). Reference: Karras et al. 2024, EDM2."""
+    """The rate is rate/√max(step/reference, 1). Reference: Karras et al. 2024, EDM2."""
 
     rate: float = 1e-3
     reference: int = 2000
@@ -104,7 +104,7 @@ class Dropout:
     max_size: int | None = None
 
     def __call__(self, network: Any) -> None:
-        """Sets the layers of `network`, a UNet2DModel if `max_size` is given, else any module."""
+        """Sets the dropout layers of `network`, which must be a UNet2DModel if `max_size` is given."""
         for layer in network.modules():
             if isinstance(layer, nn.Dropout):
                 layer.p = self.probability
@@ -118,16 +118,16 @@ class Dropout:
 
 
 def label_dropout(network: nn.Module) -> tuple[float, Cond]:
-    """How often the label embeddings of a diffusers transformer drop a label while they train, and for which one."""
+    """The probability of label dropout of a diffusers transformer, and its null condition; (0, `Cond()`) for others."""
     layers = _label_embeddings(network)
     return (layers[0].dropout_prob, labelled(torch.tensor([layers[0].num_classes]))) if layers else (0.0, NOTHING)
 
 
 def training_mode(network: nn.Module) -> None:
-    """Puts `network` in training mode, but for its label embeddings.
+    """Puts `network` in training mode, except its label embeddings.
 
-    A DiT has one a block, and while it trains each drops labels by a draw of its own: of 28 blocks hardly a row would see
-    the same label throughout. Who trains it drops labels for the whole network (`label_dropout`).
+    Each block of a DiT has a label embedding, which in training mode drops labels by its own draw. With 28 blocks hardly
+    any row would have the same label in all of them. So `tune` drops labels for the whole network (see `label_dropout`).
     """
     network.train()
     for layer in _label_embeddings(network):

@@ -1,4 +1,4 @@
-"""When a run saves its state, and what becomes of the rest where something cannot be written."""
+"""Saves the state and the models of a run, and reports what could not be written."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Saver:
-    """Called after each step, saves its state if that is due or the run is told to stop.
+    """Called after each step; saves the state if that is due or the run is told to stop.
 
-    The main process looks at its clock and writes; all decide alike.
+    The main process measures the time and writes. All processes take the same decision.
 
     Attributes:
-        file: for the state.
-        kept: what stands in it beside `Step.state()`.
-        spent: says what the run has cost so far.
-        accelerator, interrupt: of the run.
+        file: file for the state.
+        kept: entries of the file besides `Step.state()`.
+        spent: returns what the run has cost so far.
+        accelerator, interrupt: those of the run.
         every: seconds between saved states.
-        watcher: looks at the run, if anybody does.
-        saved: when the last one was, on `time.monotonic()`.
-        sound: where the state of the last look stays at which the samples had not collapsed.
+        watcher: looks at the samples of the run, or None.
+        saved: time of the last save, on `time.monotonic()`.
+        sound: file that keeps the state of the last look at which the samples had not collapsed.
     """
 
     file: Path
@@ -53,17 +53,17 @@ class Saver:
 
     def __post_init__(self) -> None:
         if self.watcher is not None and self.watcher.looks and self.accelerator.is_main_process:
-            self._keep(anew=False)  # that of a run which is resumed
+            self._keep(anew=False)  # the state of a resumed run
 
     @property
     def sound(self) -> Path:
         return self.file.with_name("sound.pt")
 
     def look(self, step: Step) -> bool:
-        """Whether the samples of a step were looked at and have not collapsed.
+        """Whether the samples were looked at after this step and have not collapsed.
 
         Raises:
-            FloatingPointError: they have; the saved state is again that of the last look at which they had not.
+            FloatingPointError: they have collapsed. The saved state is again that of the last sound look.
         """
         happened = None if self.watcher is None else self.watcher(step)
         if happened and self.accelerator.is_main_process:
@@ -75,11 +75,11 @@ class Saver:
         return happened is not None
 
     def __call__(self, step: Step, *, sound: bool = False) -> None:
-        """Saves what is `sound` to go on from in any case.
+        """Saves the state if that is due, if it is `sound`, or if the run is told to stop.
 
         Raises:
-            Interrupted: the run is told to stop.
-            OSError: so it is, and nothing could be written.
+            Interrupted: the run was told to stop; the state is saved.
+            OSError: the run was told to stop, and the state could not be written.
         """
         main = self.accelerator.is_main_process
         stop, due = agreed(self.accelerator, self.interrupt.by, main and time.monotonic() - self.saved >= self.every)
@@ -89,18 +89,18 @@ class Saver:
         if main and self._write(state, last=stop > 0) and sound:
             self._keep(anew=True)
         if stop:
-            raise Interrupted(f"stopped after {step.images} images; they are saved, go on with --resume", stop)
+            raise Interrupted(f"stopped after {step.images} images; the state is saved, continue with --resume", stop)
         self.saved = time.monotonic()
 
     def whole(self, step: Step) -> dict[str, Any]:
-        """All that stands in the file; every process has to ask."""
+        """All entries of the file. Every process must call this."""
         watched = {} if self.watcher is None else self.watcher.state()
         return step.state() | self.kept | {"loss": step.loss} | self.spent() | watched
 
     def _keep(self, *, anew: bool) -> None:
-        """The saved state stays under another name as well, which takes no room until the next one is saved.
+        """Keeps the saved state under a second name: a hard link, or a copy where the disk has no links.
 
-        Where a disk has no two names for a file it is copied. The one before stays until its successor is there.
+        The state kept before stays until the new one is in place. Without `anew` a state kept before is not replaced.
         """
         if not self.file.exists() or (self.sound.exists() and not anew):
             return
@@ -114,28 +114,30 @@ class Saver:
             os.replace(new, self.sound)
         except OSError as error:
             new.unlink(missing_ok=True)
-            logger.warning("%s could not be kept for a collapse (%s): make room", self.file, error.strerror)
+            logger.warning("%s could not be kept for a collapse (%s): free some disk space", self.file, error.strerror)
 
     def _write(self, state: dict[str, Any], *, last: bool) -> bool:
-        """Whether it could be written."""
+        """Writes the state. Returns whether that worked, or raises OSError if it is the last one."""
         try:
             save_state(self.file, state)
             return True
         except OSError as error:
             if last:
                 raise OSError(
-                    f"stopped, but {self.file} could not be written ({error.strerror}): make room, and --resume goes on "
-                    "from what was saved before"
+                    f"stopped, but {self.file} could not be written ({error.strerror}): free some disk space, then "
+                    "--resume continues from the state saved before"
                 ) from error
-            logger.warning("%s could not be written (%s): make room, it is tried again", self.file, error.strerror)
+            logger.warning(
+                "%s could not be written (%s): free some disk space; the next save tries again", self.file, error.strerror
+            )
             return False
 
 
 def write_all(file: Path, state: dict[str, Any], models: Mapping[Path, Model]) -> None:
-    """Writes the state, from which the rest could be had again, and then the models; none waits for another's success.
+    """Writes the state and then the models. Where one fails, the others are written all the same.
 
     Raises:
-        OSError: a sentence that says what could not be written, what is there and how to go on.
+        OSError: something could not be written; the message says what, what is complete, and how to continue.
     """
     writes = {file: partial(save_state, file, state)}
     writes |= {folder: partial(save, model, folder) for folder, model in models.items()}
@@ -149,6 +151,6 @@ def write_all(file: Path, state: dict[str, Any], models: Mapping[Path, Model]) -
         missing = " and ".join(f"{path} ({why})" for path, why in failed.items())
         there = " and ".join(str(path) for path in writes if path not in failed) or "what was saved before"
         raise OSError(
-            f"{missing} could not be written, {there} is complete: make room and give the same command with --resume, "
-            "which writes the rest"
+            f"{missing} could not be written, {there} is complete: free some disk space and repeat the command with "
+            "--resume, which writes the rest"
         )

@@ -1,4 +1,4 @@
-"""How early a checkpoint's trajectories know their ends: all that `fewstep settle` does."""
+"""How early the trajectories of a checkpoint predict their final images: what `fewstep settle` does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .report import plot_settling
 
 @dataclass(frozen=True)
 class Settled:
-    """How early a checkpoint's trajectories know their ends, by the features of this name."""
+    """How early a checkpoint predicts its final images, and the name of the features that measured it."""
 
     settling: Settling
     features: str
@@ -41,19 +41,20 @@ def settle_checkpoint(
     batch: int = 250,
     precision: str = "no",
 ) -> Settled:
-    """Measures how early a diffusion checkpoint's trajectories know their ends; leaves settle.json and settle.png in `out`.
+    """Measures how early a diffusion checkpoint predicts its final images. Writes settle.json and settle.png into `out`.
 
     Args:
         checkpoint: a diffusers folder or hub id.
-        out: the folder.
+        out: folder for the results.
         steps, within, batch, precision: as for `settle`.
-        n: trajectories.
-        features: name of an extractor; by default fashion for grey images of 28 pixels and random for all other.
+        n: number of trajectories, at least 2.
+        features: name of an extractor; by default fashion for grey images of 28 pixels and random for all others.
         label: class of the images, for conditional models.
-        seed: of the first trajectory.
+        seed: seed of the first trajectory; the others count up from it.
 
     Raises:
-        ValueError: numbers that cannot be, no such checkpoint, a student, or features that do not fit its images.
+        ValueError: a number is out of its range, the checkpoint does not exist or is a student, `label` is missing or not
+            taken, or the features do not fit the images.
     """
     at_least(2, n=n, steps=steps)
     at_least(1, batch=batch)
@@ -80,7 +81,7 @@ def settle_checkpoint(
 
 
 def _said(result: Settling) -> dict[str, Any]:
-    """What a receipt says of it."""
+    """The entries of the receipt."""
     return {
         "within": result.within,
         "sigmas": result.sigmas.tolist(),

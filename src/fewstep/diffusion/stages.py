@@ -1,4 +1,4 @@
-"""A training in stages: each begins with what the one before has made."""
+"""A training in stages: each starts from the model of the stage before."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .runs import run
 
 @dataclass(frozen=True)
 class Stage:
-    """One of them.
+    """One stage of a training.
 
     Attributes:
-        folder: of its run, inside that of the training; "" is that one itself.
+        folder: the folder of its run inside that of the training; "" is the training's own folder.
         recipe: keyword arguments of `tune`.
-        data: what it learns from.
+        data: its training data.
         settings: further arguments of `run`, such as its title and the facts of its receipt.
     """
 
@@ -33,20 +33,20 @@ class Stage:
 
 
 def run_stages(denoiser: Denoiser, stages: Sequence[Stage], out: Path, *, resume: bool = False, **shared: Any) -> Model:
-    """Tunes `denoiser` stage after stage, each a run in a folder of its own that can be resumed.
+    """Tunes `denoiser` in stages. Each stage is a run in its own folder and can be resumed.
 
     Args:
-        denoiser: what the first stage begins with; it is changed.
+        denoiser: the model that the first stage starts from; it is changed.
         stages: at least one.
         out: folder of the training.
-        resume: go on from where it stopped; stages that are done are read.
-        shared: arguments of `run` that are the same for all.
+        resume: continue where the training stopped; finished stages are loaded.
+        shared: arguments of `run` for all stages.
 
     Returns:
-        What the last stage made.
+        The model of the last stage.
 
     Raises:
-        ValueError: a stage that another has gone on from is to see more images, or fewer; and what `run` raises.
+        ValueError: the number of images has changed for a stage before the last; and what `run` raises.
     """
     for stage in stages[:-1] if resume else ():
         _check_length(out / stage.folder / "state.pt", stage.recipe)
@@ -57,9 +57,9 @@ def run_stages(denoiser: Denoiser, stages: Sequence[Stage], out: Path, *, resume
 
 
 def _check_length(file: Path, recipe: dict[str, Any]) -> None:
-    """Only the last stage may be made longer: of what the others made, a later one has begun."""
+    """Raises ValueError if the number of images has changed for a stage whose model later stages started from."""
     if not file.exists():
         return
     began, batch = json.loads(load_state(file).get("recipe", "{}")).get("images"), recipe["batch"]
     if began not in (None, -(-recipe["images"] // batch) * batch):
-        raise ValueError(f"the stage in {file.parent} began with {began} images; resume it with as many")
+        raise ValueError(f"the stage in {file.parent} began with {began} images; resume it with the same number")

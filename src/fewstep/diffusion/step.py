@@ -1,4 +1,4 @@
-"""One step of training done, and the state that a run goes on from."""
+"""A finished training step, and the saved state from which a run is resumed."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ..core.spread import spread_as, whole
 from .average import Exponential, MovingAverage
 from .denoiser import Denoiser
 
-FORMAT = 2  # of `Step.state()`; 1 saw its data in another order
+FORMAT = 2  # of `Step.state()`; format 1 had another order of the data
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step done.
+    """A finished optimizer step.
 
     Attributes:
         step, images: optimizer steps and training images so far.
         loss: mean over the whole batch.
-        gap: mean of (t − r)/t over this process's last micro-batch: 1 is diffusion, towards 0 is consistency.
-        rate: the learning rate used.
-        levels, losses: of each row that this process saw in it: its noise level, on the CPU, and its weighted loss, on the
-            device; (rows,) both.
+        gap: mean of (t − r)/t over this process's last micro-batch, from 1 (diffusion) towards 0 (consistency).
+        rate: the learning rate of the step.
+        levels, losses: noise level and weighted loss of each row of this process, (rows,) each. The levels are on the CPU,
+            the losses on the device.
         student: the denoiser being trained.
-        averaged, optimizer, form: for `emas` and `state`.
+        averaged, optimizer, form: used by `emas` and `state`.
 
-    Where the student is spread over processes, each of them has to ask for `emas`, `ema` and `state`, and each gets all.
+    If the student is sharded over processes, every process must call `emas`, `ema` and `state`; each gets whole tensors.
     """
 
     step: int
@@ -52,20 +52,20 @@ class Step:
 
     @property
     def ema(self) -> Denoiser:
-        """The first moving average, the one to keep."""
+        """The first moving average."""
         return self.averaged[0].model(self.form, self.student)
 
     def state(self) -> dict[str, Any]:
-        """All that `tune(state=...)` needs to go on as if it had never stopped.
+        """The state with which `tune(state=...)` continues as if it had not stopped.
 
-        No random state is in it: noise, order and dropout are functions of the seed and the step. Nor are weights that do
-        not train, which the checkpoint has.
+        It holds no random state, because noise, order and dropout are functions of the seed and the step. It holds no
+        frozen weights, because the checkpoint has them.
 
         Raises:
-            FloatingPointError: a later step failed and has left weights that are not finite.
+            FloatingPointError: the weights are not finite, because a later step failed.
         """
         if not finite(self.student):
-            raise FloatingPointError(f"step {self.step}: the weights after it are not finite, and nothing is to go on from")
+            raise FloatingPointError(f"step {self.step}: the weights after it are not finite, so there is no state to save")
         return {
             "format": FORMAT,
             "step": self.step,
@@ -76,7 +76,7 @@ class Step:
 
 
 def averages_in(state: dict[str, Any], denoiser: Denoiser) -> list[Denoiser]:
-    """The `Step.emas` of a saved `Step.state()`; `denoiser`, with which the run began, becomes its student.
+    """The `Step.emas` of a saved `Step.state()`. The state's student is loaded into `denoiser`, where the run began.
 
     Raises:
         ValueError: see `take_up`.
@@ -89,27 +89,26 @@ def averages_in(state: dict[str, Any], denoiser: Denoiser) -> list[Denoiser]:
 
 
 def take_up(denoiser: Denoiser, state: dict[str, Any]) -> None:
-    """Makes `denoiser` the student of a saved `Step.state()`.
+    """Loads the student of a saved `Step.state()` into `denoiser`.
 
     Raises:
-        ValueError: the state has another format, or what trained then is not what trains now.
+        ValueError: the state has another format, or its tensors are not those that train in `denoiser`.
     """
     if state.get("format") != FORMAT:
         raise ValueError(
-            f"the saved state has format {state.get('format', 0)}, and this fewstep goes on from format {FORMAT}; "
-            "start the run anew"
+            f"the saved state has format {state.get('format', 0)}, and this fewstep reads format {FORMAT}; start a new run"
         )
     ours, theirs = changing(denoiser), state["student"]
     if ours.keys() != theirs.keys() or any(ours[name].shape != theirs[name].shape for name in ours):
         raise ValueError(
-            f"the saved state holds {len(theirs)} tensors, which are not the {len(ours)} that change here; go on with the "
-            "network that the run began with, frozen where it was"
+            f"the saved state holds {len(theirs)} tensors that do not match the {len(ours)} that train here; resume with "
+            "the network that the run began with, with the same parts frozen"
         )
     denoiser.load_state_dict(theirs, strict=False)
 
 
 def go_on(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> None:
-    """Gives `optimizer` the state that a saved `Step.state()` has of it."""
+    """Loads `kept`, the optimizer's part of a saved `Step.state()`, into `optimizer`."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
         number: {name: spread_as(value, parameters[number]) for name, value in of.items()}
@@ -119,6 +118,6 @@ def go_on(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> None:
 
 
 def changing(module: nn.Module) -> dict[str, Any]:
-    """What training may change, by name: the weights that are not frozen, and the buffers."""
+    """The tensors that training may change, by name: the weights that are not frozen, and the buffers."""
     frozen = {name for name, p in module.named_parameters(remove_duplicate=False) if not p.requires_grad}
     return {name: value for name, value in module.state_dict().items() if name not in frozen}

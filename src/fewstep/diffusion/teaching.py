@@ -1,4 +1,4 @@
-"""Training data that the teacher itself makes, for those who have a checkpoint and no data: images, and whole paths."""
+"""Training data that the teacher makes itself: images and sampling paths."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ Made = TypeVar("Made", Images, Paths)
 def teacher_images(
     teacher: Denoiser, count: int, *, seed: int = 0, steps: int = 18, precision: str | None = None
 ) -> Images:
-    """Samples of the teacher as a data set, its classes in turn if it has any.
+    """Draws samples of the teacher as a data set, with its classes in turn if it has any.
 
     Args:
-        teacher: on its device.
-        count: how many.
-        seed: the first sample's seed.
-        steps: of Heun's method on Karras' noise levels; 2·steps − 1 network calls a sample.
-        precision: "no" (float32) or "bf16" in the network; None takes bfloat16 where the hardware computes it.
+        teacher: the diffusion model, on its device.
+        count: number of samples, at least 1.
+        seed: seed of the first sample; the others count up from it.
+        steps: steps of Heun's method on Karras' noise levels; 2·steps − 1 network calls per sample.
+        precision: "no" (float32) or "bf16" in the network; None is bfloat16 where the hardware supports it.
 
     Returns:
-        What the teacher's space decodes: uint8 pictures, float32 latents.
+        The samples, decoded by the teacher's space: uint8 pictures or float32 latents.
     """
     _at_least_one(count)
     labels, seeds = _labels(teacher, count), range(seed, seed + count)
@@ -62,17 +62,17 @@ def teacher_paths(
     batch: int = 250,
     precision: str | None = None,
 ) -> Paths:
-    """Sampling paths of the teacher, for path regression; its classes in turn if it has any.
+    """Draws sampling paths of the teacher for path regression, with its classes in turn if it has any.
 
     Args:
-        teacher: on its device.
-        count: how many paths.
-        segments: of the student; the lower edges of its segments are among the paths' levels.
-        levels: further noise levels that must be among them.
-        whole: keep all the states that Heun's method visits, or only those at the edges, at `levels` and at the end.
-        seed: the first path's seed.
-        steps: of Heun's method on Karras' noise levels; about 2·steps network calls a path.
-        batch: paths at once.
+        teacher: the diffusion model, on its device.
+        count: number of paths, at least 1.
+        segments: number of segments of the student. The paths have states at the lower edges of its segments.
+        levels: further noise levels at which the paths have states.
+        whole: whether to keep all states that Heun's method visits, or only those at the edges and at `levels`.
+        seed: seed of the first path; the others count up from it.
+        steps: steps of Heun's method on Karras' noise levels; about 2·steps network calls per path.
+        batch: number of paths at once.
         precision: as for `teacher_images`.
     """
     _at_least_one(count)
@@ -94,9 +94,9 @@ def teacher_paths(
 
 
 def save_made(made: Images | Paths, file: Path, *, calls: Sequence[int] = (0, 0), **facts: Any) -> None:
-    """Writes what a teacher made as safetensors, atomically, with the facts that decided what it made.
+    """Writes a teacher's images or paths as safetensors, atomically, with the facts that determine them.
 
-    `calls` of its network and the rows in them are what it cost, for `calls_of`.
+    `calls` are the calls of the teacher's network and the rows in them; `calls_of` reads them.
     """
     from safetensors.torch import save
 
@@ -109,7 +109,7 @@ def load_made(kind: type[Made], file: Path, **facts: Any) -> Made:
     """Reads the images or paths that `save_made` wrote with the same facts.
 
     Raises:
-        ValueError: it is not such a file, or was made of something else.
+        ValueError: the file is something else, or its facts are different.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -118,14 +118,14 @@ def load_made(kind: type[Made], file: Path, **facts: Any) -> Made:
             made_of = json.loads(stored.metadata()["facts"])
             made = kind(**{name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} does not hold what a teacher made: {error}; delete it to have it made again") from error
+        raise ValueError(f"{file} holds no images or paths of a teacher: {error}; delete it to make it again") from error
     if made_of != facts:
         raise ValueError(f"{file} was made with {made_of}, not {facts}; delete it or choose another folder")
     return made
 
 
 def calls_of(file: Path) -> list[int]:
-    """How many calls of the teacher's network, and rows in them, what it made has cost."""
+    """The calls of the teacher's network, and the rows in them, that the file cost."""
     from safetensors import safe_open
 
     with safe_open(file, "pt") as stored:
@@ -140,19 +140,19 @@ def _scaled(x: Tensor, sigma: Tensor) -> Tensor:
 def _labels(teacher: Denoiser, count: int) -> Tensor | None:
     if teacher.classes is None:
         return None
-    null = int(teacher.null.rows["class_labels"]) if isinstance(teacher, Guided) else None  # nobody would ask for it
+    null = int(teacher.null.rows["class_labels"]) if isinstance(teacher, Guided) else None  # it is not sampled
     classes = torch.tensor([label for label in range(teacher.classes.count) if label != null])
     return classes[torch.arange(count) % len(classes)]
 
 
 def _at_least_one(count: int) -> None:
     if count < 1:
-        raise ValueError(f"a teacher has to make at least one sample, got {count}")
+        raise ValueError(f"a teacher must make at least one sample, got {count}")
 
 
 @contextmanager
 def _telling(teacher: Denoiser, calls: int) -> Iterator[None]:
-    """Says how far the teacher is with its network calls; guidance makes two of each."""
+    """Shows the progress of the teacher in network rows; guidance doubles them."""
     with (
         progress("the teacher", calls * (2 if isinstance(teacher, Guided) else 1)) as done,
         count_nfe(teacher.network, done),

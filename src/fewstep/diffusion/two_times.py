@@ -1,4 +1,4 @@
-"""One student for any number of calls: a network that is told a second time, where its segment ends."""
+"""A student for any number of calls: its network is given a second time, the noise level where the segment ends."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .denoiser import Denoiser
 if TYPE_CHECKING:
     from diffusers.models.embeddings import TimestepEmbedding
 
-GRIDS = (1, 1, 1, 2, 2, 3, 4, 6, 8, 16, 32)  # learned unless told otherwise; few calls, the hardest, more often
-USUAL = 4  # calls of a student that takes any number, unless told otherwise
-SPAN = 1000.0  # sigma_max as a second time; sigma_min is 0
+GRIDS = (1, 1, 1, 2, 2, 3, 4, 6, 8, 16, 32)  # segments to learn by default; few calls are hardest and come more often
+USUAL = 4  # default number of calls of a student that takes any number
+SPAN = 1000.0  # the second time runs from 0 at sigma_min to SPAN at sigma_max
 
 
 class TwoTimes(Denoiser):
-    """A denoiser that knows where its segment ends: f(x, sigma, cond.until(lo)).
+    """A denoiser that is told where its segment ends: f(x, sigma, cond.until(lo)).
 
-    f with lo = 0 is a consistency function, just below sigma it is the diffusion model; S calls walk the levels of S
-    segments, each told the next level. What the network adds to its time is a bias of each row in the last layer of its
-    time embedding, C(lo), made by an embedding of the same form beside it. C is zero at the start, so nothing changes until
-    it is tuned; `baked` takes it away again for one number of calls.
+    With lo = 0 f is a consistency function; with lo just below sigma it is the diffusion model. S calls walk the levels of
+    S segments, and each call is told the next level. A second embedding of the same form as the network's time embedding
+    computes C(lo), a bias for each row, which is added to the output of the time embedding's last layer. C starts at zero,
+    so the function is unchanged before tuning. `baked` removes the second time for one number of calls.
 
     Args:
-        denoiser: what is to be tuned; its network is shared.
+        denoiser: the denoiser to be tuned; its network is shared.
 
     Raises:
-        ValueError: the network has no time embedding of that form.
+        ValueError: the network has no time embedding; see `time_embeddings`.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -46,7 +46,7 @@ class TwoTimes(Denoiser):
         self.train(denoiser.training)
 
     def shifts(self, lo: Tensor) -> list[Tensor]:
-        """C(lo) of each time embedding, (B, its width), from noise levels (B,)."""
+        """C(lo) for each time embedding, (B, its width), from noise levels `lo` (B,)."""
         from diffusers.models.embeddings import get_timestep_embedding
 
         time, first, last = self.schedule.time, self.schedule.sigma_min, self.schedule.sigma_max
@@ -61,13 +61,13 @@ class TwoTimes(Denoiser):
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond = NOTHING) -> Tensor:
         if cond.lo is None:
-            raise ValueError("this student is told where its segment ends: sample it with Segments, or give cond.until(lo)")
+            raise ValueError("this student needs the end of its segment: sample it with Segments, or give cond.until(lo)")
         lasts = [embedding.linear_2 for embedding in _embeddings(self.network, self.places)]
         with _added(lasts, self.shifts(cond.lo)):
             return super().forward(x, sigma, cond)
 
     def embeddings(self) -> list[TimestepEmbedding]:
-        """The second time's own, one beside each of the network's."""
+        """The embeddings of the second time, one for each time embedding of the network."""
         return list(self.ends)
 
 
@@ -75,7 +75,7 @@ def time_embeddings(network: nn.Module) -> tuple[str, ...]:
     """The names of a network's time embeddings W·act(V·waves + c) + b; a DiT has one in each block.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the network has none.
     """
     from diffusers.models.embeddings import TimestepEmbedding
 
@@ -95,7 +95,7 @@ def _embeddings(network: nn.Module, places: Sequence[str]) -> list[TimestepEmbed
 
 
 def _beside(first: TimestepEmbedding) -> TimestepEmbedding:
-    """A second embedding that is the `first` but for its last layer, which is zero. No random number is drawn."""
+    """A copy of the embedding `first` whose last layer is zero. It draws no random number."""
     end = copy.deepcopy(first).requires_grad_(True)
     end.post_act = end.cond_proj = None  # C is added before them
     nn.init.zeros_(end.linear_2.weight)
@@ -105,7 +105,7 @@ def _beside(first: TimestepEmbedding) -> TimestepEmbedding:
 
 @contextmanager
 def _added(layers: Sequence[nn.Module], shifts: Sequence[Tensor]) -> Iterator[None]:
-    """Meanwhile the outputs of `layers` are shifted: a row's own bias, which no network takes as an argument."""
+    """In this context `shifts` are added to the outputs of `layers`, as no network takes a bias for each row."""
     with ExitStack() as stack:
         for layer, shift in zip(layers, shifts, strict=True):
             hook = layer.register_forward_hook(lambda _, __, output, shift=shift: output + shift.to(output.dtype))
@@ -116,20 +116,20 @@ def _added(layers: Sequence[nn.Module], shifts: Sequence[Tensor]) -> Iterator[No
 def baked(student: TwoTimes, levels: Tensor, cond: Cond | None = None) -> Denoiser:
     """`student` for one walk, as a plain denoiser of the checkpoint's own architecture.
 
-    In the walk each level t has one partner lo. The network adds C(lo) to W·h(t) + b, where h is the hidden layer of its
-    time embedding. A change of W and b with ΔW·h(t) + Δb = C(lo) at these levels does the same. This is the solution of
-    least norm, in float64.
+    In one walk each level t has one next level lo. The student adds C(lo) to W·h(t) + b, where h is the hidden layer of the
+    time embedding. Changes of W and b with ΔW·h(t) + Δb = C(lo) at all levels of the walk have the same effect. They are
+    found as the least-norm solution in float64.
 
     Args:
-        student: the student of any number of calls, on the CPU.
-        levels: of the walk, falling, (S,).
-        cond: one row of anything that the network can be called with; by default its `blank`.
+        student: on the CPU.
+        levels: noise levels of the walk, falling, (S,).
+        cond: one row of any conditions that the network can be called with; by default its `blank`.
 
     Returns:
-        A denoiser around a copy of the network, the same as `student` at each level of the walk.
+        A denoiser around a changed copy of the network. It equals `student` at each level of the walk.
 
     Raises:
-        ValueError: more levels than that the hidden layer could tell them apart.
+        ValueError: there are more levels than the hidden layer can tell apart.
     """
     network = copy.deepcopy(student.network)
     plain = student.around(network)
@@ -146,13 +146,13 @@ def baked(student: TwoTimes, levels: Tensor, cond: Cond | None = None) -> Denois
 
 @torch.no_grad()
 def told_along(student: TwoTimes, levels: Tensor, cond: Cond | None = None) -> dict[str, tuple[Tensor, Tensor]]:
-    """What the second time says along a walk, by the name of the last layer of each of the network's time embeddings.
+    """Input and shift of the last layer of each time embedding along a walk, by the layer's name.
 
     Args:
         student, levels, cond: as for `baked`.
 
     Returns:
-        What the layer sees at each level, (S, hidden), and C(lo), which is added to its output, (S, width), in float64.
+        The layer's input at each level, (S, hidden), and C(lo), which is added to its output, (S, width), both float64.
     """
     lows = torch.cat([levels[1:], levels.new_zeros(1)]).float()
     lasts = {f"{place}.linear_2": student.network.get_submodule(f"{place}.linear_2") for place in student.places}
@@ -163,7 +163,7 @@ def told_along(student: TwoTimes, levels: Tensor, cond: Cond | None = None) -> d
 
 
 def check_solved(found: Tensor, shift: Tensor, hidden: int) -> None:
-    """Raises ValueError where a change of the last layer does not say `shift` (S, width) of so many hidden values."""
+    """Raises ValueError if `found` differs from `shift`, both (S, width); `hidden` is the width of the hidden layer."""
     if (found - shift).abs().max() > 1e-6 * shift.abs().max():
         raise ValueError(
             f"{len(shift)} levels are too many for a time embedding of {hidden} hidden values, so this student has no "
@@ -173,7 +173,7 @@ def check_solved(found: Tensor, shift: Tensor, hidden: int) -> None:
 
 @torch.no_grad()
 def _hidden(denoiser: Denoiser, lasts: Sequence[nn.Module], levels: Tensor, cond: Cond) -> list[Tensor]:
-    """What the last layers of the time embeddings see at each level, (S, hidden) each."""
+    """The inputs of the layers `lasts` at each level, (S, hidden) each."""
     seen: list[Tensor] = [torch.empty(0)] * len(lasts)
     with ExitStack() as stack:
         for k, last in enumerate(lasts):

@@ -167,7 +167,7 @@ def test_conditions_that_do_not_fit_are_refused_before_the_first_step(tmp_path) 
     bare = table_of(tmp_path / "bare", Cond({"guidance": torch.ones(4)}), None)
     with pytest.raises(ValueError, match="this checkpoint takes no encoder_hidden_states; leave it out"):
         next(tune(tiny(), table, images=8, batch=8))
-    with pytest.raises(ValueError, match="needs encoder_hidden_states; give one a sample"):
+    with pytest.raises(ValueError, match="needs encoder_hidden_states; give one per sample"):
         next(tune(prompted(), bare, images=8, batch=8))
     with pytest.raises(ValueError, match="conditional on classes, but the data has no labels"):
         next(tune(tiny(classes=3), table, images=8, batch=8))
