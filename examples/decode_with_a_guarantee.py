@@ -1,4 +1,4 @@
-"""A masked language model answers in fewer network calls, and how many answers that may change is known beforehand.
+"""A masked language model answers in fewer network calls, with a bound on the share of answers that change.
 
 python examples/decode_with_a_guarantee.py        # needs fewstep[text]
 """
@@ -14,7 +14,7 @@ def main(calibration: int = 200, work: int = 20) -> None:
     items = [sums.item(k, held_out=True) for k in range(calibration + work)]
     rows = [canvas_row(tokenizer(" ".join(item.prompt))["input_ids"], 32, model.mask_id) for item in items]
 
-    rule = EarlyCommit(TopK(), statistic="minimum")  # one token a call, until all that are left are sure
+    rule = EarlyCommit(TopK(), statistic="minimum")  # one token a call, until all tokens that are left are sure
     found = calibrate(model, rows[:calibration], rule, epsilon=0.05, delta=0.05)
     print(f"{found.early_steps:.1f} calls instead of {found.full_steps:.0f}; at most 5 % of answers change, 95 % sure")
 

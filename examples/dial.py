@@ -1,4 +1,4 @@
-"""Quality against network calls, for a student and its teacher on the same seeds, and where on that dial to stand.
+"""Quality against network calls, for a student and its teacher on the same seeds, and which number of calls to choose.
 
 python examples/dial.py runs/first/student runs/dial        # after examples/tune_and_export.py
 """
@@ -10,7 +10,7 @@ from fewstep import Scoring, dial_checkpoints
 
 
 def main(student: Path, out: Path, data: str = "bundled", n: int = 1000, calls: tuple[int, ...] = (1, 2, 4, 8)) -> None:
-    """Leaves measure.json and a plot in `out`; n samples a point give an interval as wide as n is small."""
+    """Writes measure.json and a plot to `out`. More samples a point, n, make narrower intervals."""
     scoring = Scoring(data, out, n=n)
     measured = dial_checkpoints([str(student)], "bundled", scoring, within=0.05, steps=calls, teacher_calls=calls)
     for point in measured.found.points:

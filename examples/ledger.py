@@ -10,7 +10,7 @@ from fewstep import Scoring, ledger_checkpoints
 
 
 def main(student: Path, out: Path, data: str = "bundled", n: int = 250, teacher_calls: int = 35) -> None:
-    """The student in four calls beside its teacher in `teacher_calls`, on the same n seeds."""
+    """Compares the student in four calls with its teacher in `teacher_calls`, on the same n seeds."""
     scoring = Scoring(data, out, n=n)
     ledger = ledger_checkpoints("bundled", str(student), scoring, steps=4, teacher_calls=teacher_calls).ledger
     for line, verdict in zip(ledger.lines, ledger.verdicts, strict=True):

@@ -1,4 +1,4 @@
-"""A text-to-image pipeline gets a LoRA for two to four calls, from prompts alone, with its guidance tuned in.
+"""Tunes a LoRA of a text-to-image pipeline for two to four calls, from prompts alone, with its guidance tuned in.
 
 python examples/lora_of_a_pipeline.py runs/lora        # needs fewstep[pipelines]
 """

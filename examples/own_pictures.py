@@ -1,4 +1,4 @@
-"""A folder of pictures becomes a small diffusion model, and that a one-call generator: nothing but your pictures.
+"""Trains a small diffusion model on a folder of pictures, and tunes it into a one-call generator.
 
 python examples/own_pictures.py path/to/pictures runs/own
 """
@@ -12,7 +12,7 @@ from fewstep import Lessons, Run, Training, sample_checkpoint, train_checkpoint,
 def main(
     pictures: Path, out: Path, images: int = 200_000, tuned: int = 20_000, widths: tuple[int, ...] = (32, 64, 96)
 ) -> None:
-    """The pictures are cropped to squares of 32 pixels; `images` and `tuned` are how many each training sees."""
+    """The pictures are cropped to squares of 32 pixels. The training sees `images` of them, the tuning `tuned`."""
     train_checkpoint(str(pictures), out / "teacher", images=images, channels=3, size=32, widths=widths)
     lessons = Lessons(str(pictures), mirror=True)
     tune_checkpoint(str(out / "teacher"), lessons, Run(out / "student"), training=Training(images=tuned))

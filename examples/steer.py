@@ -1,4 +1,4 @@
-"""A large language model gets the skill of a small one, by a logits processor of transformers' own generate.
+"""A large language model gets the skill of a small one, by a logits processor in the `generate` of transformers.
 
 python examples/steer.py        # needs fewstep[text]
 """
@@ -9,7 +9,7 @@ QUESTION = "question : what is 7 plus 5 ? answer :"
 
 
 def main(tokens: int = 30) -> list[str]:
-    """The base knows sums; the small model was tuned to give 10 more, in steps. Strengths 0, a half and 1."""
+    """The base knows sums. The small model was tuned to give 10 more, in steps. The strengths are 0, a half and 1."""
     texts = []
     for alpha in (0.0, 0.5, 1.0):
         models = load_trio("bundled", "bundled", antiexpert="bundled", alpha=alpha)

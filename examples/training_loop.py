@@ -1,4 +1,4 @@
-"""Easy Consistency Tuning in a training loop of your own: the loss is a function, the rest is plain torch.
+"""Easy Consistency Tuning in your own training loop: the loss is a function, the rest is plain torch.
 
 python examples/training_loop.py runs/loop
 """
@@ -13,7 +13,7 @@ import fewstep
 
 
 def main(out: Path, steps: int = 600, batch: int = 32) -> list[float]:
-    """One segment, so the lower edge of each level's segment is 0; a pair of levels is eight to seven."""
+    """There is one segment, so its lower edge is 0 at every level. The lower level of a pair is 7/8 of the higher."""
     teacher = fewstep.load("bundled")
     student = copy.deepcopy(teacher.denoiser).train()
     pictures = fewstep.load_images("bundled", channels=1, size=28)

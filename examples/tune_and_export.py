@@ -1,4 +1,4 @@
-"""A checkpoint becomes a few-step generator, and a folder that plain diffusers samples.
+"""Tunes a checkpoint into a few-step generator and exports it as a folder that plain diffusers samples.
 
 python examples/tune_and_export.py runs/first        # about three minutes on two cores
 """
@@ -12,12 +12,12 @@ from fewstep import Lessons, Loss, Run, Training, export_checkpoint, tune_checkp
 
 
 def main(out: Path, images: int = 12_000) -> None:
-    """`bundled` is the checkpoint, and the pictures, that come along; put your folder or hub id and your pictures there."""
+    """`bundled` is the checkpoint, and the pictures, that come with fewstep. Put your own in their places."""
     run = Run(out / "student")
     tune_checkpoint("bundled", Lessons("bundled"), run, loss=Loss(segments="any"), training=Training(images=images))
     export_checkpoint(str(run.out), out / "few-step", steps=[2])  # verified in a fresh process; [2, 4] writes a folder each
 
-    pipeline = DiffusionPipeline.from_pretrained(out / "few-step")  # nothing of ours is in it
+    pipeline = DiffusionPipeline.from_pretrained(out / "few-step")  # plain diffusers, nothing of fewstep
     pipeline.set_progress_bar_config(disable=True)
     pipeline(num_inference_steps=2).images[0].save(out / "sample.png")
 
