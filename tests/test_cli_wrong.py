@@ -151,7 +151,7 @@ def test_what_users_do_wrong(place, monkeypatch, capsys, arguments: str, sentenc
             "sample missing --out s",
             {
                 "--n -5": "starts at 1, got -5",
-                "--seed 9223372036854775808": "ends below 2^62",
+                "--seed 9223372036854775808": "must be below 2^62",
                 "--steps 0": "",
                 "--batch 0": "",
                 "--seed -1": "starts at 0",

@@ -145,7 +145,7 @@ def test_a_browser_shows_it(served) -> None:
         ({"side": "model", "guidance": "much"}, "guidance must be a number"),
         ({"side": "model", "prompt": 3}, "a prompt is a text"),
         ({"side": "model", "n": 0}, "n starts at 1"),
-        ({"side": "model", "seed": 2**80}, "ends below"),
+        ({"side": "model", "seed": 2**80}, "must be below"),
         ({"side": "model", "strength": float("nan")}, "strength starts at 0"),
         ({"side": "model", "out": "/etc"}, "does not ask for out"),
     ],

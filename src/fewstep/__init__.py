@@ -1,6 +1,6 @@
 """fewstep: turn the diffusion model you already have into a few-step generator, and see exactly what that cost.
 
-What users need first is offered here. The wings have more: `fewstep.diffusion` for images and other continuous data,
+This module offers what most users need. Its parts have more: `fewstep.diffusion` for images and other continuous data,
 `fewstep.masked` for masked diffusion language models, `fewstep.steering` for large models that small ones steer.
 """
 

@@ -116,7 +116,7 @@ def test_nobody_is_logged_in(hub: type[Hub], folder: Path, monkeypatch: pytest.M
 
 def test_a_hub_that_is_away(hub: type[Hub], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(ValueError, match=r"the hub did not take .*; try again"):
+    with pytest.raises(ValueError, match=r"the hub did not take .*so try again"):
         push(folder, "owner/name")
 
 

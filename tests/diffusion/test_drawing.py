@@ -41,7 +41,7 @@ def test_a_teacher_draws_as_its_own_pipeline(sd, tmp_path, monkeypatch, capsys) 
     assert "2 samples in out, 4 network calls each" in said
     assert said.endswith(f"next: fewstep tune {sd} --data teacher --prompts prompts.txt --guidance 3 --out few-step\n")
     fewstep(monkeypatch, f"sample {sd} --prompt boot --steps 2 --n 1 --out one")
-    assert "write prompts like those that it will be asked for into prompts.txt" in capsys.readouterr().out
+    assert "write prompts like those it will be used with into prompts.txt" in capsys.readouterr().out
 
 
 def test_a_student_draws_along_its_walk(sd, tmp_path) -> None:

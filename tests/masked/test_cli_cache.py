@@ -179,7 +179,7 @@ def test_evaluation_says_what_a_cache_changes(model: Path, tmp_path: Path, monke
             "--compare --out o.jsonl",
             "--compare tells what a cache changes; choose one with --cache, or leave --compare out",
         ),
-        ("--compare --cache dual", "--compare keeps what it finds in the receipt; give --out as well"),
+        ("--compare --cache dual", "--compare writes its counts into the receipt; give --out as well"),
         ("--seed -1", "--seed starts at 0, got -1"),
         (
             "--cache dual",

@@ -121,7 +121,7 @@ def test_calibrating_a_rule_goes_on_where_it_was_stopped(
         ({"of": "early", "write": ("sglang", Path("s.yaml"))}, "engines have no early commit.*--of rule"),
         ({"of": "rule", "rule": "low-confidence"}, "a TopK has no confidence to choose; calibrate threshold"),
         ({"of": "rule", "rule": "wino"}, "a WINO has no confidence to choose"),
-        ({"of": "rule", "levels": (3.0, 2.0, 1.0)}, "without prophet; leave its options out"),
+        ({"of": "rule", "levels": (3.0, 2.0, 1.0)}, "without prophet; leave out prophet's options"),
         ({"of": "rule", "write": ("vllm", Path("s.yaml"))}, "vLLM .* has no setting for a calibrated threshold"),
         ({"of": "rule", "write": ("sglang", Path("s.yaml"))}, "trained on blocks, and this one was not"),
         ({"of": "rule", "rule": "learned"}, "--rule learned and --learned FILE belong together"),

@@ -50,7 +50,7 @@ IMAGES = (
     import_,
 )
 TEXT = (train_text, decode, calibrate, learn_rule, settle_text, ledger_text, evaluate, proxy)
-SHARED = (sample, measure, dial, ledger, encode, decode, calibrate, settle_text, evaluate)  # by all processes there are
+SHARED = (sample, measure, dial, ledger, encode, decode, calibrate, settle_text, evaluate)  # all processes share their work
 Work = Callable[[], None]
 COMMANDS = {command.__name__.strip("_").replace("_", "-"): command for command in (*IMAGES, *TEXT)}
 DESCRIPTION = "Turn the diffusion model you already have into a few-step generator, and see exactly what that cost."
@@ -58,7 +58,7 @@ LIBRARIES = ("DATASETS", "DIFFUSERS", "HF_HUB", "TRANSFORMERS")
 
 
 def main() -> None:
-    """Entry point: what a user did wrong ends in one sentence and exit code 2."""
+    """Entry point: a user's error ends in one sentence and exit code 2."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("fewstep").setLevel(logging.INFO)
     if sys.argv[1:] == ["--version"]:
@@ -73,7 +73,7 @@ def main() -> None:
                 stack.enter_context(silent())
             _parsed(commands)()
     except Elsewhere as error:
-        time.sleep(1)  # the main process says it before a launcher ends all others because of this one
+        time.sleep(1)  # the main process needs time to say it: a launcher ends all when the first one ends
         sys.exit(error.code)
     except (ValueError, FloatingPointError) as error:
         _stop(str(error))
@@ -81,7 +81,7 @@ def main() -> None:
         if not (said := missing(error)):
             raise
         _stop(said)
-    except BrokenPipeError:  # the reader left, as `head` does; nothing more can be said on that pipe
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
@@ -89,16 +89,16 @@ def main() -> None:
             _stop(str(error))
         where = f" ({error.filename})" if error.filename else ""
         _stop(f"{error.strerror}{where}; make room or choose another folder. Nothing half-written was left.")
-    except KeyboardInterrupt as stop:  # what was saved on the way says so itself
+    except KeyboardInterrupt as stop:  # an Interrupted says what was saved
         _stop(str(stop) or "interrupted; nothing half-written was left", 128 + getattr(stop, "signal", signal.SIGINT))
 
 
 def _parsed(commands: dict[str, Callable[..., Work]]) -> Work:
-    """What the command line asks for, not yet done.
+    """The work that the command line asks for, not yet begun.
 
     Raises:
-        ValueError: what a group of flags says of itself, or what is wrong with a word.
-        SystemExit: tyro has said the help.
+        ValueError: a settings class refused its flags, or a word could not be read.
+        SystemExit: tyro has printed the help.
     """
 
     def refuse(misread: Misread) -> NoReturn:
@@ -112,7 +112,7 @@ def _parsed(commands: dict[str, Callable[..., Work]]) -> Work:
 
 
 def _refusal() -> ValueError | None:
-    """What a module of fewstep itself said when tyro stopped; not what came of a word that is no number."""
+    """The ValueError of a fewstep module at which tyro stopped; None if tyro itself refused a word."""
     error = sys.exc_info()[1]
     while error:
         module = str(list(walk_tb(error.__traceback__))[-1][0].f_globals["__name__"])
@@ -123,9 +123,9 @@ def _refusal() -> ValueError | None:
 
 
 def _alone_on_the_screen(command: Callable[..., None]) -> Callable[..., Work]:
-    """The command, yet to be done, without what other libraries report: what goes wrong our errors say in one sentence.
+    """The command with its call put off, and without the messages of other libraries: our errors say what is wrong.
 
-    Who wants to hear a library sets its variable, as in TRANSFORMERS_VERBOSITY=info. Downloads keep their bars.
+    A variable such as TRANSFORMERS_VERBOSITY=info brings a library's messages back. Downloads keep their bars.
     """
 
     def run(*args: object, **options: object) -> None:
@@ -145,12 +145,12 @@ def _alone_on_the_screen(command: Callable[..., None]) -> Callable[..., Work]:
 
 
 def _without_bars() -> None:
-    """transformers shows none; downloads keep theirs."""
+    """Turns off the progress bars of transformers; downloads keep theirs."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # type: ignore[attr-defined]
     from transformers.utils.logging import disable_progress_bar
 
     downloads = not are_progress_bars_disabled()
-    disable_progress_bar()  # those of the hub, too
+    disable_progress_bar()  # this also turns off the hub's
     if downloads:
         enable_progress_bars()
 

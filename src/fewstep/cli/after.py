@@ -1,4 +1,4 @@
-"""What to do after a command: its last line is a command that works."""
+"""The last line of a command: which command to run next."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def say_next(*words: object) -> None:
-    """Prints the command of fewstep that these words are."""
+    """Prints a fewstep command, given its words."""
     print("next: " + shlex.join(["fewstep", *map(str, words)]))
 
 
 def after_tuning(checkpoint: object, model: Model) -> None:
-    """A student is looked at."""
+    """Next: sample the student."""
     asked: tuple[object, ...] = ()
     if model.pipeline is not None and model.pipeline.prompted:
         asked = ("--prompt", "a picture")
@@ -27,7 +27,7 @@ def after_tuning(checkpoint: object, model: Model) -> None:
 
 
 def after_sampling(checkpoint: str, model: Model, *, prompts: Path | None = None, guidance: float | None = None) -> None:
-    """A diffusion model is tuned as it was asked; a student is measured where its data are known, else it is exported."""
+    """Next: tune a diffusion model for the same prompts; measure a student if its data are known, else export it."""
     data, teacher = model.receipt.get("source"), model.receipt.get("teacher")
     if not model.is_student:
         asked = _prompted(model, prompts) + (() if guidance is None else ("--guidance", f"{guidance:g}"))
@@ -40,7 +40,7 @@ def after_sampling(checkpoint: str, model: Model, *, prompts: Path | None = None
 
 
 def after_measuring(checkpoint: str, model: Model, data: str, scores: Path, *at: object) -> None:
-    """A diffusion model is tuned, a student exported with its scores if it can be, at the place that these flags say."""
+    """Next: tune a diffusion model, a pipeline after encoding; export a student with its scores, with the flags `at`."""
     if not model.is_student and model.pipeline is not None:
         say_next("encode", checkpoint, data, "--out", "latents")
     elif not model.is_student:
@@ -50,7 +50,7 @@ def after_measuring(checkpoint: str, model: Model, data: str, scores: Path, *at:
 
 
 def after_exporting(folder: Path, written: Exported) -> None:
-    """A stock pipeline that is asked for nothing is sampled without us, any other as its card says, or so."""
+    """Next: sample by plain diffusers if the pipeline needs no condition, else by `fewstep sample` or as the card says."""
     if written.model.pipeline is not None or not (folder / "model_index.json").exists():
         print(f"{folder / 'README.md'} says how plain diffusers samples it")
         after_tuning(folder, written.model)
@@ -64,11 +64,11 @@ def after_exporting(folder: Path, written: Exported) -> None:
 
 
 def _prompted(model: Model, prompts: Path | None) -> tuple[object, ...]:
-    """The file of prompts that a pipeline is tuned from, if it is asked by prompts."""
+    """The flags for the prompts to tune a pipeline from, if it takes prompts."""
     if model.pipeline is None or not model.pipeline.prompted:
         return ()
     if prompts is None:
-        print("write prompts like those that it will be asked for into prompts.txt, one a line, and tune it")
+        print("write prompts like those it will be used with into prompts.txt, one a line, then tune it")
     return "--prompts", prompts or "prompts.txt"
 
 

@@ -37,25 +37,25 @@ def sample(
 ) -> None:
     """Sample images, one PNG a seed, and a sheet of them; latents go to samples.npz.
 
-    All processes of a command share the samples: `torchrun --nproc-per-node 2 -m -- fewstep.cli sample …` starts some, or
-    accelerate launch on GPUs. A command that was killed goes on with what it has made.
+    Several processes share the samples: start them with `torchrun --nproc-per-node 2 -m -- fewstep.cli sample …`, or with
+    `accelerate launch` on GPUs. A command that was killed goes on when it is run again.
 
     Args:
         checkpoint: a run, a diffusers folder or a hub id, tuned or not.
         out: folder for the images.
-        n: how many; 16, or one for each prompt.
-        steps: of the sampler, by default what the model was tuned for, or 2, or 18 of heun, which makes 2·steps − 1 network
-            calls.
+        n: number of images; by default 16, or one for each prompt.
+        steps: steps of the sampler; by default those the model was tuned for, else 2, or 18 for heun, which makes
+            2·steps − 1 network calls.
         sampler: consistency for a tuned model, ddim for one of several segments, heun or ddim for a diffusion model. By
             default a tuned model is sampled as it was tuned, and a diffusion model by its own pipeline, or by heun where
             it has none.
         middle: noise level of the second of two steps, EDM students only.
         label: class of the images, for conditional models.
-        number: what the network is told, for one that takes a number in the place of a class.
-        prompt: what a text-to-image pipeline, or any other that is told a text, is asked for.
-        prompts: a text file of prompts instead, one a line, which take turns.
-        guidance: scale of the classifier-free guidance of a diffusion pipeline; it is tuned into students.
-        call: arguments for the pipeline where its defaults are not wanted, such as height=256 width=256.
+        number: condition of a network that takes a number in place of a class.
+        prompt: text for a text-to-image pipeline, or any other that takes a text.
+        prompts: a text file of prompts instead, one a line; the images take them in turn.
+        guidance: scale of the classifier-free guidance of a diffusion pipeline; students have it built in.
+        call: arguments for the pipeline in place of its defaults, such as height=256 width=256.
         strength: of a LoRA student: 0 is its base, 1 the student; by default 1.
         seed: of the first image; image k has seed + k and is the same at any batch size.
         batch: images at once.
@@ -85,15 +85,15 @@ def export(
 
     Args:
         checkpoint: a run or the model in it; the run's receipt says its segments and goes into the model card.
-        out: the folder to write; with several numbers of steps, a folder each in it.
-        steps: network calls of the verification and of the card's example. A student of any number of calls becomes a
-            pipeline for each number; one of several segments has its own. By default what the model was tuned for.
+        out: the folder to write; with several numbers of steps it holds a folder for each.
+        steps: network calls of the verification and of the card's example, by default those the model was tuned for. A
+            student of any number of calls gives a pipeline for each number; one of several segments has its own number.
         middle: noise level of the second of two steps, EDM students only.
         measured: a measure.json whose scores go into the model card.
-        form: a pipeline, in which a LoRA student is fused with its base; the adapter alone for `load_lora_weights` of
-            diffusers; or comfyui, that and a second file under the names that ComfyUI has. By default the adapter of a LoRA
-            student, where stock diffusers loads it, and else a pipeline.
-        strength: of a LoRA student: 1, the default, is the student.
+        form: pipeline fuses a LoRA student with its base; adapter is the LoRA alone, for `load_lora_weights` of diffusers;
+            comfyui is the adapter and a second file with ComfyUI's names. By default adapter for a LoRA student that stock
+            diffusers can load, else pipeline.
+        strength: of a LoRA student: 0 is its base, 1 the student; by default 1.
     """
     from ..diffusion.using import export_checkpoint
 
@@ -123,11 +123,12 @@ def import_(
     Args:
         file: a .pkl, .pt, .pth or .safetensors.
         out: the folder to write.
-        kind: what it was trained for, where neither the file nor its name says it.
-        size: side of its pictures in pixels, where its weights do not say it.
+        kind: what the network was trained for, if neither the file nor its name says so.
+        size: side of the pictures in pixels, if the weights do not tell it.
         head: channels of an attention head; 64 in all published files.
-        part: what the names of its weights begin with, where it holds several networks.
-        consistency_time: give an ADM network of EDM the time that stock pipelines tell, before it is tuned for export.
+        part: prefix of the weights' names, if the file holds several networks.
+        consistency_time: make an ADM network of EDM take the time that stock pipelines give; do so before a tuning for
+            export.
     """
     at_least(1, size=size, head=head)
     from ..diffusion.formats.foreign.importing import import_checkpoint
@@ -154,20 +155,20 @@ def check(
     data: str | None = None,
     n: int = 64,
 ) -> None:
-    """Say what a checkpoint is, how it is asked, what is open to it and what memory a run would take, before one begins.
+    """Say what a checkpoint is, how it is called, what can be done with it and how much memory a run would take.
 
-    With data it also computes. It says in a sentence each: whether f(x, 0) = x; whether all answers are finite; whether
-    it denoises better than a linear filter at every noise level; whether its schedule and weights are what its files say;
-    and the time to expect.
-    Without data nothing is computed with its network. The memory is that of weights, gradients, optimizer and one average,
-    by arithmetic; activations come on top, and a teacher that hops or is guided takes the weights once more.
+    With data the network is also tested, a sentence each: whether f(x, 0) = x; whether all outputs are finite; whether it
+    denoises better than a linear filter at every noise level; whether its schedule and weights match its files; and how
+    long a run will take.
+    Without data the network is not run. The memory is calculated for weights, gradients, optimizer and one average;
+    activations come on top, and a teacher for hops or guidance takes the weights once more.
 
     Args:
         checkpoint: a run, a diffusers folder or a hub id.
         rank: of the LoRA in the table of memory.
-        call: arguments for its pipeline where the defaults are not wanted, such as height=256 width=256.
-        data: real images, as it was trained on; for a pipeline a table of latents, as `fewstep encode` writes it.
-        n: so many of them are denoised.
+        call: arguments for its pipeline in place of the defaults, such as height=256 width=256.
+        data: real images like those of its training; for a pipeline a table of latents from `fewstep encode`.
+        n: how many of the data to denoise.
     """
     at_least(1, rank=rank)
     at_least(2, n=n)
@@ -188,15 +189,16 @@ def check(
 def play(
     checkpoint: Positional[str], /, *, teacher: str | None = None, call: tuple[str, ...] = (), port: int = 7860
 ) -> None:
-    """Play with a model on a page of this machine: steps, seeds, prompt or class, LoRA strength; its teacher beside it.
+    """Serve a page to play with a model beside its teacher: steps, seeds, prompt or class, LoRA strength.
 
-    The page is at 127.0.0.1 alone. It says under each side how many network calls a sample took and how many seconds, and
-    which command draws the same. Needs the extra `play`: pip install 'fewstep[play]'.
+    Only this machine reaches the page, at 127.0.0.1. Under each side it says how many network calls and seconds a sample
+    took, and which command draws the same. Needs the extra `play`: pip install 'fewstep[play]'.
 
     Args:
         checkpoint: a run, a diffusers folder or a hub id, tuned or not.
-        teacher: the diffusion checkpoint it came from; it draws the same seeds, in as few calls and in its own.
-        call: arguments for the pipeline where its defaults are not wanted, such as height=256 width=256.
+        teacher: the diffusion checkpoint that the model came from; it draws the same seeds, in as few calls and in its
+            usual number.
+        call: arguments for the pipeline in place of its defaults, such as height=256 width=256.
         port: of this machine; 0 takes a free one.
     """
     at_least(0, port=port)
@@ -212,8 +214,8 @@ def push(folder: Positional[Path], repository: Positional[str], /, *, private: b
 
     Args:
         folder: what `fewstep export` wrote.
-        repository: owner/name; it is made if there is none. Log in before with `hf auth login`.
-        private: a new repository is seen by its owner alone.
+        repository: owner/name; a missing one is created. Log in before with `hf auth login`.
+        private: a new repository is visible to its owner only.
     """
     from ..core.hub import push as upload
 
@@ -227,10 +229,10 @@ def demo(
 
     Args:
         out: folder for everything it makes; an earlier demo there is replaced.
-        text: the bundled text-to-image pipeline instead: a LoRA for few calls, with the guidance in it.
-        images: training images to see, 12,000 unless given, or 16,000 of the text-to-image pipeline; more buys quality,
-            fewer is quicker.
-        n: samples for each score, 1000 unless given, or 300 of the text-to-image pipeline.
+        text: use the bundled text-to-image pipeline: a LoRA for few calls, with the guidance built in.
+        images: number of training images, by default 12,000, or 16,000 with --text; more improve the quality, fewer take
+            less time.
+        n: samples for each score, by default 1000, or 300 with --text.
         seed: of everything random.
     """
     at_least(1, images=images)

@@ -21,12 +21,12 @@ def train_text(
 ) -> None:
     """Train a small masked diffusion language model on generated tasks: word problems, sudoku, facts of an invented world.
 
-    The result, in OUT/model, is what `fewstep decode` and the other text commands take. Which tasks take turns changes at
-    fixed steps (fewstep.toys.tasks.text_stages), so a much shorter run sees little but sudoku.
+    `fewstep decode` and the other text commands take the result, OUT/model. The mix of tasks changes at fixed steps
+    (fewstep.toys.tasks.text_stages), so a much shorter run sees almost only sudoku.
 
     Args:
         out: folder of the run.
-        items: training items to see, each once; about a third of them are of each family.
+        items: number of training items, each used once; about a third belong to each family of tasks.
         batch: items a step.
         hidden: width of the network.
         layers: of the network.

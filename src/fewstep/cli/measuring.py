@@ -28,13 +28,14 @@ def measure(
 ) -> None:
     """Score a tuned model, and its teacher beside it, at several numbers of network calls.
 
-    All processes of a command share the samples: `torchrun --nproc-per-node 2 -m -- fewstep.cli measure …` starts some, or
-    accelerate launch on GPUs. The figures are those of one process. A command that was killed goes on with what it has.
+    Several processes share the samples: start them with `torchrun --nproc-per-node 2 -m -- fewstep.cli measure …`, or with
+    `accelerate launch` on GPUs. The figures are those of one process. A command that was killed goes on when it is run
+    again.
 
     Args:
         checkpoint: a run, or the tuned model.
-        scoring: against what, and how.
-        teacher: the diffusion checkpoint it came from, scored on the same seeds.
+        scoring: against which data, and how.
+        teacher: the diffusion checkpoint that the model came from, scored on the same seeds.
         steps: step counts of the tuned model; one of several segments has its own number.
         teacher_calls: network calls of the teacher: DDIM for few, Heun's method from 20 on.
         middle: noise level of the second of two steps, EDM students only.
@@ -59,14 +60,14 @@ def dial(
     strengths: tuple[float, ...] = (),
     teacher_calls: tuple[int, ...] = (1, 2, 4, 8, 16, 35),
 ) -> None:
-    """Compare students with their teacher at each number of network calls, and say where on the dial to stand.
+    """Compare students with their teacher at each number of network calls, and say how few calls are enough.
 
-    Several processes share the samples, and a command that was killed goes on, as fewstep measure says.
+    Several processes share the samples, and a command that was killed goes on, as with fewstep measure.
 
     Args:
         runs: folders of tuned models; each is sampled as it was tuned.
         teacher: the diffusion checkpoint that they came from.
-        scoring: against what, and how.
+        scoring: against which data, and how.
         within: how much worse than the teacher's best is good enough: 5% or .05.
         steps: step counts of students of one segment or of any number of calls.
         strengths: of LoRA students, such as 0 .5 1: 0 is the base, 1 the student.
@@ -101,13 +102,13 @@ def ledger(
 ) -> None:
     """Say what a change to a diffusion checkpoint gained and lost, how sure that is, and what to do.
 
-    Several processes share the samples, and a command that was killed goes on, as fewstep measure says.
+    Several processes share the samples, and a command that was killed goes on, as with fewstep measure.
 
     Args:
         before: the diffusion checkpoint.
         after: a student of it, or the same checkpoint after another change.
-        scoring: against what, and how.
-        within: so small a difference, as a share of what was there, counts as kept: 10% or .1.
+        scoring: against which data, and how.
+        within: a difference up to this share of the value before counts as kept: 10% or .1.
         steps: of the student, by default its own number.
         strength: of a LoRA student: 0 is its base, 1 the student.
         teacher_calls: network calls of a diffusion checkpoint: DDIM for few, Heun's method from 20 on.
@@ -141,10 +142,10 @@ def forecast(
     """Say how many more images a student needs, by a power law through the scores of its run.
 
     Args:
-        runs: a run that was tuned with --look-score, or several of different lengths, of which the ends are the points.
-        within: the goal, how much worse than the checkpoint's own samples at many calls is good enough: 30% is 1.3 times
-            their Fréchet distance.
-        calls: numbers of network calls, by default all that were looked at.
+        runs: a run that was tuned with --look-score, or several runs of different lengths, of which the final scores count.
+        within: the goal: how much worse than the checkpoint's own samples at many calls is good enough; 30% means 1.3
+            times their Fréchet distance.
+        calls: numbers of network calls, by default all that were scored.
         out: the file for the figures, by default forecast.json in the first run's folder.
     """
     from ..diffusion.forecasting import forecast_runs
@@ -169,16 +170,16 @@ def settle(
     batch: int = 250,
     precision: Literal["no", "bf16"] = "no",
 ) -> None:
-    """Measure how early a diffusion checkpoint's trajectories know their ends: what few steps could be enough.
+    """Measure how early the trajectories of a diffusion checkpoint settle, and so how few steps could be enough.
 
     Args:
         checkpoint: a diffusers folder or hub id.
         out: folder for settle.json and settle.png.
         steps: network calls of a trajectory (DDIM).
-        within: feature distance to the final image, as a share of that between unrelated images, that counts as settled.
+        within: feature distance to the final image that counts as settled, as a share of that between unrelated images.
         n: trajectories.
         features: inception, the folder or hub id of a DINOv2 model, random (untrained) or fashion (bundled); by default
-            fashion for grey images of 28 pixels and random for all other.
+            fashion for grey images of 28 pixels and random for all others.
         label: class of the images, for conditional models.
         seed: of the first trajectory.
         batch: trajectories at once.
@@ -197,7 +198,7 @@ def settle(
 
 
 def read_share(within: str) -> float:
-    """5% or .05 as a number."""
+    """The number of a share such as "5%" or ".05"; ValueError if it is not between 0 and 1."""
     try:
         tolerance = float(within.removesuffix("%")) / (100 if within.endswith("%") else 1)
     except ValueError:
@@ -208,7 +209,7 @@ def read_share(within: str) -> float:
 
 
 def _show(measured: Measured, scoring: Scoring) -> None:
-    """Prints what was found, and where it lies."""
+    """Prints the table, the recommendation and the paths of the files."""
     from rich.console import Console
 
     from ..diffusion.report import table

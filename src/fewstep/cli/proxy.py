@@ -28,14 +28,14 @@ def proxy(
 
     Args:
         prompt: one text or several.
-        base: the large model, a transformers folder or hub id with safetensors weights. Without any model, those that come
-            with the package, each also called `bundled`, answer "question : what is 7 plus 5 ? answer :" and the like.
+        base: the large model, a transformers folder or hub id with safetensors weights, or `bundled`. If no model is given,
+            the bundled ones answer "question : what is 7 plus 5 ? answer :" and the like.
         expert: the small tuned model; with --adapter the small model that the adapter was trained on.
         antiexpert: the small model before tuning.
         adapter: a LoRA adapter, folder or hub id, instead of an antiexpert: half the memory, one forward pass for both.
-        alpha: how far to steer; several numbers are for the first tokens in turn, the last of them for all after.
+        alpha: how far to steer; several numbers are for the first tokens in turn, and the last one for all others.
         chat: the expert reads each prompt in its chat template; the others read it as it is.
-        tokens: most tokens to generate.
+        tokens: maximum number of tokens to generate.
         temperature: of sampling; 0 takes the likeliest token.
         top_p: sample from the likeliest tokens that together have this probability.
         beams: of beam search, 1 for none.

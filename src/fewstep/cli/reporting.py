@@ -14,14 +14,14 @@ def report(
     *,
     out: Annotated[Path, arg(aliases=["-o"])] = Path("report.html"),
 ) -> None:
-    """Show what commands left in one HTML page that can be passed on: it is one file, below 5 MB, and needs no network.
+    """Make one HTML page of the results of other commands: a single file, below 5 MB, that needs no network.
 
     The page shows the dial, with a slider through the numbers of network calls. It shows ledgers with their intervals,
-    settling curves, runs, and answers with the step at which each token was decided. Each result has its receipt below.
+    settling curves, runs, and answers with the step at which each token was decided. Below each result is its receipt.
 
     Args:
         paths: folders or files that fewstep measure, dial, ledger, settle, tune, forecast, decode --out, calibrate,
-            settle-text, ledger-text or proxy --out has written; what each is, its files say.
+            settle-text, ledger-text or proxy --out has written.
         out: the file to write.
     """
     from ..report import write_report

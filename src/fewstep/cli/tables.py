@@ -19,16 +19,16 @@ def table(
     channels: int | None = None,
     size: tuple[int, ...] = (),
 ) -> None:
-    """Write a data set as a table once: it is read from the disk as it is needed, however large it is.
+    """Write a data set as a table, whose rows are then read from the disk as they are needed, however many there are.
 
-    What a command takes as --data it takes as a table, and does the same with it. The table is a folder of the `datasets`
-    library, a row of numbers a picture.
+    Every command takes the table as --data, and does the same with it as with the data set. The table is a folder of the
+    `datasets` library with a row for each picture.
 
     Args:
         data: a folder or zip of images, a .parquet, a hub data set, an .npz, or `bundled` for Fashion-MNIST.
         out: folder of the table.
-        like: a checkpoint: the pictures become as many channels and pixels as it takes.
-        channels: 1 for grey, 3 for colour, without --like; 3 unless given.
+        like: a checkpoint; the pictures get its channels and size.
+        channels: 1 for grey, 3 for colour, without --like; by default 3.
         size: side of the square pictures in pixels, or height and width, without --like.
     """
     from ..core.files import writable
@@ -38,7 +38,7 @@ def table(
 
     at_least(1, channels=channels, size=size)
     if len(size) > 2 or (like is None) != bool(size):
-        raise ValueError("how large are the pictures to be? Name a checkpoint that takes them with --like, or give --size")
+        raise ValueError("give either --like with a checkpoint that takes the pictures, or --size with one or two numbers")
     if like is not None and channels is not None:
         raise ValueError("--like says how many channels the pictures have; leave --channels out")
     writable(out.parent)
@@ -58,19 +58,19 @@ def table(
 def encode(
     checkpoint: Positional[str], data: Positional[str], /, *, out: Path, n: int | None = None, call: tuple[str, ...] = ()
 ) -> None:
-    """Encode pictures with captions once, by a pipeline's own encoders: a table of latents to tune it with.
+    """Encode pictures with captions by a pipeline's own encoders, into a table of latents to tune the pipeline with.
 
-    It is written part by part, by all processes together if there are several, and the same command goes on where it was
-    stopped. While the pipeline is tuned its encoders are not needed.
+    Several processes share the work, and a command that was stopped goes on when it is run again. Tuning then needs no
+    encoders.
 
     Args:
         checkpoint: a folder or hub id of a pipeline, or a run of it.
         data: a folder, a zip or a .tar of images, with captions in a metadata.jsonl (`file_name` and `text`) or in a .txt
-            beside each. Or a .parquet or a hub data set with a column `text` or `caption`. A pipeline of classes takes
-            classes.
+            beside each; or a .parquet or a hub data set with a column `text` or `caption`. A pipeline of classes needs
+            classes instead of captions.
         out: folder of the table.
-        n: so many of the pictures, drawn without order; all of them unless given.
-        call: arguments for the pipeline where its defaults are not wanted, such as height=256 width=256.
+        n: how many of the pictures, drawn at random; by default all.
+        call: arguments for the pipeline in place of its defaults, such as height=256 width=256.
     """
     from ..diffusion.drawing import arguments
     from ..diffusion.encoding import encode_data

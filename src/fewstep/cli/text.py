@@ -1,4 +1,4 @@
-"""The command line's text side: decoding, early and with a guarantee."""
+"""The commands that decode text, calibrate early stopping and learn rules."""
 
 from __future__ import annotations
 
@@ -34,28 +34,29 @@ def decode(
     early: Annotated[Early, OmitArgPrefixes] = Early(),
     compute: Annotated[Compute, OmitArgPrefixes] = Compute(),
 ) -> None:
-    """Decode prompts with a masked diffusion language model, and stop each as soon as it knows.
+    """Decode prompts with a masked diffusion language model, and stop as soon as the model knows its answer.
 
-    All processes of a command share the prompts of a file: `torchrun --nproc-per-node 2 -m -- fewstep.cli decode …` starts
-    some, or accelerate launch on GPUs. With --out the file is that of one process, byte for byte, and a command that was
-    killed goes on with what it has made.
+    Several processes share the prompts of a file: start them with `torchrun --nproc-per-node 2 -m -- fewstep.cli decode …`,
+    or with `accelerate launch` on GPUs. The file --out is the same byte for byte with any number of processes, and a
+    command that was killed goes on when it is run again.
 
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         prompt: one prompt; its text streams to the terminal unless --out is given.
-        file: or a .jsonl of prompts: strings, or objects with a "prompt". Other entries of an object are kept, except
-            those with a name of the result's own: text, tokens, nfe, positions, batch, pieces, steps. A prompt is a text,
-            or a conversation: a list of {"role": …, "content": …}, which may also be called "messages". If its last turn
-            is the assistant's, the text goes on with that.
-        out: a .jsonl for the results, with a receipt beside it; without it they go to the terminal. It also says at which
+        file: a .jsonl of prompts instead: strings, or objects with a "prompt". Other entries of an object are kept in its
+            result, except text, tokens, nfe, positions, batch, pieces and steps. A prompt is a text or a conversation: a
+            list of {"role": …, "content": …}, which may also stand under "messages". If the last turn is the assistant's,
+            the model continues it.
+        out: a .jsonl for the results, with a receipt beside it; by default they go to the terminal. It also says at which
             step each token was decided, which `fewstep report` shows in colour.
         calibration: a rule with a guarantee, from fewstep calibrate; in place of --rule, --early and their options.
-        stop: strings that end a text; it is cut before the first of them, and its place in the batch is free.
-        compare: decode without --cache as well, and say how many answers are others; the receipt keeps it, so give --out.
+        stop: strings that end a text; the text is cut before the first of them.
+        compare: decode without --cache as well, and count the answers that differ; the receipt holds the count, so give
+            --out.
         text: what is generated.
         rule: how much is decided at a step.
         early: whether decoding may stop early.
-        compute: how; a prompt gets the same text at any batch size.
+        compute: how it is computed; a prompt gets the same text at any batch size.
     """
     from ..core.files import writable_file
     from ..masked.answering import save_answers
@@ -63,13 +64,13 @@ def decode(
     from ..masked.prompts import read_prompts
 
     if (prompt is None) == (file is None):
-        raise ValueError("give a --prompt or a --file of prompts, one of the two")
+        raise ValueError("give either a --prompt or a --file of prompts")
     items = [{"prompt": str(prompt)}] if file is None else read_prompts(file)
     comparable(text, compare)
     if out:
         writable_file(out)
     elif compare:
-        raise ValueError("--compare keeps what it finds in the receipt; give --out as well")
+        raise ValueError("--compare writes its counts into the receipt; give --out as well")
     decoder = open_decoder(model, text, rule, early, compute, calibration=calibration)
     if out:
         found = save_answers(decoder, items, out, stop=stop, file=file, compare=compare)
@@ -98,14 +99,14 @@ def calibrate(
     of: Literal["early", "rule"] = "early",
     write: tuple[Literal["sglang", "vllm"], Path] | None = None,
 ) -> None:
-    """Find the boldest early commit that keeps its answers, or the boldest rule, from prompts like those to be decoded.
+    """Find the boldest early commit, or the boldest rule, that keeps the answers, from prompts like those to be decoded.
 
-    With probability 1 − delta, at most a share epsilon of prompts get another answer than full decoding gives them. Full
-    decoding is --rule alone, until all is decided: by default the rule that fewstep decode has, and what several tokens at
-    a step have changed already does not count. Another --rule is compared with that default on the same prompts. With
-    --cache full decoding is without it, so rule and cache are calibrated together. With --of rule full decoding is one
-    token at a step, and what is found is how sure --rule must be (its --confidence, --factor or --bound). Use the
-    result with fewstep decode --calibration and the same text options, on other prompts than these.
+    With probability 1 − delta, at most a share epsilon of prompts get another answer than by full decoding. Full decoding
+    is --rule alone until all tokens are decided; answers that --rule itself changes by several tokens a step do not count.
+    A --rule other than fewstep decode's default is also compared with that default on the same prompts. Full decoding is
+    without --cache, so a cache is calibrated together with the rule. With --of rule full decoding is one token a step,
+    and the result is how sure --rule must be (its --confidence, --factor or --bound). Use the result with fewstep decode
+    --calibration and the same text options, on other prompts than these.
 
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
@@ -114,26 +115,26 @@ def calibrate(
         epsilon: allowed share of changed answers.
         delta: allowed probability that the guarantee is wrong.
         text: what is generated.
-        rule: how much is decided at a step until then, and what full decoding is.
-        prophet: when decoding stops early; the common factor of --levels is found.
-        compute: how.
-        of: what is found: early, how early decoding may stop, over --rule; or rule, how bold --rule itself may be.
-        write: sglang and a .yaml for it: the threshold that was found, as its --dllm-algorithm-config reads it, for models
-            that were trained on blocks. vLLM has no setting for one.
+        rule: how much is decided at a step, and so what full decoding is.
+        prophet: when decoding stops early; the calibration finds a common factor of --levels.
+        compute: how it is computed.
+        of: what to calibrate: early, how early decoding may stop; or rule, how bold --rule itself may be.
+        write: sglang and a .yaml: writes the threshold for SGLang's --dllm-algorithm-config, for models that were trained
+            on blocks. vLLM has no such setting.
     """
     from ..masked.fitting import calibrate_prompts, calibrate_rule_prompts
 
     if of == "rule" and prophet != Prophet():
-        raise ValueError("--of rule calibrates --rule, without prophet; leave its options out")
+        raise ValueError("--of rule calibrates --rule, without prophet; leave out prophet's options")
     if of == "early" and write:
-        raise ValueError("engines have no early commit; calibrate the rule itself for one, with --of rule")
+        raise ValueError("engines have no early commit; calibrate the rule itself, with --of rule")
     options: Any = {"epsilon": epsilon, "delta": delta, "text": text, "rule": rule, "compute": compute}
     if of == "rule":
         found = calibrate_rule_prompts(model, file, out, write=write, **options)
     else:
         found = calibrate_prompts(model, file, out, prophet=prophet, **options)
     if write:
-        print(f"the threshold in the words of {write[0]}: {write[1]}")
+        print(f"the threshold for {write[0]}: {write[1]}")
     for line in _told(found, out, of):
         print(line)
 
@@ -148,27 +149,27 @@ def learn_rule(
     text: Annotated[Text, OmitArgPrefixes] = Text(),
     compute: Annotated[Compute, OmitArgPrefixes] = Compute(),
 ) -> None:
-    """Learn when a model's proposals may be decided, from prompts like those that will be decoded; minutes on a CPU.
+    """Learn which proposals of a model to decide, from prompts like those to be decoded; minutes on a CPU.
 
-    Every prompt is decoded in full, one token at a step, and twice by a threshold. A filter of some two thousand parameters
-    learns which proposals full decoding ends with, from how sure the model is of them, was of them, and is of their
-    neighbours. Calibrate it with fewstep calibrate --of rule --rule learned --learned FILE on other prompts, or use it as
-    fewstep decode --rule learned --learned FILE.
+    Every prompt is decoded in full, one token a step, and twice by a threshold. A filter of some two thousand parameters
+    learns which proposals full decoding ends with. Its inputs are how sure the model is of a proposal, was of it before,
+    and is of its neighbours. Calibrate it with fewstep calibrate --of rule --rule learned --learned FILE on other prompts,
+    or use it as fewstep decode --rule learned --learned FILE.
 
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
-        file: a .jsonl of prompts, as for fewstep decode; some hundred are enough.
+        file: a .jsonl of prompts, as for fewstep decode; a few hundred are enough.
         out: the .safetensors to write, with a receipt beside it.
         block_length: as for fewstep decode.
-        text: what is generated; the rule is to be used with the same.
-        compute: how; the rule is a function of --seed.
+        text: what is generated; use the rule with the same options.
+        compute: how it is computed; --seed decides the rule.
     """
     from ..masked.fitting import learn_rule as learn
 
     found = learn(model, file, out, text=text, compute=compute, block_length=block_length)
     print(
-        f"{out}: learned from {found.examples} proposals. Full decoding keeps {found.right:.1%} of {found.blind} others; "
-        f"cross entropy {found.loss:.4f} nats by the filter, {found.plain:.4f} by the model's own probability"
+        f"{out}: learned from {found.examples} proposals. Full decoding keeps {found.right:.1%} of {found.blind} others. "
+        f"Cross entropy: {found.loss:.4f} nats by the filter, {found.plain:.4f} by the model's own probability"
     )
 
 

@@ -1,4 +1,4 @@
-"""The command line's text side: what a model knows when, and scores on tasks."""
+"""The commands that measure language models: when answers settle, ledgers, and scores on tasks."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def settle_text(
     rule: Annotated[Rule, OmitArgPrefixes] = Rule(),
     compute: Annotated[Compute, OmitArgPrefixes] = Compute(),
 ) -> None:
-    """Measure when full decoding first shows its final answer, and from when on it never changes again.
+    """Measure at which step full decoding first shows its final answer, and from which step on the answer stays.
 
-    Full decoding is --rule until all is decided. Published figures are shares of one step a token: --rule low-confidence
-    or random. The answer is what follows --suffix. Without one it is the prompt's "answer" where the finished text holds it
-    (so its place is known from the final output only), else the whole text.
+    Full decoding is --rule until all tokens are decided. Published figures are for one token a step: --rule low-confidence
+    or random. The answer is the text after --suffix. Without a suffix it is the prompt's "answer" where the finished text
+    holds it (so its place is known only from the finished text), else the whole text.
 
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
-        file: a .jsonl of prompts, as for fewstep decode, and in their objects an "answer" to tell right from wrong.
+        file: a .jsonl of prompts, as for fewstep decode; an "answer" in their objects tells right from wrong.
         out: the .json to write.
         at: shares of the steps to report.
         text: what is generated.
         rule: how much is decided at a step.
-        compute: how.
+        compute: how it is computed.
     """
     from ..masked.emerging import settle_prompts
 
@@ -66,22 +66,22 @@ def ledger_text(
 ) -> None:
     """Say what a change to a language model gained and lost, how sure that is, and what to do.
 
-    The change is in the weights: AFTER is another folder, or a LoRA adapter. Or it is in how the model is used: AFTER is
-    BEFORE again, a causal model steered by --expert, a masked one with a --cache, or without one decoded by another --rule
-    or --early than by default.
+    The change may be in the weights: AFTER is another folder, or a LoRA adapter. Or it may be in how the model is used:
+    AFTER is BEFORE again, and a causal model is steered by --expert, or a masked model gets a --cache, or without a cache
+    another --rule or --early than the default.
 
     Args:
         before: folder or hub id of a causal or a masked language model, or `bundled`.
-        after: the same after the change.
+        after: the model after the change.
         out: folder for ledger.json, answers.jsonl with all answers, and ledger.png with the drift of the weights by layer.
         questioning: what both are asked.
-        within: so small a difference counts as kept: 2% or .02. Of accuracies and calibration these are points, of
-            perplexity, length and cost shares of what was there.
-        steered: of a causal model after.
-        text: of what is generated.
-        rule: of a masked model, how much is decided at a step.
-        early: of a masked model.
-        compute: how.
+        within: a difference up to this counts as kept: 2% or .02. It means points for accuracies and calibration, and
+            a share of the value before for perplexity, length and cost.
+        steered: how a causal model is steered after the change.
+        text: what is generated.
+        rule: how much a masked model decides at a step.
+        early: whether a masked model may stop early.
+        compute: how it is computed.
     """
     from rich.console import Console
 
@@ -112,17 +112,17 @@ def evaluate(
 ) -> None:
     """Score a model on tasks of the LM Evaluation Harness (pip install 'fewstep[evaluate]').
 
-    A masked diffusion language model as it is, or with --expert a causal language model that small ones steer.
+    The model is a masked diffusion language model, or with --expert a causal language model that small ones steer.
 
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`; with
             --expert of a causal language model with safetensors weights.
         out: the .json to write.
-        exam: what it is asked.
-        steered: of a causal model that small ones steer.
-        masked: of masked models alone, as are --mask-id and --precision; a causal one and those that steer it compute in
-            the precision that they are saved in.
-        compute: how.
+        exam: what the model is asked.
+        steered: how a causal model is steered.
+        masked: for masked models only, as are --mask-id and --precision; causal models compute in the precision that they
+            are saved in.
+        compute: how it is computed.
     """
     from ..masked.evaluation import evaluate_masked
     from ..steering.evaluation import evaluate_steered

@@ -37,20 +37,20 @@ def train(
     Args:
         data: an .npz, a folder or zip of images, a .parquet, a table, a hub data set, or `bundled` for Fashion-MNIST.
         out: folder of the run.
-        images: training images to see.
+        images: number of training images, repeats included.
         batch: images a step.
         channels: 1 for grey, 3 for colour.
         size: side of the square images, pixels.
         widths: channels of the network at each resolution.
         parametrisation: vp saves a DDPMPipeline (v-prediction), edm a ConsistencyModelPipeline.
         conditional: give the network the classes of the data.
-        rate: peak learning rate, .001 unless given; falls to 0 along a cosine.
-        clip: norm at which the gradient is clipped, 1 unless given.
+        rate: peak learning rate, by default .001; falls to 0 along a cosine.
+        clip: norm at which the gradient is clipped, by default 1.
         seed: of everything random.
         mirror: flip half of the images left to right.
         workers: loader processes.
         save_every: seconds between saved states; Ctrl-C and SIGTERM save, too.
-        resume: go on from the state saved in out, if one is; with another --rate or --clip if they are given.
+        resume: go on from the state saved in out, if there is one. --rate and --clip may then be changed.
     """
     from ..diffusion.checkpoints import train_checkpoint
 
@@ -78,13 +78,13 @@ def tune(
     Start it with `accelerate launch` for several GPUs, with `torchrun` for several processes on CPUs.
 
     Args:
-        checkpoint: a diffusers folder or hub id, such as a text-to-image pipeline or one of a UNet2DModel, an earlier
-            run, or `bundled` or `bundled-text` for the small models that come with the package.
+        checkpoint: a diffusers folder or hub id (a text-to-image pipeline, one of a UNet2DModel, …), an earlier run, or
+            `bundled` or `bundled-text` for the small models that come with the package.
         lessons: what the student learns from.
-        run: where and how it is computed.
-        loss: what the student is asked for.
-        training: how long and how fast.
-        watching: how the run is watched meanwhile.
+        run: where and how the run is computed.
+        loss: what the student learns to do.
+        training: how long and how fast the student is trained.
+        watching: how the run is watched.
     """
     from ..diffusion.checkpoints import tune_checkpoint
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a number alone is said before anything is loaded, by the name of its flag."""
+"""Checks of single numbers before anything is loaded. The errors name the flag."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 
 
 def at_least(least: int, **flags: float | Sequence[float] | None) -> None:
-    """Raises ValueError where one of the `flags` that were given is below `least`, not finite, or beyond counting."""
+    """Raises ValueError if one of the `flags` is below `least`, not finite, or 2^62 or more. None is not checked."""
     for name, given in flags.items():
         for value in given if isinstance(given, Sequence) else [given]:
             if value is not None and not (value >= least and math.isfinite(value)):
                 raise ValueError(f"{flag(name)} starts at {least}, got {value:g}")
-            if value is not None and value >= 2**62:  # room to count on from it in 64 bits
-                raise ValueError(f"{flag(name)} ends below 2^62, got {value:g}")
+            if value is not None and value >= 2**62:  # leaves room to count up in 64 bits
+                raise ValueError(f"{flag(name)} must be below 2^62, got {value:g}")
 
 
 def positive(**flags: float | None) -> None:
-    """Raises ValueError where one of the `flags` that were given is not a finite number above 0."""
+    """Raises ValueError if one of the `flags` is not a finite number above 0. None is not checked."""
     for name, value in flags.items():
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{flag(name)} must be above 0, got {value:g}")
 
 
 def flag(name: str) -> str:
-    """How the parameter `name` is called on the command line."""
+    """The command line's flag for the parameter `name`."""
     return "--" + name.replace("_", "-")

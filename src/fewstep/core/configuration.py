@@ -9,9 +9,9 @@ from typing import Any
 from .source import inside, read_json
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-# How attention and experts are computed is up to PyTorch, not to the checkpoint; a name with a slash is one of native code.
+# PyTorch decides how attention and experts are computed, not the checkpoint; a name with a slash means native code.
 WAYS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
-# entries that name code, other files or other repositories, or say how a network is called; nobody follows them
+# entries that name code, other files or other repositories, or say how a network is called; all are ignored
 DROPPED = ("auto_map", "custom_pipelines", "custom_generate", "configuration_files", "transformers_weights", "name_or_path",
            "_name_or_path", "init_inputs", "tp_plan", "distributed_config", "fusion_config", "return_dict",
            "return_dict_in_generate", "output_hidden_states", "output_attentions", "output_scores", "output_logits",
@@ -24,20 +24,20 @@ REFUSED = {
     "backbone": "it takes a part of the network from elsewhere; give a model that is complete",
     "use_timm_backbone": "it takes a part of the network from timm; give a model of transformers alone",
 }
-COUNTED = ("layer", "depth", "block", "label", "types")  # what a configuration makes lists of
-MOST_COUNTED = 1_000_000  # token ids stand in lists, too
+COUNTED = ("layer", "depth", "block", "label", "types")  # parts of the names of entries from which lists are made
+MOST_COUNTED = 1_000_000  # above any token id, as those stand in lists, too
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 
 
 def read_config(folder: Path, what: str) -> dict[str, Any]:
-    """A model's config.json without what names code, kernels or other places.
+    """A model's config.json without the entries that name code, kernels or other places.
 
     Args:
         folder: of the model.
-        what: should be in it, for the error if there is no config.json, such as "folder of a language model".
+        what: what should be given, for the error messages, such as "folder of a language model".
 
     Raises:
-        ValueError: there is none, or it asks for what fewstep does not do.
+        ValueError: config.json is missing, or asks for something that fewstep does not do.
     """
     file = inside(folder, "config.json")
     content: dict[str, Any] = cleaned(read_json(file, f"give a {what}"), file)
@@ -47,10 +47,10 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
 
 
 def cleaned(value: Any, file: Path, name: str = "") -> Any:
-    """What a JSON `file` of a checkpoint holds, at any depth, without the entries that nobody follows.
+    """`value`, the content of a checkpoint's JSON `file`, without the entries that are ignored, at any depth.
 
     Raises:
-        ValueError: an entry asks for what fewstep does not do, or is of a size that no network has.
+        ValueError: an entry asks for something that fewstep does not do, or is too large or too small for any network.
     """
     if isinstance(value, dict):
         _check(value, file)

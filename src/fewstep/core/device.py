@@ -20,7 +20,7 @@ WITHOUT_FLOAT64 = {"mps"}  # device types
 
 
 def best_device() -> torch.device:
-    """A GPU of CUDA's if there is one, else Apple's, else the CPU."""
+    """A CUDA GPU if there is one, else Apple's GPU, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -41,16 +41,16 @@ def fast_precision() -> str:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """`tensor` in float32, or as it is where it is wider: sums of logits lose too much in a model's own bfloat16."""
+    """`tensor` in float32, or unchanged if its type is wider: sums of logits lose too much in bfloat16."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def default_accelerator(precision: str | None = None, accumulate: int = 1) -> Accelerator:
-    """What trains unless told otherwise: the best device, all processes that were launched, the fast precision.
+    """The default for training: the best device, all launched processes, the fast precision.
 
     Args:
-        precision: "no" (float32) or "bf16"; None takes bfloat16 where the hardware computes it, or whatever the first
-            Accelerator of this process was made with: accelerate allows one precision a process.
+        precision: "no" (float32) or "bf16". None takes that of the first Accelerator of this process, as accelerate allows
+            only one; if there is none, bfloat16 where the hardware computes it.
         accumulate: micro-batches a step.
     """
     from accelerate import Accelerator  # seconds to import
@@ -62,7 +62,7 @@ def default_accelerator(precision: str | None = None, accumulate: int = 1) -> Ac
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """float64, or float32 where the device has nothing wider, as Apple's GPU."""
+    """float64, or float32 on devices without float64, such as Apple's GPU."""
     return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
 
@@ -82,5 +82,5 @@ def finite(module: nn.Module) -> bool:
 
 
 def norm_of(module: nn.Module) -> Tensor:
-    """The norm of all weights; where they are spread over processes, each of them has to ask."""
+    """The norm of all weights. If they are spread over processes, every process has to call this."""
     return together(get_total_norm([p.detach() for p in module.parameters()]))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Drift(NamedTuple):
-    """A layer's name, and the norm of the change of its weights over their norm: 1 is as far as they are long."""
+    """A layer's name, and the norm of the change of its weights divided by their norm before."""
 
     layer: str
     change: float
@@ -26,10 +26,10 @@ def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor], layers: Ite
         layers: names, such as `met` gives.
 
     Raises:
-        ValueError: the networks are not of the same form.
+        ValueError: the networks differ in the names or shapes of their weights.
     """
     if {name: w.shape for name, w in before.items()} != {name: w.shape for name, w in after.items()}:
-        raise ValueError("the two networks are not of the same form, so no layer of one is a layer of the other")
+        raise ValueError("the two networks are not of the same form, so their layers cannot be compared")
     found = []
     for layer in layers:
         names = [name for name in before if name.rpartition(".")[0] == layer]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-EXTRAS = {  # as in pyproject.toml, by the names under which they are imported
+EXTRAS = {  # as in pyproject.toml, by the names for import
     "data": ("datasets",),
     "lora": ("peft",),
     "text": ("transformers", "peft", "interegular"),
@@ -17,10 +17,10 @@ EXTRAS = {  # as in pyproject.toml, by the names under which they are imported
 
 
 def needs(extra: str) -> None:
-    """Asks for the packages of an extra, before work begins that needs them.
+    """Checks that the packages of an extra are installed, before the work that needs them.
 
     Raises:
-        ModuleNotFoundError: one of them is not installed. The sentence says what to install.
+        ModuleNotFoundError: a package is missing; the message says what to install.
     """
     for package in EXTRAS[extra]:
         if find_spec(package) is None:
@@ -28,7 +28,7 @@ def needs(extra: str) -> None:
 
 
 def missing(error: ModuleNotFoundError) -> str | None:
-    """What to say of a package that could not be imported; None if no extra brings it."""
+    """The message for a package that could not be imported; None if no extra brings it."""
     if "fewstep[" in str(error):
         return str(error)
     extras = [extra for extra, packages in EXTRAS.items() if error.name in packages]

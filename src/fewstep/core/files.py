@@ -16,9 +16,9 @@ from typing import IO, Any
 
 import torch
 
-OURS = ".fewstep"  # how the name of a workshop ends: .NAME.RANDOM.fewstep stands beside NAME while that is being written
+OURS = ".fewstep"  # ending of a workshop's name: .NAME.RANDOM.fewstep stands beside NAME while NAME is written
 LOCK = ".lock"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # what a write says that knows no file's name
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors of a write that may name no file
 
 _held: set[Path] = set()  # folders that this process has for itself
 
@@ -55,19 +55,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for item in (new, *new.rglob("*")):
             _sync(item)
         if path.exists():
-            os.replace(path, workshop / "old")  # comes back if the next line fails
+            os.replace(path, workshop / "old")  # _leave puts it back if the next line fails
         os.replace(new, path)
     _sync(path.parent)
 
 
 @contextmanager
 def _workshop(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path` for what will stand there: made for this block, locked while this process lives."""
+    """Makes a hidden folder beside `path` for its new content: locked while this process lives, removed after the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     workshop = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=OURS, dir=path.parent))
     with open(workshop / "unlocked", "wb") as lock:
         try:
-            with suppress(OSError):  # where files cannot be locked, nothing of a killed process is cleared away
+            with suppress(OSError):  # without file locks, files of a killed process are not cleared away
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 os.replace(workshop / "unlocked", workshop / "locked")
             yield workshop
@@ -81,9 +81,9 @@ def _workshop(path: Path) -> Iterator[Path]:
 
 
 def clear(folder: Path, name: str | None = None) -> None:
-    """Removes what killed processes left half-written in `folder`, of the file or folder `name` or of all.
+    """Removes half-written files that killed processes left in `folder`: those of `name`, or all.
 
-    A process that still writes holds its lock, wherever it runs, and is left alone.
+    Files of a process that still writes are locked, on whatever machine it runs, and stay.
     """
     for workshop in [*folder.iterdir()] if folder.is_dir() else ():
         target = workshop.name[1 : -len(OURS)].rpartition(".")[0]
@@ -95,7 +95,7 @@ def clear(folder: Path, name: str | None = None) -> None:
 
 
 def _leave(workshop: Path, path: Path) -> None:
-    """Removes a workshop; what stood at `path` and was put aside in it comes back unless something new stands there."""
+    """Removes a workshop. If nothing stands at `path`, the old content in the workshop is moved back first."""
     if (workshop / "old").exists() and not path.exists():
         os.replace(workshop / "old", path)
     shutil.rmtree(workshop, ignore_errors=True)
@@ -103,12 +103,13 @@ def _leave(workshop: Path, path: Path) -> None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Inside the block no other process gets this `folder`; see `writable`. The system frees it if this process dies.
+    """Locks `folder` for this process inside the block; the system releases the lock if the process dies.
 
-    The same process may enter it again. Where files cannot be locked (some network drives), nobody is kept out.
+    A missing folder is created. The same process may enter the block again. Where files cannot be locked (some network
+    drives), no process is kept out.
 
     Raises:
-        ValueError: another process has it, or it takes no files.
+        ValueError: another process holds the lock, or the folder is not writable.
     """
     made = not folder.exists()
     place = folder.resolve()
@@ -126,16 +127,16 @@ def alone_in(folder: Path) -> Iterator[None]:
             _held.remove(place)
             (folder / LOCK).unlink(missing_ok=True)
             if made:
-                with suppress(OSError):  # there is something in it
+                with suppress(OSError):  # it is not empty
                     folder.rmdir()
 
 
 def _take(lock: IO[bytes], folder: Path) -> None:
-    """Locks the file, or says who has locked it."""
+    """Locks the file. Raises ValueError, which names the owner, if another process holds the lock."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / LOCK)):
-            raise FileNotFoundError  # whoever had it has just removed it
+            raise FileNotFoundError  # its last owner has just removed it
     except (BlockingIOError, FileNotFoundError) as error:
         lock.seek(0)
         owner = lock.read().decode(errors="replace") or "another process"
@@ -150,12 +151,12 @@ def _take(lock: IO[bytes], folder: Path) -> None:
 
 
 def writable(folder: Path) -> None:
-    """Proves that `folder` takes files, before hours of work, and removes what killed processes left in it.
+    """Checks that files can be written in `folder`, before hours of work, and removes what killed processes left in it.
 
-    It is not made: what fails later leaves nothing behind.
+    A missing folder is not created, so a later failure leaves nothing behind.
 
     Raises:
-        ValueError: it takes none, or could not be made.
+        ValueError: the folder is not writable, or could not be created.
     """
     try:
         there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
@@ -167,10 +168,10 @@ def writable(folder: Path) -> None:
 
 
 def writable_file(path: Path) -> None:
-    """Proves that a file can be written at `path`; see `writable`.
+    """Checks that a file can be written at `path`; see `writable`.
 
     Raises:
-        ValueError: it cannot, or a folder stands there.
+        ValueError: `path` is not writable, or is a folder.
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder; give the name of a file with --out")
@@ -178,12 +179,12 @@ def writable_file(path: Path) -> None:
 
 
 def check_room(path: Path, needed: int) -> None:
-    """Raises ValueError where the disk that will have `path` has no room for so many bytes."""
+    """Raises ValueError if the disk of `path` has fewer than `needed` bytes free."""
     room = shutil.disk_usage(next(place for place in path.absolute().parents if place.exists())).free
     if needed > room:
         raise ValueError(
-            f"the table takes {needed / 2**30:,.1f} GiB, and there is room for {room / 2**30:,.1f} at {path}; choose "
-            "another place with --out"
+            f"the table takes {needed / 2**30:,.1f} GiB, but {room / 2**30:,.1f} GiB are free at {path}; choose another "
+            "place with --out"
         )
 
 
@@ -197,7 +198,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """What safetensors and torch say when `path` cannot be written, as the OSError that it is."""
+    """Turns write errors of safetensors and torch at `path` into OSError."""
     from safetensors import SafetensorError
 
     try:
@@ -208,7 +209,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
     except RuntimeError as error:
-        if "inline_container" not in str(error):  # where torch.save writes
+        if "inline_container" not in str(error):  # the part of torch that writes files
             raise
         cause = error.__context__ if isinstance(error.__context__, OSError) else OSError(errno.EIO, os.strerror(errno.EIO))
         raise OSError(cause.errno, cause.strerror, str(path)) from error

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 CARD = "README.md"
-MODELS = ("model_index.json", "pytorch_lora_weights.safetensors")  # by these an exported folder is known
+MODELS = ("model_index.json", "pytorch_lora_weights.safetensors")  # an exported folder has one of these
 PUSHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", CARD)  # numbers and text, no code and no pickle
 
 
@@ -19,10 +19,10 @@ def push(folder: str | Path, repository: str, *, private: bool = False) -> str:
         private: whether a new repository is seen by its owner alone.
 
     Returns:
-        Where it can be looked at.
+        The repository's URL.
 
     Raises:
-        ValueError: it is no exported folder, the name is none, or the hub does not take it.
+        ValueError: `folder` is no exported folder, `repository` is not owner/name, or the hub refuses the upload.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
@@ -39,16 +39,16 @@ def push(folder: str | Path, repository: str, *, private: bool = False) -> str:
             repo_id=repository, folder_path=folder, allow_patterns=list(PUSHED), commit_message="Few-step generator"
         )
     except LocalTokenNotFoundError as error:
-        raise ValueError("the hub takes nothing from strangers; log in with `hf auth login`") from error
+        raise ValueError("the hub does not know who you are; log in with `hf auth login`") from error
     except Exception as error:  # the hub's client and the HTTP library under it have no class of errors in common
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if status in (401, 403):
             raise ValueError(
-                f"the hub does not let you write to {repository} ({status}); log in with `hf auth login` with a token that "
-                "may write there"
+                f"the hub does not let you write to {repository} ({status}); log in with a token that may write there "
+                "(`hf auth login`)"
             ) from error
         said = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"the hub did not take {folder} ({said}); try again, nothing of it is lost") from error
+        raise ValueError(f"the hub did not take {folder} ({said}); the folder is unchanged, so try again") from error
     return str(done.repo_url)
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question that a loop answers between two steps, instead of an exception in the middle of one."""
+"""Ctrl-C and SIGTERM are noted, and a loop asks for them between two steps. No exception interrupts a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The work was asked to stop and has saved what it could; its message says what remains and how to go on."""
+    """The work was asked to stop and has saved what it could. The message says what is saved and how to go on."""
 
     def __init__(self, sentence: str, by: int) -> None:
         super().__init__(sentence)
@@ -28,7 +28,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupt:
-    """Whether somebody asked to stop: `by` is the number of the signal, 0 as long as nobody did."""
+    """Whether the process was asked to stop: `by` is the number of the signal, 0 if there was none."""
 
     def __init__(self) -> None:
         self.by = 0
@@ -36,7 +36,7 @@ class Interrupt:
 
 @contextmanager
 def interrupts() -> Iterator[Interrupt]:
-    """Inside the block the first Ctrl-C or SIGTERM is only noted; a second one does what it would without the block.
+    """Inside the block the first Ctrl-C or SIGTERM is only noted; a second one has its usual effect.
 
     Signals that the process ignores stay ignored, and outside the main thread nothing is noted.
     """
@@ -55,7 +55,7 @@ def interrupts() -> Iterator[Interrupt]:
             return
         asked.by = number
         put_back()
-        logger.info("stopping after this step; once more to stop at once and lose what is not saved")
+        logger.info("stopping after this step; repeat to stop at once and lose what is not saved")
 
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -67,7 +67,7 @@ def interrupts() -> Iterator[Interrupt]:
 
 
 def agreed(accelerator: Accelerator, *wishes: int) -> list[int]:
-    """The largest of each wish over all processes, the same on each of them; every process has to ask."""
+    """The largest of each wish over all processes. Every process has to call this, and all get the same."""
     if accelerator.num_processes == 1:
         return list(wishes)
     import torch

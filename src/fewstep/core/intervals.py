@@ -33,7 +33,7 @@ def jackknives(statistics: Callable[[NDArray[np.intp]], ArrayLike], n: int, grou
     comparison pass the difference of two scores on the same rows.
 
     Args:
-        statistics: takes the rows to use, an index array; several numbers come from one look at them.
+        statistics: takes the rows to use, an index array, and returns one or several numbers.
         n: number of samples.
         groups: how many groups are left out in turn, 2 to n.
 
@@ -50,6 +50,9 @@ def left_out(statistics: Callable[[NDArray[np.intp]], ArrayLike], n: int, groups
 
     Sample k is in group k modulo `groups`. So two scores on the same seeds are paired: their difference has its own
     interval.
+
+    Raises:
+        ValueError: `groups` is not 2 to n.
     """
     if not 2 <= groups <= n:
         raise ValueError(f"a jackknife of {n} samples needs 2 to {n} groups, got {groups}")
@@ -58,7 +61,7 @@ def left_out(statistics: Callable[[NDArray[np.intp]], ArrayLike], n: int, groups
 
 
 def jackknifed(values: ArrayLike, without: ArrayLike) -> list[Estimate]:
-    """Statistics (K,) with 95 % intervals, from what they are without each group, (groups, K); see `jackknives`."""
+    """Statistics (K,) with 95 % intervals, from their values without each group, (groups, K); see `jackknives`."""
     kept = np.asarray(without, np.float64)
     groups = len(kept)
     error = np.sqrt((groups - 1) / groups * ((kept - kept.mean(0)) ** 2).sum(0))
@@ -67,7 +70,7 @@ def jackknifed(values: ArrayLike, without: ArrayLike) -> list[Estimate]:
 
 
 def chance_of_none(difference: Estimate, freedom: int) -> float:
-    """p of "there is no difference", of an estimate whose interval is Student's with `freedom` degrees of freedom."""
+    """p-value of "there is no difference", for an estimate with a Student interval of `freedom` degrees of freedom."""
     reach = difference.high - difference.value
     if reach <= 0:
         return float(difference.value == 0)
@@ -75,8 +78,7 @@ def chance_of_none(difference: Estimate, freedom: int) -> float:
 
 
 def holm(chances: ArrayLike) -> NDArray[np.float64]:
-    """p-values of several tests, adjusted so that with probability 1 − α none of them errs at level α, however the tests
-    depend on each other.
+    """Adjusts p-values of several tests: the chance of any false rejection at level α is at most α, however they depend.
 
     Reference: Holm 1979, A Simple Sequentially Rejective Multiple Test Procedure.
     """
@@ -106,7 +108,7 @@ def mean_difference(scores: ArrayLike, than: ArrayLike) -> Estimate:
     """Mean of paired differences of (N,) scores, with Student's interval."""
     differences = np.asarray(scores, np.float64) - np.asarray(than, np.float64)
     mean = float(differences.mean())
-    if np.ptp(differences) <= 1e-12 * abs(mean):  # the same everywhere, but for rounding
+    if np.ptp(differences) <= 1e-12 * abs(mean):  # equal up to rounding
         return Estimate(mean, mean, mean)
     low, high = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
     return Estimate(mean, float(low), float(high))

@@ -12,9 +12,9 @@ def lazily(
     """The `__getattr__` and the `__dir__` of a package whose `names` and `modules` are imported when they are asked for.
 
     Args:
-        package: its full name.
-        names: module below the package -> what it offers.
-        modules: parts of the package that are attributes of it themselves.
+        package: full name of the package.
+        names: module below the package -> its public names.
+        modules: modules of the package that are public themselves.
     """
     home = {name: module for module, offered in names.items() for name in offered}
 

@@ -18,7 +18,7 @@ from .intervals import Estimate, chance_of_none, holm, mean_difference, share_di
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-LEVEL = 0.05  # chance that a ledger of a change that does nothing says "gained" or "lost" anywhere
+LEVEL = 0.05  # chance of any "gained" or "lost" in a ledger where nothing has changed
 GROUPS = 20  # of a jackknife
 Said = Literal["kept", "gained", "lost", "not known", "another task"]
 
@@ -28,14 +28,14 @@ class Line:
     """One figure of both checkpoints.
 
     Attributes:
-        group: what it is about.
+        group: heading of the line.
         name: of the figure.
         before, after: its values.
         difference: after − before, paired, with its 95 % interval.
-        chance: p of "there is no difference".
+        chance: p-value of "there is no difference".
         n: pairs.
-        unit: what a difference is a share of; see `Ledger.within`.
-        best: where the figure is best: 0 for errors, infinite where more is better, the real data's value for a look.
+        unit: `Ledger.within` is a share of this.
+        best: the best value: 0 for errors, ∞ where more is better, the real data's value for a look.
         asked: whether the changed checkpoint was made to keep this.
         level: noise level of a denoising error.
     """
@@ -54,7 +54,7 @@ class Line:
 
     @property
     def better(self) -> bool:
-        """Whether the value after is nearer to where it is best."""
+        """Whether the value after is nearer to `best`."""
         if math.isinf(self.best):
             return (self.after - self.before) * self.best > 0
         return abs(self.after - self.best) < abs(self.before - self.best)
@@ -62,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an interval says of a line, and how many more samples it would take where it says nothing."""
+    """The verdict on a line; where it is "not known", `more` is how many more samples a verdict takes."""
 
     said: Said
     more: int = 0
@@ -81,7 +81,7 @@ class Ledger:
         drift: of each layer from input to output; empty where the networks differ in form.
         calls: network calls of a sample or an answer, before and after.
         notes: what was left out, and why; what a figure means.
-        advice: what to do where a line of a group is lost, a sentence a group.
+        advice: group -> a sentence that says what to do if one of its lines is lost.
     """
 
     lines: tuple[Line, ...]
@@ -93,7 +93,7 @@ class Ledger:
 
     @cached_property
     def chances(self) -> Array:
-        """p of each line, adjusted for all that were judged (Holm)."""
+        """p-value of each line, adjusted for the number of judged lines (Holm)."""
         judged = np.array([line.asked for line in self.lines], bool)
         adjusted = np.ones(len(self.lines))
         adjusted[judged] = holm([line.chance for line in self.lines if line.asked])
@@ -101,9 +101,9 @@ class Ledger:
 
     @cached_property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """One a line. "Gained" or "lost" anywhere has a chance of 5 % at most where nothing has changed.
+        """One verdict a line. Where nothing has changed, the chance of any "gained" or "lost" is at most 5 %.
 
-        "Kept" is said line by line: where a loss is as large as `within`, its chance is 2.5 %.
+        "Kept" is judged for each line alone: its chance is 2.5 % where the loss is as large as `within`.
         """
         return tuple(self._verdict(line, p) for line, p in zip(self.lines, self.chances, strict=True))
 
@@ -118,7 +118,7 @@ class Ledger:
         return Verdict("not known", self._more(line, margin))
 
     def _more(self, line: Line, margin: float) -> int:
-        """Samples to add until, at this difference, the line is one or the other: intervals shrink as 1/√n."""
+        """Samples to add until a line with this difference gets a verdict: intervals shrink as 1/√n."""
         reach, value = line.difference.high - line.difference.value, abs(line.difference.value)
         strict = stats.norm.isf(LEVEL / 2 / max(1, sum(each.asked for each in self.lines))) / stats.norm.isf(0.025)
         needs = [reach * strict / value] if value else []
@@ -128,7 +128,7 @@ class Ledger:
         return max(1, int(math.ceil(more / size - 1e-9) * size))
 
     def of(self, *said: Said) -> list[Line]:
-        """The lines of which that is said."""
+        """The lines with one of these verdicts."""
         return [line for line, verdict in zip(self.lines, self.verdicts, strict=True) if verdict.said in said]
 
     def sentences(self) -> list[str]:
@@ -146,7 +146,7 @@ class Ledger:
         return said + [self.advice[group] for group in groups if group in self.advice]
 
     def summary(self) -> dict[str, Any]:
-        """What goes into a JSON."""
+        """The ledger as it is written to JSON."""
         rows = zip(self.lines, self.verdicts, self.chances, strict=True)
         return {
             "within": self.within,
@@ -166,7 +166,7 @@ class Ledger:
 
 
 def _names(lines: Sequence[Line]) -> str:
-    """The names, those of one group together, no more than three of it."""
+    """The lines' names by group, at most three of a group."""
     said = []
     for group in dict.fromkeys(line.group for line in lines):
         names = [line.name.partition(" (")[0] for line in lines if line.group == group]
@@ -178,7 +178,7 @@ def _names(lines: Sequence[Line]) -> str:
 def paired(
     group: str, name: str, before: Array, after: Array, *, unit: float, best: float = 0.0, asked: bool = True
 ) -> Line:
-    """The line of a figure that each of n pairs has, (n,) each."""
+    """The line of a figure that each of n pairs has; both sides are (n,)."""
     found = mean_difference(after, before)
     values = float(before.mean()), float(after.mean())
     return Line(group, name, *values, found, chance_of_none(found, len(before) - 1), len(before), unit, best, asked)
@@ -195,5 +195,5 @@ def shares(group: str, name: str, before: Flags, after: Flags, *, unit: float, b
 def scored(
     group: str, name: str, before: float, after: float, difference: Estimate, n: int, *, unit: float, best: float = 0.0
 ) -> Line:
-    """The line of a score of n samples together, whose difference is a jackknife's of `GROUPS` groups, or of n."""
+    """The line of a score that n samples have together; `difference` is of a jackknife of `GROUPS` groups, n if fewer."""
     return Line(group, name, before, after, difference, chance_of_none(difference, min(GROUPS, n) - 1), n, unit, best)

@@ -14,9 +14,9 @@ class NFE:
     """Network function evaluations seen so far.
 
     Attributes:
-        calls: of the network.
-        rows: the samples in them.
-        positions: the token ids in them, padding included; none where the network takes something else.
+        calls: forward passes of the network.
+        rows: samples in all calls.
+        positions: token ids in all calls, padding included; 0 if the network takes no token ids.
     """
 
     def __init__(self, network: nn.Module, told: Callable[[int], None] | None = None) -> None:
@@ -28,7 +28,7 @@ class NFE:
 
     def _see(self, module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
         if module is not self._network:
-            return  # a copy of it, which took the hook along
+            return  # a copy of the network, which has the hook too
         self.calls += 1
         sample = next(a for a in (*args, *named.values()) if isinstance(a, Tensor) and a.ndim)
         rows = len(sample)
@@ -40,7 +40,7 @@ class NFE:
 
 @contextmanager
 def count_nfe(network: nn.Module, told: Callable[[int], None] | None = None) -> Iterator[NFE]:
-    """Counts the forward passes of `network` inside the block, and tells `told` the rows of each.
+    """Counts the forward passes of `network` inside the block, and calls `told(rows)` at each.
 
     Pass the network itself (`denoiser.network`), not a wrapper that may call it twice or not at all.
     """

@@ -1,7 +1,7 @@
-"""Long work in parts, each complete on the disk or not there: all processes share them, and who was killed goes on.
+"""Long work in parts, which all processes share; a command that was killed goes on with the missing parts.
 
-The parts on the disk alone say how far the work is. What a part holds depends on the settings and never on the number of
-processes. So each part is computed as it would be alone, and all figures are the same.
+A part is complete on the disk or not there, and nothing else records the progress. A part depends on the settings and never
+on the number of processes, so the figures are the same with any number.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .source import read_json
 
 T = TypeVar("T")
 MADE_OF = "made_of.json"  # what decides the parts
-ENDED = "ended"  # stands beside the parts once a process has failed or was stopped: the others need not go on
+ENDED = "ended"  # this file beside the parts says that a process has failed or was stopped, so the others stop too
 BATCHES = 8  # of texts in a part
-KEPT_AFTER = 30.0  # seconds: work of one process that is shorter leaves nothing on the disk on its way
+KEPT_AFTER = 30.0  # seconds; a single process that needs less keeps its parts in memory
 
 
 @dataclass(frozen=True)
 class Form(Generic[T]):
-    """How a part lies on the disk: `write(file, part)` writes it atomically, `read(file)` gives it again."""
+    """How a part lies on the disk: `write(file, part)` writes it atomically, `read(file)` reads it."""
 
     ending: str
     write: Callable[[Path, T], None]
@@ -45,12 +45,12 @@ def _write_part(file: Path, part: Any) -> None:
         content.write(json.dumps(plain(part)).encode())
 
 
-# of any size, as thousands of long texts may be in a part
+# not by `read_json`, which has a limit of size: a part may hold thousands of long texts
 AS_JSON: Form[Any] = Form(".json", _write_part, lambda file: json.loads(file.read_bytes()))
 
 
 class Parts(Sequence[T]):
-    """All parts of a work, in memory or on the disk, where one is read when it is asked for."""
+    """All parts of a work, in memory or on the disk; a part on the disk is read at each access."""
 
     def __init__(self, folder: Path, count: int, form: Form[T]) -> None:
         self.folder, self.length, self.form = folder, count, form
@@ -92,20 +92,20 @@ def in_parts(
 ) -> Iterator[Parts[T]]:
     """Yields all parts of a work. All processes make them together, and each process gets all of them.
 
-    The folder is there until the block has ended well. A single process makes it only after half a minute.
+    The folder stays until the block has ended without an error. A single process creates it only after half a minute.
 
     Args:
         folder: for the parts; None keeps them in memory, which several processes cannot share.
-        facts: what decides the parts.
-        sizes: of each part, in any unit, to tell how far the work is.
-        make: makes a part.
+        facts: settings that decide the parts.
+        sizes: of each part, in any unit, for the progress display.
+        make: makes part k.
         form: how a part lies on the disk.
-        title: what the work is called where it is shown.
-        stays: the folder stays afterwards. Whoever has the whole result removes it.
+        title: name of the work in the progress display.
+        stays: keep the folder after the block; the caller removes it once the whole result is written.
 
     Raises:
-        ValueError: the folder holds parts of another work, or another command writes there.
-        Interrupted: the work was told to stop; all parts that are there are kept.
+        ValueError: the folder holds parts of another work, another command writes there, or several processes have none.
+        Interrupted: the work was told to stop; finished parts on the disk are kept.
     """
     with together() as here, ExitStack() as stack:
         if folder is None and here.count > 1:
@@ -141,11 +141,12 @@ def in_parts(
 
 @dataclass(frozen=True)
 class Works:
-    """Several works that one result is made of, such as all that an evaluation asks a model; their parts stay till its end.
+    """Several works for one result, such as all questions of an evaluation; their parts stay until `end`.
 
     Attributes:
-        folder: of their folders; None keeps them in memory.
-        facts: what decides all of them.
+        folder: has a folder of parts for each work; None keeps the parts in memory.
+        facts: settings that decide all parts.
+        begun: title -> how many works of that title have begun.
     """
 
     folder: Path | None = None
@@ -153,7 +154,7 @@ class Works:
     begun: Counter[str] = field(default_factory=Counter)
 
     def answers(self, title: str, asked: Sequence[object], batch: int, answer: Callable[[range], list[T]]) -> list[T]:
-        """The answers to what is asked, in order; `answer` gives those of a range, in plain values as JSON has them."""
+        """The answers to all of `asked`, in order; `answer(range)` gives those of a range, in values that JSON has."""
         self.begun[title] += 1
         folder = None if self.folder is None else self.folder / f"{title}-{self.begun[title]}"
         said = hashlib.sha256(json.dumps(list(asked), default=str).encode()).hexdigest()
@@ -164,17 +165,17 @@ class Works:
             return [each for part in parts for each in part]
 
     def end(self) -> None:
-        """Removes the parts, once the whole result is there."""
+        """Removes the parts, once the whole result is written."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextmanager
 def begun(folder: Path, facts: Mapping[str, Any], here: Processes, *, what: str = "what is kept") -> Iterator[None]:
-    """Inside the block the folder is this command's alone, and holds parts that these facts decide.
+    """Locks the folder for this command inside the block, and checks that its parts belong to these facts.
 
     Raises:
-        ValueError: another command writes there, or something else stands there.
+        ValueError: another command writes there, or the folder holds other files or parts of other facts.
     """
     facts = plain(dict(facts))
     with ExitStack() as stack:
@@ -182,7 +183,7 @@ def begun(folder: Path, facts: Mapping[str, Any], here: Processes, *, what: str 
             stack.enter_context(alone_in(folder))
             if not (folder / MADE_OF).exists():
                 if any(item.name != ".lock" for item in folder.iterdir()):
-                    raise ValueError(f"there is something else in {folder}; choose another folder")
+                    raise ValueError(f"{folder} holds other files; choose another folder")
                 write_json(folder / MADE_OF, facts)
             (folder / ENDED).unlink(missing_ok=True)
         here.meet()
@@ -191,7 +192,7 @@ def begun(folder: Path, facts: Mapping[str, Any], here: Processes, *, what: str 
 
 
 def check_made_of(folder: Path, facts: Mapping[str, Any], what: str = "what is kept") -> None:
-    """Raises ValueError where the parts in `folder` are of other facts, which are as `plain` gives them."""
+    """Raises ValueError if the parts in `folder` were made with other `facts`, which are as `plain` gives them."""
     before = read_json(folder / MADE_OF, f"it says how {what} was made")
     if before != facts:
         name = next(name for name in before.keys() | facts.keys() if before.get(name) != facts.get(name))
@@ -210,10 +211,10 @@ def share(
     folder: Path | None,
     title: str,
 ) -> None:
-    """Makes this process's share of the missing parts; `make` says whether what is made is on the disk.
+    """Makes this process's share of the missing parts; `make(k)` returns whether the parts so far are on the disk.
 
     Raises:
-        Interrupted: it was told to stop, or nothing is kept and the default of the signal holds.
+        Interrupted: the work was told to stop. Without a folder a signal has its usual effect.
     """
     mine = missing[here.index :: here.count]
     ended = folder / ENDED if folder is not None and here.count > 1 else None
@@ -226,7 +227,7 @@ def share(
                 with as_part(tell, sizes[k]):
                     kept = make(k)
                 if interrupt.by:
-                    said = f"stopped; what is made is in {folder}, and the same command goes on"
+                    said = f"stopped; finished parts are in {folder}, and the same command goes on"
                     raise Interrupted(said if kept else "stopped; nothing half-written was left", interrupt.by)
     except BaseException:
         if ended is not None:
@@ -240,8 +241,8 @@ def in_ranges(count: int, size: int) -> list[range]:
 
 
 def of_texts(count: int, batch: int) -> list[range]:
-    """The ranges that `count` texts are divided into, some batches each.
+    """The ranges that `count` texts are divided into, `BATCHES` batches each.
 
-    At the end of a part its rows leave the batch one after another, and none enter. So a part is several batches long.
+    Near the end of a part the batch is no longer refilled, so longer parts waste less.
     """
     return in_ranges(count, BATCHES * batch)

@@ -1,8 +1,8 @@
 """Everything of transformers that is loaded from a checkpoint is loaded here.
 
 transformers never sees the folder. It gets a configuration and tensors that were read and checked here, and a cleaned copy
-of the tokenizer's files. So no code of a checkpoint can run, and nothing asks whether it may. No native kernel is
-fetched, and no other repository is followed. No size is believed before the weights bear it out.
+of the tokenizer's files. So no code of a checkpoint can run, and no prompt asks to run it. No native kernel is fetched,
+and no other repository is followed. A network is built only if its size fits the weights.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", 
 SETTINGS = ("config.json", "tokenizer_config.json")
 TOKENS = ("special_tokens_map.json", "added_tokens.json")
 TOKENIZER_FILES = (*SETTINGS, *TOKENS, *VOCABULARIES, "merges.txt", "chat_template.jinja")
-LARGEST_VOCABULARY = 128 << 20  # bytes; the largest published ones have a quarter of it
+LARGEST_VOCABULARY = 128 << 20  # bytes; the largest published vocabularies have a quarter of that
 
 
 def load_config(folder: Path, content: Mapping[str, Any]) -> PreTrainedConfig:
-    """What transformers makes of a configuration from `read_config`.
+    """transformers' configuration object for the entries of `read_config`.
 
     Raises:
-        ValueError: transformers does not know this kind of model, or an entry is of a wrong type.
+        ValueError: transformers does not know this kind of model, or an entry has a wrong type.
     """
     needs("text")
     from transformers import CONFIG_MAPPING, AutoConfig
@@ -46,7 +46,7 @@ def load_config(folder: Path, content: Mapping[str, Any]) -> PreTrainedConfig:
     kind = content["model_type"]
     if kind not in CONFIG_MAPPING:
         raise ValueError(
-            f"transformers does not know this {kind}, or only with the code of the checkpoint, which fewstep does not run"
+            f"transformers does not know {kind}, or only with the code of the checkpoint, which fewstep does not run"
         )
     with TemporaryDirectory() as place:
         Path(place, "config.json").write_text(json.dumps(dict(content)))
@@ -77,21 +77,21 @@ def load_network(
 
     Args:
         folder: of the model.
-        config: what it is.
+        config: of the model, from `load_config`.
         auto: one of transformers' auto classes, such as AutoModelForCausalLM.
-        what: that class stands for, for the errors, such as "causal language model".
-        dtype: of the weights; "auto" as they were saved.
-        device: where to, or "auto" to spread it over all there are; None is the CPU.
-        names: regular expressions and what they turn into, from the file's names of weights to transformers'.
-        changed: makes transformers' weights of the file's, where other names are not enough.
-        bias: the last layer has a bias, lm_head.bias, which transformers' class has not.
-        eight_bit: the linear layers' weights are rounded to 8 bits by bitsandbytes, the head's aside; the rest is float16.
+        what: what that class stands for, for the error messages, such as "causal language model".
+        dtype: of the weights; "auto" keeps the saved one.
+        device: of the network; "auto" spreads it over all devices, None is the CPU.
+        names: regular expression on the file's weight names -> replacement, which gives transformers' names.
+        changed: turns the file's weights into transformers', where renaming is not enough.
+        bias: the last layer has a bias, lm_head.bias, which transformers' class lacks.
+        eight_bit: bitsandbytes rounds the linear layers' weights to 8 bits, except the head's; the rest is float16.
         pickled: also take pytorch_model.bin, if it holds plain tensors only; its pickle is never executed.
         exact: refuse weights that the network does not have.
 
     Raises:
-        ValueError: the files are broken, do not fit the configuration, or hold values that are not finite; or 8 bits are
-            asked of a mixture of experts.
+        ValueError: the files are broken, do not fit the configuration, or hold values that are not finite; or `eight_bit`
+            is set for a mixture of experts.
         ModuleNotFoundError: 8 bits are asked for, and bitsandbytes is not installed.
     """
     rounding = _eight_bits() if eight_bit else None
@@ -101,7 +101,7 @@ def load_network(
         raise ValueError(f"{folder} holds a {config.model_type}, which is not a {what}")
     last = weights.pop("lm_head.bias", None) if bias else None
     if eight_bit:
-        check_finite(weights.items(), folder)  # 8 bits have no infinities that would show later
+        check_finite(weights.items(), folder)  # rounding to 8 bits hides infinities
     skeleton = _skeleton(folder, config, auto, weights)
     file = inside(folder, "generation_config.json")
     generation = _generation(file) if file.is_file() else None
@@ -112,7 +112,7 @@ def load_network(
             key_mapping=dict(names) if names else None, generation_config=generation, output_loading_info=True,
             ignore_mismatched_sizes=True, local_files_only=True, trust_remote_code=False,
         )  # fmt: skip
-    except Exception as error:  # whatever does not fit fails in its own way
+    except Exception as error:  # each misfit raises an error of its own kind
         raise ValueError(f"the weights in {folder} could not be loaded: {in_short(error)}") from error
     lost = [*sorted(info["missing_keys"]), *(key for key, *_ in sorted(info["mismatched_keys"]))]
     lost += sorted(info["unexpected_keys"]) if exact else []
@@ -133,7 +133,7 @@ def load_network(
 
 
 def _eight_bits() -> Any:
-    """What transformers takes to round weights while it loads them."""
+    """The setting with which transformers rounds weights while it loads them."""
     from transformers import BitsAndBytesConfig
 
     needs("quantize")
@@ -141,13 +141,13 @@ def _eight_bits() -> Any:
 
 
 def _of_more_layers(network: PreTrainedModel, unused: Iterable[str]) -> list[str]:
-    """Those of the unused weights that the network would have, had it more layers."""
+    """The unused weights that would belong to further layers of the network."""
     kinds = {re.sub(r"\d+", "N", name) for name in network.state_dict()}
     return [name for name in sorted(unused) if re.sub(r"\d+", "N", name) in kinds]
 
 
 def _skeleton(folder: Path, config: PreTrainedConfig, auto: Any, weights: Mapping[str, Tensor]) -> PreTrainedModel:
-    """The network without memory for its weights, if it is about as large as they are."""
+    """The network without memory for its weights. Raises ValueError if it is far larger than the weights."""
     with torch.device("meta"), at_most(2 * elements(weights.values()) + (1 << 26), 4 * len(weights) + 1000):
         try:
             skeleton: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
@@ -176,11 +176,11 @@ def load_tokenizer(folder: Path, maker: Any = None, **options: Any) -> PreTraine
 
     Args:
         folder: of the model.
-        maker: a tokenizer class of transformers, by default what its AutoTokenizer finds.
+        maker: a tokenizer class of transformers; by default AutoTokenizer chooses.
         options: for the tokenizer, such as padding_side.
 
     Raises:
-        ValueError: there is none, it is broken, or it only exists as code.
+        ValueError: the tokenizer is missing, broken, or exists only as code.
     """
     needs("text")
     from transformers import AutoTokenizer
@@ -201,22 +201,22 @@ def load_tokenizer(folder: Path, maker: Any = None, **options: Any) -> PreTraine
             )
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # the library underneath panics on some files, with errors of a class of its own
+        except BaseException as error:  # the library underneath panics on some files with a BaseException
             reason = in_short(error).replace(place, str(folder))
             raise ValueError(f"the tokenizer in {folder} could not be loaded: {reason}") from error
     if not isinstance(tokenizer.model_max_length, (int, float)):
-        raise ValueError(f"the tokenizer in {folder} has model_max_length = {tokenizer.model_max_length!r}, no number")
+        raise ValueError(f"the tokenizer in {folder} has model_max_length = {tokenizer.model_max_length!r}, not a number")
     tokenizer.name_or_path = str(folder)
     return tokenizer
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, network: PreTrainedModel) -> None:
-    """Refuses a tokenizer of another model, whose texts have tokens that the network has not.
+    """Refuses a tokenizer with tokens beyond the network's embeddings: it belongs to another model.
 
-    Tokens that were added to a vocabulary do not count: some models have no place for them and never meet them.
+    Added tokens do not count: some models have no embedding for them and never see them.
 
     Raises:
-        ValueError: names the first token beyond.
+        ValueError: names one such token.
     """
     known = network.get_input_embeddings().num_embeddings
     added = set(tokenizer.get_added_vocab())
@@ -229,13 +229,13 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, network: PreTrainedMode
 
 
 def _copy_tokenizer(folder: Path, place: Path) -> None:
-    """Copies what a tokenizer is made of; its settings without what names code or other files."""
+    """Copies a tokenizer's files; settings lose the entries that name code or other files."""
     for file in filter(Path.is_file, [inside(folder, name) for name in TOKENIZER_FILES]):
         if file.stat().st_size > LARGEST_VOCABULARY:
             raise ValueError(f"{file} is larger than {LARGEST_VOCABULARY >> 20} MiB, so it is no part of a tokenizer")
         if file.name in SETTINGS:
             content = cleaned(read_json(file, "it says how to read the vocabulary"), file)
-            said = {key: value for key, value in content.items() if value is not None}  # some are warned of by name alone
+            said = {key: value for key, value in content.items() if value is not None}  # of some a null warns, too
             (place / file.name).write_text(json.dumps(said), encoding="utf-8")
         else:
             shutil.copyfile(file, place / file.name)

@@ -1,6 +1,6 @@
 """The private parts of libraries that fewstep uses. No other module asks a library for a name that begins with _.
 
-`tests/core/test_private.py` tries each, so an upgrade that takes one away or changes it says so there.
+`tests/core/test_private.py` tries each of them, and fails after an upgrade that removes or changes one.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16, without which they are slower than float32's."""
-    import torch  # late: the command line asks for what is below before it knows whether anything is computed
+    """Whether this CPU has instructions for products of bfloat16; without them bfloat16 is slower than float32."""
+    import torch  # late: the command line imports this module before it knows whether anything is computed
 
     return torch.cpu._is_avx512_bf16_supported()
 
@@ -38,24 +38,24 @@ def decoding_loop(model: PreTrainedModel, *, beams: bool) -> Callable[..., Any]:
 
 
 def around_checkpoints(trainer: Trainer, save: Callable[[Callable[[], None]], None]) -> None:
-    """Has `trainer` call `save(write)` instead of writing a checkpoint, which `write()` does."""
+    """Makes `trainer` call `save(write)` where it would write a checkpoint; `write()` then writes it."""
     write = trainer._save_checkpoint
     trainer._save_checkpoint = lambda *given: save(partial(write, *given))
 
 
 @dataclass(frozen=True)
 class Misread:
-    """What tyro could not read of a command line. Arguments are as they are written: --images, CHECKPOINT."""
+    """The part of a command line that tyro could not read. Arguments are as they are written: --images, CHECKPOINT."""
 
-    unknown: tuple[str, ...] = ()  # words that nothing takes
+    unknown: tuple[str, ...] = ()  # words that no argument takes
     missing: tuple[str, ...] = ()  # required arguments
-    argument: str = ""  # whose value does not fit
-    takes: str = ""  # what that one takes, as help has it: {None}|INT
+    argument: str = ""  # the argument whose value does not fit
+    takes: str = ""  # the values that it takes, as in the help: {None}|INT
 
 
 @contextmanager
 def on_misread(refuse: Callable[[Misread], None]) -> Iterator[None]:
-    """Inside the block `refuse` hears what tyro could not read, and raises. A tyro that is built otherwise says it."""
+    """Inside the block `refuse` gets what tyro could not read, and raises. Another version of tyro may print it itself."""
     try:
         from tyro._errors import on_parse_error
     except ImportError:

@@ -1,4 +1,4 @@
-"""The processes of one command, as `torchrun` and `accelerate launch` start them: they meet, and none waits for ever."""
+"""The processes of one command, as `torchrun` and `accelerate launch` start them, and how they wait for each other."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _inside: list[Processes] = []  # the blocks of `together` that are open
 
 
 class Elsewhere(Exception):  # noqa: N818 - nothing is wrong with this process
-    """Something went wrong in some process of the command; the main one says what. `code` is what to exit with."""
+    """Some process of the command failed, and the main process reports the error. `code` is the exit code."""
 
     def __init__(self, code: int) -> None:
-        super().__init__("the main process says what went wrong")
+        super().__init__("the main process reports the error")
         self.code = code
 
 
@@ -62,7 +62,7 @@ class Said:
 
 
 class _MetError(Exception):
-    """What some process has told at a meeting."""
+    """An error that a process told the others at a meeting."""
 
     def __init__(self, said: Said) -> None:
         super().__init__(said.sentence)
@@ -71,7 +71,7 @@ class _MetError(Exception):
 
 @dataclass(frozen=True)
 class Processes:
-    """Those of this command: there are `count`, and this is number `index`."""
+    """The processes of this command: there are `count`, and this one is number `index`."""
 
     index: int = 0
     count: int = 1
@@ -79,11 +79,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this one writes results and speaks."""
+        """Whether this process writes results and prints."""
         return self.index == 0
 
     def meet(self, value: T | None = None) -> Any:
-        """Waits for all; gives what the main process brings, which must be small. Where one has failed, all fail."""
+        """Waits for all processes; returns the main process's `value`, which must be small. If one failed, all fail."""
         return value if self.count == 1 else self._tell(None, value)
 
     def _tell(self, error: Said | None, value: object = None) -> Any:
@@ -93,7 +93,7 @@ class Processes:
         try:
             all_gather_object(told, (error, value if self.is_main else None), group=self.group)
         except RuntimeError as lost:  # a connection that is closed
-            raise _MetError(Said("ValueError", "another process of this command has ended; start it again")) from lost
+            raise _MetError(Said("ValueError", "another process of this command has ended; start them again")) from lost
         found = next((said for said, _ in told if said is not None), None)
         if found is not None:
             raise _MetError(found)
@@ -112,7 +112,7 @@ def speaks() -> bool:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Inside the block nothing is printed, nothing but errors logged, and no library that is imported in it shows a bar."""
+    """Inside the block nothing is printed, only errors are logged, and libraries that it imports show no progress bar."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -127,8 +127,8 @@ def silent() -> Iterator[None]:
 def together() -> Iterator[Processes]:
     """Inside the block the processes of this command work together: they wait for each other, and end together.
 
-    An error of one is raised by the main process, as a user sees it there; the others raise `Elsewhere`. Inside such a
-    block another one is the same block. Where there is but one process nothing happens.
+    If one process fails, the main process raises its error, which the user then sees once; the others raise `Elsewhere`.
+    A nested block is the same block. With one process the block does nothing.
     """
     if _inside:
         yield _inside[-1]
@@ -149,7 +149,7 @@ def together() -> Iterator[Processes]:
 
 
 def _end(here: Processes, error: BaseException) -> None:
-    """Tells the others of an error of this process; returns where it is to be raised here as well."""
+    """Tells the other processes of an error. Raises `Elsewhere` if the main process reports it."""
     try:
         here._tell(Said.of(error))
     except _MetError as met:
@@ -160,7 +160,7 @@ def _end(here: Processes, error: BaseException) -> None:
 
 @cache
 def _joined() -> Processes:
-    """All of them, with a connection of their own: what trains has another, and gives up after minutes."""
+    """All processes, with a connection of their own: that of training has a timeout of minutes."""
     from accelerate import PartialState
     from torch.distributed import is_initialized, new_group
 
@@ -173,5 +173,5 @@ def _joined() -> Processes:
 
 
 def _number(names: tuple[str, ...]) -> int:
-    """The first of these variables that is a number; 0 if there is none."""
+    """The value of the first of these environment variables that is a number; 0 if none is."""
     return next((int(value) for name in names if (value := os.environ.get(name, "")).isdecimal()), 0)

@@ -18,17 +18,17 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 SHORT = 10.0  # seconds
 EVERY = 30.0  # seconds from one line of a log to the next
-_screen = Lock()  # whoever holds it speaks
-_parts: list[_Part] = []  # of what speaks, the part that is being done
+_screen = Lock()  # held by the work that is shown
+_parts: list[_Part] = []  # the parts of the shown work that are being done, the innermost last
 
 
 @contextmanager
 def progress(title: str, total: float) -> Iterator[Callable[[float], None]]:
-    """Yields a function that wants to be told how much more is done, of `total` in all, in any unit.
+    """Yields a function to call with the amount that was done since its last call; `total` is the whole, in any unit.
 
-    A terminal shows a bar with the time left, a log gets a line each thirty seconds. Work of less than ten seconds shows
-    nothing. Work inside other work shows nothing of its own. Nothing is shown where INFO is not logged: the command line
-    logs it, and users of the library choose.
+    A terminal shows a bar with the time left, a log gets a line every thirty seconds. Work of less than ten seconds shows
+    nothing. Work inside other work shows nothing of its own. Nothing is shown unless INFO is logged: the command line logs
+    it, and users of the library choose.
     """
     if not logger.isEnabledFor(logging.INFO) or not _screen.acquire(blocking=False):
         yield _parts[-1].shared(total) if _parts else lambda more: None
@@ -44,7 +44,7 @@ def progress(title: str, total: float) -> Iterator[Callable[[float], None]]:
 
 @contextmanager
 def as_part(tell: Callable[[float], None], size: float) -> Iterator[None]:
-    """Inside the block a part of longer work is done; `tell` hears how far the work in it is, and at its end the rest."""
+    """Inside the block a part of longer work is done: `tell` gets the progress inside it, and the rest at its end."""
     part = _Part(tell, size)
     _parts.append(part)
     try:
@@ -64,7 +64,7 @@ def track(items: Collection[T], title: str) -> Iterator[T]:
 
 
 class _Part:
-    """Tells of a part of `size` that so much more is done, and no more than there is."""
+    """Reports progress within a part, at most its `size` in all."""
 
     def __init__(self, tell: Callable[[float], None], size: float) -> None:
         self.tell, self.left, self.size = tell, size, size
@@ -75,7 +75,7 @@ class _Part:
         self.tell(more)
 
     def shared(self, total: float) -> Callable[[float], None]:
-        """For work of `total` in it."""
+        """The function to call for work of `total` inside this part."""
         return lambda more: self(self.size * more / total)
 
 
@@ -112,7 +112,7 @@ def _bar(title: str, total: float) -> Progress:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]} left")
-    # what goes to a file by stdout must not be printed above the bar
+    # rich must not take over stdout that goes to a file
     bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
     bar.add_task(title, total=total, left="")
     bar.start()

@@ -21,9 +21,9 @@ PACKAGES = ("fewstep", "torch", "diffusers", "transformers", "accelerate", "peft
 
 @contextmanager
 def receipt(path: Path | None, **facts: Any) -> Iterator[dict[str, Any]]:
-    """Writes `facts`, and what is added to the yielded dict, to `path` when the block ends well; None writes nothing.
+    """Writes `facts` and the entries of the yielded dict to `path` after the block, unless it failed; None writes nothing.
 
-    The command line, versions, git commit, machine and wall time come by themselves.
+    Command line, versions, git commit, machine and wall time are added.
     """
     start = time.time()
     entries: dict[str, Any] = {
@@ -47,13 +47,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def plain(content: Any) -> Any:
-    """`content` in JSON's own types: dataclasses become {"name": class, **fields}, other objects their string."""
+    """`content` in JSON's own types: dataclasses become {"name": class, **fields}, other objects their name or string."""
     return json.loads(json.dumps(content, default=_plain))
 
 
 def _plain(value: object) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        shown = [field.name for field in dataclasses.fields(value) if field.repr]  # a hop's teacher is not shown
+        shown = [field.name for field in dataclasses.fields(value) if field.repr]  # not a hop's teacher
         return {"name": type(value).__name__} | {name: getattr(value, name) for name in shown}
     return getattr(value, "__name__", None) or str(value)  # a function's string would hold its address
 

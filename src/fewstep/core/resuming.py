@@ -1,5 +1,4 @@
-"""Runs that can be stopped and resumed, each in a folder of its own. This is what they have in common, however they save
-their state."""
+"""What all runs share that can be stopped and resumed, each in a folder of its own."""
 
 from __future__ import annotations
 
@@ -22,23 +21,23 @@ def running(out: Path, *, main: bool = True) -> Iterator[Interrupt]:
 
     Args:
         out: of the run.
-        main: whether this is the process that writes; the run's others come along.
+        main: whether this process writes; only the one that writes locks the folder.
 
     Raises:
-        ValueError: another process has the folder, or it takes no files.
+        ValueError: another process has the folder, or it is not writable.
     """
     with interrupts() as interrupt, alone_in(out) if main else nullcontext():
         yield interrupt
 
 
 def check_another(out: Path, *, saved: bool, resume: bool) -> None:
-    """Raises ValueError where a run would overwrite another, of which something is `saved` in `out`."""
+    """Raises ValueError if a run is `saved` in `out` and the new one does not resume it."""
     if saved and not resume:
         raise ValueError(f"there already is a run in {out}; go on with --resume or choose another folder")
 
 
 def goes_on(out: Path, *, saved: bool, resume: bool) -> bool:
-    """Whether the run in `out` goes on from what is `saved`. If nothing is, it starts, even if it was told to go on.
+    """Whether a run in `out` goes on from a saved state. If none is saved, it starts anew, even with `resume`.
 
     Raises:
         ValueError: see `check_another`.
@@ -52,12 +51,12 @@ def goes_on(out: Path, *, saved: bool, resume: bool) -> bool:
 def check_same(
     before: dict[str, Any], now: dict[str, Any], *, free: Collection[str] = (), changing: Collection[str] = ()
 ) -> dict[str, Any]:
-    """A run goes on with what it began with; both as `plain` gives them.
+    """Checks that a resumed run has the settings it began with; both are as `plain` gives them.
 
     Args:
-        before, now: the settings that it began with, and those that it would go on with.
+        before, now: settings at the start of the run, and now.
         free: names that may differ.
-        changing: names that may differ, of which the run keeps what they were.
+        changing: names that may differ and whose old values are returned.
 
     Returns:
         What has changed of `changing`: name -> the value before.
@@ -76,7 +75,7 @@ def check_same(
 
 
 def is_complete(out: Path, results: Collection[Path], **told: object) -> bool:
-    """Whether all that a run leaves is there: its `results`, and a receipt in `out` that says what is `told`."""
+    """Whether all `results` of a run exist and the receipt in `out` has the entries `told`."""
     written = out / "receipt.json"
     if not written.exists() or not all(result.exists() for result in results):
         return False

@@ -32,14 +32,13 @@ def normal(rngs: Sequence[torch.Generator], shape: Sequence[int], device: torch.
 
 
 def generator_state(device: torch.device) -> States:
-    """Where torch's own generators stand, the CPU's and that of `device`: networks with dropout draw from them."""
+    """The states of torch's own generators of the CPU and of `device`, from which dropout draws."""
     return torch.get_rng_state(), *(own.get_rng_state(*place) for own, place in _generator_of(device))
 
 
 @contextmanager
 def drawn_from(start: int | States, device: torch.device) -> Iterator[None]:
-    """What a network draws inside the block comes from `start`, a seed or a `generator_state`; afterwards the generators
-    stand where they stood before."""
+    """Inside the block torch's own generators start at `start`, a seed or a `generator_state`; then they are as before."""
     before = generator_state(device)
     if isinstance(start, int):
         torch.manual_seed(start)
@@ -59,8 +58,8 @@ def _set_generators(states: States, device: torch.device) -> None:
 
 
 def _generator_of(device: torch.device) -> list[tuple[Any, tuple[torch.device, ...]]]:
-    """The module that has the generator of `device` and what it is asked with; none for the CPU."""
+    """torch's module with the generator of `device`, and the arguments of its functions; empty for the CPU."""
     own = getattr(torch, device.type, None)
     if not hasattr(own, "get_rng_state"):
         return []
-    return [(own, () if device.type == "mps" else (device,))]  # there is but one Apple GPU
+    return [(own, () if device.type == "mps" else (device,))]  # there is only one Apple GPU

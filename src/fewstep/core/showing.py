@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def ledger_table(ledger: Ledger, *, folded: str | None = None) -> Table:
-    """One row a line, in 80 columns. Of the group `folded` those are shown that say something; a row counts the others."""
+    """A table of 80 columns, a row a line; of the group `folded` only the gained and lost lines, and a row for the rest."""
     said = (
-        f"difference: after − before, 95 %; kept: all of it within {ledger.within:.0%}; gained or lost: where nothing had "
-        f"changed, a table would say so in {LEVEL:.0%} of cases; ? +N: not known, about N more samples would tell"
+        f"difference: after − before, 95 % interval; kept: all of it within {ledger.within:.0%}; gained, lost: if nothing "
+        f"has changed, {LEVEL:.0%} of tables say so somewhere; ? +N: not known, take about N more samples"
     )
     rows = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, caption=said)
     rows.add_column("line", no_wrap=True)

@@ -12,7 +12,7 @@ ASSETS = Path(__file__).parent.parent / "assets"  # what comes with the package
 PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja"]
 HUB_SECONDS = 5.0  # that the hub may take to say whether it has a repository
 JSON_BYTES, JSON_DEPTH = 16 << 20, 64  # far above any configuration
-_IMPORTED = "`fewstep import` writes those of EDM, EDM2, ECT, FastGen and openai/consistency_models as a folder"
+_IMPORTED = "`fewstep import` turns files of EDM, EDM2, ECT, FastGen and openai/consistency_models into a folder"
 _STATE = f"weights or a training state without the network they belong to; {_IMPORTED}"
 FILES = {  # what single files hold, and what to do with them
     ".pkl": f"a pickle, and reading it would run the code in it; {_IMPORTED}, without running it",
@@ -32,11 +32,11 @@ def folder_of(source: str | Path, what: str, *, bundled: str, pickles: bool = Fa
     Args:
         source: a folder, the id of a hub repository, owner/name, "bundled", or "bundled-text" for the text-to-image model.
         what: what should be in it, for the errors, such as "diffusers folder".
-        bundled: the one of the package's own that the name "bundled" stands for.
-        pickles: whether .bin files are fetched too; whoever reads them must take plain tensors only.
+        bundled: the folder below assets/ that the name "bundled" stands for.
+        pickles: whether .bin files are fetched too; their reader must accept plain tensors only.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: `source` is no folder, and no hub repository that can be fetched.
     """
     ours = {"bundled": bundled, "bundled-text": "text_to_image"}
     path = ASSETS / ours[str(source)] if str(source) in ours else Path(source)
@@ -47,16 +47,16 @@ def folder_of(source: str | Path, what: str, *, bundled: str, pickles: bool = Fa
         raise ValueError(f"{name} is a URL; download it and give the {what}, or give a hub repository as owner/name")
     if path.suffix.lower() in FILES:
         there = f"{name} holds" if path.is_file() else f"there is no file {name}, and it would hold"
-        raise ValueError(f"{there} {FILES[path.suffix.lower()]}. What fewstep reads is a {what}")
+        raise ValueError(f"{there} {FILES[path.suffix.lower()]}. fewstep reads a {what}")
     if path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise ValueError(f"{name} is not a folder; give a {what} or the id of a hub repository, owner/name")
     return _snapshot(name, [pattern for pattern in PATTERNS if pickles or pattern != "*.bin"])
 
 
 def _snapshot(repository: str, patterns: list[str]) -> Path:
-    """What the hub has of `repository`, or what was fetched of it before.
+    """Fetches `repository` from the hub, or takes the copy that was fetched before.
 
-    The hub's own fetcher tries for minutes where nobody answers. So one question with a deadline comes first.
+    The hub's own fetcher retries for minutes if the hub does not answer, so one question with a deadline comes first.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -68,9 +68,7 @@ def _snapshot(repository: str, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(repository, allow_patterns=patterns, local_files_only=doubt is not None))
     except (OSError, ValueError) as error:  # the hub's errors are one or the other
-        raise ValueError(
-            f"{repository} is neither a folder nor was it fetched before, and {_why(doubt or error)}"
-        ) from error
+        raise ValueError(f"{repository} is no folder and was not fetched before, and {_why(doubt or error)}") from error
 
 
 def _why(error: Exception) -> str:
@@ -79,34 +77,34 @@ def _why(error: Exception) -> str:
     if isinstance(error, RepositoryNotFoundError):
         return "the hub has no such repository, or shows it only to those who log in with `hf auth login`"
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids to ask the hub; give a folder, or unset it"
+        return "HF_HUB_OFFLINE forbids asking the hub; give a folder, or unset HF_HUB_OFFLINE"
     said = str(error).strip().partition("\n")[0] or type(error).__name__
     return f"the hub cannot be asked ({said}); give a folder, or try again with a connection"
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of the file or folder called `name` in `folder`, whether there is one or not.
+    """The path of the file or folder `name` in `folder`, whether or not it exists.
 
     Links may lead out of the folder only in the hub's cache, where a snapshot consists of links to its repository's
     blobs.
 
     Raises:
-        ValueError: it is a link that leads out of the folder.
+        ValueError: the path is a link that leads out of the folder.
     """
     assert Path(name).name == name, "a name, not a path"
     home = folder.resolve()
     repositories = (parent.parent for parent in home.parents if parent.name == "snapshots")
     home = next((repository for repository in repositories if (repository / "blobs").is_dir()), home)
     if not Path(os.path.realpath(folder / name)).is_relative_to(home):
-        raise ValueError(f"{folder / name} is a link that leads out of its folder; put what it leads to there")
+        raise ValueError(f"{folder / name} is a link that leads out of its folder; replace the link by its target")
     return folder / name
 
 
 def read_json(path: Path, why: str) -> dict[str, Any]:
-    """The object that stands in `path`; `why` it should be there ends the error if it is not.
+    """The JSON object in the file `path`. Error messages end with `why`, which says what the file is for.
 
     Raises:
-        ValueError: no such file, no JSON object, or one of a size or depth that no configuration has.
+        ValueError: the file is missing, holds no JSON object, or is larger or deeper than any configuration.
     """
     if not path.is_file():  # nor a folder, nor a pipe that would never end
         raise ValueError(f"there is no {path.name} in {path.parent}: {why}")

@@ -1,6 +1,6 @@
-"""Tensors of which each process holds a part, as FSDP2 leaves a model's: whole, and back in their places.
+"""Gathers tensors that FSDP2 has spread over processes, and spreads whole tensors again.
 
-What is not spread is left as it is, so callers need not know. Every process has to call.
+Tensors that are not spread are returned unchanged, so callers need not check. Every process has to call these functions.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 
 def is_spread(tensor: object) -> bool:
-    """Whether this process holds only a part of it."""
+    """Whether this process holds only a part of the tensor."""
     from torch.distributed.tensor import DTensor  # takes a while to import
 
     return isinstance(tensor, DTensor)
 
 
 def together(tensor: Tensor) -> Tensor:
-    """All of `tensor`, where its parts are."""
+    """The whole `tensor`, on the device of its parts."""
     return cast(Any, tensor).full_tensor() if is_spread(tensor) else tensor
 
 
 def whole(content: Any) -> Any:
-    """`content`, a tensor or dicts and lists with tensors in them, with all of what is spread on the CPU."""
+    """`content` with every spread tensor whole and on the CPU; `content` is a tensor, or dicts and lists of tensors."""
     if isinstance(content, dict):
         return {name: whole(each) for name, each in content.items()}
     if isinstance(content, list):
@@ -35,9 +35,9 @@ def whole(content: Any) -> Any:
 
 
 def spread_as(tensor: Any, other: Tensor) -> Any:
-    """The part of `tensor`, which is whole on each process, that belongs beside that of `other`.
+    """This process's part of `tensor`, which is whole on each process, if it is spread as `other` is.
 
-    What is not of its form, as a counter of an optimizer, is the same on each process.
+    Content of another shape, such as an optimizer's counter, is returned unchanged.
     """
     if not (is_spread(other) and isinstance(tensor, Tensor) and tensor.shape == other.shape):
         return tensor

@@ -15,11 +15,11 @@ from torch import Tensor
 from .source import inside, read_json
 
 CHECKED_AT_ONCE = 1 << 22  # numbers
-SAMPLED = 256  # numbers of each weight by which a network is known
+SAMPLED = 256  # numbers of each weight in a network's fingerprint
 
 
 def mark(weights: Mapping[str, Tensor]) -> str:
-    """What a network is known by: a hash over names, shapes and some numbers of all its weights, rounded to bfloat16."""
+    """A network's fingerprint: a hash of the names and shapes of its weights and of some values of each, in bfloat16."""
     said = hashlib.sha256()
     for name, weight in sorted(weights.items()):
         flat = weight.detach().flatten()
@@ -36,11 +36,11 @@ def read_weights(folder: Path, names: Sequence[str] = ("model.safetensors",)) ->
     is larger than the file it came from.
 
     Args:
-        folder: where they are.
-        names: of the files that could hold them, the preferred first.
+        folder: of the weights.
+        names: files that could hold them, the preferred first.
 
     Raises:
-        ValueError: there are none or several variants, or a file is broken or holds anything but plain tensors.
+        ValueError: there are no weights or several variants, or a file is broken or holds more than plain tensors.
     """
     weights: dict[str, Tensor] = {}
     for file in weight_files(folder, names):
@@ -59,21 +59,21 @@ def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
             return [folder / name]
         if inside(folder, f"{name}.index.json").is_file():
             return _shards(folder / f"{name}.index.json")
-    for name in names:  # NAME.VARIANT.safetensors, and for shards NAME.safetensors.index.VARIANT.json, the dots either way
+    for name in names:  # STEM.VARIANT.KIND; for shards STEM.KIND.index.VARIANT.json or STEM.VARIANT.KIND.index.json
         stem, kind = name.rsplit(".", 1)
         whole = {path for path in folder.glob(f"{stem}.*.{kind}") if "-of-" not in path.name}
         variants = sorted(whole | set(folder.glob(f"{name}.*.json")) | set(folder.glob(f"{stem}.*.{kind}.index.json")))
         if len(variants) > 1:
             raise ValueError(
-                f"{folder} holds {' and '.join(path.name for path in variants)}; rename the one that is meant to {name}"
+                f"{folder} holds {' and '.join(path.name for path in variants)}; rename the one you want to {name}"
             )
         for variant in variants:
             return _shards(variant) if variant.suffix == ".json" else [inside(folder, variant.name)]
-    raise ValueError(f"there are no weights in {folder}; they would be {' or '.join(names)}")
+    raise ValueError(f"there are no weights in {folder}; fewstep looks for {' or '.join(names)}")
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index names; they lie beside it."""
+    """The files that an index names, which lie beside the index."""
     places = read_json(inside(index.parent, index.name), "it says which file holds which weight").get("weight_map")
     if not (isinstance(places, dict) and places and all(isinstance(name, str) for name in places.values())):
         raise ValueError(f"{index} has no weight_map, which says which file holds which weight")
@@ -84,7 +84,7 @@ def _shards(index: Path) -> list[Path]:
     files = [inside(index.parent, name) for name in names]
     for file in files:
         if not file.is_file():
-            raise ValueError(f"{file.name} is missing in {index.parent}; fetch it, it holds a part of the weights")
+            raise ValueError(f"{file.name} is missing in {index.parent} and holds a part of the weights; fetch it")
     return files
 
 
@@ -92,7 +92,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
     """The named tensors of a safetensors file.
 
     Raises:
-        ValueError: it is cut off, or its tensors overlap or reach beyond its end.
+        ValueError: the file is cut off, or its tensors overlap or reach beyond its end.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -104,16 +104,16 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def read_torch(file: Path) -> Any:
-    """What a file of torch.save holds, as torch reads it when nothing but tensors and containers is allowed.
+    """The content of a file of torch.save, of which only tensors and plain containers are accepted.
 
     Raises:
-        ValueError: it is compressed, damaged, or holds anything else.
+        ValueError: the file is compressed or damaged, or holds anything else.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             ways = {entry.compress_type for entry in archive.infolist()}
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
-        ways = set()  # torch's older format, or nothing that it reads
+        ways = set()  # torch's older format, or no file of torch
     if ways - {zipfile.ZIP_STORED}:  # it could unpack to any size
         raise ValueError(f"{file} is a compressed archive, which torch.save does not write; save it as safetensors")
     try:
@@ -125,7 +125,7 @@ def read_torch(file: Path) -> Any:
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
-    """What a .bin holds."""
+    """The tensors in a .bin file."""
     found = read_torch(file)
     if not isinstance(found, dict) or not all(isinstance(name, str) and _is_plain(value) for name, value in found.items()):
         raise ValueError(f"{file} does not hold tensors by their names, as state_dict() gives them; save it as safetensors")
@@ -139,20 +139,20 @@ def _is_plain(value: Any) -> bool:
 
 
 def check_finite(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """Refuses weights that are not numbers.
+    """Refuses weights with NaN or infinite values.
 
     Raises:
-        ValueError: names the first of them.
+        ValueError: names the first such weight.
     """
     for name, value in weights:
         if not value.is_floating_point() or value.is_meta:
             continue
-        # part by part, as a sum makes a copy in float32; and it can overflow where nothing is infinite
+        # in parts, as a sum makes a copy in float32; a sum can overflow though all values are finite
         parts = value.detach().flatten().split(CHECKED_AT_ONCE)
         if not all(part.sum(dtype=torch.float32).isfinite() or part.isfinite().all() for part in parts):
             raise ValueError(
-                f"{name} in {folder} holds values that are not finite; its training went wrong or the file is damaged, so "
-                "use an earlier checkpoint"
+                f"{name} in {folder} holds values that are not finite: its training went wrong or the file is damaged; use "
+                "an earlier checkpoint"
             )
 
 
@@ -162,7 +162,7 @@ class TooLargeError(Exception):
 
 @contextmanager
 def at_most(numbers: int, tensors: int) -> Iterator[None]:
-    """Inside, modules that register more parameters and buffers than that fail with a TooLargeError."""
+    """Inside the block, modules fail with TooLargeError once they register more `numbers` or more `tensors` than that."""
     from torch.nn.modules.module import (
         register_module_buffer_registration_hook,
         register_module_parameter_registration_hook,
@@ -190,6 +190,6 @@ def elements(tensors: Iterable[Tensor]) -> int:
 
 
 def in_short(error: BaseException) -> str:
-    """What an error of a library says, on one line of at most 300 characters: how it begins, and how it ends."""
+    """A library's error message on one line of at most 300 characters; of a longer one its beginning and its end."""
     text = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:149]} … {text[-148:]}"

@@ -332,7 +332,7 @@ def test_without_room_nothing_is_begun(tmp_path, monkeypatch) -> None:
     place = put(tmp_path / "data", COLOURS)
     usage = shutil.disk_usage(tmp_path)._replace(free=700)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ValueError, match=r"takes 0\.0 GiB, and there is room for 0\.0 at .*new/table"):
+    with pytest.raises(ValueError, match=r"takes 0\.0 GiB, but 0\.0 GiB are free at .*new/table"):
         make_table(place, tmp_path / "new" / "table", channels=3, size=8)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
