@@ -74,7 +74,7 @@ def test_nobody_but_this_machine_and_this_page_is_answered_and_ctrl_c_ends_it(se
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((other, port), timeout=5)
     assert asked(address, {"side": "model"}, host="evil.example")[0] == 400
-    assert "no question of the page" in asked(address, {"side": "model"}, kind="text/plain")[1]["sentence"]
+    assert "no request of the page" in asked(address, {"side": "model"}, kind="text/plain")[1]["sentence"]
     status, found = asked(address, {"side": "model", "seed": 5, "n": 3, "steps": 3})
     assert (status, found["calls"], found["seeds"]) == (200, 3, [5, 6, 7])
     fewstep(monkeypatch, found["command"].removeprefix("fewstep "))
@@ -138,8 +138,8 @@ def test_a_browser_shows_it(served) -> None:
 @pytest.mark.parametrize(
     ("told", "sentence"),
     [
-        ([], "no question of the page"),
-        ({"side": "nobody"}, "no question of the page"),
+        ([], "no request of the page"),
+        ({"side": "nobody"}, "no request of the page"),
         ({"side": "model", "seed": 1.5}, "seed must be a whole number, not 1.5"),
         ({"side": "model", "steps": True}, "steps must be a whole number"),
         ({"side": "model", "guidance": "much"}, "guidance must be a number"),
@@ -147,7 +147,7 @@ def test_a_browser_shows_it(served) -> None:
         ({"side": "model", "n": 0}, "n starts at 1"),
         ({"side": "model", "seed": 2**80}, "must be below"),
         ({"side": "model", "strength": float("nan")}, "strength starts at 0"),
-        ({"side": "model", "out": "/etc"}, "does not ask for out"),
+        ({"side": "model", "out": "/etc"}, "has no setting out"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(told, sentence) -> None:

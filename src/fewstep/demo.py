@@ -32,25 +32,25 @@ from .report import write_report
 
 @contextmanager
 def in_minutes(out: Path, files: Mapping[str, str]) -> Iterator[Console]:
-    """A demo in the folder `out`, which no other process gets meanwhile. At its end it says how long it took.
+    """Runs a demo in the block and locks its folder `out`. At the end it prints the time and the files to look at.
 
     Args:
         out: the folder.
-        files: what it leaves there to look at, by what it is.
+        files: description -> name of a file that the demo writes there.
     """
     console, start = Console(), time.monotonic()
     with alone_in(out):
         try:
             yield console
         except Interrupted as stop:
-            raise Interrupted("the demo was stopped; the next one begins at its beginning", stop.signal) from stop
+            raise Interrupted("the demo was stopped; run it again to start from the beginning", stop.signal) from stop
     console.print(f"[b]Done in {time.monotonic() - start:.0f} s.[/b] Look at:")
     for what, file in files.items():
         console.print(f"  {what:9} {out / file}")
 
 
 def demo(out: Path, *, images: int, n: int, seed: int) -> None:
-    """Runs it; see `fewstep demo --help`."""
+    """Runs the demo; see `fewstep demo --help`."""
     files = {"report": "report.html", "pictures": "samples.png", "plot": "quality.png", "folder": "exported"}
     with in_minutes(out, files) as console:
         with receipt(out / "measure.json", seed=seed) as entries:
@@ -59,7 +59,7 @@ def demo(out: Path, *, images: int, n: int, seed: int) -> None:
 
 
 def _demo(console: Console, out: Path, *, images: int, n: int, seed: int) -> dict[str, Any]:
-    """Tunes, scores, exports and draws; returns what measure.json says."""
+    """Tunes, scores, exports and draws; returns the content of measure.json."""
     teacher = load("bundled").denoiser.to(best_device())
     precision = fast_precision()
     data = load_images("bundled", channels=1, size=28)
@@ -100,7 +100,7 @@ def _demo(console: Console, out: Path, *, images: int, n: int, seed: int) -> dic
 
 
 def _ratios(points: list[Point], seen_by: Sequence[View]) -> dict[str, dict[str, Estimate]]:
-    """How many times another's Fréchet distance the student's is, in each view."""
+    """Ratios of the student's Fréchet distance to the teacher's, in each view."""
     at = {(point.name, point.nfe): point for point in points}
     pairs = {
         "student at 2 calls over teacher at 35": (at["student", 2], at["teacher", 35]),
@@ -111,7 +111,7 @@ def _ratios(points: list[Point], seen_by: Sequence[View]) -> dict[str, dict[str,
 
 
 def _scores(points: list[Point]) -> dict[str, dict[str, float]]:
-    """What a model card says of them."""
+    """The scores of a model card."""
     return {
         f"Fréchet distance, {view} features": {
             f"{p.name}, {p.nfe:.0f} calls": round(p.frechet[view].value, 2) for p in points

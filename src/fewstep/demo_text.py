@@ -1,4 +1,4 @@
-"""The demo of text-to-image: a stock pipeline gets a LoRA for few calls, with the guidance in it, in minutes."""
+"""The demo of text-to-image: a stock pipeline gets a LoRA for few calls, with the guidance built in, in minutes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .diffusion.using import export_checkpoint
 from .report import write_report
 
 CHECKPOINT = "bundled-text"
-PICTURES = 2000  # of 60,000 that are encoded
+PICTURES = 2000  # that are encoded, of 60,000
 GUIDANCE = 3.0
-RANK, RATE = 16, 0.01  # a LoRA wants a higher rate than full tuning
+RANK, RATE = 16, 0.01  # a LoRA needs a higher rate than full tuning
 PROMPTS = ASSETS / "text_to_image" / "prompts.txt"
 
 
 def demo_text(out: Path, *, images: int, n: int, seed: int) -> None:
-    """Runs it; see `fewstep demo --help`."""
+    """Runs the demo; see `fewstep demo --help`."""
     files = {"report": "report.html", "pictures": "samples.png", "plot": "quality.png", "adapter": "exported"}
     with in_minutes(out, files) as console:
         _demo(console, out, images=images, n=n, seed=seed)

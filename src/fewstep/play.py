@@ -1,4 +1,4 @@
-"""A page on this machine alone to play with a model: `fewstep play`. It sends and fetches nothing anywhere."""
+"""A page to play with a model, which only this machine can reach: `fewstep play`. It uses no network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ POLICY = "default-src 'self'; img-src data:; media-src data:; base-uri 'none'; f
 HEADERS = {"Content-Security-Policy": POLICY, "Cache-Control": "no-store"}
 SIDES = ("model", "few", "teacher")
 WHOLE, FRACTIONS = ("steps", "teacher_steps", "seed", "n", "label"), ("number", "guidance", "strength")
-LOOK = 0.1  # seconds between two looks whether whoever asked is still there
+LOOK = 0.1  # seconds between two checks that the browser is still connected
 
 
 def serve(player: Player, *, port: int = 7860, told: Callable[[str], None] = print) -> None:
@@ -35,7 +35,7 @@ def serve(player: Player, *, port: int = 7860, told: Callable[[str], None] = pri
     Args:
         player: what to play with.
         port: of this machine; 0 takes a free one.
-        told: hears where the page is.
+        told: called with the address of the page.
 
     Raises:
         ModuleNotFoundError: starlette or uvicorn is not installed.
@@ -48,9 +48,9 @@ def serve(player: Player, *, port: int = 7860, told: Callable[[str], None] = pri
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((HOST, port))
-            listening.listen()  # whoever reads where the page is finds it there
+            listening.listen()  # before the address is told
         except (OSError, OverflowError) as error:
-            raise ValueError(f"port {port} cannot be had ({error}); choose another with --port") from error
+            raise ValueError(f"port {port} is not free ({error}); choose another with --port") from error
         closing = Event()
         settings = uvicorn.Config(
             page(player, closing), log_level="warning", access_log=False, lifespan="off", proxy_headers=False,
@@ -60,22 +60,22 @@ def serve(player: Player, *, port: int = 7860, told: Callable[[str], None] = pri
         stop = server.handle_exit
 
         def ending(sig: int, frame: FrameType | None) -> None:
-            closing.set()  # what is being drawn is left where it stands
+            closing.set()  # drawings in progress are given up
             stop(sig, frame)
 
         server.handle_exit = ending  # type: ignore[method-assign]
-        told(f"http://{HOST}:{listening.getsockname()[1]} shows it, on this machine alone; Ctrl-C ends it")
+        told(f"http://{HOST}:{listening.getsockname()[1]} shows the page, on this machine only; Ctrl-C ends it")
         try:
             server.run(sockets=[listening])
-        except KeyboardInterrupt:  # uvicorn has closed everything before it says so
+        except KeyboardInterrupt:  # uvicorn raises it after everything is closed
             told("ended")
 
 
 def page(player: Player, closing: Event) -> Starlette:
-    """The page as an application: its files, what can be asked, and what is drawn.
+    """The page as an application: its files, the model's settings at /offers, and drawings at /draw.
 
-    Requests that name another host are refused, so no other page can reach it under a name of its own. What is to be
-    drawn comes as JSON, which a browser lets no other page send.
+    Requests that name another host are refused, so no page of another host name can reach it. /draw takes JSON only, which
+    a browser lets no other page send.
     """
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
@@ -112,7 +112,7 @@ def page(player: Player, closing: Event) -> Starlette:
 
 
 async def _drawn(player: Player, side: Side, ask: Ask, request: Request, closing: Event) -> dict[str, Any]:
-    """What the page shows of a drawing, made in a thread; it is given up when the browser or the server goes."""
+    """A drawing as the page shows it, made in a thread; it is given up when the browser leaves or the server ends."""
     from starlette.concurrency import run_in_threadpool
 
     left = Event()
@@ -133,17 +133,17 @@ async def _drawn(player: Player, side: Side, ask: Ask, request: Request, closing
 
 
 def read(told: object) -> tuple[Side, Ask]:
-    """What the page asks, from its JSON.
+    """The side and the settings in the JSON that the page sends.
 
     Raises:
-        ValueError: what cannot be asked, in one sentence.
+        ValueError: a setting is unknown or has a wrong value; the message is one sentence.
     """
     if not isinstance(told, Mapping) or told.get("side") not in SIDES:
-        raise ValueError("this is no question of the page; reload it")
+        raise ValueError("this is no request of the page; reload it")
     given = {name: value for name, value in told.items() if name != "side" and value is not None}
     unknown = given.keys() - {*WHOLE, *FRACTIONS, "prompt"}
     if unknown:
-        raise ValueError(f"the page does not ask for {', '.join(sorted(map(str, unknown)))}; reload it")
+        raise ValueError(f"the page has no setting {', '.join(sorted(map(str, unknown)))}; reload it")
     for name, value in given.items():
         said = name.replace("_", " ")
         if name in WHOLE and type(value) is not int:

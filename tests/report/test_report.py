@@ -72,7 +72,7 @@ def test_one_page_of_all_kinds_told_by_what_stands_in_the_files(all_kinds) -> No
         "EarlyCommit(rule = Threshold(threshold = 0.99))", "With confidence 95 % it changes at most 8 % of answers",
         "By 50 % of the steps, 80 % of the 44 answers had been shown", "first choice at 1 of 2 tokens (50 %)",
         "fewstep measure run", "2 calls need about 900 more images.", "from 3 to 2", "after 64 images", "σ above 0.1",
-        "2 of 3 answers are others after the change: 1 became wrong, 0 became right.",
+        "2 of 3 answers differ after the change: 1 became wrong, 0 became right.",
     ):  # fmt: skip
         assert said in seen.words, said
     told = " ".join(seen.words.split())

@@ -1,3 +1,3 @@
-"""The report: one page that shows what commands left in their folders, and needs no network."""
+"""The report: one page with the results of other commands. It needs no network."""
 
 from .page import write_report as write_report

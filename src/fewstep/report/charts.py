@@ -1,4 +1,4 @@
-"""Charts as numbers: where each line, mark and label of an inline SVG stands. The templates only draw them."""
+"""Charts as numbers: the place of each line, mark and label of an inline SVG. The templates only draw them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ NEAREST = 26  # pixels between labels of an axis
 
 
 class Tick(NamedTuple):
-    """A line of the grid, at this pixel; without a label where there is no room for one."""
+    """A line of the grid at a pixel, and its label, which is empty if there is no room for one."""
 
     at: float
     label: str
 
 
 class Mark(NamedTuple):
-    """A measured point in pixels, its interval from `low` down to `high` up, what it says, and its number of calls."""
+    """A measured point in pixels, its interval from `low` (below) to `high` (above), its text, and its number of calls."""
 
     x: float
     y: float
@@ -45,12 +45,12 @@ class Chart:
     """A line chart.
 
     Attributes:
-        title: what stands upwards.
-        below: what stands along.
-        says: the same in words, for who does not see it.
+        title: of the vertical axis.
+        below: title of the horizontal axis.
+        says: the chart in words, for people who do not see it.
         x, y: the grid.
         lines: the curves.
-        level: a horizontal line of reference, and what it is.
+        level: a horizontal line of reference, and its label.
     """
 
     title: str
@@ -69,7 +69,7 @@ class Chart:
 
 
 class Point(NamedTuple):
-    """A value y at x with its interval, and what it says."""
+    """A value y at x with its interval, and its text."""
 
     x: float
     y: float
@@ -90,7 +90,7 @@ def with_intervals(
     Args:
         title, below, says: as for `Chart`.
         named: curves, each (name, number, points).
-        level: a line of reference, and what it is.
+        level: a line of reference, and its label.
     """
     points = [point for _, _, each in named for point in each]
     calls = sorted({point.x for point in points})
@@ -129,9 +129,9 @@ def over_shares(
 
     Args:
         title, below, says: as for `Chart`.
-        curves: the first one may lie in an area.
-        between: the lower and upper edge of that area, at the xs of the first.
-        level: a line of reference, and what it is.
+        curves: the first one may have an area around it.
+        between: lower and upper edge of that area, at the xs of the first curve.
+        level: a line of reference, and its label.
         shares: whether the values are shares, too.
     """
     highest = max([1e-9, *(y for _, _, _, ys in curves for y in ys), *(between[1] if between else ())])
@@ -169,7 +169,7 @@ def over_numbers(
 
 
 class Bar(NamedTuple):
-    """A bar in pixels, its colour by number, and what it says."""
+    """A bar in pixels, its colour by number, and its text."""
 
     x: float
     y: float
@@ -198,7 +198,7 @@ class Bars:
 
 
 def in_parts(title: str, below: str, says: str, values: Sequence[tuple[str, str, float]]) -> Bars:
-    """Bars of (name, part, value) in their order, a colour a part."""
+    """Bars of (name, part, value) in their order; each part has a colour."""
     parts = list(dict.fromkeys(part for _, part, _ in values))
     blank = Bars(title, below, says, (), (), tuple((part, index + 1) for index, part in enumerate(parts)))
     top = max([1e-9, *(value for *_, value in values)]) * 1.05
@@ -216,7 +216,7 @@ def in_parts(title: str, below: str, says: str, values: Sequence[tuple[str, str,
 
 
 class Reach(NamedTuple):
-    """An interval on a small strip of 200 by 22 pixels whose middle is "no difference"; right of it is better.
+    """An interval on a small strip of 200 by 22 pixels. The middle is "no difference", the right is better.
 
     Attributes:
         low, value, high: in pixels.
@@ -233,11 +233,11 @@ REACH = 3.2  # times the margin that a strip shows to each side
 
 
 def reach(value: float, low: float, high: float, margin: float, sign: float) -> Reach:
-    """Where a difference stands in its strip.
+    """The place of a difference in its strip.
 
     Args:
         value, low, high: the difference and its interval.
-        margin: so much counts as kept.
+        margin: a difference up to this counts as kept.
         sign: 1 where more is better, else −1.
     """
     size = margin if margin > 0 else max(abs(low), abs(high), 1e-300) / REACH
@@ -258,7 +258,7 @@ def _linear(low: float, high: float, start: float, end: float) -> Place:
 
 
 def _log(low: float, high: float, start: float, end: float) -> Place:
-    """Values at or below zero, which have no place, stand far outside."""
+    """A logarithmic axis. Values at or below zero have no logarithm and are placed far outside."""
     inner = _linear(math.log(low), math.log(high), start, end)
     return lambda value: inner(math.log(max(value, low / 100)))
 
@@ -268,7 +268,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _round(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between both."""
+    """1, 2 and 5 times powers of ten from `low` to `high`."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     return [k * 10.0**power for power in range(first, last + 1) for k in (1, 2, 5) if low <= k * 10.0**power <= high]
 
@@ -281,7 +281,7 @@ def _even(top: float) -> list[float]:
 
 
 def _apart(ticks: Sequence[Tick], low: float = -1e9, high: float = 1e9, least: float = NEAREST) -> tuple[Tick, ...]:
-    """Those between both; labels that would touch the one before go."""
+    """The ticks from `low` to `high`, without labels that would touch the label before them."""
     kept: list[Tick] = []
     last = -math.inf
     for tick in sorted(ticks, key=lambda tick: tick.at):

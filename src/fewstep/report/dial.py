@@ -1,4 +1,4 @@
-"""The dial: the same seeds at each number of network calls, scores with intervals, time."""
+"""The dial: the same seeds at each number of network calls, with scores, intervals and times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .section import Figure, Found, Section, counted, percent, receipt_in, short
 
 
 class Scored(NamedTuple):
-    """A distance of samples to real pictures, by the name of the representation."""
+    """The name of a representation, and the distance of the samples to real pictures in it."""
 
     view: str
     figure: Figure
@@ -29,10 +29,10 @@ class Card:
         sampler: how it is sampled.
         n: samples that were scored.
         scores: distances to real pictures.
-        match: how many pictures show what was asked for, if that was judged.
-        recall: the share of real pictures that have a sample near.
-        seconds: a picture.
-        apart: difference to the teacher's best, by the name of the representation.
+        match: share of pictures that show what was asked for, if that was judged.
+        recall: share of real pictures that have a sample near.
+        seconds: time a picture.
+        apart: difference to the teacher's best, a representation each.
         pictures: the first seeds.
     """
 
@@ -58,13 +58,14 @@ class Dial:
     """What the template shows.
 
     Attributes:
-        stops: the numbers of calls that the slider stops at; `start` is the place where it begins.
+        stops: the numbers of calls at which the slider stops.
+        start: the index of the stop at which the slider begins.
         models: names with their colours.
         cards: by model, from few calls to many.
         charts: quality against calls, one a representation.
-        small: whether the pictures have so few pixels that their squares should show.
+        small: whether the pictures are shown with sharp pixels, as they have few.
         where: the device, and how many samples it made at once.
-        asked: whether the samples were asked for something.
+        asked: whether the samples have prompts.
     """
 
     stops: tuple[float, ...]
@@ -78,7 +79,7 @@ class Dial:
 
 
 def dial_section(found: Found) -> Section:
-    """Of a measure.json."""
+    """The section of a measure.json."""
     content = found.content
     points = content["points"]
     models = _models(points)
@@ -103,7 +104,7 @@ def dial_section(found: Found) -> Section:
 
 
 def _models(points: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Names with their colours: 0 is the teacher's, who comes first."""
+    """Names with their colours. The teacher comes first and has 0."""
     names = list(dict.fromkeys(str(point["name"]) for point in points))
     others = [name for name in names if name != "teacher"]
     teacher = {"teacher": 0} if "teacher" in names else {}
@@ -125,7 +126,7 @@ def _card(point: Mapping[str, Any], number: int, pictures: Sequence[Picture], ap
 
 
 def _match(found: Figure) -> str:
-    """A share in percent; a CLIP score, which is larger, as it is."""
+    """A share in percent. A CLIP score, which is above 1, is not changed."""
     if found.value > 1:
         return str(found)
     return f"{100 * found.value:.1f} ± {100 * (found.high - found.value):.1f} %"
@@ -136,12 +137,12 @@ def _time(seconds: float) -> str:
 
 
 def _start(cards: Sequence[Card], stops: Sequence[float]) -> int:
-    """The slider begins at four calls, where most is to be seen, or the next number below."""
+    """The slider begins at the largest number of calls up to four."""
     return max((place for place, calls in enumerate(stops) if calls <= 4), default=0)
 
 
 def _says(cards: Sequence[Card]) -> list[str]:
-    """How the best student of few calls stands beside the best teacher, in the first representation, and what it saves."""
+    """The best student of few calls beside the best teacher, in the first representation, and the time of both."""
     teachers, few = (
         [card for card in cards if not card.number],
         [card for card in cards if card.number and card.calls <= 4],

@@ -1,4 +1,4 @@
-"""What lies in a folder: results are told by what stands in their files."""
+"""Finds the results in a folder; the entries of a file tell its kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ..core.source import read_json
 from .section import Found
 
-KINDS = (  # what stands in a result of this kind, in the order in which it is looked for
+KINDS = (  # entries that tell each kind of result; the first kind that fits is taken
     ("ledger", {"lines", "sentences"}),
     ("dial", {"points", "real"}),
     ("settling", {"quantiles", "sigmas", "sentence"}),
@@ -21,15 +21,18 @@ KINDS = (  # what stands in a result of this kind, in the order in which it is l
     ("run", {"recipe", "steps", "loss", "images_per_second"}),
 )
 MADE_BY = "measure, dial, ledger, settle, tune, forecast, decode --out, calibrate, settle-text, ledger-text or proxy --out"
-LINES = (("answers", {"text", "tokens", "nfe"}), ("changes", {"prompt", "before", "after"}))  # the same of each line
-LONGEST = 64 << 20  # bytes of a file that is looked into
+LINES = (
+    ("answers", {"text", "tokens", "nfe"}),
+    ("changes", {"prompt", "before", "after"}),
+)  # the same for each line of a .jsonl
+LONGEST = 64 << 20  # bytes; larger files are not read
 
 
 def find(path: Path) -> list[Found]:
     """The results at `path`: a file, or the files in a folder and in the folders in it.
 
     Raises:
-        ValueError: there is nothing, or nothing that a command of fewstep left.
+        ValueError: `path` does not exist, or holds no result of fewstep.
     """
     if not path.exists():
         raise ValueError(f"there is no {path}; name a folder or a file that fewstep {MADE_BY} has written")
@@ -45,7 +48,7 @@ def find(path: Path) -> list[Found]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Those of the folder itself first; hidden ones are left alone."""
+    """The files of the folder first, then those of its folders; hidden folders are left out."""
     inner = sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
     for place in (folder, *inner):
         yield from sorted(
@@ -55,7 +58,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _named(file: Path) -> str:
-    """The folder, where it holds one result under the name that all have, else the file."""
+    """The name of a result: its folder, if the file has the usual name of results, else the file."""
     return str(file.parent if file.name in ("measure.json", "ledger.json", "receipt.json") else file)
 
 
@@ -72,7 +75,7 @@ def _result(file: Path, source: str) -> Found | None:
 
 
 def read_lines(lines: Sequence[str]) -> list[dict[str, Any]]:
-    """The objects in the lines of a .jsonl; none where they are something else."""
+    """The objects in the lines of a .jsonl; none if a line is no object."""
     try:
         rows = [json.loads(line) for line in lines if line.strip()]
     except (ValueError, RecursionError):

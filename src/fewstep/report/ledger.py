@@ -21,26 +21,25 @@ WORDS = {  # a verdict in words, and the sign that stands beside it
 
 
 MEANS = {  # what the lines of a group are about
-    "denoising": "Noise is laid on real pictures, and the model guesses the clean ones. The error is how far its guess is "
-    "off, at each noise level σ; lower is better.",
-    "agreement": "How far a sample is from what the teacher makes of the same seed when it takes its time; lower is "
+    "denoising": "Noise is added to real pictures, and the model guesses the clean ones. The figure is the error of the "
+    "guess at each noise level σ; lower is better.",
+    "agreement": "How far a sample is from the teacher’s sample of the same seed at many network calls; lower is better.",
+    "at as few calls": "Distances to real pictures, with the teacher at as few network calls as the student; lower is "
     "better.",
-    "at as few calls": "Distances to real pictures, where the teacher may take no more network calls than the student; "
-    "lower is better.",
     "quality": "How near the samples are to real pictures. Fréchet and MIND are distances, lower is better; precision and "
     "density say how many samples lie among real pictures, higher is better.",
-    "variety": "How much of what there is in the data the samples show; higher is better.",
+    "variety": "How much of the variety of the data the samples have; higher is better.",
     "copying": "The share of samples that lie nearer to a picture of the data than real pictures lie to each other; lower "
     "is better.",
     "prompts": "How many pictures show what was asked for; higher is better.",
-    "skill": "How many answers are right, of what it was tuned for; higher is better.",
-    "knowledge": "How many answers are right, of what it knew before; higher is better.",
-    "text": "How unlikely it finds ordinary text (perplexity); lower is better.",
-    "confidence": "How far its confidence is from being right; lower is better.",
-    "form": "How long its answers are and how much of them repeats itself; best as it was, and 0.",
+    "skill": "Share of right answers to questions that the model was tuned for; higher is better.",
+    "knowledge": "Share of right answers to questions that the model could answer before; higher is better.",
+    "text": "How unlikely the model finds ordinary text (perplexity); lower is better.",
+    "confidence": "How far the model’s confidence is from its share of right answers; lower is better.",
+    "form": "Length of the answers, best unchanged, and the share of them that repeats itself, best 0.",
     "cost": "Network calls and token positions that an answer takes; lower is better.",
-    "looks": "Mean brightness, contrast and sharpness; best where they are those of real pictures.",
-    "classes": "How often each class is made, best as often as in the data; and how far its pictures are from real ones.",
+    "looks": "Mean brightness, contrast and sharpness; best where equal to those of real pictures.",
+    "classes": "How often each class is drawn, best as often as in the data; and how far its pictures are from real ones.",
 }
 
 
@@ -60,18 +59,18 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """For the style sheet."""
+        """The verdict as a class of the style sheet."""
         return self.verdict.replace(" ", "-")
 
     @property
     def said(self) -> str:
-        """What the drawing shows, in words."""
+        """The drawing in words."""
         return f"difference {self.difference}"
 
 
 @dataclass(frozen=True)
 class Group:
-    """Lines about one thing, and what that is; many lines that found nothing are folded away."""
+    """Lines about one thing, and what they are about. A group of many lines without a gain or a loss is folded."""
 
     name: str
     means: str
@@ -89,9 +88,9 @@ class Balance:
         groups: the lines.
         advice: what to do.
         notes: what was left out, and what a figure means.
-        within, level: in words, of the verdicts.
-        drift: bars by layer, if the weights were compared; `layers` the same as words.
-        pictures: the same seeds before and after, each a name and pictures.
+        within, level: the tolerance and the error level of the verdicts, in words.
+        drift: bars by layer, if the weights were compared; `layers` holds the same in words.
+        pictures: the same seeds before and after, each with a name and pictures.
     """
 
     counts: tuple[tuple[str, str, int], ...]
@@ -106,7 +105,7 @@ class Balance:
 
 
 def ledger_section(found: Found) -> Section:
-    """Of a ledger.json, of pictures or of text."""
+    """The section of a ledger.json, of pictures or of text."""
     content = found.content
     within, lines = float(content["within"]), content["lines"]
     said = [str(line["verdict"]) for line in lines]
@@ -126,7 +125,7 @@ def ledger_section(found: Found) -> Section:
 
 
 def _sentences(said: Sequence[object]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What was found, what is lost beside what is gained, and what to do about it."""
+    """The findings, gains and losses first, and the advice."""
     sentences = [str(sentence) for sentence in said]
     facts = ("Gained", "Lost", "No loss", "It takes", "Not known")
     told = [sentence for fact in facts for sentence in sentences if sentence.startswith(fact)]
@@ -144,7 +143,7 @@ def _group(name: str, lines: Sequence[Mapping[str, Any]], within: float) -> Grou
 def _row(line: Mapping[str, Any], within: float) -> Row:
     figure, best = Figure.of(line["difference"]), line["best"]
     before, after = float(line["before"]), float(line["after"])
-    up = best == "more" or float(best) > before  # towards the best
+    up = best == "more" or float(best) > before  # more is better
     verdict, sign = WORDS[str(line["verdict"])]
     more = f"about {counted(int(line['more']), 'more sample')} would tell" if line.get("more") else ""
     strip = reach(*figure, within * abs(float(line["unit"])), 1.0 if up else -1.0)
@@ -153,7 +152,7 @@ def _row(line: Mapping[str, Any], within: float) -> Row:
 
 
 def _difference(figure: Figure, before: float, unit: float) -> str:
-    """In percent where it is judged as a share of the value before, else as it is."""
+    """The difference in percent if it is judged as a share of the value before, else in its own unit."""
     if unit > 0 and abs(unit - before) <= 1e-6 * unit:
         size = Figure(*(100 * part / unit for part in figure))
         even = abs((size.high - size.value) - (size.value - size.low)) <= 0.02 * (size.high - size.low)
@@ -174,7 +173,7 @@ def _drift(layers: Sequence[tuple[str, float]]) -> Bars:
 
 
 def part_of(layer: str) -> str:
-    """The part of the network that a layer belongs to: the name up to the first number, at most two words deep."""
+    """The part of the network that a layer belongs to: the first word of its name, or two after "model" and the like."""
     words = []
     for word in layer.split(".")[:2]:
         if word.isdigit():

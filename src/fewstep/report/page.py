@@ -1,4 +1,4 @@
-"""The page: sections under a table of contents, in one file that asks no other for anything."""
+"""The page: sections below a table of contents, in one file that loads no other."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 LARGEST = 5_000_000  # bytes of a page
-PICTURES = (12, 8, 4, 2, 1)  # of each setting: as many as there is room for
-SHOWN: dict[str, Callable[[Found], Section]] = {  # what shows a result of each kind, in the order on the page
+PICTURES = (12, 8, 4, 2, 1)  # of each setting: the largest number that fits
+SHOWN: dict[str, Callable[[Found], Section]] = {  # kind of a result -> its section, in the order on the page
     "dial": dial_section,
     "ledger": ledger_section,
     "settling": settling_section,
@@ -38,20 +38,20 @@ SHOWN: dict[str, Callable[[Found], Section]] = {  # what shows a result of each 
 
 
 def write_report(paths: Sequence[Path | str], out: Path | str = Path("report.html")) -> Path:
-    """Writes one HTML file that shows what commands left: the dial, ledgers, settling, runs and texts.
+    """Writes one HTML file with the results of other commands: the dial, ledgers, settling, runs and texts.
 
-    It is below 5 MB, needs no network and no other file, and runs no text of a result as code.
+    The file is below 5 MB, needs no network and no other file, and runs no text of a result as code.
 
     Args:
         paths: folders or files that `measure`, `dial`, `ledger`, `settle`, `tune`, `forecast`, `decode`, `calibrate`,
-            `settle-text`, `ledger-text` or `proxy` has written; what each is, its files say.
+            `settle-text`, `ledger-text` or `proxy` has written.
         out: the file to write.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: nothing is to be reported at a path, a result is damaged, or all of it is too much for one page.
+        ValueError: a path holds no result, a result is damaged, or the results are too large for one page.
     """
     if not paths:
         raise ValueError("name at least one folder or file to report")
@@ -64,7 +64,7 @@ def write_report(paths: Sequence[Path | str], out: Path | str = Path("report.htm
         if len(page) <= LARGEST:
             break
     else:
-        raise ValueError(f"all of this takes {len(page) / 1e6:.1f} MB; report fewer results on a page")
+        raise ValueError(f"the page would have {len(page) / 1e6:.1f} MB; report fewer results on a page")
     with atomic_file(out) as file:
         file.write(page)
     return out
@@ -74,7 +74,7 @@ def section_of(found: Found) -> Section:
     """The section that shows a result.
 
     Raises:
-        ValueError: the result is not as the commands of this version write it.
+        ValueError: the result is damaged, or of another version of fewstep.
     """
     try:
         return SHOWN[found.kind](found)
@@ -95,7 +95,7 @@ def rendered(sections: Sequence[Section]) -> str:
 
 
 def _environment() -> Environment:
-    """Whatever a result says is text, and never becomes markup."""
+    """The templates' environment; texts of results are escaped and never become markup."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
@@ -109,5 +109,5 @@ def _text(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """How a policy names the only style or script that it allows."""
+    """The name of a style or script in the Content-Security-Policy, which allows no other."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

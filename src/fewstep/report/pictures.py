@@ -1,4 +1,4 @@
-"""The pictures of the first seeds, as data that the page holds itself."""
+"""The pictures of the first seeds, embedded in the page."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SMALL = 64  # pixels: up to here the squares of a picture are shown
-LARGEST = 4096  # pixels of a side that a file here may have
+SMALL = 64  # pixels: pictures up to this side are shown with sharp pixels
+LARGEST = 4096  # pixels: longest side of a picture that is read
 
 
 class Picture(NamedTuple):
-    """A picture as a data URI, the seed that it was made from, what was asked for, and whether it has few pixels."""
+    """A picture as a data URI, its seed, its prompt or class, and whether it has few pixels."""
 
     data: str
     seed: int
@@ -22,12 +22,12 @@ class Picture(NamedTuple):
 
 
 def strips(said: Mapping[str, Any] | None, folder: Path, *, count: int) -> list[tuple[Picture, ...]]:
-    """The first `count` pictures in each of the files that a JSON names; a file that is not as it says has none.
+    """The first `count` pictures in each of the files that a JSON names; none of a file that does not fit the JSON.
 
     Args:
-        said: seeds, the size of a picture, and files with as many pictures beside each other.
+        said: seeds, the size of a picture, and files with a picture for each seed, side by side.
         folder: of the files.
-        count: pictures of each.
+        count: pictures of each file.
     """
     if not said:
         return []
@@ -56,7 +56,7 @@ def _cut(file: Path, size: tuple[int, int], count: int, folder: Path) -> list[st
 
 
 def encoded(picture: Any, *, side: int | None = None) -> str:
-    """A picture of Pillow as a data URI: lossless while it is small, no longer than `side` if that is given."""
+    """A picture of Pillow as a data URI: lossless if it is small, scaled down to `side` pixels if that is given."""
     if side and max(picture.size) > side:
         picture = picture.copy()
         picture.thumbnail((side, side))

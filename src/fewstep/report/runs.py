@@ -1,4 +1,4 @@
-"""Runs of training: what a checkpoint learned from, for how long, what was seen on the way, and what more would help."""
+"""Runs of training: data, duration, samples and scores during the run, and how much more training would help."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDE = 640  # pixels of a sheet
 
 
 class Sheet(NamedTuple):
-    """A sheet of samples as a data URI, after how many images it was made, and what its rows are."""
+    """A sheet of samples as a data URI, the number of images before it, and what its rows are."""
 
     data: str
     images: str
@@ -26,7 +26,7 @@ class Sheet(NamedTuple):
 
 @dataclass(frozen=True)
 class Trained:
-    """What the template shows: facts in words, the loss by noise level, scores, sheets of the same seeds on the way."""
+    """What the template shows: facts in words, the loss by noise level, scores, and sheets of the same seeds."""
 
     facts: tuple[tuple[str, str], ...]
     chart: Chart | None
@@ -35,7 +35,7 @@ class Trained:
 
 
 def run_section(found: Found) -> Section:
-    """Of the receipt.json in the folder of a run of `fewstep tune` or `train`."""
+    """The section of the receipt.json in the folder of a run of `fewstep tune` or `train`."""
     content = found.content
     images, seconds = float(content["images"]), float(content["seconds"])
     taught = f", taught by {content['teacher']}" if content.get("teacher") else ""
@@ -68,7 +68,7 @@ def _long(seconds: float) -> str:
 
 
 def _looks(file: Path) -> list[Mapping[str, Any]]:
-    """What was seen at each look at the run; what is not to be read is left out."""
+    """The looks at the run in its watch.jsonl; lines that cannot be read are left out."""
     found: list[Mapping[str, Any]] = []
     for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
         try:
@@ -81,7 +81,7 @@ def _looks(file: Path) -> list[Mapping[str, Any]]:
 
 
 def _losses(looks: Sequence[Mapping[str, Any]]) -> Chart | None:
-    """The loss over the images that were seen, a curve a range of noise levels."""
+    """The loss against training images, a curve a range of noise levels."""
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for look in looks:
         for level in look.get("levels") or ():
@@ -102,7 +102,7 @@ def _range(low: float, high: float | None) -> str:
 
 
 def _scores(looks: Sequence[Mapping[str, Any]]) -> tuple[Chart, ...]:
-    """Fréchet distances at the looks, if they were scored: a chart a representation, a curve a number of calls."""
+    """Fréchet distances at the looks, if those were scored: a chart a representation, a curve a number of calls."""
     scored = [look for look in looks if look["images"] and any("frechet" in each for each in look.get("samples", ()))]
     charts = []
     for view in dict.fromkeys(view for look in scored for each in look["samples"] for view in each.get("frechet", ())):
@@ -127,7 +127,7 @@ class Learning:
 
 
 def forecast_section(found: Found) -> Section:
-    """Of the forecast.json that `fewstep forecast` writes."""
+    """The section of a forecast.json of `fewstep forecast`."""
     charts = []
     for forecast in found.content["forecasts"]:
         points = [
@@ -146,7 +146,7 @@ def forecast_section(found: Found) -> Section:
 
 
 def _sheets(looks: Sequence[Mapping[str, Any]], folder: Path) -> tuple[Sheet, ...]:
-    """Sheets that lie in the run's folder, spread evenly over the run, the first and the last among them."""
+    """Sheets in the run's folder, spread evenly over the run, with the first and the last."""
     from PIL import Image, UnidentifiedImageError
 
     there = [look for look in looks if look.get("sheet")]

@@ -1,4 +1,4 @@
-"""What a report is made of: sections, each of what one command left."""
+"""The parts of a report: a section for each result."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Found(NamedTuple):
     """A result that a command left.
 
     Attributes:
-        file: where it stands.
-        kind: what it is.
-        content: what stands in it.
+        file: of the result.
+        kind: such as "dial" or "ledger"; see `KINDS` in finding.py.
+        content: of the file.
         source: the folder or file, as the user named it.
-        pictures: so many of each setting have room on the page.
+        pictures: how many of each setting fit on the page.
     """
 
     file: Path
@@ -33,8 +33,8 @@ class Section:
 
     Attributes:
         title: its heading.
-        source: the folder or file that it was made of, as the user named it.
-        says: what was found, a sentence each; the first two stand in the table of contents, too.
+        source: the folder or file of the result, as the user named it.
+        says: findings, a sentence each; the first two also stand in the table of contents.
         template: the file in templates/ that shows `body`.
         body: figures, pictures and charts.
         receipt: how the result came about.
@@ -58,7 +58,7 @@ class Receipt:
     others: tuple[tuple[str, str], ...] = field(default=())
 
 
-FACTS = {  # what a receipt says first, in these words
+FACTS = {  # entries that a receipt shows first, with their titles
     "started": "Begun",
     "wall_seconds": "Seconds",
     "seed": "First seed",
@@ -77,8 +77,8 @@ def receipt_in(content: Mapping[str, Any], shown: Sequence[str] = ()) -> Receipt
     """The receipt in a result.
 
     Args:
-        content: what stands in the file.
-        shown: entries that the section itself shows.
+        content: of the file.
+        shown: entries that the section itself shows, which the receipt leaves out.
     """
     words = [str(word) for word in content.get("command") or ()]
     versions = content.get("versions")
@@ -121,11 +121,11 @@ class Figure(NamedTuple):
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Figure:
-        """What `Estimate` leaves in a JSON."""
+        """A figure from an `Estimate` in JSON."""
         return cls(float(found["value"]), float(found["low"]), float(found["high"]))
 
     def __str__(self) -> str:
-        """As 4.6 ± 0.8, or with both ends where they lie unevenly; all with as many decimals as the value."""
+        """As 4.6 ± 0.8, or with both ends where these lie unevenly; all with as many decimals as the value."""
         up, down = self.high - self.value, self.value - self.low
         digits = max(_digits(self.value), min(_digits(up), 4)) if abs(self.value) < up else _digits(self.value)
         if min(_size(self.value), _size(up)) < TINY or not up + down < float("inf"):
@@ -136,7 +136,7 @@ class Figure(NamedTuple):
         return f"{value} ± {reach}" if even else f"{value} ({low} to {high})"
 
 
-TINY = 0.0005  # what is smaller is written with a power of ten
+TINY = 0.0005  # smaller values are written with a power of ten
 
 
 def short(value: float) -> str:
@@ -153,7 +153,7 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _size(value: float) -> float:
-    """How far it is from 0; 1 for 0 itself, which is written as it is."""
+    """The absolute value; 1 for 0, which needs no power of ten."""
     return abs(value) or 1.0
 
 

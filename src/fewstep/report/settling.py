@@ -1,4 +1,4 @@
-"""Settling: how early a trajectory of pictures, or a text, knows its end."""
+"""Settling: how early a trajectory of pictures, or a text, no longer changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .section import Found, Section, counted, percent, receipt_in
 
 @dataclass(frozen=True)
 class Curves:
-    """What the template shows: charts with the same curves, what they mean, and the same as a table."""
+    """What the template shows: charts with the same curves, their meaning, and the figures as a table."""
 
     charts: tuple[Chart, ...]
     how: str
@@ -21,7 +21,7 @@ class Curves:
 
 
 def settling_section(found: Found) -> Section:
-    """Of a settle.json of pictures."""
+    """The section of a settle.json of pictures."""
     content = found.content
     quantiles = {float(name): [float(value) for value in values] for name, values in content["quantiles"].items()}
     low, middle, high = (quantiles[name] for name in sorted(quantiles))
@@ -39,8 +39,8 @@ def settling_section(found: Found) -> Section:
     )  # fmt: skip
     how = (
         "The model is stopped after each network call and asked for its best guess of the finished picture. The line shows "
-        f"how far that guess still is from the end, over {counted(n, 'seed')}: 0 is the finished picture, 1 an unrelated "
-        "one. Where the line is flat early, few calls may be enough."
+        f"how far that guess still is from the finished picture, over {counted(n, 'seed')}: 0 is the finished picture, 1 "
+        "an unrelated one. If the line is flat early, few calls may be enough."
     )
     every = max(1, len(middle) // 10)
     rows = tuple(
@@ -55,7 +55,7 @@ def settling_section(found: Found) -> Section:
 
 
 def emergence_section(found: Found) -> Section:
-    """Of what `fewstep settle-text` wrote."""
+    """The section of a file of `fewstep settle-text`."""
     content = found.content
     groups = content["emergence"]
     every = groups["all"]
@@ -66,9 +66,9 @@ def emergence_section(found: Found) -> Section:
     ]
     charts = tuple(_emerged(name, int(groups[name]["n"]), points) for name, points in (content.get("curves") or {}).items())
     how = (
-        "A text is decoded step by step, and each step is asked what it would answer if it were the last. One line says "
-        "how many answers had been shown by then, the other how many had been shown and never changed again. Decoding may "
-        "stop where the second line is high; where only the first is, an answer may still change."
+        "A text is decoded step by step, and after each step the model’s answer so far is read. One line counts the texts "
+        "that had shown their final answer by then, the other those whose answer never changed again. Decoding may stop "
+        "where the second line is high. Where only the first line is high, an answer may still change."
     )
     rows = tuple(
         (str(name), f"{group['n']}", percent(float(share)), percent(row["first"]), percent(row["stable"]))

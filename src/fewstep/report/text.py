@@ -1,4 +1,4 @@
-"""Answers of language models: tokens by the step at which they were decided, guarantees, and where a proxy acted."""
+"""Answers of language models: the step of each token, changed answers, guarantees, and where a proxy acted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Token(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A prompt, its answer, what that cost, and its tokens; `steps` is the number of the last step."""
+    """A prompt, its answer, its cost and its tokens; `steps` is the number of the last step."""
 
     prompt: str
     text: str
@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """What the template shows: answers with the colours of steps; `last` is the latest step of all."""
+    """What the template shows: answers with the colours of steps; `last` is the last step of all answers."""
 
     answers: tuple[Answer, ...]
     of: int
@@ -45,7 +45,7 @@ class Answers:
 
 
 def answers_section(found: Found) -> Section:
-    """Of the .jsonl that `fewstep decode --out` writes; its receipt stands beside it."""
+    """The section of a .jsonl of `fewstep decode --out`, whose receipt lies beside it."""
     rows = found.content["answers"]
     receipt_file = found.file.with_name(found.file.name + ".receipt.json")
     receipt = read_json(receipt_file, "") if receipt_file.is_file() else {}
@@ -89,7 +89,7 @@ def _prompt(row: Mapping[str, Any]) -> str:
 
 
 class Changed(NamedTuple):
-    """A question whose answer changed: what happened to it in words, its kind for the style, and both answers."""
+    """A question whose answer changed: the wanted answer, the change in words, its kind for the style, and both answers."""
 
     prompt: str
     wanted: str
@@ -101,7 +101,7 @@ class Changed(NamedTuple):
 
 @dataclass(frozen=True)
 class Changes:
-    """What the template shows: changed answers, the lost ones first, and how many there are in all."""
+    """What the template shows: changed answers, the lost ones first, and how many changed in all."""
 
     changed: tuple[Changed, ...]
     of: int
@@ -111,7 +111,7 @@ TURNED = {(True, False): ("lost", "right before, wrong after"), (False, True): (
 
 
 def changes_section(found: Found) -> Section:
-    """Of the answers.jsonl that `fewstep ledger-text` leaves beside its ledger."""
+    """The section of the answers.jsonl that `fewstep ledger-text` writes beside its ledger."""
     rows = found.content["answers"]
     changed = []
     for row in rows:
@@ -124,7 +124,7 @@ def changes_section(found: Found) -> Section:
     changed.sort(key=lambda each: ("lost", "gained", "kept").index(each.kind))
     lost, gained = (sum(each.kind == kind for each in changed) for kind in ("lost", "gained"))
     says = (
-        f"{whole(len(changed))} of {counted(len(rows), 'answer')} are others after the change: {whole(lost)} became wrong, "
+        f"{whole(len(changed))} of {counted(len(rows), 'answer')} differ after the change: {whole(lost)} became wrong, "
         f"{whole(gained)} became right.",
     )
     body = Changes(tuple(changed[:ANSWERS]), len(changed))
@@ -132,7 +132,7 @@ def changes_section(found: Found) -> Section:
 
 
 class Way(NamedTuple):
-    """A way to decode: what it is, its mean number of steps, and the share of that of the most expensive one."""
+    """A way to decode: its name, its mean number of steps, and their ratio to those of the most expensive way."""
 
     name: str
     steps: str
@@ -141,14 +141,14 @@ class Way(NamedTuple):
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What the template shows: what each way to decode costs, and the rule in words."""
+    """What the template shows: the cost of each way to decode, and the rule in words."""
 
     ways: tuple[Way, ...]
     rule: str
 
 
 def calibration_section(found: Found) -> Section:
-    """Of the rule.json that `fewstep calibrate` writes."""
+    """The section of a rule.json of `fewstep calibrate`."""
     content = found.content
     epsilon, sure, n = float(content["epsilon"]), percent(1 - float(content["delta"])), int(content["n"])
     full, early = float(content["full_steps"]), float(content["early_steps"])
@@ -189,7 +189,7 @@ def _told(rule: object) -> str:
 
 
 class Steered(NamedTuple):
-    """A piece of text: how far its distribution was moved, as a shade 0 … 5 and in words, and the place of a change."""
+    """A piece of text: how far its distribution was moved, as a shade 0 … 5 and in words, and the number of its change."""
 
     text: str
     shade: int
@@ -198,7 +198,7 @@ class Steered(NamedTuple):
 
 
 class SteeredText(NamedTuple):
-    """A prompt, the text behind it, its tokens, and where the first choice changed: place, before, after, shift."""
+    """A prompt, the text after it, its tokens, and the changed first choices: number, before, after, shift."""
 
     prompt: str
     text: str
@@ -217,7 +217,7 @@ class Proxied:
 
 
 def proxy_section(found: Found) -> Section:
-    """Of the proxy.json that `fewstep proxy --out` writes."""
+    """The section of a proxy.json of `fewstep proxy --out`."""
     texts = found.content["texts"]
     places = sum(len(text["acted"]["places"]) for text in texts)
     count = sum(len(text["acted"]["tokens"]) for text in texts)

@@ -72,7 +72,7 @@ async function draw() {
   } catch (error) {
     if (mine.signal.aborted) return;
     for (const side of sides) side.setAttribute("aria-busy", "false");
-    say(error instanceof TypeError ? "Nobody answers: fewstep play has ended. Begin it again in the terminal." : error.message);
+    say(error instanceof TypeError ? "There is no answer: fewstep play has ended. Start it again in the terminal." : error.message);
   }
 }
 
@@ -116,4 +116,4 @@ async function begin() {
   later();
 }
 
-begin().catch(() => say("Nobody answers: fewstep play has ended. Begin it again in the terminal."));
+begin().catch(() => say("There is no answer: fewstep play has ended. Start it again in the terminal."));

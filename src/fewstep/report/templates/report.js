@@ -26,7 +26,7 @@ for (const dial of document.querySelectorAll(".dial")) {
       note.hidden = calls === most;
       note.textContent = calls < most
         ? `It was not measured at ${most}; this is the nearest number below.`
-        : `It was not measured at so few calls; this is its least number.`;
+        : `It was not measured at so few calls; this is its smallest number.`;
       said.push(chosen.dataset.short);
       shown.add(chosen.dataset.calls);
     }
@@ -45,7 +45,7 @@ for (const dial of document.querySelectorAll(".dial")) {
   show();
 }
 
-/* Answers. What is decided after the chosen step is blank. */
+/* Answers. Tokens decided after the chosen step are blank. */
 for (const decoding of document.querySelectorAll(".decoding")) {
   const control = decoding.querySelector(".control");
   const slider = control.querySelector("input");
