@@ -131,11 +131,11 @@ def test_what_is_refused(served: Any, folders: Path) -> None:
         make(SimpleNamespace(additional_config={}, model_config=None), CPU, False)
     with pytest.raises(ValueError, match="either an 'antiexpert'"):
         make(configured(folders, expert="expert"), CPU, False)
-    with pytest.raises(ValueError, match="alpha is a number"):
+    with pytest.raises(ValueError, match="alpha must be a number"):
         make(configured(folders, expert="expert", antiexpert="small", alpha=[1]), CPU, False)
     make.validate_params(asked(alpha=1))
     for wrong in ("much", True, float("nan")):
-        with pytest.raises(ValueError, match="alpha is a finite number"):
+        with pytest.raises(ValueError, match="alpha must be a finite number"):
             make.validate_params(asked(alpha=wrong))
     processor = make(configured(folders, expert="expert", antiexpert="small"), CPU, False)
     with pytest.raises(ValueError, match="not as embeddings"):

@@ -1,4 +1,4 @@
-"""A ledger of two language models is made: all that `fewstep ledger-text` does."""
+"""Makes a ledger of two language models: all that `fewstep ledger-text` does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BOUNDS = "A masked model's likelihoods are lower bounds, so its perplexities are
 
 
 class Balanced(NamedTuple):
-    """A ledger of two language models, and the answers it comes from."""
+    """A ledger of two language models, and the answers that it comes from."""
 
     ledger: Ledger
     asked: tuple[Asked, ...]
@@ -54,16 +54,16 @@ def take_stock(
     grade: Grade = "auto",
     notes: Sequence[str] = (),
 ) -> Balanced:
-    """What the change from one language model to the other gained and lost.
+    """Gains and losses of the change from one language model to another.
 
     Args:
-        before, after: both are asked the same.
+        before, after: the models, which get the same questions and texts.
         questions: those that the change was made for, and others.
-        documents: held-out texts by a name.
-        within: see `Ledger`; a share of 1 for accuracies, Brier scores and calibration errors, of the value before for
+        documents: name -> held-out texts.
+        within: see `Ledger`; in points for accuracies, Brier scores and calibration errors, a share of the value before for
             perplexity, length and cost.
         grade: see `is_right`.
-        notes: what else is to be said.
+        notes: further notes for the ledger.
     """
     asked = tuple(Asked(each, _answered(before, each), _answered(after, each), grade) for each in questions)
     lines, same = of_answers(asked), before.reads is after.reads
@@ -90,23 +90,23 @@ def ledger_models(
     compute: Compute = Compute(),
     within: float = 0.02,
 ) -> Balanced:
-    """What a change to a language model gained and lost; leaves ledger.json, answers.jsonl and ledger.png in the folder.
+    """Gains and losses of a change to a language model; writes ledger.json, answers.jsonl and ledger.png into the folder.
 
     Args:
         before: a causal or a masked language model.
-        after: the same after a change: another folder; a LoRA adapter on a causal one; or the same name, where it is
-            steered, or decoded by another rule or with a cache.
+        after: the model after the change: another folder; a LoRA adapter on a causal model; or the same name, if the model
+            is steered, or decoded by another rule or with a cache.
         out: the folder.
         questioning: what both are asked.
-        steered: what steers a causal model after.
-        text: what is generated. Where the masked model is the same, its cache is the change.
-        rule, early: of both masked models. Where the model is the same and has no cache they are the change, and before is
-            decoded by the defaults.
-        compute: how.
-        within: so small a difference counts as kept; see `take_stock`.
+        steered: how a causal model is steered after the change.
+        text: what is generated. If both masked models are the same, a cache is the change.
+        rule, early: of both masked models. If these are the same and there is no cache, rule and early are the change, and
+            `before` is decoded by the defaults.
+        compute: how it is computed.
+        within: a difference up to this counts as kept; see `take_stock`.
 
     Raises:
-        ValueError: nothing has changed, something cannot be loaded, or the files hold nothing to ask.
+        ValueError: nothing has changed, a model cannot be loaded, or the files hold no questions or texts.
     """
     positive(within=within)
     writable(out)
@@ -138,7 +138,7 @@ def _turned(asked: Asked) -> str:
     return (
         f"{asked.name}: {found['right_to_wrong']} of {found['n']} answers were right and are wrong, "
         f"{found['wrong_to_right']} were wrong and are right (McNemar's p = {found['p_mcnemar']:.2g}); "
-        f"{found['changed']} texts are others."
+        f"{found['changed']} texts differ."
     )
 
 
@@ -159,14 +159,14 @@ def _drift(before: Speaker, after: Speaker, notes: list[str]) -> list[Drift]:
 
 
 def _masked(before: str, after: str, steered: Steered) -> bool:
-    """Whether the models are masked ones. "bundled" is what the other is, or masked unless something steers it."""
+    """Whether the models are masked ones. "bundled" is of the other model's kind, or masked unless it is steered."""
     kinds = {name: _is_masked(name) for name in (before, after) if name != "bundled"}
     if len(set(kinds.values())) > 1:
         one = next(name for name, masked in kinds.items() if masked)
-        raise ValueError(f"{one} is a masked language model and the other is none; a ledger compares two of a kind")
+        raise ValueError(f"{one} is a masked language model and the other is none; give two models of one kind")
     masked = next(iter(kinds.values()), steered.expert is None)
     if masked and steered != Steered():
-        raise ValueError("--expert and its options steer causal models, and these are masked ones; leave them out")
+        raise ValueError("--expert and its options are for causal models, and these are masked ones; leave them out")
     return masked
 
 
@@ -198,8 +198,8 @@ def _masked_sides(
 ) -> tuple[Speaker, Speaker]:
     if before == after and (text.without_cache(), rule, early) == (text, Rule(), Early()):
         raise ValueError(
-            f"{before} and {after} are the same model decoded in the same way; say what has changed: --rule, --early, "
-            "--cache, or another folder"
+            f"{before} and {after} are the same model decoded in the same way; change --rule, --early or --cache, or give "
+            "another folder"
         )
     second = open_decoder(after, text, rule, early, compute)
     first = _as_it_was(second) if before == after else open_decoder(before, text, rule, early, compute)
@@ -208,7 +208,7 @@ def _masked_sides(
 
 
 def _as_it_was(decoder: Decoder) -> Decoder:
-    """The same model without its cache; where it has none, decoded by the default rule."""
+    """The same model without its cache or, if it has none, decoded by the default rule."""
     if decoder.text.cache != "none":
         return replace(decoder, predictor=decoder.exact, text=decoder.text.without_cache())
     made = Rule().made(decoder.tokenizer, decoder.network.block)
@@ -225,7 +225,7 @@ def _causal_sides(
     own: dict[str, Any] = {"tokens": tokens, "stop": questioning.stop, "raw": text.raw, "batch": batch}
     if steered.expert is not None:
         if before != after:
-            raise ValueError("--expert steers the model as it is: give the same model before and after")
+            raise ValueError("--expert steers an unchanged model; give the same model before and after")
         trio = load_trio(
             before, steered.expert, antiexpert=steered.antiexpert, adapter=steered.adapter, alpha=steered.alpha
         )
@@ -245,7 +245,7 @@ def _causal_sides(
 
 
 def _write(found: Balanced, out: Path) -> None:
-    """The answers, a line a question, and a plot of the drift."""
+    """Writes the answers, a line a question, and a plot of the drift."""
     with atomic_file(out / "answers.jsonl") as file:
         for asked in found.asked:
             for row in asked.rows():

@@ -1,4 +1,4 @@
-"""Where proxy-tuning acted in a text, and what it was worth."""
+"""Where proxy-tuning acted in a text, and by how much."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Acted:
-    """One text, token by token: what the base alone would have chosen, and how far its distribution was moved.
+    """One text, token by token: the choice of the base alone, and how far its distribution was moved.
 
     Attributes:
         tokens: ids of the text.
         base_choice: the base's own most likely id at each place.
         choice: the most likely id after proxy-tuning.
         shift: total variation distance between both distributions, ½ Σ |p − q|, 0 to 1.
-        gain: log q(token) − log p(token), in nats: how much likelier proxy-tuning made the token that stands there.
+        gain: log q(token) − log p(token), in nats: how much likelier proxy-tuning made the text's token.
     """
 
     tokens: tuple[int, ...]
@@ -37,7 +37,7 @@ class Acted:
 
     @property
     def places(self) -> tuple[int, ...]:
-        """Where the first choice changed, counted from the text's first token."""
+        """The places where the first choice changed, counted from the text's first token."""
         pairs = zip(self.base_choice, self.choice, strict=True)
         return tuple(place for place, (before, after) in enumerate(pairs) if before != after)
 
@@ -47,7 +47,7 @@ class Acted:
         return len(self.places) / len(self.tokens)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, in JSON's types."""
+        """All attributes and a summary, in JSON's types."""
         summary = {"share": self.share, "places": self.places, "mean_shift": float(np.mean(self.shift))}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in (summary | asdict(self)).items()}
 
@@ -61,13 +61,13 @@ def where_acted(
     expert_prompts: Sequence[Ids] | None = None,
     batch: int = 8,
 ) -> list[Acted]:
-    """Reads finished texts once more, in one forward pass a model, and says where proxy-tuning changed what.
+    """Reads finished texts in one forward pass a model, and says where proxy-tuning changed the distribution and how far.
 
-    Generated texts or any others: the distribution at a place depends only on what stands before it.
+    The texts may be generated or others: the distribution at a place depends only on the tokens before it.
 
     Args:
         base, proxy, prompts, expert_prompts, batch: as in `loglikelihood`.
-        texts: what follows the prompts, as ids, up to and with the token that ended each.
+        texts: the texts after the prompts, as ids, each with the token that ended it.
     """
     found = []
     for chunk in read_texts(base, proxy, prompts, texts, expert_prompts=expert_prompts, batch=batch):
@@ -81,10 +81,10 @@ def where_acted(
 
 
 def spelled(acted: Acted, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What `to_dict` gives, and words, a text for each token.
+    """`to_dict` and a text for each token.
 
-    "pieces" is what the token adds to the text, "base_pieces" what the base alone would have chosen in its place, and
-    "choice_pieces" what was likeliest after proxy-tuning.
+    "pieces" holds what each token adds to the text, "base_pieces" the choice of the base alone, and "choice_pieces" the
+    choice after proxy-tuning.
     """
     alone = {
         f"{name}_pieces": [tokenizer.decode([token]) for token in tokens]

@@ -1,4 +1,4 @@
-"""What one chooses for a steered model: frozen dataclasses, each of which refuses what it cannot be."""
+"""Settings of a steered model: frozen dataclasses, each of which refuses wrong values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Writing:
     """How a text is written."""
 
     tokens: int = 200
-    """most tokens to generate."""
+    """maximum number of tokens to generate."""
     temperature: float = 0.0
     """of sampling; 0 takes the likeliest token."""
     top_p: float = 1.0
@@ -47,9 +47,9 @@ class Writing:
         at_least(1, tokens=self.tokens, beams=self.beams)
         at_least(0, temperature=self.temperature, seed=self.seed)
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top-p lies above 0 and up to 1, got {self.top_p:g}")
+            raise ValueError(f"--top-p must be above 0 and at most 1, got {self.top_p:g}")
         if self.top_p < 1 and not self.temperature:
-            raise ValueError("--top-p is about sampling; give a --temperature, too")
+            raise ValueError("--top-p needs sampling; give a --temperature, too")
 
     def options(self, pad: int) -> dict[str, Any]:
         """Keyword arguments of transformers' generate; `pad` fills a text that has ended."""
@@ -64,20 +64,20 @@ class Questioning:
     """What both models are asked."""
 
     skill: tuple[Path, ...] = ()
-    """Questions that the change was made for: a .jsonl of {"prompt": …, "answer": …}; with "options" one must choose."""
+    """Questions that the change was made for: a .jsonl of {"prompt": …, "answer": …}, "options" for multiple choice."""
     held: tuple[Path, ...] = ()
     """Questions whose answers should stay right, in the same form."""
     text: tuple[Path, ...] = ()
     """Ordinary texts that were never trained on, for the perplexity: a .jsonl of texts, or one text a line."""
     grade: Grade = "auto"
-    """When a generated answer is right: exact, the whole text; start or end, its first or last words; number, its last
-    number; auto, number for answers that are one and else exact. The "grade" of a question wins."""
+    """What must match for a generated answer to be right: exact, the whole text; start or end, its first or last words;
+    number, its last number; auto, number for answers that are numbers, else exact. A question's own "grade" comes first."""
     stop: tuple[str, ...] = ()
-    """Strings that end an answer; it is cut before the first of them."""
+    """Strings that end an answer; the answer is cut before the first of them."""
     n: int | None = None
-    """Only so many questions and texts of each file."""
+    """Only this many questions and texts of each file."""
     draws: int = 32
-    """Of a masked model, network calls for a likelihood."""
+    """Network calls for a likelihood of a masked model."""
 
     def __post_init__(self) -> None:
         at_least(1, draws=self.draws)
@@ -86,4 +86,4 @@ class Questioning:
             raise ValueError("give --skill, --held or --text: without questions or texts there is nothing to compare")
         names = [file.stem for file in (*self.skill, *self.held)]
         if len(set(names)) < len(names) or len({file.stem for file in self.text}) < len(self.text):
-            raise ValueError("two files have the same name, and lines are called by it; rename one of them")
+            raise ValueError("two files have the same name, which names their lines; rename one of them")

@@ -1,4 +1,4 @@
-"""THE formula of proxy-tuning, for generation, likelihoods, the evaluation harness and masked diffusion alike."""
+"""The formula of proxy-tuning, for generation, likelihoods, the evaluation harness and masked diffusion."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Alpha = float | Tensor | Callable[[Tensor, Tensor], float | Tensor]
 
 
 def combined(base: Tensor, expert: Tensor, antiexpert: Tensor, alpha: Alpha, common: int | None = None) -> Tensor:
-    """base + α·(expert − antiexpert), in float32 or what is wider, whatever the models compute in.
+    """base + α·(expert − antiexpert), in float32, or in the models' own type if that is wider.
 
     Args:
         base, expert, antiexpert: logits, (…, V) each, of vocabularies that may differ in length.
-        alpha: α: a number, a tensor that fits, or what computes it from the base's logits and expert − antiexpert, both
+        alpha: α: a number, a tensor that broadcasts, or a function of the base's logits and of expert − antiexpert, both
             without the ids that not all models have.
-        common: the models have no tokens in common from this id on, however long their tables are.
+        common: from this id on the models have no tokens in common, even if their tables are longer.
 
     Returns:
         Logits (…, V), as wide as those of the base; −inf at ids that not all models have.

@@ -19,14 +19,14 @@ def evaluate_steered(model: str, exam: Exam, out: Path, steered: Steered, *, see
 
     Args:
         model: folder or hub id of the large model, with safetensors weights, or `bundled`.
-        exam: what it is asked.
+        exam: what the model is asked.
         out: the .json to write.
         steered: the small models, with an expert among them.
-        seed: of the examples before a question.
+        seed: of the choice of few-shot examples.
         batch: questions at once.
 
     Raises:
-        ValueError: there is no harness or no such task, or a model cannot be loaded or has no chat template.
+        ValueError: a task does not exist, or a model cannot be loaded or has no chat template.
     """
     manager = open_tasks(exam, out)
     from .harness import ProxiedLM

@@ -2,8 +2,8 @@
 
     lm_eval.simple_evaluate(model=ProxiedLM(base, ProxyTuning(expert, antiexpert), tokenizer), tasks=[…])
 
-Tokens, truncation, templates, batches and caches are those of the harness's own class for transformers, so that a score
-differs from the base's by what proxy-tuning did and nothing else.
+Tokens, truncation, templates, batches and caches are those of the harness's own class for transformers, so only
+proxy-tuning makes a score differ from the base's.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class ProxiedLM(HFLM):  # type: ignore[misc, unused-ignore]
         base: the large model, in eval mode.
         proxy: the small models and α, which must be a number.
         tokenizer: of the base.
-        gen_length: tokens to generate where a task does not say `max_gen_toks`.
+        gen_length: tokens to generate if a task does not set `max_gen_toks`.
         batch: rows at once.
-        works: where answers are kept and shared by all processes of a command; in memory if left out.
+        works: keeps answers on the disk and shares them among all processes of a command; by default in memory.
 
     Raises:
-        ValueError: α is a rule or a sequence, as a text that is scored as a whole has no first new token to count from.
+        ValueError: α is a rule or a sequence: a text that is scored as a whole has no first new token to count from.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ProxiedLM(HFLM):  # type: ignore[misc, unused-ignore]
         self.works = works or Works()
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(ln p(continuation | context), whether it is greedy), per request."""
+        """(ln p(continuation | context), whether greedy decoding gives the continuation), per request."""
         found = self._shared("likelihoods", requests, super().loglikelihood)
         return [(value, same) for value, same in found]
 
@@ -73,7 +73,7 @@ class ProxiedLM(HFLM):  # type: ignore[misc, unused-ignore]
         return self._shared("generations", requests, super().generate_until)
 
     def _shared(self, title: str, requests: Sequence[Any], answer: Callable[..., list[Any]]) -> list[Any]:
-        """What the harness's own class answers, part by part; see `Works`."""
+        """The answers of the harness's own class, made in parts; see `Works`."""
         asked = [request.args for request in requests]
         quiet = not speaks()
         return self.works.answers(
@@ -82,12 +82,12 @@ class ProxiedLM(HFLM):  # type: ignore[misc, unused-ignore]
 
     @property
     def max_gen_toks(self) -> int:
-        """Tokens to generate where a task does not say."""
+        """Tokens to generate if a task does not say."""
         return self.gen_length
 
     @torch.no_grad()
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """Combined logits (B, L, V) of texts (B, L) that are padded on the right, where a causal model cannot look."""
+        """Combined logits (B, L, V) of texts (B, L), padded on the right, which a causal model does not see."""
         assert attn_mask is None and labels is None, "only for models with an encoder"
         options: dict[str, Any] = {"keep": inps.shape[1], "more": False}
         wide = Reader(self.model).read(inps, **options)
@@ -95,7 +95,7 @@ class ProxiedLM(HFLM):  # type: ignore[misc, unused-ignore]
         return self.proxy.combine(0, wide, *small)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
-        """Texts (B, L') that go on from `context` (B, L), padded on the left."""
+        """Texts (B, L') that continue `context` (B, L), which is padded on the left."""
         if not options.get("temperature"):
             options = {name: value for name, value in options.items() if name != "temperature"} | {"do_sample": False}
         made: Tensor = generate(

@@ -1,4 +1,4 @@
-"""How likely given texts are under the combined distribution: multiple choice, perplexity, evaluation harnesses."""
+"""Log-likelihoods of given texts under the combined distribution: for multiple choice, perplexity and harnesses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Ids = Sequence[int] | Tensor  # one text, (L,)
 
 
 class Scored(NamedTuple):
-    """Continuations under the combined distribution."""
+    """Scores of continuations under the combined distribution."""
 
     logprob: Tensor  # (N,), in nats, summed over the continuation's tokens
     greedy: Tensor  # (N,) bool: each of its tokens is the most likely one
@@ -40,18 +40,21 @@ def loglikelihood(
     expert_prompts: Sequence[Ids] | None = None,
     batch: int = 8,
 ) -> Scored:
-    """log p(continuation | prompt) = Σ log softmax(base + α·(expert − antiexpert))[token], one forward pass a model.
+    """log p(continuation | prompt) = Σ log softmax(base + α·(expert − antiexpert))[token], with one forward pass a model.
 
     Args:
         base: the large model.
-        proxy: the small models and α, whose step counts from a continuation's first token.
+        proxy: the small models and α; its step counts from a continuation's first token.
         prompts: N texts of at least one token each, as ids.
         continuations: N texts of at least one token each, as ids.
-        expert_prompts: what the expert reads instead of `prompts`.
+        expert_prompts: prompts for the expert instead of `prompts`.
         batch: texts at once.
 
     Returns:
         Scores of the N continuations, on the CPU; each is the same in any batch.
+
+    Raises:
+        ValueError: the counts differ, a text is empty, or the base is in training mode.
     """
     logprobs, greedy = [], []
     for chunk in read_texts(base, proxy, prompts, continuations, expert_prompts=expert_prompts, batch=batch):
@@ -73,7 +76,7 @@ def read_texts(
 ) -> Iterator[Chunk]:
     """Log-probabilities of all next tokens along given continuations, `batch` texts at a time; see `loglikelihood`.
 
-    Without `proxy` the base reads alone, and "combined" is the base.
+    Without `proxy` only the base reads, and "combined" is the base.
     """
     owns = prompts if expert_prompts is None else expert_prompts
     if not len(prompts) == len(continuations) == len(owns) > 0:

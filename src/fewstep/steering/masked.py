@@ -14,8 +14,7 @@ from .combine import combined
 class Proxied:
     """logits = base + α·(expert − antiexpert), at the wanted positions of a canvas.
 
-    The decoder, its commit rules, early commit and calibration take it as they take any predictor. Its three networks are
-    counted one by one: a step is three network calls.
+    The decoder, commit rules, early commit and calibration take it like any predictor. A step counts as three calls.
 
     Args:
         base: the large model.
@@ -23,7 +22,7 @@ class Proxied:
         alpha: α.
 
     Raises:
-        ValueError: the models disagree about the mask token.
+        ValueError: the models have different mask tokens.
 
     Reference: Liu et al. 2024, Tuning Language Models by Proxy.
     """
@@ -45,6 +44,6 @@ class Proxied:
         return self.reading(canvas).read(canvas, wanted, canvas.valid)
 
     def reading(self, canvas: Canvas) -> Combined:
-        """The memories of all three."""
+        """A reading that combines those of the three models."""
         parts = tuple(predictor.reading(canvas) for predictor in (self.base, self.expert, self.antiexpert))
         return Combined(partial(combined, alpha=self.alpha), parts)

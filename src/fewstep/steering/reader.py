@@ -1,4 +1,4 @@
-"""Causal language models as readers: they take in texts piece by piece and keep their keys and values."""
+"""Causal language models as readers: they read texts piece by piece and keep keys and values."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-POSITIONS = ("wpe", "embed_positions", "position_embeddings")  # what tables of learned positions are called
+POSITIONS = ("wpe", "embed_positions", "position_embeddings")  # names of tables of learned positions
 
 
 class Reader:
-    """A batch of texts as one causal model has read it so far.
+    """A causal model and a batch of texts that it has read so far.
 
     Args:
         network: a causal language model of transformers, or a peft model around one.
-        adapters: the adapter that each row goes through, "__base__" for none; by default the network decides.
-        known: it has no tokens from this id on; None is as many as its table.
+        adapters: name of the adapter for each row, "__base__" for none; by default the network decides.
+        known: the network has no tokens from this id on; None is the size of its table.
     """
 
     def __init__(self, network: nn.Module, adapters: Sequence[str] | None = None, known: int | None = None) -> None:
@@ -27,22 +27,22 @@ class Reader:
         self.network = network
         self.adapters, self.known, self.room, self.length = adapters, known, learned_positions(network), 0
         self.cache: Any = None
-        self.mask: Tensor | None = None  # (B, L) over all that was read; None without padding
+        self.mask: Tensor | None = None  # (B, L), of all that was read; None without padding
 
     def read(self, ids: Tensor, mask: Tensor | None = None, *, keep: int = 1, more: bool = True) -> Tensor:
-        """Reads on, and gives the logits of what comes next.
+        """Reads the next tokens, and returns the logits of the tokens after them.
 
         Args:
             ids: the next tokens, (B, T).
-            mask: 1 where they count, 0 at padding, (B, T), with the first tokens only; by default all count.
-            keep: how many of the last positions to give logits for, at most T.
-            more: whether anything is read after this; if not, no keys and values are kept.
+            mask: 1 at tokens, 0 at padding, (B, T), in the first call only; by default there is no padding.
+            keep: number of last positions to return logits for, at most T.
+            more: whether more tokens are read later; if not, no keys and values are kept.
 
         Returns:
-            Logits, (B, keep, V), as the model means them: after its own soft-capping or scaling.
+            Logits, (B, keep, V), after the model's own soft-capping or scaling.
 
         Raises:
-            ValueError: a token that the network does not know, or more than it has learned positions for.
+            ValueError: a token is unknown to the network, or the text is longer than its learned positions.
         """
         ids = ids.to(next(self.network.parameters()).device)
         self.length += ids.shape[1]
@@ -51,17 +51,17 @@ class Reader:
                 f"this {type(self.network).__name__} has learned {self.room} positions, and the text has more tokens; "
                 "shorten the prompt, or generate fewer"
             )
-        if self.known is not None and self.cache is None:  # what is said later is known
+        if self.known is not None and self.cache is None:  # generated tokens are always known
             ids = self._known(ids, mask)
-        if self.cache is None:  # a mask that hides nothing would only cost time, at every step
+        if self.cache is None:  # a mask that hides nothing would only cost time
             self.mask = None if mask is None or bool(mask.all()) else mask.to(ids)
         else:
-            assert mask is None, "padding stands before a text"
+            assert mask is None, "padding comes before a text"
             self.mask = None if self.mask is None else torch.cat([self.mask, torch.ones_like(ids)], 1)
         options: dict[str, Any] = {"past_key_values": self.cache, "use_cache": more}
         if self.mask is not None:
             options["attention_mask"] = self.mask
-            if "position_ids" in self.takes:  # a text's positions start at its first token, not at its padding
+            if "position_ids" in self.takes:  # positions count from a text's first token, not from its padding
                 options["position_ids"] = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         if "logits_to_keep" in self.takes:
             options["logits_to_keep"] = keep
@@ -70,14 +70,12 @@ class Reader:
         output = self.network(ids, **options)
         self.cache = getattr(output, "past_key_values", None)
         if more and self.cache is None:
-            raise ValueError(
-                f"{type(self.network).__name__} keeps no keys and values; only transformers with a cache can read on"
-            )
+            raise ValueError(f"{type(self.network).__name__} returns no keys and values; take a model with a cache")
         logits: Tensor = output.logits[:, -keep:]
         return logits
 
     def _known(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """The ids, without those that only pad."""
+        """The ids with 0 at padding. Raises ValueError if a token is unknown to the small models."""
         found = ids if mask is None else ids.masked_fill(mask.to(ids.device) == 0, 0)
         assert self.known is not None, "there is a limit"
         if bool((found >= self.known).any()):
@@ -88,22 +86,22 @@ class Reader:
         return found
 
     def reorder(self, rows: Tensor) -> None:
-        """Row i goes on from what row rows[i] has read, rows (B,)."""
+        """Row i goes on with the text of row rows[i], rows (B,)."""
         self.cache.reorder_cache(rows)
         if self.mask is not None:
             self.mask = self.mask[rows.to(self.mask.device)]
 
 
 class Pair:
-    """An expert and an antiexpert reading the same continuations, each after a prompt of its own.
+    """An expert and an antiexpert that read the same continuations, each after its own prompt.
 
-    Two models read one after the other. One peft model reads both in one batched forward: its first half of rows through
-    the adapter, the second half without.
+    Two models read one after the other. One peft model reads both in one batch: the first half of the rows through the
+    adapter, the second half without.
 
     Args:
         expert: the tuned model, or a peft model if `antiexpert` is None.
         antiexpert: the untuned model.
-        known: they have no tokens from this id on; None is as many as their tables.
+        known: the models have no tokens from this id on; None is the size of their tables.
     """
 
     def __init__(self, expert: nn.Module, antiexpert: nn.Module | None, known: int | None = None) -> None:
@@ -125,7 +123,7 @@ class Pair:
         keep: int = 1,
         more: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """What both say after the expert has read `own` (B, T) and the antiexpert `plain` (B, S): (B, keep, V) twice."""
+        """Logits of both, (B, keep, V) each, after the expert has read `own` (B, T) and the antiexpert `plain` (B, S)."""
         expert, antiexpert = self.models
         if antiexpert is not None:
             self.readers = self.readers or [Reader(expert, None, self.known), Reader(antiexpert, None, self.known)]
@@ -139,7 +137,7 @@ class Pair:
         return logits[: len(own)], logits[len(own) :]
 
     def reorder(self, rows: Tensor) -> None:
-        """Row i goes on from what row rows[i] has read, rows (B,)."""
+        """Row i goes on with the text of row rows[i], rows (B,)."""
         if self.models[1] is None:
             rows = torch.cat([rows, rows + len(rows)])
         for reader in self.readers:
@@ -147,7 +145,7 @@ class Pair:
 
 
 def stack_left(a: Tensor, a_mask: Tensor | None, b: Tensor, b_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Rows of `a` (B, T) over rows of `b` (B, S), the shorter padded on the left; and their mask, None without padding."""
+    """Rows of `a` (B, T) above rows of `b` (B, S), the shorter padded on the left, and their mask; None without padding."""
     if a.shape == b.shape and a_mask is None and b_mask is None:
         return torch.cat([a, b]), None
     width = max(a.shape[1], b.shape[1])
@@ -159,7 +157,7 @@ def stack_left(a: Tensor, a_mask: Tensor | None, b: Tensor, b_mask: Tensor | Non
 
 
 def learned_positions(network: nn.Module) -> int | None:
-    """How many positions a network has a learned vector for, as GPT-2 and OPT; None where positions are computed."""
+    """Number of learned positions of a network, such as GPT-2 or OPT; None if positions are computed."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
             return module.num_embeddings - int(getattr(module, "offset", 0))
@@ -172,9 +170,11 @@ def is_peft(model: nn.Module) -> bool:
 
 
 def adapter_of(model: nn.Module) -> str:
-    """The name of a peft model's one active adapter, if rows with and without it can share a batch."""
+    """The name of a peft model's one active adapter. Raises ValueError if rows with and without it cannot share a batch."""
     if not is_peft(model):
-        raise ValueError("without an antiexpert the expert must be a peft model, whose weights without the adapter are it")
+        raise ValueError(
+            "without an antiexpert the expert must be a peft model; give an antiexpert, or an expert with a LoRA adapter"
+        )
     active = list(model.active_adapters)  # type: ignore[arg-type]
     if len(active) != 1:
         raise ValueError(f"one adapter must be active in the expert, not {active}; choose it with set_adapter")

@@ -3,9 +3,9 @@
     vllm serve BASE --logits-processors fewstep.steering.served:ServedProxy \
         --additional-config '{"fewstep": {"expert": "EXPERT", "antiexpert": "SMALL", "alpha": 1.0}}'
 
-In place of "antiexpert" there may be an "adapter": a LoRA adapter of the expert. A request may bring an α of its own, in
-`vllm_xargs` as {"alpha": 0.5}. The base is vLLM's; each request has a pair of small models' keys and values here, which
-read its new tokens one request after the other.
+"adapter", a LoRA adapter of the expert, may be given instead of "antiexpert". A request may set its own α, in `vllm_xargs`
+as {"alpha": 0.5}. vLLM computes the base. The small models keep keys and values for each request, and read the new tokens
+of one request after the other.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.sample.logits_processor import BatchUpdate
 
-NAME = "fewstep"  # of its settings, in vLLM's additional_config
+NAME = "fewstep"  # key of the settings in vLLM's additional_config
 SETTINGS = ("expert", "antiexpert", "adapter", "alpha")
 
 
 @dataclass
 class _Request:
-    """A text that vLLM is writing, as far as the small models have read it."""
+    """A text that vLLM is generating, and the small models' reading of it."""
 
     alpha: float
     prompt: list[int]
     output: list[int]  # vLLM's own list, which grows
     pair: Pair
     read: int = 0
-    said: tuple[Tensor, Tensor] | None = None  # what the small models say comes next, (1, V) each
+    said: tuple[Tensor, Tensor] | None = None  # the small models' logits of the next token, (1, V) each
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """What the small models say after all that is there; a step that brought no token asks nobody."""
+        """The small models' logits after all tokens so far; without a new token the last ones are returned."""
         ids = [*self.prompt, *self.output]
         if min(ids) < 0:
-            raise ValueError("vLLM has not filled in its last tokens; serve without --async-scheduling")
+            raise ValueError("vLLM has not yet filled in its last tokens; serve without --async-scheduling")
         if self.said is None or len(ids) != self.read:
             new = torch.tensor([ids[self.read :]])
             expert, antiexpert = self.pair.read(new, None, new, None)
@@ -60,42 +60,42 @@ class ServedProxy(LogitsProcessor):  # type: ignore[misc, unused-ignore]
 
     Args:
         vllm_config: its `additional_config["fewstep"]` names the small models; see the head of this file.
-        device: where the logits are; the small models go there.
-        is_pin_memory: vLLM's, and of no use here.
+        device: of the logits and of the small models.
+        is_pin_memory: an argument of vLLM's interface, not used.
 
     Raises:
-        ValueError: the settings name no pair, or what cannot be loaded.
+        ValueError: the settings name no pair of small models, or one cannot be loaded.
 
     Reference: Liu et al. 2024, Tuning Language Models by Proxy.
     """
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuses a request whose α is no number."""
+        """Raises ValueError if a request's α is not a finite number."""
         _alpha(sampling_params, 0.0)
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         found = (vllm_config.additional_config or {}).get(NAME)
         if not isinstance(found, dict) or "expert" not in found or set(found) - set(SETTINGS):
             raise ValueError(
-                f"vLLM's additional_config holds no {NAME!r} with an 'expert' and an 'antiexpert' or 'adapter', "
-                f"and perhaps 'alpha'; got {found!r}"
+                f"vLLM's additional_config holds no {NAME!r} with an 'expert', an 'antiexpert' or 'adapter', "
+                f"and optionally 'alpha'; got {found!r}"
             )
         self.proxy = _proxy(found, vllm_config.model_config.model, device)
         self.requests: dict[int, _Request] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """It is not: steering changes what is likeliest."""
+        """False, as steering changes the likeliest token."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Which requests left the batch, came and moved, in vLLM's order."""
+        """Applies the removed, added and moved requests of vLLM's batch, in vLLM's order."""
         if batch_update is None:
             return
         for index in batch_update.removed:
             self.requests.pop(index, None)
         default = self.proxy.alpha
-        assert isinstance(default, float), "that is how it was made"
+        assert isinstance(default, float), "_proxy makes it a float"
         for index, params, prompt, output in batch_update.added:
             if prompt is None:
                 raise ValueError("the small models read ids; give prompts as text or ids, not as embeddings")
@@ -110,7 +110,7 @@ class ServedProxy(LogitsProcessor):  # type: ignore[misc, unused-ignore]
 
     @torch.no_grad()
     def apply(self, logits: Tensor) -> Tensor:
-        """Logits (B, V), row i those of the request at index i; changed in place."""
+        """Steers the logits (B, V) in place; row i belongs to the request at index i."""
         for index, request in self.requests.items():
             if request.alpha != 0 and index < len(logits):
                 expert, antiexpert = (part.to(logits.device) for part in request.next())
@@ -120,13 +120,13 @@ class ServedProxy(LogitsProcessor):  # type: ignore[misc, unused-ignore]
 
 
 def _proxy(settings: dict[str, Any], base: str, device: torch.device) -> ProxyTuning:
-    """The small models, on the device, of the base's vocabulary."""
+    """The small models on the device. Raises ValueError if their vocabulary is not the base's."""
     expert, antiexpert, adapter = (settings.get(name) for name in SETTINGS[:3])
     if (antiexpert is None) == (adapter is None):
         raise ValueError("give either an 'antiexpert', the small model before tuning, or an 'adapter', its LoRA adapter")
     alpha = settings.get("alpha", 1.0)
     if not isinstance(alpha, (int, float)):
-        raise ValueError(f"alpha is a number, got {alpha!r}")
+        raise ValueError(f"alpha must be a number, got {alpha!r}")
     others = [load_tokenizer(source) for source in (expert, antiexpert) if source is not None]
     common = same_tokens(load_tokenizer(base), *others)
     small = load_causal(str(expert)).to(device)
@@ -136,8 +136,8 @@ def _proxy(settings: dict[str, Any], base: str, device: torch.device) -> ProxyTu
 
 
 def _alpha(params: SamplingParams, default: float) -> float:
-    """The α of a request."""
+    """The α of a request, or the default."""
     found = (params.extra_args or {}).get("alpha", default)
     if isinstance(found, bool) or not isinstance(found, (int, float)) or not math.isfinite(found):
-        raise ValueError(f"alpha is a finite number, got {found!r}")
+        raise ValueError(f"alpha must be a finite number, got {found!r}")
     return float(found)

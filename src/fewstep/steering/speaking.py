@@ -1,4 +1,4 @@
-"""A causal language model that a ledger asks, by itself or steered by small ones."""
+"""A causal language model that answers the questions of a ledger, alone or steered by small models."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .writing import padded, up_to_end
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-NO_MASK = -1  # causal models have no token to fill in
-ROOM = 1 << 26  # log-probabilities that are held at once
+NO_MASK = -1  # causal models have no mask token
+ROOM = 1 << 26  # log-probabilities in memory at once
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class CausalSpeaker:
     """A causal model.
 
     Args:
-        network: the model, in eval mode; the large one where it is steered.
-        tokenizer: of it; it pads on the left.
-        proxy: what steers it.
-        small_tokenizer: of what steers it, whose chat template the expert reads.
-        tokens: most to generate.
+        network: the model, in eval mode; the large one if it is steered.
+        tokenizer: of the network; pads on the left.
+        proxy: steers the network.
+        small_tokenizer: of the small models; the expert reads prompts in its chat template.
+        tokens: maximum number of tokens to generate.
         stop: strings that end an answer.
-        raw: whether prompts of plain text stay as they are where there is a chat template.
+        raw: whether plain prompts get no chat template.
         batch: texts at once.
     """
 
@@ -75,7 +75,7 @@ class CausalSpeaker:
         prompts, parts, owners = [], [], []
         for number, text in enumerate(documents):
             ids = bare(self.tokenizer, text)
-            rest = ids if lead else ids[1:]  # without a token to begin with, nothing says the first one
+            rest = ids if lead else ids[1:]  # without a beginning token the first one has no probability
             for place, part in enumerate(windows(rest, most)):
                 prompts.append(lead or [ids[place * most]])
                 parts.append(part)
@@ -104,7 +104,7 @@ class CausalSpeaker:
         ]
 
     def _generated(self, inputs: dict[str, Tensor], theirs: list[list[int]] | None) -> tuple[Tensor, int]:
-        """New tokens of the batch, (B, T), and the network calls that they took."""
+        """New tokens of the batch, (B, T), and their network calls."""
         length = inputs["input_ids"].shape[1]
         tokens = min(self.tokens, self._room() - length)
         if tokens < 1:
@@ -126,12 +126,12 @@ class CausalSpeaker:
         return made[:, length:], sum(count.calls for count in counts)
 
     def _cut(self, ids: list[int]) -> list[int]:
-        """A text up to the token with which a stop string is in it."""
+        """A text up to the token that completes a stop string, which is included."""
         stops = StopStrings(self.tokenizer, self.stop)
         return next((ids[:end] for end in range(1, len(ids)) if stops(ids[:end])), ids) if self.stop else ids
 
     def _prompts(self, questions: Sequence[Question]) -> tuple[list[list[int]], list[list[int]] | None]:
-        """Ids of each prompt, and what the expert reads in their place where its tokenizer has a template of its own."""
+        """Ids of each prompt, and those for the expert if its tokenizer has another template, else None."""
         ours = [self._ids(self.tokenizer, question.prompt) for question in questions]
         if self.small_tokenizer is None:
             return ours, None
@@ -147,7 +147,7 @@ class CausalSpeaker:
     def _read(
         self, prompts: Sequence[list[int]], texts: Sequence[Sequence[int]], theirs: list[list[int]] | None
     ) -> Iterator[Tensor]:
-        """Log-probabilities of each text's tokens behind its prompt, (T,) each on the CPU."""
+        """Log-probabilities of each text's tokens after its prompt, (T,) each on the CPU."""
         longest = max(map(len, texts), default=1) + 1
         width = self.network.get_input_embeddings().num_embeddings * longest
         batch = min(self.batch, max(1, ROOM // width))
@@ -157,14 +157,14 @@ class CausalSpeaker:
                 yield row[:length]
 
     def _room(self) -> int:
-        """Positions that all networks have."""
+        """The smallest number of positions of the networks."""
         networks = [self.network, *(() if self.proxy is None else (self.proxy.expert,))]
         sizes = [getattr(network.config, "max_position_embeddings", None) for network in networks]
         return min([size for size in sizes if isinstance(size, int) and size > 0], default=1 << 20)
 
 
 class _Stops:
-    """A stopping criterion: the text of a row holds a stop string."""
+    """A stopping criterion: a row ends when its text holds a stop string."""
 
     def __init__(self, stops: StopStrings, start: int) -> None:
         self.stops, self.start = stops, start

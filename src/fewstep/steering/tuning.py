@@ -1,4 +1,4 @@
-"""Proxy-tuning: a small tuned model and its untuned self steer a large one, whose weights nobody touches."""
+"""Proxy-tuning: a small tuned model and its untuned version steer a large model, whose weights stay unchanged."""
 
 from __future__ import annotations
 
@@ -28,29 +28,31 @@ class ProxyTuning:
 
         model.generate(**inputs, logits_processor=[ProxyTuning(expert, antiexpert)])
 
-    The small models keep keys and values of their own, follow beams, and start afresh when the ids do not continue those
-    of the last call by one token a row. Ids that continue those of the last call belong to the same run, and its step
-    goes on; after a change
-    of weights call `reset`. What comes back are log-probabilities, so that beams add up normalised scores.
+    The small models keep their own keys and values and follow beams. If the ids continue those of the last call by one
+    token a row, the same run goes on and its step is counted up; else a new run starts. Call `reset` after a change of
+    weights. The result is log-probabilities, so that beams add up normalised scores.
 
-    transformers' generate calls its own processors first, and this one gets what they left: with a repetition penalty the
-    result is the formula with the penalised base. Nor does a processor see the attention mask, so prompts that look padded
-    are refused. The function `generate` below has neither limit: it puts proxy-tuning before all else.
+    transformers' generate applies its own processors first: with a repetition penalty the formula gets the penalised base.
+    A processor does not see the attention mask either, so prompts that look padded are refused. The function `generate`
+    below has neither limit.
 
-    Steering is as good as its expert: one that knows less than the base can make it worse, which `gap_closed` shows.
+    Steering is as good as its expert. An expert that knows less than the base can make the base worse; `gap_closed` shows
+    this.
 
     Args:
         expert: the small tuned model, in eval mode; a peft model with a LoRA adapter if `antiexpert` is None.
-        antiexpert: the same small model untuned; None for the expert's own weights without the adapter, which then reads
-            in one batch with the expert.
-        alpha: α. A number. Or a sequence with one number for each new token, whose last one holds for all later tokens.
-            Or a rule, called as rule(step, base, shift): the count of tokens since the prompt, the base's
-            log-probabilities (B, V) and expert − antiexpert (B, V). It returns a number, or one for each row, (B,).
-
-        common: from this id on the base has tokens that the small models have not, as `same_tokens` says; None: none. They
-            are never said, and a text that holds one is refused, as the small models could not read it.
+        antiexpert: the same small model untuned; None for the expert without its adapter, in one batch with the expert.
+        alpha: α: a number; or a sequence with one number for each new token, whose last one holds for all later tokens; or
+            a rule, called as rule(step, base, shift) with the count of tokens since the prompt, the base's
+            log-probabilities (B, V) and expert − antiexpert (B, V), which returns a number or one for each row, (B,).
+        common: from this id on the base has tokens that the small models lack, see `same_tokens`; None if there are none.
+            They are never generated, and a text with such a token is refused.
 
     Where the sizes of the tables differ, ids that not all models have get −inf.
+
+    Raises:
+        ValueError: a small model has an encoder, `alpha` is empty or not finite, or there is neither an antiexpert nor a
+            plain LoRA adapter.
 
     Reference: Liu et al. 2024, Tuning Language Models by Proxy.
     """
@@ -82,14 +84,14 @@ class ProxyTuning:
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores of the next token, (B, V), after `input_ids` (B, L), as log-probabilities (B, V)."""
+        """Steered log-probabilities of the next token, (B, V), from the base's `scores` (B, V) and `input_ids` (B, L)."""
         if not input_ids.shape[1]:
-            raise ValueError("the small models read ids; give generate input_ids instead of inputs_embeds")
+            raise ValueError("the small models read ids; give input_ids to generate instead of inputs_embeds")
         if self._run is None or not self._run.continues(input_ids):
             if self._run is not None and self._run.rolled_back(input_ids):
                 raise ValueError(
-                    "the text went back by some tokens: assisted and speculative decoding cannot be proxy-tuned, generate "
-                    "without them; for a new text that starts inside the last one call reset() first"
+                    "the text lost some tokens since the last call: assisted and speculative decoding cannot be proxy-tuned, "
+                    "so leave them out. For a new text that begins like the last one call reset() first"
                 )
             self._refuse_padding(input_ids)
             self._run = Run(self, normalise=True)
@@ -109,7 +111,7 @@ class ProxyTuning:
         return combined(base, expert, antiexpert, alpha, self.common)
 
     def _refuse_padding(self, ids: Tensor) -> None:
-        """Left padding, as far as ids can tell: a row that starts with pad or end, where others do not or twice."""
+        """Refuses left padding as far as ids show it: a row starts with pad or end twice, or where other rows do not."""
         configs = [c for c in (self.expert.config, getattr(self.expert, "generation_config", None)) if c is not None]
         bos = {getattr(config, "bos_token_id", None) for config in configs}
         fill: set[int] = set()
@@ -129,13 +131,13 @@ class ProxyTuning:
 
 
 class Run:
-    """One call of generate: a logits processor that knows its prompts' masks and the expert's own prompts.
+    """One call of generate: a logits processor with the prompts' mask and the expert's own prompts.
 
     Args:
         proxy: the models and α.
-        mask: attention mask of the prompts, (B, L); None if all counts.
+        mask: attention mask of the prompts, (B, L); None if there is no padding.
         own: ids and mask of the expert's own prompts, (B, L') each.
-        each: rows that share a prompt, as beams do; they stand together.
+        each: how many neighbouring rows share a prompt, as beams do.
         normalise: return log-probabilities instead of logits.
     """
 
@@ -155,7 +157,7 @@ class Run:
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores of the next token, (B, V), after `input_ids` (B, L), combined: (B, V)."""
+        """Steered scores of the next token, (B, V), from the base's `scores` (B, V) after `input_ids` (B, L)."""
         if self.seen is None:
             own, own_mask = self.own or (input_ids, self.mask)
             expert, antiexpert = self.pair.read(own, own_mask, input_ids, self.mask)
@@ -172,11 +174,11 @@ class Run:
         return combined.log_softmax(-1) if self.normalise else combined
 
     def continues(self, ids: Tensor) -> bool:
-        """Whether each row of `ids` is a row of the last step and one token more."""
+        """Whether each row of `ids` is a row of the last step with one more token."""
         return self.seen is not None and continued(self.seen, ids, self.each) is not None
 
     def rolled_back(self, ids: Tensor) -> bool:
-        """Whether `ids` (1, L) went back inside what this run generated, as rejected speculation does."""
+        """Whether `ids` (1, L) dropped tokens that this run generated, as after rejected speculation."""
         if self.seen is None or len(ids) != 1 or len(self.seen) != 1:
             return False
         new, prompt = ids.shape[1], self.seen.shape[1] - self.step
@@ -184,9 +186,9 @@ class Run:
 
 
 def continued(seen: Tensor, ids: Tensor, each: int | None = None) -> Tensor | None:
-    """For each row of `ids` (B, L + 1) a row of `seen` (B, L) that it continues, (B,); None if there is not one for all.
+    """For each row of `ids` (B, L + 1) the row of `seen` (B, L) that it continues, (B,); None if some row continues none.
 
-    Rows with the same ids are as good as each other within `each` rows that share a prompt, or anywhere if that is None.
+    Of several rows with the same ids the first is taken: among the `each` rows that share a prompt, or among all if None.
     """
     if ids.shape != (seen.shape[0], seen.shape[1] + 1):
         return None
@@ -212,18 +214,18 @@ def generate(
     stopping_criteria: Sequence[Any] = (),
     **options: Any,
 ) -> Any:
-    """`base.generate`, whose logits are base + α·(expert − antiexpert).
+    """`base.generate` with the logits base + α·(expert − antiexpert).
 
-    Greedy decoding, sampling and beams, with every processor, warper, stopping criterion and cache of transformers.
+    It takes greedy decoding, sampling and beams, and every processor, warper, stopping criterion and cache of transformers.
 
     Args:
         base: the large model.
         proxy: the small models and α.
         input_ids: prompts, (B, L), padded on the left.
-        attention_mask: 0 at padding, (B, L); by default what `base.generate` makes of the ids.
+        attention_mask: 0 at padding, (B, L); by default `base.generate` derives it from the ids.
         expert_inputs: the expert's own prompts, as a tokenizer or its chat template returns them: `input_ids` (B, L') and
             `attention_mask` (B, L'), padded on the left. By default the expert sees what the base sees.
-        streamer: gets the tokens as they come.
+        streamer: gets the tokens while they are generated.
         tokenizer: for `stop_strings`.
         stop_strings: a text ends after any of these.
         stopping_criteria: of transformers.
@@ -233,8 +235,8 @@ def generate(
         What `base.generate` returns.
 
     Raises:
-        ValueError: for assisted (speculative) decoding, guidance, and modes that need code from the hub; or where a model
-            has learned positions, as GPT-2, and too few of them.
+        ValueError: assisted (speculative) decoding, guidance, or a mode that needs code from the hub is asked for; or a
+            model with learned positions, such as GPT-2, has too few of them.
     """
     from transformers import StopStringCriteria
 
@@ -248,13 +250,13 @@ def generate(
         criteria.append(StopStringCriteria(tokenizer, stop_strings))
     if attention_mask is not None:
         options["attention_mask"] = attention_mask
-    # a custom loop is the one place where the expanded prompts, the final mask and the order of processors are known
+    # only a custom loop knows the expanded prompts, the final mask and the order of processors
     loop = partial(_decoded, proxy, own, streamer)
     return base.generate(input_ids, streamer=streamer, stopping_criteria=criteria, custom_generate=loop, **options)
 
 
 def _refuse(base: PreTrainedModel, options: dict[str, Any]) -> None:
-    """Raises ValueError for what cannot be steered, as far as that is known before generation begins."""
+    """Raises ValueError for options that cannot be steered, as far as they are known before generation."""
     if base.config.is_encoder_decoder:
         raise ValueError(f"{type(base).__name__} has an encoder; only decoder-only language models can be proxy-tuned")
     if options.get("cache_implementation") == "paged":
@@ -266,14 +268,14 @@ def _refuse(base: PreTrainedModel, options: dict[str, Any]) -> None:
 
 
 def _refuse_length(models: Sequence[nn.Module | None], prompt: int, options: dict[str, Any]) -> None:
-    """Raises ValueError where a model has fewer learned positions than what is asked for would take."""
+    """Raises ValueError if prompt and new tokens need more learned positions than a model has."""
     new = options.get("max_new_tokens")
     for model in filter(None, models):
         room = learned_positions(model)
         if room is not None and isinstance(new, int) and prompt + new - 1 > room:  # the last token is not read
             raise ValueError(
-                f"a prompt of {prompt} tokens and {new} new ones are more than the {room} positions that this "
-                f"{type(model).__name__} has learned; shorten the prompt, or generate fewer"
+                f"a prompt of {prompt} tokens and {new} new ones need more than the {room} positions of this "
+                f"{type(model).__name__}; shorten the prompt, or generate fewer"
             )
 
 
@@ -290,7 +292,7 @@ def _decoded(
 ) -> Any:
     """The loop of transformers that `generation_config` asks for, steered before all other processors.
 
-    `own` are ids and mask of the expert's own prompts; what comes behind the streamer is what transformers hands its loops.
+    `own` holds ids and mask of the expert's own prompts; the arguments after `streamer` are those of transformers' loops.
     """
     from transformers import LogitsProcessorList
 
@@ -304,7 +306,7 @@ def _decoded(
         raise ValueError("beams are only known at the end and cannot be streamed; leave the streamer out")
     each = max(generation_config.num_beams, generation_config.num_return_sequences)
     prompts = None if own is None else (own[0].repeat_interleave(each, 0), own[1].repeat_interleave(each, 0))
-    # beam search adds up log-probabilities; the other modes hand out logits, as the base alone would
+    # beam search adds up log-probabilities; the other modes return logits, like the base alone
     run = Run(proxy, mask=inputs.get("attention_mask"), own=prompts, each=each, normalise=beams)
     processors = LogitsProcessorList([run, *logits_processor])
     loop = decoding_loop(model, beams=beams)

@@ -11,17 +11,17 @@ MAX_NAMED = 3
 
 
 def same_tokens(base: PreTrainedTokenizerBase, *others: PreTrainedTokenizerBase) -> int | None:
-    """Refuses models whose logits cannot be added, since an id is one token here and another there.
+    """Refuses models whose logits cannot be added, since an id means different tokens in them.
 
-    Vocabularies may differ in size: one may end earlier, if all its ids are the same tokens in the longer one.
+    Vocabularies may differ in size if all ids of the shorter one are the same tokens in the longer one.
 
     Args:
         base: tokenizer of the large model.
         others: tokenizers of the small models.
 
     Returns:
-        From which id on the base has tokens that not all of the others have; None where it has none but padding. The small
-        models know nothing of them, so they must neither be said nor stand in a text.
+        The id from which on the base has tokens that not all others have; None if it has none, padding aside. Such tokens
+        must not be generated and must not stand in a text, as the small models do not know them.
 
     Raises:
         ValueError: names the first ids that differ, and both tokens of each.

@@ -32,10 +32,10 @@ class Written:
     """One text.
 
     Attributes:
-        prompt: what it follows.
-        text: what follows.
-        whole: both, as the large model's tokenizer reads them.
-        acted: where it was steered.
+        prompt: the text before it.
+        text: the generated text.
+        whole: both, as the large model's tokenizer decodes them.
+        acted: where the text was steered.
     """
 
     prompt: str
@@ -54,10 +54,10 @@ def write(
     out: Path | None = None,
     **facts: Any,
 ) -> list[Written]:
-    """Writes on from each prompt with the large model, steered by the small ones; no weights are touched.
+    """Continues each prompt with the large model, steered by the small ones; no weights are changed.
 
     Args:
-        models: as `load_trio` gives them.
+        models: from `load_trio`.
         prompts: texts, none of them empty.
         writing: how long, and how tokens are chosen.
         chat: the expert reads each prompt in its chat template; the others read it as it is.
@@ -89,7 +89,7 @@ def write(
 
 
 def check_texts(prompts: Sequence[str], alpha: Sequence[float]) -> None:
-    """Raises ValueError where nothing can be written, before anything is loaded."""
+    """Raises ValueError for prompts or α that cannot be used, before anything is loaded."""
     if not prompts or not alpha:
         raise ValueError("--prompt and --alpha each need at least one value")
     if not all(text.strip() for text in prompts):
@@ -105,7 +105,7 @@ def _generated(
     options: dict[str, Any],
     streamer: BaseStreamer | None,
 ) -> Tensor:
-    """Ids of prompts and texts, (B, L); says how far it is where nothing streams."""
+    """Ids of prompts and texts, (B, L); shows the progress if nothing streams."""
     with nullcontext() if streamer is not None else progress("writing", options["max_new_tokens"]) as done:
         made: Tensor = generate(
             models.base, models.proxy, inputs["input_ids"], attention_mask=inputs["attention_mask"], expert_inputs=own,
@@ -119,7 +119,7 @@ def _read(models: Trio, ids: list[int]) -> str:
 
 
 class _Told:
-    """A stopping criterion that stops nothing and tells how many tokens are written."""
+    """A stopping criterion that never stops, and reports the progress."""
 
     def __init__(self, done: Callable[[float], None]) -> None:
         self.done = done
@@ -151,6 +151,6 @@ def _rows(inputs: dict[str, Tensor]) -> list[Tensor]:
 
 
 def up_to_end(ids: list[int], ends: int | list[int] | None) -> list[int]:
-    """`ids` up to and with the first token that ends a text."""
+    """`ids` up to the first token that ends a text, which is included."""
     known = set(ends) if isinstance(ends, list) else {ends}
     return next((ids[: place + 1] for place, token in enumerate(ids) if token in known), ids)
