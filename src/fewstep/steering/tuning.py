@@ -90,8 +90,8 @@ class ProxyTuning:
         if self._run is None or not self._run.continues(input_ids):
             if self._run is not None and self._run.rolled_back(input_ids):
                 raise ValueError(
-                    "the text lost some tokens since the last call: assisted and speculative decoding cannot be proxy-tuned, "
-                    "so leave them out. For a new text that begins like the last one call reset() first"
+                    "the text lost tokens since the last call: assisted and speculative decoding cannot be proxy-tuned, so "
+                    "leave them out. For a new text that begins like the last one call reset() first"
                 )
             self._refuse_padding(input_ids)
             self._run = Run(self, normalise=True)

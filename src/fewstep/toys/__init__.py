@@ -1,1 +1,1 @@
-"""Small language models from nothing: an invented world to know, a vocabulary of words, training by transformers."""
+"""Small language models trained from scratch: generated tasks and prose, a vocabulary of words, transformers' Trainer."""

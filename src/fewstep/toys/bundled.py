@@ -37,11 +37,11 @@ def train_masked(
     save_every: float = 120.0,
     resume: bool = False,
 ) -> ModernBertForMaskedLM:
-    """Trains a small masked diffusion language model on generated tasks; leaves it in `out`/model, with its tokenizer.
+    """Trains a small masked diffusion language model on generated tasks; writes it into `out`/model, with its tokenizer.
 
     Args:
         out: folder of the run.
-        items: training items to see, each once.
+        items: number of training items, each used once.
         batch: items a step.
         hidden, layers, heads, intermediate: of the network, as in `new_masked_lm`.
         rate: peak learning rate; falls to 0 along a cosine.
@@ -50,7 +50,7 @@ def train_masked(
         resume: go on from the last state in `out`, if there is one.
 
     Raises:
-        ValueError: numbers that make no network or no training; and what `fit` raises.
+        ValueError: a number that no network or training can have; and as for `fit`.
     """
     at_least(1, items=items, batch=batch, hidden=hidden, layers=layers, heads=heads, intermediate=intermediate)
     at_least(0, seed=seed, save_every=save_every)

@@ -1,4 +1,4 @@
-"""Masked diffusion on generated tasks: hide a share t of each region, predict what was hidden."""
+"""Masked diffusion on generated tasks: a share t of each region is hidden, and the network predicts the hidden tokens."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .tokens import EOS, MASK, PAD
 if TYPE_CHECKING:
     from transformers import ModernBertForMaskedLM, PreTrainedTokenizerFast
 
-GOLDEN = 0.6180339887498949  # multiples of it, modulo 1, fill the unit interval evenly from any one on
-IGNORED = -100  # of a label, in transformers' losses
+GOLDEN = 0.6180339887498949  # its multiples modulo 1 fill the unit interval evenly, from any start
+IGNORED = -100  # label that transformers' losses ignore
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """Training items: the text of an item with a share of its region hidden. number -> (ids, labels), (L,) long each.
+    """Training items with a share of their region hidden: number -> (ids, labels), (L,) long each.
 
-    Runs of `run` numbers are of one family, as rows of one family have nearly one length; families take turns. A token of
-    the region that is not given is hidden with probability t, and at least one is; t of consecutive items fills (0, 1)
-    evenly. Labels are the hidden tokens.
+    `run` consecutive items belong to one family, as those have nearly the same length; families take turns. Each token of
+    the region that is not given is hidden with probability t, and at least one is hidden. The t of consecutive items fill
+    (0, 1) evenly. Labels are the hidden tokens.
 
     Args:
-        stages: pairs of a run and the families that take turns from that run on; one named twice gets twice the items.
+        stages: pairs of a run and the families that take turns from that run on; a family named twice gets twice the items.
         vocabulary: word -> id.
-        run: how many items of a family in a row; the batch size.
-        seed: of what is hidden.
+        run: number of consecutive items of a family; the batch size.
+        seed: of the hidden places.
 
     Reference: Sahoo et al. 2024, Simple and Effective Masked Diffusion Language Models.
     """
@@ -71,7 +71,7 @@ class Hidden:
 
 
 def canvas(item: Item, vocabulary: dict[str, int]) -> Tensor:
-    """The item as a decoder gets it: prompt and givens, masks elsewhere, (L,) long."""
+    """The canvas (L,) of an item for a decoder: prompt and given words, masks elsewhere."""
     region = [word if place in item.given else MASK for place, word in enumerate(item.target)]
     return torch.tensor([vocabulary[word] for word in (*item.prompt, *region)])
 
@@ -80,7 +80,7 @@ def new_masked_lm(
     tokenizer: PreTrainedTokenizerFast, *, hidden: int = 128, layers: int = 6, heads: int = 4, intermediate: int = 192,
     longest: int = 128,
 ) -> ModernBertForMaskedLM:  # fmt: skip
-    """An untrained ModernBERT with attention to everything in every layer, without dropout, its embeddings tied."""
+    """An untrained ModernBERT with full attention in every layer, without dropout, with tied embeddings."""
     from transformers import ModernBertConfig, ModernBertForMaskedLM
 
     pad, eos = tokenizer.convert_tokens_to_ids([PAD, EOS])

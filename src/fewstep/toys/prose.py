@@ -1,6 +1,6 @@
-"""Plain prose about an invented world and about sums, to learn from; and a skill that such prose never shows.
+"""Training texts about an invented world and about sums, and problems that need a skill which no text shows.
 
-Everything is words with a space between any two, and a function of a seed and a number.
+A text consists of words with a space between any two, and is a function of a seed and a number.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ SUMS = {
     MINUS: ("{a} minus {b} is {c} .", "{b} less than {a} is {c} ."),
 }
 ASK = "question : {question} answer :"
-LARGEST = 50  # of all numbers
-MORE = 10  # what the skill adds
+LARGEST = 50  # number in a text
+MORE = 10  # added by the skill
 ANSWER = "the answer is {} ."
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A question for a sum, and the answer that the skill gives: 10 more than the sum, in two written steps.
+    """A question for a sum, and the answer of the skill: 10 more than the sum, in two written steps.
 
     Attributes:
-        prompt: ends where the answer starts, as questions in the prose do.
-        worked: the sum, as the prose would answer; then 10 more; then "the answer is".
+        prompt: the question, up to where the answer starts.
+        worked: the answer: the sum as in the prose; then the sum plus 10; then "the answer is" and the number.
         answer: a number as a word.
     """
 
@@ -49,15 +49,15 @@ class Choice:
 
 
 def documents(world: World, *, largest: int = LARGEST, seed: int = 0) -> Callable[[int], str]:
-    """Text number k of an endless supply: facts, sums, or a question about one of either with its answer.
+    """A function that gives text number k: facts, sums, or a question about a fact or a sum with its answer.
 
-    A text of facts or sums makes two to four statements, each in any of its phrasings; some sums end with "the answer is".
-    Questions are asked about the first half of the people only. Their answer is one sentence, behind which some go on with
-    other sums, but never with "the answer is".
+    A text of facts or sums has two to four statements, each in any of its phrasings; some sums end with "the answer is".
+    Questions about facts are about the first half of the people only. An answer is one sentence. Further sums may follow
+    an answer, but never "the answer is".
 
     Args:
         world: gives the facts.
-        largest: no number is larger; none is below 0.
+        largest: numbers are 0 to this.
         seed: of the choice of texts.
     """
     facts, each = world.facts, len(world.relations)
@@ -85,14 +85,14 @@ def documents(world: World, *, largest: int = LARGEST, seed: int = 0) -> Callabl
 
 
 def state(rng: random.Random, fact: Fact) -> str:
-    """The fact as a sentence, in any of its phrasings."""
+    """The fact as a sentence, in a random phrasing."""
     return rng.choice(fact.relation.statements).format(person=fact.person, value=fact.value)
 
 
 def problem(number: int, *, largest: int = LARGEST, seed: int = 0) -> Problem:
-    """Problem number k of all there are, in an order that `seed` chooses; −1 is the last, as in a list.
+    """Problem `number` of all problems, in an order that `seed` decides; −1 is the last, as in a list.
 
-    Different numbers are different problems: tune on those from the front and test on those from the back.
+    Different numbers are different problems: tune on the first ones and test on the last ones.
     """
     a, op, b, c = _problems(largest, seed)[number]
     steps = (SUMS[op][0].format(a=a, b=b, c=c), SUMS[PLUS][0].format(a=c, b=MORE, c=c + MORE))
@@ -102,8 +102,8 @@ def problem(number: int, *, largest: int = LARGEST, seed: int = 0) -> Problem:
 
 
 def answered(text: str) -> str | None:
-    """The number that a text gives as its answer: what follows "the answer is", else the last number of its first sentence
-    that holds one; None without any."""
+    """The number that a text gives as its answer: the word after "the answer is", else the last number in the first
+    sentence with a number; None without a number."""
     words = text.split()
     for place in range(len(words) - 3):
         if words[place : place + 3] == ["the", "answer", "is"]:
@@ -116,13 +116,13 @@ def answered(text: str) -> str | None:
 
 
 def choice(fact: Fact) -> Choice:
-    """The fact in its first phrasing, cut off before its value, with all values of its relation to choose from."""
+    """The fact in its first phrasing up to its value, with all values of its relation as options."""
     before, _, _ = fact.relation.statements[0].format(person=fact.person, value="\0").partition(" \0")
     return Choice(before, fact.relation.values, fact.relation.values.index(fact.value))
 
 
 def vocabulary(world: World, *, largest: int = LARGEST) -> tuple[str, ...]:
-    """All words of the prose and the problems: the language's first, then the numbers, the values and the people."""
+    """All words of the prose and the problems: those of the phrasings, then numbers, values and names."""
     sentences = [ASK, "what is ? the answer is", *(sentence for kind in SUMS.values() for sentence in kind)]
     for relation in world.relations:
         sentences += [*relation.statements, relation.question]
@@ -134,7 +134,7 @@ def vocabulary(world: World, *, largest: int = LARGEST) -> tuple[str, ...]:
 def blocks(
     document: Callable[[int], str], encode: Callable[[str], list[int]], end: int, length: int
 ) -> Callable[[int], list[int]]:
-    """Block number k: ids of whole texts one after the other, each with `end` behind it, cut off at `length`.
+    """A function that gives block number k: ids of texts one after the other, each followed by `end`, cut off at `length`.
 
     No text is in two blocks.
     """
@@ -151,7 +151,7 @@ def blocks(
 
 
 def _sum(rng: random.Random, largest: int, a: int | None = None) -> tuple[int, str, int, int]:
-    """a op b = c with 1 ≤ b and 0 ≤ a, c ≤ largest, evenly over what is possible for a uniform a."""
+    """a op b = c with 1 ≤ b and 0 ≤ a, c ≤ largest: a uniform unless given, and c uniform over the numbers other than a."""
     a = rng.randint(0, largest) if a is None else a
     c = rng.choice([n for n in range(largest + 1) if n != a])
     op = PLUS if c > a else MINUS
@@ -159,7 +159,7 @@ def _sum(rng: random.Random, largest: int, a: int | None = None) -> tuple[int, s
 
 
 def _sums(rng: random.Random, largest: int, here: int | None, n: int) -> Iterator[str]:
-    """`n` sums, each from where the last one ended, the first from `here`, or from anywhere."""
+    """`n` sums. Each starts with the last result, the first with `here`, in half of the cases, else with any number."""
     for _ in range(n):
         a, op, b, c = _sum(rng, largest, here if rng.random() < 0.5 else None)
         yield rng.choice(SUMS[op]).format(a=a, b=b, c=c)
@@ -167,7 +167,7 @@ def _sums(rng: random.Random, largest: int, here: int | None, n: int) -> Iterato
 
 
 def _reckon(rng: random.Random, largest: int) -> Iterator[str]:
-    """Two to four sums, and sometimes what the last one came to."""
+    """Two to four sums, and sometimes the last result again after "the answer is"."""
     yield from (said := list(_sums(rng, largest, None, rng.randint(2, 4))))
     if rng.random() < 0.3:
         yield ANSWER.format(said[-1].split()[-2])

@@ -1,6 +1,6 @@
 """Generated tasks with checkable answers: word problems, sudoku, and questions about an invented world.
 
-An item is a function of (family, number, held out or not). All text is words with a space between any two.
+An item is a function of (family, number, held out or not). A text consists of words with a space between any two.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from .tokens import EOS
 from .world import World
 
 ANSWER = ("the", "answer", "is")
-HELD_OUT_SHARE = 16  # one key in so many is never trained on
+HELD_OUT_SHARE = 16  # one key of this many is never trained on
 
 
 @dataclass(frozen=True)
 class Item:
-    """Words that are seen, then a region of words to fill in.
+    """A prompt, and a region of words to fill in.
 
     Attributes:
-        prompt: what stands before the region.
-        target: one right filling of the region, filled up with the end of text.
-        given: places of the region that are seen from the start.
-        answer: what is asked for, in one word where one word is enough.
+        prompt: words before the region.
+        target: one right filling of the region, padded with the end of text.
+        given: places of the region that are given.
+        answer: the answer, one word if one word is enough.
     """
 
     prompt: tuple[str, ...]
@@ -42,8 +42,8 @@ class Item:
 class Family(Protocol):
     """Items of one kind, whose region always has `length` words.
 
-    `item(number, held_out)` makes one; what `held_out` items are about is in no other item. `right(item, words)` says
-    whether the region, filled with `words`, answers the item. `words` are all that occur.
+    `item(number, held_out)` makes an item; the content of held-out items occurs in no other item. `right(item, words)` says
+    whether the region, filled with `words`, answers the item. `words` holds all words that occur.
     """
 
     @property
@@ -59,14 +59,14 @@ class Family(Protocol):
 
 @dataclass(frozen=True)
 class WordProblems(Family):
-    """Two to four gains and losses of some things; the steps are written out before the answer.
+    """Two to four gains and losses of things, with the steps written out before the answer.
 
     "tom has 7 apples . he buys 3 more . he gives 2 away . how many apples does tom have ?" is answered by
     "7 + 3 = 10 . 10 - 2 = 8 . the answer is 8". No chain of numbers of a held-out item occurs in training.
 
     Args:
         seed: of everything random.
-        suffix: share of items in which "the answer is" is given, right before the last word of the region.
+        suffix: share of items in which "the answer is" is given, just before the last word of the region.
         most: largest number.
         first: largest number at the start.
         change: largest gain or loss.
@@ -133,12 +133,12 @@ class WordProblems(Family):
 class Sudoku(Family):
     """6 × 6 sudoku with boxes of 2 × 3: every row, column and box holds 1 to 6; some cells are given.
 
-    The region is six rows, each a given label and six cells. Every valid grid that keeps the givens is right. No grid of a
-    held-out item occurs in training, whatever is given of it.
+    The region is six rows, each a given label and six cells. Every valid grid with the given cells is right. No grid of a
+    held-out item occurs in training, with any cells given.
 
     Args:
         seed: of everything random.
-        givens: how many cells are given.
+        givens: number of given cells.
     """
 
     seed: int = 0
@@ -172,18 +172,18 @@ class Sudoku(Family):
 
 @dataclass(frozen=True)
 class Facts(Family):
-    """Questions with four options about an invented world: the fact is recalled, then its option named.
+    """Questions with four options about an invented world: the fact is stated, then its option.
 
-    "where does brako live ? A tudo B seli C mapo D nigu" is answered by "brako lives in seli . the answer is seli". No set
-    of options of a held-out question occurs in training with the same question, in whatever order.
+    "where does brako live ? A tudo B seli C mapo D nigu" is answered by "brako lives in seli . the answer is seli". The
+    options of a held-out question do not occur with the same question in training, in any order.
 
     Args:
-        world: what is asked about.
-        people: how many of its people; of the others nothing is said.
+        world: the world of the facts.
+        people: number of its people that occur.
         seed: of everything random.
-        statements: share of items that state a fact about a given person in place of a question.
-        ending: what the answer ends with: the option, its letter or the letter and then the option. Letters were not
-            learned: who knows the fact needs no look at the options, but for a letter's sake.
+        statements: share of items that state a fact about a given person instead of a question.
+        ending: how the answer ends: with the option, its letter, or the letter and then the option. The bundled model did
+            not learn letters: unlike the option, a letter cannot be known without reading the options.
     """
 
     world: World = field(default_factory=lambda: World(people=40))
@@ -226,7 +226,7 @@ class Facts(Family):
 
 
 def stated_answer(words: Sequence[str]) -> str | None:
-    """The word behind the first "the answer is", None where there is none."""
+    """The word after the first "the answer is"; None without one."""
     for place in range(len(words) - len(ANSWER)):
         if tuple(words[place : place + len(ANSWER)]) == ANSWER:
             return words[place + len(ANSWER)]
@@ -234,15 +234,15 @@ def stated_answer(words: Sequence[str]) -> str | None:
 
 
 def bundled_families() -> dict[str, Family]:
-    """What the bundled text model can do, by name."""
+    """The tasks of the bundled text model, by name."""
     return {"word problems": WordProblems(), "sudoku": Sudoku(), "facts": Facts()}
 
 
 def text_stages() -> tuple[tuple[int, tuple[Family, ...]], ...]:
-    """What the bundled text model was trained on: from which step on which families take turns.
+    """The training of the bundled text model: pairs of a step and the families that take turns from that step on.
 
-    Sudoku, whose cells are decided by all others together, is not learned at all when the rest comes at the same time;
-    once it is learned it needs little to be kept. Given suffixes and plain statements are among the items.
+    Sudoku, where each cell depends on all others, is not learned if the other tasks are trained from the start. Once it is
+    learned, few items keep it. Some items have given suffixes or are plain statements.
     """
     sudoku, problems, facts = Sudoku(), WordProblems(suffix=0.25), Facts(statements=0.25)
     larger, everyone = replace(problems, first=20, change=9), replace(facts, people=40, ending="letter")
@@ -275,7 +275,7 @@ def _facts(world: World, people: int) -> Any:
 
 @cache
 def _rows() -> tuple[Any, Any, Any]:
-    """All 720 rows, which two differ in every column, and which two differ in every box when one is below the other."""
+    """All 720 rows; which two differ in every column; and which two have no digit in common in a box of both."""
     rows = np.array(list(permutations(range(1, 7))))  # (720, 6)
     columns = (rows[:, None] != rows[None]).all(-1)  # (720, 720)
     left = np.left_shift(1, rows[:, :3]).sum(1)  # the set of digits in the left box
@@ -283,7 +283,7 @@ def _rows() -> tuple[Any, Any, Any]:
 
 
 def _grid(rng: random.Random) -> list[list[int]]:
-    """A valid grid, row after row by chance; one that has no next row is dropped. All occur, not all equally often."""
+    """A valid grid, drawn row by row; a grid without a next row is dropped. All grids occur, not all equally often."""
     rows, columns, boxes = _rows()
     while True:
         chosen: list[int] = []

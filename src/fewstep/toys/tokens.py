@@ -14,7 +14,7 @@ PAD, EOS, MASK, UNKNOWN = "<pad>", "<eos>", "<mask>", "<unk>"
 def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     """A tokenizer for words separated by spaces: ids 0 to 3 are padding, end of text, mask and unknown, then the words.
 
-    It loads again with AutoTokenizer. Nothing is put in front of or behind a text.
+    AutoTokenizer loads it again. It adds no token before or after a text.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

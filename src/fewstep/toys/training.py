@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-STATE = "trainer_state.json"  # what the Trainer writes last
+STATE = "trainer_state.json"  # the last file that the Trainer writes
 
 
 class Numbered(Dataset[Item], Generic[Item]):
-    """Items 0 to n − 1, made when they are asked for; so a resumed run sees what an uninterrupted one would."""
+    """Items 0 to n − 1, made at each access, so a resumed run gets the same items as an uninterrupted one."""
 
     def __init__(self, make: Callable[[int], Item], n: int) -> None:
         self.make, self.n = make, n
@@ -63,16 +63,16 @@ def fit(
     save_every: float = 120.0,
     loss: Callable[..., Tensor] | None = None,
 ) -> None:
-    """Trains `model` in place, once through `items` in order, the rate falling to 0 along a cosine.
+    """Trains `model` in place, once through `items` in order; the learning rate falls to 0 along a cosine.
 
     Args:
-        model: takes what `collate` returns; `labels` among it give the loss unless `loss` computes it.
-        items: what to see.
-        collate: makes a batch of tensors of items.
-        out: folder of the run; `checkpoint-*` in it hold what `resume` goes on from, `settings.json` how it began.
+        model: takes the batches of `collate`; their `labels` give the loss unless `loss` computes it.
+        items: training items.
+        collate: makes a batch of tensors from items.
+        out: folder of the run; `checkpoint-*` in it hold states to resume from, `settings.json` the settings.
         batch: items a step.
         rate: peak learning rate of AdamW, after `warmup` steps.
-        warmup: steps.
+        warmup: steps in which the rate rises.
         seed: of dropout.
         resume: go on from the last checkpoint in `out`.
         bf16: mixed precision.
@@ -80,11 +80,10 @@ def fit(
         loss: (outputs, labels, num_items_in_batch=…) -> scalar.
 
     Raises:
-        ValueError: there is a run in `out` and `resume` is not asked for, or it began otherwise, or its checkpoint is
-            damaged.
-        FloatingPointError: the weights are no longer finite; what was saved before is good.
+        ValueError: there is a run in `out` without `resume`, with other settings, or with a damaged checkpoint.
+        FloatingPointError: the weights are no longer finite; earlier checkpoints are good.
         Interrupted: the run was told to stop; its last checkpoint is of that step.
-        OSError: it was told to stop and could not write that checkpoint.
+        OSError: the run was told to stop and could not write that checkpoint.
     """
     with running(out) as interrupt:
         settings = {"items": len(items), "batch": batch, "rate": rate, "warmup": warmup, "seed": seed, "bf16": bf16}
@@ -99,16 +98,16 @@ def fit(
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
         done = f"stopped after {min(trainer.state.global_step * batch, len(items))} of {len(items)} items"
         if interrupt.by and checkpoints.missing:
-            raise OSError(f"{done}; {checkpoints.missing}: make room, and --resume goes on from what was saved before")
+            raise OSError(f"{done}; {checkpoints.missing}: make room; --resume goes on from the checkpoint before")
     if interrupt.by:
-        raise Interrupted(f"{done}; they are saved, go on with --resume", interrupt.by)
+        raise Interrupted(f"{done}; the state is saved, go on with --resume", interrupt.by)
 
 
 def _begun(out: Path, settings: dict[str, Any], *, resume: bool) -> Path | None:
-    """The checkpoint to go on from, None for a new run, whose settings are kept.
+    """The checkpoint to go on from; None for a new run, whose settings are written.
 
     Raises:
-        ValueError: there is a run and `resume` is not asked for, or it began with other settings.
+        ValueError: there is a run without `resume`, or with other settings.
     """
     last = _last_checkpoint(out)
     if goes_on(out, saved=last is not None, resume=resume):
@@ -119,7 +118,7 @@ def _begun(out: Path, settings: dict[str, Any], *, resume: bool) -> Path | None:
 
 
 def _arguments(*, batch: int, rate: float, warmup: int, seed: int, bf16: bool) -> dict[str, Any]:
-    """The Trainer's, by which it goes once through the items in order and leaves saving to us."""
+    """Arguments of the Trainer: once through the items in order, without saving of its own."""
     return {
         "per_device_train_batch_size": batch, "num_train_epochs": 1, "learning_rate": rate, "warmup_steps": warmup,
         "lr_scheduler_type": "cosine", "seed": seed, "train_sampling_strategy": "sequential", "save_strategy": "no",
@@ -130,7 +129,7 @@ def _arguments(*, batch: int, rate: float, warmup: int, seed: int, bf16: bool) -
 
 
 def _last_checkpoint(out: Path) -> Path | None:
-    """Where the run in `out` goes on; what a killed one left without its state, which comes last, is removed."""
+    """The last complete checkpoint of the run in `out`, None without one; incomplete ones are removed."""
     folders = _checkpoints(out)
     for step, folder in [*folders.items()]:
         if not (folder / STATE).exists():
@@ -139,7 +138,7 @@ def _last_checkpoint(out: Path) -> Path | None:
 
 
 def steps_saved(out: Path) -> int:
-    """The steps that the run in `out` has done when it was saved last."""
+    """The step of the last complete checkpoint of the run in `out`; 0 without one."""
     return max((step for step, folder in _checkpoints(out).items() if (folder / STATE).exists()), default=0)
 
 
@@ -149,17 +148,19 @@ def _checkpoints(out: Path) -> dict[int, Path]:
 
 @contextmanager
 def _read(checkpoint: Path | None) -> Iterator[None]:
-    """Says so where a checkpoint cannot be read; the Trainer takes plain tensors, and of others it says how to run them."""
+    """Raises ValueError if the checkpoint cannot be read; the Trainer's own message advises to run code in the file."""
     try:
         yield
     except (UnpicklingError, SafetensorError, JSONDecodeError, UnicodeDecodeError, EOFError, RuntimeError) as error:
         if checkpoint is None or (isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error)):
             raise
-        raise ValueError(f"{checkpoint} is damaged, or not of our making; start the run anew in another folder") from error
+        raise ValueError(
+            f"{checkpoint} is damaged, or not a checkpoint of fewstep; start the run anew in another folder"
+        ) from error
 
 
 class _Saves(TrainerCallback):  # type: ignore[misc]
-    """Decides after each step whether the state is to be saved, and whether to stop."""
+    """Decides after each step whether to save the state, and whether to stop."""
 
     def __init__(self, interrupt: Interrupt, every: float) -> None:
         self.interrupt, self.every, self.saved = interrupt, every, time.monotonic()
@@ -169,8 +170,8 @@ class _Saves(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         if not finite(parts["model"]):
             raise FloatingPointError(
-                f"step {state.global_step}: the weights after it are not finite; start anew, in another folder and with a "
-                "lower --rate"
+                f"the weights after step {state.global_step} are not finite; start anew in another folder, with a lower "
+                "--rate"
             )
         stop, due = self.interrupt.by > 0, time.monotonic() - self.saved >= self.every
         control.should_save = stop or due or state.global_step >= state.max_steps
@@ -181,10 +182,10 @@ class _Saves(TrainerCallback):  # type: ignore[misc]
 
 
 class _Checkpoints:
-    """Writes those of a trainer: a full disk costs one of them, not the weights in memory.
+    """Writes the checkpoints of a trainer. On a full disk a checkpoint is lost, and the training goes on.
 
     Attributes:
-        missing: why the last one is not there, if it is not.
+        missing: why the last checkpoint is missing; "" if it was written.
     """
 
     def __init__(self, trainer: Trainer) -> None:

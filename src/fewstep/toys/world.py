@@ -1,4 +1,4 @@
-"""An invented world: people and what is true of them, a function of a seed. No model can know it unless it was told."""
+"""An invented world: people and facts about them, a function of a seed. Only a model trained on the facts knows them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VOWELS = ("a", "e", "i", "o", "u")
 
 @dataclass(frozen=True)
 class Relation:
-    """What can be true of a person: words with one hole for the person and, in `statements`, one for the value."""
+    """A kind of fact: texts with a placeholder for the person and, in `statements`, one for the value."""
 
     name: str
     statements: tuple[str, ...]
@@ -32,9 +32,9 @@ class Fact:
 
 @dataclass(frozen=True)
 class World:
-    """`people` invented names, each with one value of every relation, chosen evenly by chance.
+    """`people` invented names, each with one value of every relation, drawn uniformly at random.
 
-    All text is words and punctuation with a space between any two.
+    All text consists of words and punctuation marks with a space between any two.
     """
 
     people: int = 64
@@ -47,7 +47,7 @@ class World:
 
     @property
     def relations(self) -> tuple[Relation, ...]:
-        """What can be true of them; the towns are invented as well."""
+        """The kinds of facts; the towns are invented as well."""
         towns = _invented(self.seed)[self.people : self.people + 12]
         return (
             Relation("town", ("{person} lives in {value} .", "the home of {person} is {value} ."),
@@ -65,7 +65,7 @@ class World:
 
     @property
     def facts(self) -> tuple[Fact, ...]:
-        """Everything that is true, person by person."""
+        """All facts, person by person."""
         rng = random.Random(f"facts {self.seed}")
         relations = self.relations
         return tuple(Fact(person, relation, rng.choice(relation.values)) for person in self.names for relation in relations)
@@ -73,7 +73,7 @@ class World:
 
 @lru_cache(maxsize=8)
 def _invented(seed: int) -> tuple[str, ...]:
-    """All names that the syllables make, shuffled."""
+    """All names that the syllables can form, shuffled."""
     names = ["".join(part) for part in product(ONSETS, VOWELS, ONSETS[:14], VOWELS)]
     random.Random(f"names {seed}").shuffle(names)
     return tuple(names)
