@@ -1,4 +1,4 @@
-"""Masked diffusion language models: decode them, and stop as soon as they know."""
+"""Masked diffusion language models: decode them, and stop as soon as the answer is known."""
 
 from __future__ import annotations
 

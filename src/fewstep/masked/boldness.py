@@ -1,4 +1,4 @@
-"""How bold a commit rule itself may be: from safe to bold until it changes too many answers, with a guarantee."""
+"""Calibrates how bold a commit rule may be: from safe to bold until it changes too many answers, with a guarantee."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from .schedule import Region
 from .settling import Same
 from .step import CommitRule
 
-# what rules are tried with, from safe to bold: a probability, a factor, nats
+# the values that are tried, from safe to bold: a probability, a factor, nats
 CONFIDENCES = (0.999, 0.997, 0.995, 0.99, 0.98, 0.97, 0.95, 0.93, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 PARALLEL = (0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
 BOUNDS = (0.001, 0.003, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
 
 
 class Answer(NamedTuple):
-    """What a row was decoded to."""
+    """The result of a row."""
 
     ids: list[int]  # the whole row, prompt included
     steps: int
 
 
 class Tried(NamedTuple):
-    """A rule, and what it does to the calibration rows."""
+    """A rule, and its results on the calibration rows."""
 
     value: float  # its confidence, factor or bound
     rule: CommitRule
@@ -42,10 +42,10 @@ class Tried(NamedTuple):
 
 
 def graded(rule: CommitRule) -> list[tuple[float, CommitRule]]:
-    """The rule as safe and as bold as it is to be tried, from safe to bold, each with its confidence, factor or bound.
+    """The rule at each value that is tried, from safe to bold, as (confidence, factor or bound; rule).
 
     Raises:
-        ValueError: it has none of them.
+        ValueError: the rule has no confidence, factor or bound.
     """
     if isinstance(rule, Blockwise | Last):
         return [(value, replace(rule, rule=inner)) for value, inner in graded(rule.rule)]
@@ -74,13 +74,13 @@ def calibrate_rule(
 ) -> Calibration:
     """Learn-then-Test over the boldness of a rule itself: rules are tried from safe to bold until one fails.
 
-    Every row is decoded in full once, and once by each rule that is tried, which passes as a threshold does in `calibrate`.
+    Every row is decoded in full once, and once by each rule that is tried. A rule passes like a threshold in `calibrate`.
 
     Args:
         predictor, rows, decoding, epsilon, delta: as for `calibrate`.
-        rules: from safe to bold, each with its number; see `graded`. They must not be chosen with a look at `rows`.
+        rules: from safe to bold, each with its value; see `graded`. They must be chosen without looking at `rows`.
         full: full decoding, whose answers are to be kept.
-        region: where the answer stands; None is the whole generation.
+        region: the place of the answer; None is the whole generation.
 
     Raises:
         ValueError: too few rows for any guarantee, or no rules.
@@ -98,13 +98,13 @@ def calibrate_rule(
 
 
 def answers(predictor: MaskPredictor, rows: Sequence[Tensor], rule: CommitRule, decoding: Decoding) -> list[Answer]:
-    """What a rule makes of the rows."""
+    """The results of decoding by a rule."""
     done = decoding.decode(predictor, rows, rule)
     return [Answer(row.ids.tolist(), int(row.committed_at.max()) + 1) for row in done]
 
 
 def places(rows: Sequence[Tensor], mask_id: int, region: Region | None) -> list[list[int]]:
-    """Where the answer of each row stands."""
+    """The places of the answer in each row."""
     found = [row == mask_id for row in rows]
     return [(open if region is None else region(open[None])[0]).nonzero().flatten().tolist() for open in found]
 
@@ -113,7 +113,7 @@ def compared(
     value: float, rule: CommitRule, found: Sequence[Answer], whole: Sequence[Answer], where: Sequence[list[int]],
     same: Same | None = None,
 ) -> Tried:  # fmt: skip
-    """How many answers are others than full decoding's, at the places `where` they stand or as `same` says."""
+    """Counts the answers that differ from full decoding's, at the places `where` or by `same`."""
 
     def agree(one: Answer, other: Answer, at: list[int]) -> bool:
         if same is not None:
@@ -128,7 +128,7 @@ def compared(
 def climb(
     tried: Iterable[Tried], full: CommitRule, whole: Sequence[Answer], *, epsilon: float, delta: float
 ) -> Calibration:
-    """The last of the rules that are tried, one after another, before the first that changes too much."""
+    """The calibration: the last rule before the first one that changes too many answers."""
     n, steps = len(whole), sum(row.steps for row in whole) / len(whole)
     kept = Calibration(full, None, epsilon, delta, n, 0, None, steps, steps)
     for each in tried:

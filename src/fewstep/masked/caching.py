@@ -1,4 +1,4 @@
-"""Caches: keys and values that a network has computed are used again where little has changed since."""
+"""Caches: keys and values are used again where little has changed since they were computed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .predictor import Canvas, NetworkPredictor, facts_of
 
 
 class Row(NamedTuple):
-    """What is known of a row at a read; the same as in `Facts`."""
+    """The facts of a row at a read; see `Facts`."""
 
     length: int
     first: int
@@ -23,29 +23,30 @@ class Row(NamedTuple):
     until: int
 
 
-State = tuple[int, int]  # what a cache notes of a row at a read, to know at the next what has become of it
+State = tuple[int, int]  # a cache's note about a row at a read, for the next read
 
 
 class Cache(Protocol):
-    """Says which columns of a row are computed at a read."""
+    """Decides which columns of a row are computed at a read."""
 
     def columns(self, row: Row, last: State | None, shift: int, /) -> tuple[int, int, State]:
-        """From and to which column, and what to note; `last` is what was noted at the last read, None at the first.
+        """First column, column after the last, and the note for the next read; `last` is the last note, None at first.
 
-        What stands at a column is predicted `shift` columns before it.
+        The logits for a column stand `shift` columns before it.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keeps what stands before the block that is being decoded; the block and all behind it are computed at every read.
+    """Keeps the columns before the current block; the block and all columns after it are computed at every read.
 
-    All of a row is computed when a block begins, and again after `refresh` reads.
+    The whole row is computed when a block begins, and again after `refresh` reads.
 
     Args:
         block: length of the blocks, counted from a row's first open position; None is one block.
-        refresh: reads from one computation of all to the next, at most; 1 is no cache, None only when a block begins.
+        refresh: at most this many reads from one computation of the whole row to the next; 1 is no cache; None computes it
+            only when a block begins.
 
     Raises:
         ValueError: a block or a refresh below 1.
@@ -66,14 +67,14 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Dual:
-    """Keeps all but the block that is being decoded, and its neighbours; what is behind stays as at the last refresh.
+    """Keeps all columns but the current block and its neighbours; later columns stay as at the last refresh.
 
     Args:
         block, refresh: as for `Prefix`.
-        around: how many neighbours on each side are computed with the block.
+        around: number of neighbours on each side that are computed with the block.
 
     Raises:
-        ValueError: a block or a refresh below 1, or fewer neighbours than none.
+        ValueError: a block or a refresh below 1, or `around` below 0.
 
     Reference: Wu et al. 2025, Fast-dLLM; with neighbours Ma et al. 2025, dInfer ("vicinity refresh").
     """
@@ -85,7 +86,7 @@ class Dual:
     def __post_init__(self) -> None:
         _check(self.block, self.refresh)
         if self.around < 0:
-            raise ValueError(f"a block has no fewer neighbours than 0, got around = {self.around}")
+            raise ValueError(f"the number of neighbours must not be negative, got around = {self.around}")
 
     def columns(self, row: Row, last: State | None, shift: int) -> tuple[int, int, State]:
         start, end, state = _turn(row, last, self.block, self.refresh)
@@ -94,7 +95,7 @@ class Dual:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Keeps the blocks that do not change of a model in which no block sees a later one; exact, whatever the rule.
+    """Keeps the unchanged blocks of a model in which no block sees a later one; exact with every rule.
 
     Args:
         size: of the blocks, counted from the first column.
@@ -105,17 +106,17 @@ class Blocks:
     size: int
 
     def columns(self, row: Row, last: State | None, shift: int) -> tuple[int, int, State]:
-        done = 0 if last is None else last[0]  # what stands before it is as it was
+        done = 0 if last is None else last[0]  # the columns before it are unchanged
         if row.low < row.length:
             done = min(done, row.low // self.size * self.size)
         end = min(-(-row.until // self.size) * self.size, row.length)
-        if end <= done:  # nothing new is wanted, and the first block is always right
+        if end <= done:  # nothing new is wanted; the first block can always be computed
             return 0, min(self.size, row.length), (max(done, min(self.size, row.length)), 0)
         return done, end, (end, 0)
 
 
 def _turn(row: Row, last: State | None, block: int | None, refresh: int | None) -> tuple[int, int, State]:
-    """From and to where the block stands whose turn it is, and it with how often it was read since all was computed."""
+    """First column of the current block, the column after it, and the note: the block and its reads since the whole row."""
     size = block or row.length
     start = row.first + max(row.undecided - row.first, 0) // size * size
     again = last is not None and last[0] == start and last[1] != refresh
@@ -123,21 +124,21 @@ def _turn(row: Row, last: State | None, block: int | None, refresh: int | None) 
 
 
 def _window(row: Row, state: State, begin: int, end: int) -> tuple[int, int, State]:
-    """These columns and those that changed; all of them at the first read of a block."""
+    """These columns and the changed ones; the whole row at the first read of a block."""
     if state[1] == 1:
         return 0, row.length, state
     return max(min(begin, row.low), 0), min(max(end, row.high), row.length), state
 
 
 class Cached:
-    """A network's predictor that remembers what it computed for the rows that are being decoded; each call is exact.
+    """A predictor whose readings keep keys and values of the rows that are decoded. A call without a reading is exact.
 
     Args:
-        predictor: the network's.
-        cache: what is kept.
+        predictor: of the network.
+        cache: decides what is computed again.
 
     Raises:
-        ValueError: its network does not take keys and values back, or has an exact cache already.
+        ValueError: the network does not take keys and values back, or already has an exact cache.
     """
 
     def __init__(self, predictor: NetworkPredictor, cache: Cache) -> None:
@@ -166,16 +167,16 @@ class Cached:
 
 
 class Memory:
-    """What a network has computed of the rows of a batch: keys and values of each layer, and the states before the head.
+    """The keys and values of each layer for the rows of a batch, and their states before the head.
 
-    Rows do not see each other: each has a block, a count of reads and a window of its own.
+    Each row has its own block, count of reads and window.
 
     Args:
         predictor: computes.
-        cache: says which columns are computed when.
-        layers: keys and values of each in turn, (B, L, heads, D) each; none before the first read.
-        states: those before the head, (B, L, D); None before the first read.
-        last: what the cache noted of each row, None where it was not read yet.
+        cache: decides which columns are computed at a read.
+        layers: keys, then values, of each layer in turn, (B, L, heads, D) each; empty before the first read.
+        states: states before the head, (B, L, D); None before the first read.
+        last: the cache's note about each row; None before its first read.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class Memory:
 
     @classmethod
     def empty(cls, predictor: NetworkPredictor, cache: Cache, canvas: Canvas) -> Memory:
-        """Of the rows of this canvas, before they are read."""
+        """The memory for the rows of this canvas before their first read."""
         return cls(predictor, cache, [], None, [None] * len(canvas.ids))
 
     def read(self, canvas: Canvas, wanted: Tensor, changed: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ class Memory:
 
         if not windows:
             return self._compute(canvas, range(len(self.last)), None, chosen)
-        if whole:  # these first, as all that is wanted is known after the last call
+        if whole:  # these first, as the logits are taken after the last call
             self._compute(canvas, whole, None, None)
         return self._compute(canvas, list(windows), list(windows.values()), chosen)
 
@@ -216,7 +217,7 @@ class Memory:
         ours, theirs = self._parts, other._parts
         n, m = len(self.last), len(other.last)
         width = max([part.shape[1] for part in (*ours, *theirs)], default=0)
-        # a side that was not read yet has no tensors, and what stands there is computed before it is used
+        # a side before its first read has no tensors; its columns are computed before they are used
         ours = ours or [part.new_zeros(n, 0, *part.shape[2:]) for part in theirs]
         theirs = theirs or [part.new_zeros(m, 0, *part.shape[2:]) for part in ours]
         both = [torch.cat([_wide(a, width), _wide(b, width)]) for a, b in zip(ours, theirs, strict=True)]
@@ -224,15 +225,15 @@ class Memory:
 
     @property
     def _parts(self) -> list[Tensor]:
-        """All that was computed: the layers, and the states behind them."""
+        """All tensors: the layers, then the states."""
         return [] if self.states is None else [*self.layers, self.states]
 
     def _of(self, parts: list[Tensor], last: list[State | None]) -> Memory:
-        """The memory of other rows."""
+        """A memory of other rows with these tensors."""
         return Memory(self.predictor, self.cache, parts[:-1], parts[-1] if parts else None, last)
 
     def _plan(self, canvas: Canvas, wanted: Tensor, changed: Tensor) -> tuple[list[int], dict[int, tuple[int, int]]]:
-        """Which rows are computed as a whole, and of the others by number the columns, from and to."""
+        """The rows that are computed as a whole, and for the others row -> (first column, column after the last)."""
         whole, windows = [], {}
         facts = canvas.facts or facts_of(canvas, wanted, changed, self.predictor.mask_id)
         for number, known in enumerate(torch.stack(facts, 1).tolist()):
@@ -245,7 +246,7 @@ class Memory:
         return whole, windows
 
     def _resize(self, width: int) -> None:
-        """To as many columns; what is cut off is padding."""
+        """Changes the number of columns; those that are cut off are padding."""
         if self.states is not None:
             self.layers, self.states = [_wide(part, width) for part in self.layers], _wide(self.states, width)
 
@@ -256,7 +257,7 @@ class Memory:
         windows: list[tuple[int, int]] | None,
         chosen: Callable[[], Tensor] | None,
     ) -> Tensor:
-        """Computes and keeps columns of `rows`, all or those in `windows`; the logits of the states that are `chosen`."""
+        """Computes and keeps columns of `rows`, all or those in `windows`; returns the logits of the `chosen` states."""
         every = len(rows) == len(self.last)
         place = torch.tensor(rows, dtype=torch.long, device=canvas.ids.device)
         part = canvas if every else canvas.part(place)
@@ -278,11 +279,11 @@ class Memory:
 
 
 class _Update:
-    """What transformers' attention asks in one call: it takes new keys and values, and gives all that may be seen.
+    """The cache that transformers' attention sees in one call: takes new keys and values, returns those of all columns.
 
     Args:
-        memory: where they are kept.
-        rows: (b,) long, those that are computed; None is all.
+        memory: keeps them.
+        rows: (b,) long, the rows that are computed; None is all.
         width: of the canvas.
     """
 
@@ -293,7 +294,7 @@ class _Update:
         self.written: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def narrow(self, windows: list[tuple[int, int]], device: torch.device) -> Tensor:
-        """From now on these columns of each row are computed, (b, W) long; a short row computes some for nothing."""
+        """Limits the call to these columns, (b, W) long; short windows are padded with columns that are not kept."""
         begin = torch.tensor([window[0] for window in windows], device=device)[:, None]
         size = max(end - start for start, end in windows)
         column = (begin + torch.arange(size, device=device)).clamp(max=self.width - 1)
@@ -303,7 +304,7 @@ class _Update:
         return column
 
     def write(self, kept: Tensor, new: Tensor) -> None:
-        """Puts what was computed, (b, W, …), where it belongs in (B, L, …)."""
+        """Writes computed values (b, W, …) to their places in `kept` (B, L, …)."""
         if self.written is not None:
             row, where, source, slot = (index.to(kept.device) for index in self.written)
             kept[row, where] = new[source, slot]
@@ -313,7 +314,7 @@ class _Update:
             kept[self.rows.to(kept.device)] = new
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
-        """Keeps new keys and values, (b, heads, W, D) each, and gives those of all columns."""
+        """Keeps new keys and values, (b, heads, W, D) each, and returns those of all columns."""
         new, layers = [keys.transpose(1, 2), values.transpose(1, 2)], self.memory.layers
         if len(layers) == 2 * layer:
             layers.extend(part.new_zeros(len(self.memory.last), self.width, *part.shape[2:]) for part in new)
@@ -326,11 +327,11 @@ class _Update:
         return found[0].transpose(1, 2), found[1].transpose(1, 2)
 
     def get_mask_sizes(self, *_: Any) -> tuple[int, int]:
-        """How many columns are seen, and how many were dropped before them."""
+        """The number of columns, and the number of columns dropped before them."""
         return self.width, 0
 
     def get_query_offset(self, *_: Any) -> int:
-        """What transformers adds to the places of queries; masks are given, so it does not matter."""
+        """The offset of the queries' positions; without effect, as masks are given."""
         return 0
 
 
@@ -338,7 +339,7 @@ def _check(block: int | None, refresh: int | None) -> None:
     if block is not None and block < 1:
         raise ValueError(f"a block needs at least one position, got block = {block}")
     if refresh is not None and refresh < 1:
-        raise ValueError(f"a cache is refreshed after at least one read, got refresh = {refresh}")
+        raise ValueError(f"a cache needs at least one read between refreshes, got refresh = {refresh}")
 
 
 def _rows(part: Tensor, rows: Sequence[int]) -> Tensor:
@@ -346,7 +347,7 @@ def _rows(part: Tensor, rows: Sequence[int]) -> Tensor:
 
 
 def _wide(part: Tensor, width: int) -> Tensor:
-    """(B, L, …) with as many columns, new ones zero."""
+    """(B, L, …) cut or padded with zeros to `width` columns."""
     if part.shape[1] >= width:
         return part[:, :width]
     return torch.cat([part, part.new_zeros(len(part), width - part.shape[1], *part.shape[2:])], 1)

@@ -1,4 +1,4 @@
-"""What an approximation changes: how many answers, and how many of their tokens."""
+"""Counts what an approximation changes: answers, and tokens in them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .decoding import Decoded
 
 
 class Changes(NamedTuple):
-    """How many answers are others, of the same rows decoded in two ways."""
+    """How many answers differ when the same rows are decoded in two ways."""
 
-    answers: int  # that are not token for token the same
+    answers: int  # answers that differ in at least one token
     n: int
     answers_share: Estimate  # with the exact interval
-    ids: int  # tokens that are others; where one answer is longer, what it has more is
+    ids: int  # tokens that differ; if one answer is longer, its further tokens count
     of: int
     ids_share: Estimate  # the interval is over answers, as tokens of one answer change together
 
@@ -39,23 +39,23 @@ class Changes(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """Of one answer, how many of its tokens are others, of how many."""
+    """The number of tokens of one answer that differ, and its number of tokens."""
 
     ids: int
     of: int
 
     @classmethod
     def between(cls, found: Decoded, exact: Decoded) -> Changed:
-        """What differs between a row as it was found and as it is: what follows the last given text in it."""
+        """Compares a row with its exact decoding, after the last given text."""
         a, b = found.tokens[found.given :], exact.tokens[exact.given :]
         return cls(sum(x != y for x, y in zip(a, b, strict=False)) + abs(len(a) - len(b)), max(len(a), len(b)))
 
 
 def count_changes(found: Sequence[Decoded], exact: Sequence[Decoded]) -> Changes:
-    """What differs between the rows as they were found and as they are.
+    """Compares rows with their exact decodings.
 
     Raises:
-        ValueError: there are no rows, or not as many of both.
+        ValueError: there are no rows, or their numbers differ.
     """
     if len(found) != len(exact):
         raise ValueError(f"a comparison needs the same rows twice, got {len(found)} and {len(exact)}")
@@ -63,10 +63,10 @@ def count_changes(found: Sequence[Decoded], exact: Sequence[Decoded]) -> Changes
 
 
 def changes_of(pairs: Sequence[Changed]) -> Changes:
-    """The same of all answers, by what has changed in each.
+    """The changes of all answers, from those of each.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no answers.
     """
     if not pairs:
         raise ValueError("a comparison needs the same rows twice, got none")

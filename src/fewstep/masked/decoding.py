@@ -1,4 +1,4 @@
-"""Decoding: one loop for every rule, predictor, prompt length and canvas; a finished row makes room for the next."""
+"""Decoding: one loop for every rule, predictor, prompt length and canvas. A finished row makes room for the next."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .step import Change, CommitRule, Scores, Step
 class Decoded(NamedTuple):
     """One finished row."""
 
-    ids: Tensor  # (n,) long: the canvas, prompt included, up to where it ended
+    ids: Tensor  # (n,) long: the canvas, prompt included, up to its end
     start: int  # where the generation begins
     committed_at: Tensor  # (n,) long: the step at which each token became final; −1 for given text
     nfe: float  # network calls this row took part in, counted at the network
@@ -30,23 +30,23 @@ class Decoded(NamedTuple):
 
     @property
     def tokens(self) -> list[int]:
-        """What was generated, with given text inside."""
+        """The generated tokens, with given text inside."""
         generated: list[int] = self.ids[self.start :].tolist()
         return generated
 
     @property
     def given(self) -> int:
-        """How many of the tokens lead up to the last given text among them, and with it."""
+        """Number of tokens up to the end of the last given text; 0 if none is given."""
         places = (self.committed_at[self.start :] < 0).nonzero()
         return int(places[-1]) + 1 if len(places) else 0
 
 
 class Walked(NamedTuple):
-    """One step of the loop, just made."""
+    """One finished step of the loop."""
 
-    canvas: Canvas  # before it
+    canvas: Canvas  # before the step
     step: Step  # what the rule saw
-    rows: Batch  # after it; finished rows are in here for the last time
+    rows: Batch  # after the step, with the rows that it finished
     progress: list[Progress]  # one a row
     finished: dict[int, Decoded]  # by row number
 
@@ -64,12 +64,11 @@ def walk(
     stop: Stop | None = None,
     batch: int = 16,
 ) -> Iterator[Walked]:
-    """THE loop: predict, propose, let the rule commit, let finished rows leave and others enter; yields after every step.
+    """The decoding loop: predict, propose, commit by the rule, replace finished rows by new ones; yields after every step.
 
-    A row is finished when nothing is undecided, or when everything before an end of text or a stop is decided. Text that
-    is given inside the canvas must be reached first, so only what stands behind the last given text can end a row. A
-    finished row is final, whatever a rule would reopen next. The host waits for the device once a step, to learn how far
-    the rows are.
+    A row is finished when nothing is undecided, or when all positions before an end of text or a stop are decided. Only
+    tokens after the last given text can end a row. A finished row is final, even if a rule would reopen positions of it.
+    The host waits for the device once a step, to learn how far the rows are.
 
     Args: as for `decode`; rows enter in their order.
     """
@@ -131,18 +130,18 @@ def decode(
     stop: Stop | None = None,
     batch: int = 16,
 ) -> list[Decoded]:
-    """Fills every mask token of `rows`; each row's result is what it would be alone.
+    """Fills every mask token of `rows`; each row's result is the same as if decoded alone.
 
     Args:
         predictor: the model, guided or not.
-        rows: canvases of token ids, (L_i,) each, on the predictor's device; see `canvas_row`. Masks may stand anywhere.
-        rule: says what is committed when.
+        rows: canvases of token ids, (L_i,) each, on the predictor's device; see `canvas_row`. Masks may be anywhere.
+        rule: says which positions are committed at each step.
         steps: steps in all, for rules that keep to a schedule; None is one a token.
-        temperature: 0 takes the most likely token; above, argmax of logits + temperature·Gumbel noise drawn in float64.
+        temperature: 0 takes the most likely token; above 0, argmax of logits + temperature·Gumbel noise drawn in float64.
         seeds: one a row; row i has i by default.
         eos: whether a token of `predictor.eos_ids` ends a row.
-        stop: ends a row by its decided tokens behind the last given text; see `StopStrings`.
-        batch: rows at once; when one is finished the next enters, the shortest first, so that little is padded.
+        stop: ends a row by its decided tokens after the last given text; see `StopStrings`.
+        batch: rows at once; when one is finished the next enters, the shortest first, so that there is little padding.
 
     Returns:
         One result a row, in order.
@@ -166,7 +165,7 @@ def decode(
 
 
 def tell(walks: Iterator[Walked], rows: Sequence[Tensor], mask_id: int) -> Iterator[Walked]:
-    """The steps of a `walk` over `rows`, and how many of all positions are decided is told; see `progress`."""
+    """The steps of a `walk` over `rows`, with a progress display; see `progress`."""
     left = {number: int((row == mask_id).sum()) for number, row in enumerate(rows)}
     with progress("decoding", sum(left.values())) as more:
         for walked in walks:
@@ -177,9 +176,9 @@ def tell(walks: Iterator[Walked], rows: Sequence[Tensor], mask_id: int) -> Itera
 
 
 def stream(walks: Iterator[Walked]) -> Iterator[tuple[int, list[int], Decoded | None]]:
-    """What a reader may see of a `walk`: (row number, new tokens that follow the last ones, the end or None).
+    """Streams a `walk`: (row number, new tokens of the row, its result at its end or None).
 
-    The tokens of a row, joined, are its `Decoded.tokens`. What a rule may reopen is held back until it may not.
+    The tokens of a row, joined, are its `Decoded.tokens`. Tokens that a rule may still reopen are held back.
     """
     sent: dict[int, int] = {}
     for walked in walks:
@@ -193,7 +192,7 @@ def stream(walks: Iterator[Walked]) -> Iterator[tuple[int, list[int], Decoded | 
 def _check(
     mask_id: int, rows: Sequence[Tensor], seeds: Sequence[int], steps: int | None, temperature: float, batch: int
 ) -> None:
-    """Refuses what cannot be decoded, before any of it is."""
+    """Refuses rows and settings that cannot be decoded."""
     if batch < 1:
         raise ValueError(f"a batch holds at least one row, got batch = {batch}")
     if steps is not None and steps < 1:
@@ -201,7 +200,7 @@ def _check(
     if not temperature >= 0:
         raise ValueError(f"the temperature must not be negative, got {temperature}")
     if len(seeds) != len(rows):
-        raise ValueError(f"every row needs its seed, got {len(seeds)} for {len(rows)} rows")
+        raise ValueError(f"every row needs a seed, got {len(seeds)} seeds for {len(rows)} rows")
     if not all(bool((row == mask_id).any()) for row in rows):
         raise ValueError("a row without a mask token has nothing to decode")
 
@@ -214,7 +213,7 @@ def _spent(counters: list[NFE]) -> Tensor:
 
 
 def _drift(before: Tensor | None, scores: Scores, where: tuple[Tensor, Tensor], state: Batch) -> tuple[Tensor, Batch]:
-    """KL(now ‖ before) at `where` becomes the last of each position's drifts; log-probabilities (N, V) in and out."""
+    """Appends KL(now ‖ before) at `where` to each position's drifts; also returns the log-probabilities now, (N, V)."""
     log_p = scores.logits - scores.normaliser[:, None]
     moved = log_p.new_full((len(log_p),), torch.inf)
     if before is not None and len(before):
@@ -229,9 +228,9 @@ def _drift(before: Tensor | None, scores: Scores, where: tuple[Tensor, Tensor], 
 
 
 def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Batch, temperature: float) -> Tensor:
-    """Proposals (b, L): argmax of logits + temperature·Gumbel noise; row by row, for the noise is large.
+    """Proposals (b, L): argmax of logits + temperature·Gumbel noise, row by row, as the noise takes much memory.
 
-    The noise is drawn where there is float64: in float32 one in thirty million would be infinite, and chosen.
+    The noise is drawn on a device with float64: in float32 one draw in thirty million would be infinite, and so chosen.
     """
     home, drawn_at = logits.device, with_float64(logits.device)
     counts = Facts(*state.facts.T).wanted.tolist()
@@ -244,7 +243,7 @@ def _sample(logits: Tensor, where: tuple[Tensor, Tensor], state: Batch, temperat
 
 
 def _step(state: Batch, scores: Scores, where: tuple[Tensor, Tensor], masked: Tensor, proposal: Tensor) -> Step:
-    """What the rule sees."""
+    """The rule's input."""
     held = state.ids.masked_fill(masked | ~state.open, -1)
     return Step(
         scores, where, masked, state.open, held, state.committed_at, proposal, state.unchanged, state.drift,
@@ -253,7 +252,7 @@ def _step(state: Batch, scores: Scores, where: tuple[Tensor, Tensor], masked: Te
 
 
 def _change(rule: CommitRule, step: Step, late: Tensor) -> Change:
-    """What the rule says, as far as it may: nothing is reopened in a row that is `late` (B, 1)."""
+    """The rule's answer, limited to positions that it may change: nothing is reopened in a row that is `late` (B, 1)."""
     said = rule(step)
     if isinstance(said, Change) and not rule.reopens():
         raise ValueError(f"{rule} reopens positions and does not say so: its reopens() must return True")
@@ -262,12 +261,12 @@ def _change(rule: CommitRule, step: Step, late: Tensor) -> Change:
 
 
 def _check_step(rule: CommitRule, *, broken: bool, stuck: bool) -> None:
-    """Refuses to go on from logits that are not numbers, or where a row is late and nothing of it was committed."""
+    """Raises if logits are NaN (`broken`), or if a late row had no commit (`stuck`)."""
     if broken:
         raise FloatingPointError("the network's logits are not numbers; check its weights, or load it in float32")
     if stuck:
         raise ValueError(
-            f"{rule} committed nothing at its last step or later; there a rule must commit a position of each row"
+            f"{rule} committed nothing at the last planned step or later, where it must commit a position of each row"
         )
 
 

@@ -1,9 +1,9 @@
-"""MDLM's network, a DiT that is told a noise level of 0, as the plain transformer that it then is.
+"""MDLM's network, a DiT at noise level 0, as the plain transformer that it then equals.
 
-Its published models were trained without the noise level (`time_conditioning` is false), so what the level changes in each
-layer is always the same: a scale and a shift of what was normalised, and a gate of what a layer adds. They belong into the
-weights beside them, exactly. What is left is a pre-norm transformer with rotary positions: transformers' Starcoder2, with
-a bias in its last layer.
+The published models were trained without the noise level (`time_conditioning` is false), so its effect on each layer is
+constant: a scale and a shift after each norm, and a gate at each layer's output. They are multiplied into the neighbouring
+weights exactly. The result is a pre-norm transformer with rotary positions: transformers' Starcoder2, with a bias in its
+last layer.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ MODULATION = "adaLN_modulation"
 
 
 def of_decoder(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """MDLM's or BD3LM's weights under Starcoder2's names, the noise level 0 worked in.
+    """MDLM's or BD3LM's weights under Starcoder2's names, with noise level 0 folded in.
 
     Raises:
-        ValueError: there are others, or some are missing or of another shape.
+        ValueError: weights are missing or have another shape.
 
     Reference: Sahoo et al. 2024, Masked Diffusion Language Models (MDLM); Arriola et al. 2025, Block Diffusion.
     """
@@ -38,24 +38,24 @@ def of_decoder(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         raise ValueError(f"the weights do not fit its config.json, for example {error.args[0]}") from error
     except (IndexError, RuntimeError, ValueError) as error:
         raise ValueError(f"the weights do not fit its config.json: {error}") from error
-    return made | left  # what nobody knows is refused as such
+    return made | left  # unknown weights are refused later, by name
 
 
 def _level(left: dict[str, Tensor]) -> Tensor | None:
-    """What every layer is told of the noise level 0, (C,) float64; None of a network without one."""
+    """The embedding of noise level 0 for all layers, (C,) float64; None for a network without a noise level."""
     if f"{LEVEL}.0.weight" not in left:
         return None
     first, first_bias, second, second_bias = (
         left.pop(f"{LEVEL}.{n}.{part}").double() for n in (0, 2) for part in ("weight", "bias")
     )  # fmt: skip
     waves = torch.zeros(first.shape[1], dtype=torch.float64, device=first.device)
-    waves[: len(waves) // 2] = 1  # cosines of 0, and behind them its sines
+    waves[: len(waves) // 2] = 1  # the cosines of 0, then its sines
     inner = torch.nn.functional.silu(first @ waves + first_bias)
     return torch.nn.functional.silu(second @ inner + second_bias)
 
 
 def _modulation(left: dict[str, Tensor], name: str, level: Tensor | None, parts: int, width: int) -> tuple[Tensor, ...]:
-    """So many vectors (D,) that the noise level means to a layer; shifts and scales of 0 and gates of 1 without one."""
+    """The vectors (D,), `parts` of them, of a layer at noise level 0; without a level shifts and scales are 0, gates 1."""
     if level is None:
         nothing = torch.zeros(width, dtype=torch.float64)
         return tuple(nothing + 1 if place % 3 == 2 else nothing for place in range(parts))
@@ -85,6 +85,6 @@ def _layer(left: dict[str, Tensor], theirs: str, ours: str, level: Tensor | None
 
 
 def _normalised(name: str, norm: Tensor, shift: Tensor, scale: Tensor) -> dict[str, Tensor]:
-    """A layer norm with a bias: norm·(1 + scale) and shift."""
+    """A layer norm with weight norm·(1 + scale) and bias shift."""
     weight = norm.double() * (1 + scale)
     return {f"{name}.weight": weight.to(norm.dtype), f"{name}.bias": shift.to(norm.dtype)}

@@ -1,4 +1,4 @@
-"""Rules that commit all that is left of a row as soon as its answer is known, and decide by another rule until then."""
+"""Rules that commit all open positions of a row as soon as its answer is known, and follow another rule until then."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PROPHET = Stairs()
 
 @dataclass(frozen=True)
 class EarlyCommit(Around):
-    """Prophet: a row whose gaps between the two largest logits are wide enough commits all that is left; else `rule`.
+    """Prophet: a row whose gaps between the two largest logits are wide enough commits all open positions; else `rule`.
 
-    g ≥ τ(p), where g is a statistic of the gaps in the answer region and p the share of the steps done, checked after the
-    forward pass that the step makes anyway. With nothing undecided left in the region the answer is known, whatever τ.
+    The condition is g ≥ τ(p), where g is a statistic of the gaps in the answer region and p the share of the steps done. It
+    costs no further forward pass. If nothing in the region is undecided, the answer is known, whatever τ.
 
     Args:
         rule: decides until then.
         threshold: τ, in logits.
-        statistic: of the gaps: their mean (as published), the minimum, or a quantile in [0, 1]. A mean hides the one
-            position that is still open.
-        region: where the answer stands; None is the whole generation.
-        over: the statistic runs over the undecided positions of the region, or over all of it (as published).
-        first: p = (steps done + first) / steps: 0 as published, 1 as the paper's own code counts.
+        statistic: of the gaps: their mean (as published), the minimum, or a quantile in [0, 1]. A mean can hide one
+            position that is not sure.
+        region: the place of the answer; None is the whole generation.
+        over: whether the statistic is taken over the undecided positions of the region, or over all of them (as published).
+        first: p = (steps done + first) / steps: 0 as published, 1 as in the paper's own code.
 
     Reference: Li et al. 2025, Diffusion Language Models Know the Answer Before Decoding.
     """
@@ -56,7 +56,7 @@ class EarlyCommit(Around):
         return (wide(step.index + self.first) / step.steps).clamp(max=1)
 
     def known(self, step: Step) -> Tensor:
-        """g, (B,): +inf where no position is left to count, −inf where the region never had one."""
+        """g, (B,): +inf if all positions of the region are decided, −inf if the region never had one."""
         region = self._region(step.open)
         counted = region if self.over == "region" else region & step.masked
         g = statistic_of(step.gap, counted, self.statistic).masked_fill(~counted.any(1), torch.inf)
@@ -74,19 +74,21 @@ class EarlyCommit(Around):
 def sched(rule: CommitRule = LLADA, threshold: Schedule = Cosine()) -> EarlyCommit:
     """SchED: the mean gap over the full span, decided positions too, against a smooth falling threshold.
 
-    Reference: SchED, arXiv 2512.02892. The default threshold falls over the range of Prophet's.
+    The default threshold falls over the range of Prophet's.
+
+    Reference: SchED, arXiv 2512.02892.
     """
     return EarlyCommit(rule, threshold, over="region")
 
 
 @dataclass(frozen=True)
 class StableAndConfident(Around):
-    """A row commits all that is left once no most likely token changed for `steps` steps and the mean entropy is low.
+    """A row commits all open positions once no most likely token changed for `steps` steps and the mean entropy is low.
 
     Args:
         rule: decides until then.
-        steps: for how many steps all undecided positions must have kept their most likely token.
-        entropy: mean over the undecided positions, nats, must lie below.
+        steps: for this many steps all undecided positions must have kept their most likely token.
+        entropy: the mean over the undecided positions must be below this, nats.
 
     Reference: the adaptive stopping of DiffusionGemma in transformers.
     """

@@ -1,4 +1,4 @@
-"""Early commit where others decode: DiffusionGemma of transformers and LLaDA2Pipeline of diffusers."""
+"""Early commit in other libraries: DiffusionGemma of transformers and LLaDA2Pipeline of diffusers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .schedule import Schedule, Stairs
 class GapStopping(DiffusionGemmaAdaptiveStopping):  # type: ignore[misc]
     """Ends the denoising of a canvas once a statistic of its gaps between the two largest logits reaches τ(progress).
 
-    What transformers then keeps is the most likely token everywhere. It sees logits divided by the temperature.
+    transformers then keeps the most likely token everywhere. The logits here are divided by the temperature.
 
     Args:
         steps: `max_denoising_steps` of the generation.
         threshold: τ.
-        statistic: of the canvas' gaps: mean, minimum or a quantile.
+        statistic: of the canvas's gaps: mean, minimum or a quantile.
 
     Reference: Li et al. 2025, Diffusion Language Models Know the Answer Before Decoding.
     """
@@ -52,7 +52,7 @@ class GapStopping(DiffusionGemmaAdaptiveStopping):  # type: ignore[misc]
 
 @contextmanager
 def stopping(model: nn.Module, criterion: DiffusionGemmaAdaptiveStopping) -> Iterator[None]:
-    """Lets `model.generate` of a DiffusionGemma stop by `criterion` inside the block; it has no argument for that."""
+    """Makes `model.generate` of a DiffusionGemma stop by `criterion` inside the block; generate has no argument for it."""
     name = "_prepare_diffusion_stopping_criteria"
     if not hasattr(model, name):
         raise ValueError(f"{type(model).__name__} does not denoise a canvas with adaptive stopping")
@@ -64,10 +64,10 @@ def stopping(model: nn.Module, criterion: DiffusionGemmaAdaptiveStopping) -> Ite
 
 
 class EarlyCommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
-    """The scheduler of LLaDA2Pipeline, which besides commits all of a row's block once it knows the answer there.
+    """The scheduler of LLaDA2Pipeline, which also commits the rest of a row's block once its answer is known.
 
-    Known is a block whose undecided positions' gaps between the two largest logits have a statistic ≥ τ(p), p being the
-    share of the block's steps done. A block that is full ends at once, where the stock loop makes one call more.
+    A block is known if a statistic of the gaps between the two largest logits at its undecided positions is ≥ τ(p), where p
+    is the share of the block's steps done. A full block ends at once, where the stock loop makes one more call.
 
     Args:
         block_length, num_inference_steps, threshold, editing_threshold, minimal_topk: as for the stock scheduler.
@@ -120,7 +120,7 @@ class EarlyCommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
         return output if return_dict else output.to_tuple()
 
     def check_block_should_continue(self, **options: Any) -> bool:
-        """The stock answer, but no further call for a block that is full and is not edited."""
+        """The stock answer, but no further call for a full block without editing."""
         more: bool = super().check_block_should_continue(**options)
         return more and not (self.full and not options["editing_enabled"])
 

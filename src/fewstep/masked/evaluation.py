@@ -20,7 +20,7 @@ from .prompts import demand_template, token_ids
 
 logger = logging.getLogger(__name__)
 
-Scores = dict[str, dict[str, Any]]  # task -> name of a score -> what the harness says of it
+Scores = dict[str, dict[str, Any]]  # task -> name of a score -> its value
 
 
 def evaluate_masked(
@@ -30,18 +30,19 @@ def evaluate_masked(
 
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
-        exam: what it is asked.
+        exam: what the model is asked.
         out: the .json to write.
-        masked, compute: how it answers.
+        masked, compute: how the model answers.
 
     Raises:
-        ValueError: there is no harness or no such task, or the model cannot be loaded or has no chat template.
+        ModuleNotFoundError: the harness is not installed.
+        ValueError: a task does not exist, or the model cannot be loaded or has no chat template.
     """
     manager = open_tasks(exam, out)
     from .harness import HarnessLM
 
     tokenizer, asked = compute.tokenizer(model), masked.asked
-    masked.rule.made(tokenizer)  # what is wrong with it is said before anything large is read
+    masked.rule.made(tokenizer)  # its errors come before anything large is read
     never = token_ids(tokenizer, asked.suppress)  # in generation only
     network = compute.open(model, tokenizer)
     rule = masked.early.around(masked.rule.made(tokenizer, network.block), answer_follows=False)
@@ -66,11 +67,11 @@ def evaluate_masked(
 
 
 def open_tasks(exam: Exam, out: Path) -> Any:
-    """The harness's manager of tasks, once `out` can be written.
+    """The harness's manager of tasks, after a check that `out` can be written.
 
     Raises:
         ModuleNotFoundError: the harness is not installed.
-        ValueError: there is no such task, or no such file can be.
+        ValueError: a task does not exist, or `out` cannot be written.
     """
     needs("evaluate")
     from lm_eval import tasks
@@ -87,9 +88,9 @@ def open_tasks(exam: Exam, out: Path) -> Any:
 
 
 def scored(lm: Any, exam: Exam, manager: Any, out: Path, seed: int, **facts: Any) -> Scores:
-    """The harness's scores of one of its models; a receipt with them and these facts is written to `out`.
+    """The harness's scores of a model; writes a receipt with them and these facts to `out`.
 
-    Each process of the command asks all and computes its share, so that each gets the same scores; the main one writes.
+    Each process of the command computes its share of the answers and gets all of them; the main process writes.
     """
     from lm_eval import simple_evaluate
 
@@ -102,7 +103,9 @@ def scored(lm: Any, exam: Exam, manager: Any, out: Path, seed: int, **facts: Any
             apply_chat_template=exam.chat, log_samples=False, random_seed=seed, numpy_random_seed=seed,
             torch_random_seed=seed, fewshot_random_seed=seed,
         )  # fmt: skip
-        scores: Scores = here.meet(found["results"] if here.is_main else None)  # the harness scores in the main one alone
+        scores: Scores = here.meet(
+            found["results"] if here.is_main else None
+        )  # the harness gives scores to the main process only
         entries["results"] = scores
         for cost in ("nfe", "positions"):
             if each := getattr(lm, cost, None):
@@ -110,7 +113,7 @@ def scored(lm: Any, exam: Exam, manager: Any, out: Path, seed: int, **facts: Any
         if changed := getattr(lm, "changed", None):
             entries["changed"] = changed.as_dict()
             logger.info("against --cache none: %s", changed)
-        here.meet()  # nobody reads a part any more
+        here.meet()  # no process reads a part any more
         if here.is_main:
             lm.works.end()
     return scores
@@ -118,7 +121,7 @@ def scored(lm: Any, exam: Exam, manager: Any, out: Path, seed: int, **facts: Any
 
 @contextmanager
 def _without_git() -> Iterator[None]:
-    """The harness asks git for a commit, which is told on the terminal where there is none; our receipt has its own."""
+    """Stops the harness from asking git for a commit, which prints an error outside a repository; our receipt has it."""
     from lm_eval import evaluator
 
     asks = evaluator.get_git_commit_hash

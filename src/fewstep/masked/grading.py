@@ -16,7 +16,7 @@ NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?")
 
 
 class Question(NamedTuple):
-    """What is asked, what is right, where one has to choose, among what, and how it is graded if it says so itself."""
+    """A prompt, its right answer, the options of a multiple choice, and the question's own grade, if it has one."""
 
     prompt: str | Turns
     answer: str
@@ -33,21 +33,20 @@ class Questions(NamedTuple):
 
     @property
     def options(self) -> bool:
-        """Whether they are of multiple choice."""
+        """Whether the questions are multiple choice."""
         return bool(self.items[0].options)
 
 
 def read_questions(file: Path, *, tuned_for: bool, most: int | None = None) -> Questions:
-    """The questions in a .jsonl: objects with a "prompt" or "messages", and an "answer"; with "options" one must choose,
-    and a "grade" is how that answer is graded.
+    """The questions in a .jsonl: objects with a "prompt" or "messages" and an "answer", perhaps "options" and a "grade".
 
     Args:
         file: all of its lines have options, or none.
         tuned_for: whether the model was tuned for them.
-        most: only so many of them, the first.
+        most: take only the first ones, this many.
 
     Raises:
-        ValueError: no such file, a line that is no question, or fewer than two of them.
+        ValueError: the file does not exist, has a line that is no question, or fewer than two questions.
     """
     items = read_prompts(file)
     found = tuple(_question(item, f"line {number} of {file}") for number, item in enumerate(items, 1))[:most]
@@ -65,7 +64,7 @@ def _question(item: dict[str, Any], where: str) -> Question:
     if not isinstance(options, list) or not all(isinstance(option, str) and option.strip() for option in options):
         raise ValueError(f'{where} has "options" that are no list of texts')
     if options and (options.count(str(answer)) != 1 or len(options) < 2):
-        raise ValueError(f"{where} must have its answer {str(answer)!r} among its options once, and another one beside it")
+        raise ValueError(f"{where} must have its answer {str(answer)!r} among its options once, and another option")
     grade = item.get("grade")
     if grade is not None and grade not in get_args(Grade):
         raise ValueError(f'{where} has the "grade" {grade!r}, which is none of {", ".join(get_args(Grade))}')
@@ -73,10 +72,10 @@ def _question(item: dict[str, Any], where: str) -> Question:
 
 
 def read_documents(file: Path, most: int | None = None) -> list[str]:
-    """The texts in a .jsonl, strings or objects with a "text", or in any other text file the lines that are not empty.
+    """The texts in a .jsonl, strings or objects with a "text"; or the lines of any other text file, without empty ones.
 
     Raises:
-        ValueError: no such file, a line that is no text, or fewer than two of them.
+        ValueError: the file does not exist, has a line that is no text, or fewer than two texts.
     """
     if not file.is_file():
         raise ValueError(f"there is no file {file}")

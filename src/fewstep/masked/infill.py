@@ -1,7 +1,7 @@
-"""Fixed text with holes, such as `{"name": "<<8:string>>", "age": <<2:integer>>}`: what fills a hole keeps to its pattern.
+"""Fixed text with holes, such as `{"name": "<<8:string>>", "age": <<2:integer>>}`, whose fillings match patterns.
 
-A pattern is a regular expression, and an automaton over whole tokens. At each position of a hole just those tokens may
-stand that leave a way to a match of its whole, whatever is decided already, to the left or to the right.
+A pattern is a regular expression, turned into an automaton over tokens. A position of a hole may get only tokens with which
+the whole hole can still match, given all tokens that are decided on its left and right.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HOLE = re.compile(r"<<(\d+)(?::(.*?))?>>", re.DOTALL)
-PATTERNS = {  # by name, as they stand in JSON; a string between its quotation marks
+PATTERNS = {  # by name, as in JSON; "string" is the text between quotation marks
     "string": r'[^"\\\x00-\x1f]*', "integer": r"-?(0|[1-9][0-9]*)", "number": r"-?(0|[1-9][0-9]*)(\.[0-9]+)?",
     "boolean": r"true|false",
 }  # fmt: skip
-MOST = 1 << 28  # numbers in an automaton's table, one for each of its states and each token
+MOST = 1 << 28  # largest number of entries in an automaton's table, states times tokens
 
-States = npt.NDArray[np.bool_]  # (Q,), which of them
+States = npt.NDArray[np.bool_]  # (Q,), a set of states
 
 
 class Automaton:
-    """Which tokens may stand where in a hole, so that the text of them all matches a pattern.
+    """The tokens that may stand at each position of a hole, so that their text matches a pattern.
 
     Args:
         pattern: a regular expression.
-        first, rest: the text of each token at the beginning of a hole and behind another one; None where it may not stand.
-        filler: a token that may follow the last one, any number of times, and is not shown; None where there is none.
+        first, rest: the text of each token at the beginning of a hole, and after another token; None if it may not stand.
+        filler: a token that may repeat at the end of a hole and is not shown; None if there is none.
 
     Raises:
-        ValueError: no such expression, or one with too many states.
+        ValueError: the pattern is no regular expression, or has too many states.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class Automaton:
         try:
             machine: Any = parse_pattern(pattern).to_fsm()
             machine = machine.reduce()
-        except Exception as error:  # its errors have no base of their own
+        except Exception as error:  # its errors have no common base class
             raise ValueError(f"{pattern!r} is no regular expression that a hole can keep to: {error}") from error
         number = {state: place for place, state in enumerate(sorted(machine.states))}
-        self.end, self.dead = len(number), len(number) + 1  # behind the first filler; no way to a match
+        self.end, self.dead = len(number), len(number) + 1  # the state after a filler; the state without a match
         if (self.dead + 1) * len(rest) > MOST:
             raise ValueError(f"{pattern!r} makes {len(number)} states, too many for {len(rest)} tokens; take a simpler one")
         moves = np.full((self.dead + 1, 1 + max(machine.alphabet.values())), self.dead, np.int32)
@@ -72,7 +72,7 @@ class Automaton:
         self._ways: dict[int, States] = {}
 
     def _table(self, moves: Any, alphabet: Any, texts: Sequence[str | None], filler: int | None) -> npt.NDArray[np.int32]:
-        """The state behind each token, (Q, V), from each state."""
+        """The state after each token, (Q, V), from each state."""
         table = np.tile(np.arange(self.dead + 1, dtype=np.int32)[:, None], (1, len(texts)))
         known = [token for token, text in enumerate(texts) if text]
         table[:, [token for token, text in enumerate(texts) if not text]] = self.dead
@@ -87,16 +87,16 @@ class Automaton:
         return table
 
     def allowed(self, decided: Sequence[int | None]) -> list[States | None] | None:
-        """Of each position of a hole the tokens that may stand there, (V,); None where one is decided.
+        """The tokens that may stand at each position of a hole, (V,); None at decided positions.
 
         Args:
             decided: the token at each position, None where it is open.
 
         Returns:
-            None if no tokens make a match any more.
+            None if no tokens can make a match any more.
         """
         tables = [self.first, *[self.rest] * (len(decided) - 1)]
-        ahead = [self.accept]  # states from which the positions from here on lead to a match
+        ahead = [self.accept]  # states from which the remaining positions can match
         for table, token in zip(reversed(tables), reversed(decided), strict=True):
             ahead.append((self._way(table) @ ahead[-1]) if token is None else ahead[-1][table[:, token]])
         ahead.reverse()
@@ -115,7 +115,7 @@ class Automaton:
         return found
 
     def _way(self, table: npt.NDArray[np.int32]) -> States:
-        """Whether some token leads from one state to another, (Q, Q)."""
+        """Whether some token leads from one state to the other, (Q, Q)."""
         if id(table) not in self._ways:
             way = np.zeros((len(table), len(table)), bool)
             for state, after in enumerate(table):
@@ -130,8 +130,8 @@ class Hole:
 
     Attributes:
         start: its first column, counted from the first column of the template's first hole.
-        length: its tokens.
-        automaton: what fills it; None is anything.
+        length: its number of tokens.
+        automaton: restricts the filling; None allows anything.
     """
 
     start: int
@@ -139,7 +139,7 @@ class Hole:
     automaton: Automaton | None = field(repr=False)
 
     def state(self, ids: Sequence[int], first: int, mask_id: int) -> list[int | None]:
-        """What is decided in it, in a row whose first hole begins at column `first`."""
+        """The decided tokens in this hole, None where open, in a row whose first hole begins at column `first`."""
         return [None if token == mask_id else token for token in ids[first + self.start : first + self.start + self.length]]
 
 
@@ -149,8 +149,8 @@ class Template:
 
     Attributes:
         lead: the text before the first hole.
-        tokens: all of it, a mask token for each position of a hole.
-        holes: in their order.
+        tokens: of the whole text, with a mask token for each position of a hole.
+        holes: in order.
     """
 
     lead: str
@@ -167,18 +167,18 @@ class Template:
         never: Sequence[int] = (),
         ends: Sequence[int] = (),
     ) -> Template:
-        """From its text, where a hole is `<<n>>` or `<<n:pattern>>`.
+        """A template from its text, where a hole is `<<n>>` or `<<n:pattern>>`.
 
         Args:
-            text: n is how many tokens a hole has. A pattern is a name of `PATTERNS` or a regular expression. The filling
-                may be shorter if the tokenizer has a token that ends a text.
+            text: n is the number of tokens of a hole. A pattern is a name of `PATTERNS` or a regular expression. The
+                filling may be shorter if the tokenizer has a token that ends a text.
             tokenizer: of the model.
             mask_id: its mask token.
-            never: tokens that are not said.
+            never: tokens that are never generated.
             ends: tokens that end a text.
 
         Raises:
-            ValueError: there is no hole, one without tokens, or one that its pattern cannot fill.
+            ValueError: there is no hole, or a hole has no tokens or too few for its pattern.
         """
         tokens, holes, made, at = [], [], {}, 0
         texts: tuple[list[str | None], list[str | None]] | None = None
@@ -188,20 +188,20 @@ class Template:
             tokens += bare(tokenizer, text[at : match.start()])
             at, length, pattern = match.end(), int(match[1]), match[2]
             if length < 1:
-                raise ValueError(f"the hole {match[0]} has no tokens; write how many in <<n>>")
+                raise ValueError(f"the hole {match[0]} has no tokens; give their number in <<n>>")
             if pattern is not None and pattern not in made:
                 texts = texts or token_texts(tokenizer, {*never, mask_id})
                 made[pattern] = Automaton(PATTERNS.get(pattern, pattern), *texts, filler)
             automaton = None if pattern is None else made[pattern]
             if automaton and automaton.allowed([None] * length) is None:
                 raise ValueError(
-                    f"no {length} tokens of this model make a text that matches {pattern!r}; change one of them"
+                    f"no {length} tokens of this model make a text that matches {pattern!r}; change length or pattern"
                 )
             holes.append(Hole(len(tokens), length, automaton))
             tokens += [mask_id] * length
         if not holes:
             raise ValueError(
-                "there is no hole in this text; write it as <<8>>, <<8:string>> or <<4:[a-z]+>>, 8 and 4 tokens"
+                "there is no hole in this text; write one as <<8>>, <<8:string>> or <<4:[a-z]+>>, with its number of tokens"
             )
         tokens += bare(tokenizer, text[at:])
         first = holes[0].start
@@ -210,9 +210,9 @@ class Template:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, never: set[int]) -> tuple[list[str | None], list[str | None]]:
-    """The text of each token at the beginning of a text and behind another token; None where it is none of its own.
+    """The text of each token at the beginning of a text, and after another token.
 
-    Those are special and added tokens, tokens of half a letter, and those in `never`.
+    None for special and added tokens, tokens with a part of a character, and those in `never`.
     """
     probe = bare(tokenizer, PROBE)
     numbers = range(len(tokenizer))
@@ -231,12 +231,12 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, never: set[int]) -> tuple[li
 
 
 class Kept:
-    """A predictor that says in the holes of a template what keeps to their patterns; the logits of all else are −inf.
+    """A predictor that predicts in the holes of a template only tokens that fit the patterns; other logits are −inf.
 
-    Each row has the template's holes from its first open position on. The host reads what is decided at each step.
+    In each row the template's first hole begins at the first open position. The host reads the decided tokens at each step.
 
     Args:
-        predictor: the model as it is asked.
+        predictor: the model, guided or not.
         template: of all rows.
     """
 
@@ -271,7 +271,7 @@ class _Kept:
                 if hole.automaton is None or not any(n is not None for n in asked.values()):
                     continue
                 allowed = hole.automaton.allowed(decided)
-                assert allowed is not None, "what was decided left a way"
+                assert allowed is not None, "the decided tokens can still match"
                 for place, n in asked.items():
                     if n is not None:
                         told = torch.from_numpy(allowed[place]).to(logits.device)
@@ -288,10 +288,10 @@ class _Kept:
 
 @dataclass(frozen=True)
 class Together(Around):
-    """Of what a rule commits in a hole at once, no more than can stand together; the surest first, the rest later.
+    """A rule that commits in a hole at once only tokens that fit together; the most confident ones first, the rest later.
 
     Args:
-        rule: the rule.
+        rule: proposes the commits.
         template: of all rows.
         mask_id: the mask token.
     """
@@ -301,7 +301,7 @@ class Together(Around):
     mask_id: int
 
     def __call__(self, step: Step) -> Tensor | Change:
-        said = self.rule(step)  # the loop commits what is masked
+        said = self.rule(step)  # the loop commits masked positions only
         commit = (said.commit if isinstance(said, Change) else said) & step.masked
         held = step.held.masked_fill(step.held < 0, self.mask_id)
         if isinstance(said, Change):
@@ -314,7 +314,7 @@ class Together(Around):
     def _late(
         self, commit: list[list[bool]], held: list[list[int]], step: Step, first: list[int]
     ) -> Iterator[tuple[int, int]]:
-        """Positions whose proposal cannot stand beside surer ones."""
+        """Positions whose proposal does not fit together with more confident ones."""
         proposal, sure = step.proposal.tolist(), step.confidence.tolist()
         for row, ids in enumerate(held):
             for hole in self.template.holes:

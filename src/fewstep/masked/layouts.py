@@ -1,4 +1,4 @@
-"""How published masked diffusion models are laid out, as transformers' own classes: no code of a checkpoint is needed."""
+"""The layouts of published masked diffusion models as transformers' own classes, so no code of a checkpoint is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 LLADA_EOT = 126348  # <|eot_id|>: ends a turn of the instruction-tuned LLaDA; its config names <|endoftext|> only
-# LLaDA's names -> Llama's, as regular expressions of at most one group, which is what transformers takes
+# LLaDA's names -> Llama's, as regular expressions of at most one group, as transformers demands
 LLADA_NAMES = {
     r"^model\.transformer\.wte\.": "model.embed_tokens.",
     r"^model\.transformer\.ln_f\.": "model.norm.",
@@ -29,7 +29,7 @@ LLADA_NAMES = {
     r"^model\.transformer\.blocks\.(\d+)\.up_proj\.": r"model.layers.\1.mlp.up_proj.",
     r"^model\.transformer\.blocks\.(\d+)\.ff_out\.": r"model.layers.\1.mlp.down_proj.",
 }
-# What a Llama can be; a checkpoint that says otherwise is another architecture.
+# settings that Llama has; a checkpoint with others is another architecture
 LLADA_MUST = {
     "block_type": ("llama",), "layer_norm_type": ("rms",), "activation_type": ("silu",), "rope": (True,),
     "alibi": (False,), "include_bias": (False,), "include_qkv_bias": (False,), "bias_for_layer_norm": (False, None),
@@ -52,7 +52,7 @@ LLADA2_NAMES = {
     ".attention.query_layernorm.": ".self_attn.q_norm.", ".attention.key_layernorm.": ".self_attn.k_norm.",
     ".mlp.gate.expert_bias": ".mlp.gate.e_score_correction_bias",
 }  # fmt: skip
-LLADA2_BLOCK, LLADA2_MASK = 32, 156895  # which its config.json does not say; the mask token is LLaDA-MoE's, too
+LLADA2_BLOCK, LLADA2_MASK = 32, 156895  # not in its config.json; the mask token is LLaDA-MoE's, too
 LLADA_MOE_MUST = {
     "hidden_act": ("silu",), "qk_layernorm": (True,), "moe_router_enable_expert_bias": (False, None), "clip_qkv": (None,),
     "shared_expert_intermediate_size": (None,), "attention_bias": (False,), "rope_scaling": (None,),
@@ -65,24 +65,24 @@ NEMOTRON_MUST = {
     "dlm_paradigm": ("bidirectional", "block_diff", "sbd_block_diff"),
 }  # fmt: skip
 NEMOTRON_NAMES = {r"^encoder\.": "model.", r"^diffusion_head\.": "lm_head."}
-FAST_DLLM_MASK = 151665  # |<MASK>|, which its config.json does not say and its tokenizer knows as a plain token
+FAST_DLLM_MASK = 151665  # |<MASK>|: not in its config.json, and a plain token of its tokenizer
 QWEN_TURN = 151645  # <|im_end|>: ends a turn; SDAR's config.json names <|endoftext|> only
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a config.json of a published model stands for.
+    """A published model's config.json in terms of transformers.
 
     Attributes:
-        config: that of transformers' own class.
-        names: regular expressions, from the file's names of weights to transformers'.
-        changed: what is to be done to the weights besides, None where nothing is.
+        config: of transformers' own class.
+        names: regular expression on the file's weight names -> replacement, which gives transformers' names.
+        changed: a further change of the weights; None if there is none.
         shift: whether the logits for position i stand at i − 1.
-        block: how long the blocks are that the model was trained on; None is one.
-        causal: whether each token of a finished block was taught to see what stands before it, and no more.
-        bias: whether the last layer has a bias, which transformers' own has not.
-        mask_id: the mask token, where config.json does not name it and the vocabulary has it.
-        ends: tokens that end a text besides those that config.json names, where the vocabulary has them.
+        block: length of the blocks that the model was trained on; None: no blocks.
+        causal: whether a token of a finished block sees only the tokens before it.
+        bias: whether the last layer has a bias, which transformers' class lacks.
+        mask_id: the mask token, if config.json does not name it.
+        ends: tokens that end a text, besides those in config.json, if the vocabulary has them.
     """
 
     config: PreTrainedConfig
@@ -97,10 +97,10 @@ class Layout:
 
 
 def layout_of(kind: str, config: dict[str, Any]) -> Layout | None:
-    """That of a model_type in small letters; None where transformers itself knows it, or nobody.
+    """The layout of a model_type in lower case; None for every other one.
 
     Raises:
-        ValueError: a variant of it that transformers' class is not.
+        ValueError: the model is a variant that transformers' class does not cover.
     """
     known = {
         "llada": _llada, "lladamoe": _llada_moe, "dream": _dream, "sdar": _sdar, "sdar_moe": _sdar_moe,
@@ -117,7 +117,7 @@ def _demand(config: dict[str, Any], must: dict[str, tuple[Any, ...]], what: str)
 
 
 def _llada(config: dict[str, Any]) -> Layout:
-    """LLaDA and LLaDA 1.5; LLaDA-MoE goes by the same name."""
+    """LLaDA and LLaDA 1.5, and LLaDA-MoE under the same model_type."""
     from transformers import LlamaConfig
 
     if config.get("num_experts"):
@@ -136,7 +136,7 @@ def _llada(config: dict[str, Any]) -> Layout:
 
 
 def _llada_moe(config: dict[str, Any]) -> Layout:
-    """Its experts' shares do not sum to one, whatever its config.json says of it."""
+    """LLaDA-MoE. The weights of its experts are not normalised, whatever its config.json says."""
     from transformers import Qwen3MoeConfig
 
     what = "LLaDA-MoE"
@@ -216,7 +216,7 @@ def _llada2(config: dict[str, Any]) -> Layout:
 
 
 def _llada2_weights(weights: dict[str, Tensor], rows: list[int]) -> dict[str, Tensor]:
-    """Under transformers' names; queries, keys and values, `rows` of each in one table, become three."""
+    """The weights under transformers' names; the table of queries, keys and values, `rows` of each, is split in three."""
     made = {}
     for given, value in weights.items():
         name = given
@@ -233,7 +233,7 @@ def _llada2_weights(weights: dict[str, Tensor], rows: list[int]) -> dict[str, Te
 
 
 def _mdlm(config: dict[str, Any]) -> Layout:
-    """MDLM, and BD3LM, which was trained on blocks of its; told nothing of the noise level, they are plain transformers."""
+    """MDLM, and BD3LM, its variant with blocks; without time conditioning they are plain transformers."""
     from transformers import Starcoder2Config
 
     from .dit import of_decoder
@@ -249,7 +249,7 @@ def _mdlm(config: dict[str, Any]) -> Layout:
     made = _bidirectional(Starcoder2Config, entries | fixed)
     block = _block(config, "block_size", what) if what == "BD3LM" and config.get("cross_attn", True) else None
     if block is not None and block >= entries["max_position_embeddings"]:
-        block = None  # one block is none
+        block = None  # a single block is no block
     return Layout(
         made, changed=of_decoder, bias=True, block=block, mask_id=int(entries["vocab_size"]) - 1, ends=(MDLM_END,)
     )  # fmt: skip
@@ -271,7 +271,7 @@ def _nemotron(config: dict[str, Any]) -> Layout:
 
 
 def _of_experts(config: dict[str, Any], what: str, size: str) -> dict[str, float]:
-    """How many experts there are and how many a token has, in Qwen's words; `size` is what one's width is called."""
+    """The number of experts, and of those a token uses, as Qwen's entries; `size` is the entry with an expert's width."""
     entries = {key: _said(config, (key,), what) for key in ("num_experts", "num_experts_per_tok")}
     if not 1 <= entries["num_experts_per_tok"] <= entries["num_experts"]:
         raise ValueError(
@@ -305,7 +305,7 @@ def _said(config: dict[str, Any], keys: tuple[str, ...], what: str) -> float:
 
 
 def _bidirectional(maker: Any, entries: dict[str, Any]) -> PreTrainedConfig:
-    """A decoder's configuration under which everybody sees everybody."""
+    """A decoder's configuration with bidirectional attention."""
     plain = {"rope_type": "default", "rope_theta": entries.pop("rope_theta")}
     rope = entries.pop("rope_parameters", plain)
     if "partial_rotary_factor" in entries:

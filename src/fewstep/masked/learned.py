@@ -1,4 +1,4 @@
-"""A learned commit rule: a small filter says of each proposal how likely full decoding is to end with it."""
+"""A learned commit rule: a small filter estimates for each proposal the probability that full decoding ends with it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .predictor import scatter
 from .rules import ranked
 from .step import CommitRule, Step
 
-PROMPTS = "prompts"  # under this name the file says from which it was learned
-LOOKS = 4  # the present one and three before it
+PROMPTS = "prompts"  # entry of the file: the prompts that the rule was learned from
+LOOKS = 4  # predictions that the filter sees: the present one and three before
 HIDDEN = (40, 24)
-STEEP, WIDE = 9.0, 20.0  # log-odds and gaps beyond these tell no more
+STEEP, WIDE = 9.0, 20.0  # log-odds and gaps are clamped to these
 FEATURES = (
     "log-odds of the proposal's probability", "margin", "entropy", "gap",
     *(f"{what} {ago} looks ago" for ago in (3, 2, 1) for what in ("same token", "its probability if the same")),
@@ -38,10 +38,10 @@ WEIGHTS = {
 
 
 def features(step: Step) -> Tensor:
-    """What the filter sees of each position, (B, L, F), by the names in `FEATURES`; of use where logits were wanted.
+    """The filter's input at each position, (B, L, F), in the order of `FEATURES`; valid where logits were wanted.
 
-    A neighbour that is decided, given, or beyond the row has probability 1. "They" are the positions that the rule may
-    decide now. The step recalls `LOOKS` looks.
+    A neighbour that is decided, given, or beyond the row has probability 1. "Their" in `FEATURES` means the positions that
+    the rule may decide now. The step must recall `LOOKS` steps.
     """
     kind = widest(step.masked.device)
     sure = step.confidence.to(kind).clamp(0, 1)
@@ -66,9 +66,9 @@ def features(step: Step) -> Tensor:
 
 
 def filtered(weights: dict[str, Tensor], seen: Tensor) -> Tensor:
-    """Log-odds that the proposals are what full decoding ends with, features (…, F) -> (…,).
+    """Log-odds that full decoding ends with the proposals, features (…, F) -> (…,).
 
-    They are the model's own log-odds, scaled and shifted, and what a small network adds to them.
+    They are the model's own log-odds, scaled and shifted, plus the output of a small network.
     """
     hidden = (seen - weights["mean"]) / weights["scale"]
     for layer in ("in", "mid"):
@@ -79,21 +79,21 @@ def filtered(weights: dict[str, Tensor], seen: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Learned(CommitRule):
-    """Every position of which a learned filter is this confident, and always the one that is most probable.
+    """Every position at which a learned filter is this confident, and always the most probable one.
 
-    The filter is a network of some two thousand parameters. It has seen what full decoding, one token at a step, ends
-    with, and says of a proposal how likely it is to be that: from the probabilities at the position, their recent past,
-    its neighbours, and how far the row is. `learn_rule` makes one, for one model and one kind of prompt.
+    The filter is a network of some two thousand parameters. It estimates the probability that full decoding, one token a
+    step, ends with a proposal. Its inputs are the probabilities at the position, now and at the last steps, those of its
+    neighbours, and how far the row is. `learn_rule` makes a filter for one model and one kind of prompt.
 
     Args:
-        file: where `learn_rule` wrote it.
-        sha256: of that file, so that a rule means one filter; `Learned.read` finds it.
-        confidence: probability of the filter, at least.
+        file: written by `learn_rule`.
+        sha256: hash of the file, so that a rule means one filter; `Learned.read` computes it.
+        confidence: probability by the filter, at least.
 
     Raises:
-        ValueError: there is no such file, it is another one by now, or it holds no filter.
+        ValueError: the file does not exist, has another hash, or holds no filter.
 
-    Reference: Bao et al. 2025, Learning to Parallel (Learn2PD), whose filter sees the probabilities of a block alone.
+    Reference: Bao et al. 2025, Learning to Parallel (Learn2PD), whose filter sees only the probabilities of a block.
     """
 
     file: str
@@ -117,7 +117,7 @@ class Learned(CommitRule):
         seen = features(step)[step.where]
         said = filtered({name: part.to(seen) for name, part in weights.items()}, seen).sigmoid()
         score = scatter(said, step.where, step.masked.shape, -1.0)
-        best = ranked(step.confidence, step.masked) == 0  # by the model, as full decoding goes: not by the filter
+        best = ranked(step.confidence, step.masked) == 0  # by the model, as in full decoding, not by the filter
         return ((score >= self.confidence) | best) & step.masked
 
     def recalls(self) -> int:
@@ -125,7 +125,7 @@ class Learned(CommitRule):
 
     @property
     def prompts(self) -> frozenset[str]:
-        """The prompts that it was learned from, as `fitting.known_as` has them."""
+        """The prompts that it was learned from, as hashed by `fitting.known_as`."""
         with safe_open(self.file, "pt") as file:
             return frozenset(json.loads((file.metadata() or {}).get(PROMPTS, "[]")))
 

@@ -1,4 +1,4 @@
-"""How a commit rule is learned: from what full decoding ends with, on prompts like those that will be decoded."""
+"""Learns a commit rule from the results of full decoding, on prompts like those to be decoded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .rules import Threshold, TopK
 from .step import Change, CommitRule, Step
 
 logger = logging.getLogger(__name__)
-BLIND = 0.25  # of the rows tell how good the filter is, and are not learned from
+BLIND = 0.25  # share of the rows that test the filter and do not train it
 Around = Callable[[CommitRule], CommitRule]  # puts a rule into blocks
 
 
@@ -28,13 +28,13 @@ class Lesson:
     """How the filter is trained.
 
     Attributes:
-        drafts: confidences of `Threshold`, by which every row is decoded once more: so the filter knows rows of which
+        drafts: confidences of `Threshold`; every row is decoded once by each, so that the filter also sees rows in which
             several tokens were decided at once, some of them wrongly.
         steps: of the optimizer.
-        batch: examples at a step.
-        lr: the highest learning rate; it falls by a cosine.
-        decay: of weights.
-        look: after so many steps the filter is tried on rows that it does not learn from; the best one is kept.
+        batch: examples a step.
+        lr: the highest learning rate; it falls along a cosine.
+        decay: weight decay.
+        look: every so many steps the filter is tested on the test rows; the best filter is kept.
     """
 
     drafts: tuple[float, ...] = (0.9, 0.6)
@@ -46,26 +46,26 @@ class Lesson:
 
 
 class Examples(NamedTuple):
-    """Proposals of which it is known whether full decoding ends with them."""
+    """Proposals, and whether full decoding ends with them."""
 
     seen: Tensor  # (N, F) features
     right: Tensor  # (N,) bool
-    row: Tensor  # (N,) long: which row it was
+    row: Tensor  # (N,) long: number of the row
 
 
 class Learnt(NamedTuple):
-    """A filter and how good it is on rows that it has not learned from, by which the best of its training was chosen."""
+    """A filter and its results on the test rows, by which it was also chosen during training."""
 
     weights: dict[str, Tensor]
-    examples: int  # learned from
-    blind: int  # not learned from
-    right: float  # share of the blind proposals that full decoding ends with
-    loss: float  # cross entropy of the blind proposals, nats
-    plain: float  # the same of the model's own probability
+    examples: int  # number of training proposals
+    blind: int  # number of test proposals
+    right: float  # share of the test proposals that full decoding ends with
+    loss: float  # cross entropy on the test proposals, nats
+    plain: float  # the same for the model's own probability
 
 
 class _Gather(CommitRule):
-    """A rule that keeps what the filter would see, whatever it decides."""
+    """A rule around a rule that keeps the filter's inputs at each step."""
 
     def __init__(self, rule: CommitRule) -> None:
         self.rule = rule
@@ -84,12 +84,12 @@ class _Gather(CommitRule):
 def gather(
     predictor: MaskPredictor, rows: Sequence[Tensor], around: Around, lesson: Lesson, *, steps: int | None, batch: int
 ) -> Examples:
-    """All proposals of full decoding and of the drafts, each of them with what full decoding ends with.
+    """All proposals of full decoding and of the drafts, and whether full decoding ends with them.
 
     Args:
         predictor, rows, steps, batch: as for `decode`.
-        around: what the rules are put into, such as blocks.
-        lesson: which drafts.
+        around: puts a rule into another, such as blocks.
+        lesson: names the drafts.
     """
     finals: list[Decoded] = []
     found: list[Examples] = []
@@ -104,19 +104,19 @@ def gather(
         table = torch.full((len(rows), max(width, int(column.max()) + 1)), -1)
         for number, final in enumerate(finals):
             table[number, : len(final.ids)] = final.ids.cpu()
-        known = table[row, column] >= 0  # what is behind the end of a row is no answer
+        known = table[row, column] >= 0  # positions after the end of a row have no answer
         found.append(Examples(seen[known], (proposal == table[row, column])[known], row[known]))
     return Examples(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def learn(examples: Examples, n: int, *, seed: int = 0, lesson: Lesson = Lesson()) -> Learnt:
-    """A filter for proposals of `n` rows, of which the last quarter are kept apart; the same on every machine's CPU.
+    """A filter from the proposals of `n` rows, of which the last quarter are test rows; trained on the CPU.
 
     Raises:
         ValueError: fewer than four rows, or no proposal is right.
     """
     if n < 4:
-        raise ValueError(f"a rule is learned from at least four prompts, got {n}; some hundred are better")
+        raise ValueError(f"a rule is learned from at least four prompts, got {n}; give a few hundred")
     blind = examples.row >= n - math.ceil(BLIND * n)
     seen, right = examples.seen[~blind].float(), examples.right[~blind].float()
     if not right.any():
@@ -127,7 +127,7 @@ def learn(examples: Examples, n: int, *, seed: int = 0, lesson: Lesson = Lesson(
     moving = [part.requires_grad_() for name, part in weights.items() if name not in ("mean", "scale")]
     optimizer = torch.optim.AdamW(moving, lr=lesson.lr, weight_decay=lesson.decay)
     best = plain = _loss(apart[:, 0], truth)
-    made = {name: part.detach().clone() for name, part in weights.items()}  # at first the model's own probability
+    made = {name: part.detach().clone() for name, part in weights.items()}  # at first it gives the model's own probability
     for step in track(range(lesson.steps), "learning"):
         for group in optimizer.param_groups:
             group["lr"] = lesson.lr * (1 + math.cos(math.pi * step / lesson.steps)) / 2
@@ -150,7 +150,7 @@ def _loss(said: Tensor, truth: Tensor) -> Tensor:
 
 
 def _begun(rng: torch.Generator) -> dict[str, Tensor]:
-    """Weights before the first step."""
+    """The weights before the first step."""
     sizes = (len(FEATURES), *HIDDEN, 1)
     made = {}
     for name, wide, narrow in zip(("in", "mid", "out"), sizes, sizes[1:], strict=False):
@@ -160,7 +160,7 @@ def _begun(rng: torch.Generator) -> dict[str, Tensor]:
 
 
 def as_facts(lesson: Lesson, learnt: Learnt) -> dict[str, object]:
-    """What a receipt keeps of it."""
+    """The entries of a receipt."""
     told = {name: value for name, value in learnt._asdict().items() if name != "weights"}
     parameters = sum(part.numel() for name, part in learnt.weights.items() if name not in ("mean", "scale"))
     return asdict(lesson) | told | {"parameters": parameters}

@@ -1,4 +1,4 @@
-"""How likely a masked diffusion model finds a text: a Monte Carlo bound, and greedy agreement."""
+"""Log-likelihoods of texts by a masked diffusion model: a Monte Carlo bound, and greedy agreement."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .rules import TopK
 
 
 class Likelihood(NamedTuple):
-    """A lower bound of a log-likelihood, in nats, estimated without bias."""
+    """An unbiased estimate of a lower bound of a log-likelihood, in nats."""
 
     value: float
-    error: float  # its standard error, at most: the draws are stratified; nan after a single draw
+    error: float  # its standard error, or more, as the draws are stratified; nan for a single draw
 
 
 @torch.no_grad()
@@ -35,12 +35,12 @@ def log_likelihood(
 ) -> list[Likelihood]:
     """E over l ~ U{1 … L} and l masked tokens of (L/l)·Σ_masked ln p(x_i | the rest) ≤ ln p(answer | prompt).
 
-    The mask token itself is no possible answer, as in decoding. Draw k of n takes l from the k-th n-th of {1 … L}.
+    The mask token itself has probability 0, as in decoding. Draw k of n takes l from the k-th n-th of {1 … L}.
 
     Args:
         predictor: the model.
         texts: pairs (prompt, answer) of token ids; the prompt may be empty.
-        draws: network calls a text. An answer of one token has a single mask, so one call is exact there and made.
+        draws: network calls a text. For an answer of one token one call is made, which is exact.
         seeds: one a text; text i has i by default.
         batch: rows at once, of one text or several.
         device: the predictor's.
@@ -49,12 +49,12 @@ def log_likelihood(
         One bound a text.
 
     Raises:
-        ValueError: an empty answer, one with the mask token, or no draw.
+        ValueError: an answer is empty or has the mask token, or `draws` is below 1.
 
     Reference: Nie et al. 2025, Large Language Diffusion Models.
     """
     if draws < 1:
-        raise ValueError(f"at least one draw, got {draws}")
+        raise ValueError(f"a likelihood needs at least one draw, got {draws}")
     rows: list[tuple[int, Tensor, Tensor, float]] = []  # text, truth, hidden, weight L/l
     for number, (prompt, answer) in enumerate(texts):
         if not answer or predictor.mask_id in answer:
@@ -69,7 +69,7 @@ def log_likelihood(
         canvas = pad(
             [truth.masked_fill(where, predictor.mask_id).to(device) for _, truth, where, _ in part], predictor.mask_id
         )
-        # a prompt may hold mask tokens of its own; they stay hidden and are not scored
+        # mask tokens in a prompt stay masked and are not scored
         wanted = torch.nn.utils.rnn.pad_sequence([where for _, _, where, _ in part], batch_first=True).to(device)
         prompts = torch.tensor([len(texts[number][0]) for number, *_ in part], device=device)
         answers = canvas.valid & (torch.arange(wanted.shape[1], device=device) >= prompts[:, None])
@@ -95,9 +95,12 @@ def rolling(
     batch: int = 16,
     device: torch.device | str = "cpu",
 ) -> Likelihood:
-    """A lower bound for a text of any length: the sum over windows of at most `window` tokens, each behind `prompt` alone.
+    """A lower bound for a text of any length: the sum over windows of at most `window` tokens, each after `prompt` only.
 
     Tokens do not see past their window, so a longer window gives a tighter bound.
+
+    Raises:
+        ValueError: the text is empty, or `window` is below 1.
     """
     if window < 1 or not text:
         raise ValueError("a rolling likelihood needs a text and windows of at least one token")
@@ -121,11 +124,11 @@ def is_greedy(
 
 
 def _hidden(length: int, draws: int, seed: int) -> list[Tensor]:
-    """Which of `length` tokens each draw hides: l of them, every set of l alike, l stratified over {1 … length}."""
+    """The tokens, of `length`, that each draw hides: l of them uniformly at random, l stratified over {1 … length}."""
     if length == 1:
         return [torch.ones(1, dtype=torch.bool)]
     u = uniform(torch.full((draws, 1), seed % 2**63), torch.arange(draws)[:, None], torch.arange(length + 1))
-    place = (torch.arange(draws) + u[:, 0]) / draws  # one in each n-th of [0, 1)
+    place = (torch.arange(draws) + u[:, 0]) / draws  # one draw in each n-th of [0, 1)
     count = (place * length).long().clamp(max=length - 1) + 1
     return list(u[:, 1:].argsort(1) < count[:, None])
 

@@ -20,26 +20,26 @@ BINS = 10  # of the calibration error, each of as many answers
 RUN = 4  # tokens that count as repeated if they stand in an answer twice
 
 ADVICE = {
-    "skill": "It is worse at what it was tuned for: tune longer, or give a steered model another --alpha.",
-    "knowledge": "It lost what it knew: tune less, with a lower rate or LoRA, mix in texts like those it learned from, or "
-    "leave its weights alone and steer it with a small tuned model (fewstep proxy), where a smaller --alpha keeps more.",
-    "text": "It finds ordinary text less likely: tune less or with a lower rate, or steer with a smaller --alpha.",
-    "confidence": "How sure it is says less about whether it is right: do not decide by its confidence before it is "
-    "calibrated anew; thresholds from fewstep calibrate are of the model before.",
-    "form": "Its answers have another length, or repeat themselves: read some side by side in answers.jsonl.",
-    "cost": "An answer costs more than before: see what it gained for that.",
+    "skill": "The model is worse at what it was tuned for: tune longer, or give a steered model another --alpha.",
+    "knowledge": "The model lost knowledge: tune less, with a lower rate or LoRA; mix in texts like those of its training; "
+    "or keep its weights and steer it with a small tuned model (fewstep proxy), where a smaller --alpha keeps more.",
+    "text": "Ordinary text is less likely for the model: tune less or with a lower rate, or steer with a smaller --alpha.",
+    "confidence": "The model's confidence says less about whether it is right: calibrate before you rely on it. Thresholds "
+    "from fewstep calibrate are for the model before.",
+    "form": "Answers have another length, or repeat themselves: read some side by side in answers.jsonl.",
+    "cost": "An answer costs more than before: compare the cost with what was gained.",
 }
 
 
 class Answer(NamedTuple):
-    """What a model said to a question.
+    """A model's answer to a question.
 
     Attributes:
-        text: of the answer, or the option that was chosen.
-        tokens: that were generated; none of an option.
-        confidence: 0 to 1. Of a generated answer the geometric mean of the probabilities of its tokens when each was
-            chosen, of an option its probability among the options.
-        calls, positions: network calls in which the answer took part, and token ids that they computed for it; nan of an
+        text: of the answer, or the chosen option.
+        tokens: generated ids; none for an option.
+        confidence: 0 to 1: for a generated answer the geometric mean of its tokens' probabilities when each was chosen;
+            for an option its probability among the options.
+        calls, positions: network calls in which the answer took part, and token ids that they computed for it; nan for an
             option.
 
     Reference: Malinin and Gales 2021, Uncertainty Estimation in Autoregressive Structured Prediction (the mean).
@@ -53,7 +53,7 @@ class Answer(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """How unlikely a model finds a text: nats, and the tokens that they are of."""
+    """The negative log-likelihood of a text in nats, and its number of tokens."""
 
     nats: float
     tokens: int
@@ -61,7 +61,7 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Asked:
-    """The questions of one file with the answers before and after, and which are right."""
+    """The questions of one file with the answers before and after."""
 
     questions: Questions
     before: tuple[Answer, ...]
@@ -83,7 +83,7 @@ class Asked:
         )
 
     def turned(self) -> dict[str, Any]:
-        """How many answers turned from right to wrong and back, McNemar's p of that, and how many texts are others."""
+        """Counts of answers that turned from right to wrong and back, McNemar's p, and the count of texts that differ."""
         was, now = self.right(self.before), self.right(self.after)
         line = shares("", "", was, now, unit=1.0, best=math.inf)
         others = sum(a.text != b.text for a, b in zip(self.before, self.after, strict=True))
@@ -106,7 +106,7 @@ def _entry(answer: Answer, right: bool) -> dict[str, Any]:
 
 
 def of_answers(asked: Sequence[Asked]) -> list[Line]:
-    """Accuracy, calibration of confidence, form and cost, of all questions; those of a group stand together."""
+    """Lines of accuracy, calibration of confidence, form and cost for all questions, sorted by group."""
     lines = [line for each in asked for line in (_accuracy(each), *_confidence(each), *_form(each))]
     lines += _cost(asked)
     groups = ("skill", "knowledge", "confidence", "form", "cost")
@@ -120,7 +120,7 @@ def _accuracy(asked: Asked) -> Line:
 
 
 def _confidence(asked: Asked) -> list[Line]:
-    """Brier's score, paired; and the calibration error, which is of all answers together."""
+    """The Brier score, paired; and the calibration error, which all answers have together."""
     right = [asked.right(answers).astype(float) for answers in (asked.before, asked.after)]
     sure = [np.array([answer.confidence for answer in answers]) for answers in (asked.before, asked.after)]
     brier = [(c - r) ** 2 for c, r in zip(sure, right, strict=True)]
@@ -139,7 +139,7 @@ def _confidence(asked: Asked) -> list[Line]:
 
 
 def calibration_error(confidence: Array, right: Array) -> float:
-    """How far confidence and accuracy are apart, on average over bins of as many answers each.
+    """The mean difference between confidence and accuracy, over bins with equal numbers of answers.
 
     Reference: Naeini et al. 2015, Obtaining Well Calibrated Probabilities Using Bayesian Binning (ECE; ours by quantiles).
     """
@@ -149,7 +149,7 @@ def calibration_error(confidence: Array, right: Array) -> float:
 
 
 def _form(asked: Asked) -> list[Line]:
-    """Of generated answers to what it was not tuned for: their length, best as it was, and how much of it is repeated."""
+    """For generated answers to held-out questions: their length, best unchanged, and the share that is repeated."""
     if asked.questions.options or asked.questions.tuned_for:
         return []
     long = [np.array([len(answer.tokens) for answer in answers], float) for answers in (asked.before, asked.after)]
@@ -162,7 +162,7 @@ def _form(asked: Asked) -> list[Line]:
 
 
 def repeated(tokens: Sequence[int]) -> float:
-    """The share of an answer's runs of four tokens that stood in it before."""
+    """The share of an answer's runs of four tokens that occurred in it before."""
     runs = Counter(tuple(tokens[k : k + RUN]) for k in range(len(tokens) - RUN + 1))
     return 1 - len(runs) / runs.total() if runs else 0.0
 
@@ -182,9 +182,9 @@ def _cost(asked: Sequence[Asked]) -> list[Line]:
 
 
 def perplexity(name: str, before: Sequence[Loss], after: Sequence[Loss]) -> Line:
-    """Perplexity of the same texts; texts vary as wholes, so the interval leaves out groups of texts.
+    """Perplexity of the same texts; the jackknife leaves out groups of whole texts.
 
-    A token is one of the tokenizer before, so that another tokenizer after changes nothing.
+    Both sides are divided by the number of tokens before, so that another tokenizer after changes nothing.
     """
     tokens = np.array([loss.tokens for loss in before], float)
     nats = [np.array([loss.nats for loss in losses]) for losses in (before, after)]

@@ -1,4 +1,4 @@
-"""Masked language models in: any of transformers, LLaDA, Dream and their kin, without code of the checkpoint."""
+"""Loads masked language models: those of transformers, LLaDA, Dream and their kin, without code of the checkpoint."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MODEL = "folder of a masked language model"
-# masked models that are decoded by the code they come with, and what of fewstep works there
+# masked models that only their own code decodes, and what of fewstep works with that code
 ELSEWHERE = {
-    "diffusion_gemma": "it has no mask token, as what is undecided there is random tokens; transformers' own "
-    "DiffusionGemmaForBlockDiffusion generates with it, and stops early with fewstep.masked.ecosystem.GapStopping",
+    "diffusion_gemma": "it has no mask token, as its undecided positions hold random tokens; generate with transformers' "
+    "DiffusionGemmaForBlockDiffusion, which stops early with fewstep.masked.ecosystem.GapStopping",
 }
-PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # they count positions from the one behind their padding token
+PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # their positions start after the id of the padding token
 
 
 def load_text(
@@ -36,26 +36,25 @@ def load_text(
 ) -> NetworkPredictor:
     """The mask predictor in a folder or hub repository.
 
-    LLaDA becomes transformers' Llama and Dream its Qwen2, with renamed weights and full attention, and so do LLaDA 1.5,
-    Dream-Coder and DiffuCoder; LLaDA-MoE becomes its Qwen3Moe, MDLM its Starcoder2. Models that were trained on blocks
-    become these, in which no block sees a later one: SDAR Qwen3 or Qwen3Moe, Fast-dLLM v2 Qwen2, LLaDA2 Glm4Moe, BD3LM
-    Starcoder2, Nemotron-Labs-Diffusion Ministral3. Everything else must be a model that
-    AutoModelForMaskedLM knows. No code of the checkpoint runs.
+    Published models become transformers' own classes, with renamed weights and full attention: LLaDA and LLaDA 1.5 Llama;
+    Dream, Dream-Coder and DiffuCoder Qwen2; LLaDA-MoE Qwen3Moe; MDLM Starcoder2. So do models that were trained on blocks,
+    in which no block sees a later one: SDAR Qwen3 or Qwen3Moe, Fast-dLLM v2 Qwen2, LLaDA2 Glm4Moe, BD3LM Starcoder2,
+    Nemotron-Labs-Diffusion Ministral3. AutoModelForMaskedLM must know every other model. No code of the checkpoint runs.
 
     Args:
         source: a folder, the id of a hub repository, or "bundled" for the small model that comes with the package.
-        mask_id: id of the mask token, where neither the configuration nor the tokenizer names it.
+        mask_id: id of the mask token, if neither the configuration nor the tokenizer names it.
         dtype: of the weights.
-        device: a device, or "auto" to spread the model over all there are.
-        eight_bit: round the weights of linear layers to 8 bits by bitsandbytes, which halves what bfloat16 takes; the head
-            and what lies between are float16, whatever `dtype` says.
+        device: a device, or "auto" to spread the model over all devices.
+        eight_bit: round the weights of linear layers to 8 bits by bitsandbytes, half the memory of bfloat16; the head and
+            all other weights become float16, whatever `dtype` says.
 
     Returns:
         The predictor in evaluation mode.
 
     Raises:
-        ValueError: nothing there, not a masked language model, a variant that is not supported, or no mask token; or 8 bits
-            of a mixture of experts.
+        ValueError: the model is missing, is not a masked language model, is a variant that is not supported, has no mask
+            token, or is a mixture of experts with `eight_bit`.
         ModuleNotFoundError: 8 bits are asked for, and bitsandbytes is not installed.
     """
     needs("text")
@@ -71,7 +70,7 @@ def load_text(
             folder, layout.config, AutoModelForCausalLM, "causal language model", names=layout.names,
             changed=layout.changed, bias=layout.bias, exact=True, **options,
         )  # fmt: skip
-        for module in network.modules():  # where nothing is padded there is no mask; then some kernels ask this
+        for module in network.modules():  # some kernels use this where there is no mask
             if hasattr(module, "is_causal"):
                 module.is_causal = False
     elif kind in ELSEWHERE:
@@ -101,10 +100,10 @@ def load_text(
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model, without code of the checkpoint: Dream's is Qwen2's, all others AutoTokenizer's.
+    """The tokenizer beside a model, without code of the checkpoint: Qwen2's for Dream, AutoTokenizer's for all others.
 
     Raises:
-        ValueError: there is none, or it only exists as code.
+        ValueError: the tokenizer is missing, or exists only as code.
     """
     needs("text")
     from transformers import Qwen2Tokenizer

@@ -1,6 +1,6 @@
-"""Random numbers as a function of their place: (row seed, step, column, token), whatever else is drawn or left out.
+"""Random numbers as a function of their place (row seed, step, column, token), and of nothing else.
 
-So a sample depends neither on its batch nor on which positions a rule looks at, on any device.
+So a sample depends neither on its batch nor on the positions that a rule looks at, on any device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ MIX_1, MIX_2 = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 def uniform(seed: Tensor, *place: Tensor | int) -> Tensor:
     """Uniform numbers in (0, 1), float64, of the shape that `seed` and `place` (long) broadcast to.
 
-    Reference: Steele, Lea and Flood 2014, Fast Splittable Pseudorandom Number Generators (splitmix64), once a coordinate.
+    splitmix64 is applied once a coordinate.
+
+    Reference: Steele, Lea and Flood 2014, Fast Splittable Pseudorandom Number Generators.
     """
     bits = mix(seed + GOLDEN)
     for coordinate in place:
@@ -24,7 +26,7 @@ def uniform(seed: Tensor, *place: Tensor | int) -> Tensor:
 
 
 def mix(bits: Tensor) -> Tensor:
-    """The finaliser of splitmix64: a bijection of 64-bit integers in which every bit matters to every other."""
+    """The finaliser of splitmix64: a bijection of 64-bit integers in which every input bit affects every output bit."""
     bits = (bits ^ _shift(bits, 30)) * MIX_1
     bits = (bits ^ _shift(bits, 27)) * MIX_2
     return bits ^ _shift(bits, 31)
@@ -38,4 +40,4 @@ def gumbel(seed: Tensor | int, step: Tensor | int, column: Tensor, size: int) ->
 
 
 def _shift(bits: Tensor, by: int) -> Tensor:
-    return bits >> by & (1 << 64 - by) - 1  # without the sign
+    return bits >> by & (1 << 64 - by) - 1  # a shift without sign extension

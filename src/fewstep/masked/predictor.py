@@ -1,4 +1,4 @@
-"""Mask predictors: a canvas with holes -> logits for the holes that are asked for. Wrapping one gives one."""
+"""Mask predictors: canvas with masks -> logits at wanted positions. A wrapped predictor is a predictor."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from .reading import Combined, Plain, Reading
 
 
 class Facts(NamedTuple):
-    """What the host knows of the rows of a canvas, so that it need not wait for the device; (B,) long each, on the CPU."""
+    """Facts about the rows of a canvas that the host knows without waiting for the device; (B,) long each, on the CPU."""
 
     length: Tensor  # of the row
     first: Tensor  # column of its first open position
     undecided: Tensor  # column of its first position without a token
-    low: Tensor  # changes begin at this column
-    high: Tensor  # and end before this one; where there are none it is below
-    until: Tensor  # no position is wanted from this column on
-    wanted: Tensor  # how many are
+    low: Tensor  # column of the first changed position
+    high: Tensor  # column after the last changed position; below `low` if nothing changed
+    until: Tensor  # column after the last wanted position
+    wanted: Tensor  # number of wanted positions
 
 
 class Canvas(NamedTuple):
-    """Rows of text with holes, padded on the right to one length.
+    """Rows of text with masks, padded on the right to one length.
 
-    On the right, because position ids then are 0, 1, 2, … for every row and no architecture needs to be told.
+    With padding on the right position ids are 0, 1, 2, … in every row, the default of every architecture.
     """
 
-    ids: Tensor  # (B, L) long, the mask token where nothing is decided yet
-    valid: Tensor  # (B, L) bool, False on the padding
-    open: Tensor  # (B, L) bool, the positions that are to be filled, decided by now or not
-    facts: Facts | None = None  # where the decoder tells them
+    ids: Tensor  # (B, L) long, the mask token at undecided positions
+    valid: Tensor  # (B, L) bool, False at padding
+    open: Tensor  # (B, L) bool, the positions to fill, decided by now or not
+    facts: Facts | None = None  # from the decoder
 
     def part(self, rows: Tensor) -> Canvas:
-        """These rows (b,) alone, of as many columns."""
+        """Only these rows (b,), with all columns."""
         near = rows.cpu()
         facts = None if self.facts is None else Facts(*(fact[near] for fact in self.facts))
         return Canvas(self.ids[rows], self.valid[rows], self.open[rows], facts)
 
     @property
     def prompt(self) -> Tensor:
-        """What stands before the first open position, (B, L) bool."""
+        """The positions before the first open one, (B, L) bool."""
         return self.valid & (self.open.cumsum(1) == 0)
 
 
 class MaskPredictor(Protocol):
     """Predicts hidden tokens: f(canvas, wanted) -> logits.
 
-    wanted is (B, L) bool; the result (N, V) holds the raw logits of its N true positions, row after row, left to right. It
-    belongs to the caller, who may write into it.
+    `wanted` is (B, L) bool. The result (N, V) holds the raw logits of its N true positions, row by row, left to right. The
+    caller may write into the result.
 
     Attributes:
-        mask_id: the token that stands for "not decided".
+        mask_id: the mask token, which means "not decided".
         eos_ids: tokens that end a text.
-        networks: what is called underneath; network calls are counted there.
+        networks: the networks that are called, at which calls are counted.
     """
 
     @property
@@ -78,21 +78,21 @@ class MaskPredictor(Protocol):
 
 
 class NetworkPredictor(nn.Module):
-    """The mask predictor in a transformers model with bidirectional attention; its LM head sees wanted positions only.
+    """The mask predictor of a transformers model with bidirectional attention; the LM head computes wanted positions only.
 
     Args:
         network: called as network(ids, attention_mask=…), returns an object with `.logits`.
         mask_id: id of the mask token.
         eos_ids: ids that end a text.
-        pad_id: what the network finds on padding; RoBERTa tells its position ids by it.
+        pad_id: the token at padding; RoBERTa derives position ids from it.
         shift: the logits for position i stand at i − 1 (Dream); those for position 0 at 0.
-        max_length: longest canvas, None where the network has no limit.
-        decoder: the network is one of transformers' decoders that was told to see both ways: it takes masks of four
-            dimensions, position_ids and past_key_values, so that its keys and values can be kept.
-        block: positions see their own block of so many, counted from the first column, and the blocks before it; None: all.
-            Of a decoder that was trained so.
-        causal: of one with blocks: what stands in a block before the first that has a hole sees no later position, as
-            Nemotron-Labs-Diffusion was taught to; blocks with holes are seen in full.
+        max_length: longest canvas; None if the network has no limit.
+        decoder: the network is a decoder of transformers with bidirectional attention: it takes masks of four dimensions,
+            position_ids and past_key_values, so its keys and values can be kept.
+        block: length of the blocks that a decoder was trained on, counted from the first column: a position sees its own
+            block and the blocks before it. None: a position sees all.
+        causal: for a model with blocks: positions in blocks before the first block with a mask see no later position, as
+            Nemotron-Labs-Diffusion was trained.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class NetworkPredictor(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the network takes its input."""
+        """The device of the network's input."""
         return next(self.network.parameters()).device
 
     def forward(self, canvas: Canvas, wanted: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class NetworkPredictor(nn.Module):
         )
 
     def places(self, canvas: Canvas, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and columns, (N,) each, where the network says what stands at the N wanted positions."""
+        """Rows and columns, (N,) each, of the logits for the N wanted positions."""
         row, column = places(wanted, None if canvas.facts is None else int(canvas.facts.wanted.sum()))
         return row, (column - 1).clamp(min=0) if self.shift else column
 
@@ -144,7 +144,7 @@ class NetworkPredictor(nn.Module):
         """The ids that the network sees, (B, L) long.
 
         Raises:
-            ValueError: they are more than it takes.
+            ValueError: the canvas is longer than the network takes.
         """
         length = canvas.ids.shape[1]
         if self.max_length is not None and length > self.max_length:
@@ -155,9 +155,9 @@ class NetworkPredictor(nn.Module):
         return canvas.ids.masked_fill(~canvas.valid, self.pad_id)
 
     def mask(self, canvas: Canvas, column: Tensor | None = None) -> Tensor | None:
-        """What the network may see from the `column`s (B, W) that it computes, or from all: whatever is no padding.
+        """The attention mask for the computed `column`s (B, W), or for all columns; padding is never seen.
 
-        None is everything; without a mask attention is quicker.
+        None if nothing is hidden, as attention is faster without a mask.
         """
         if self.block is not None:
             every = torch.arange(canvas.ids.shape[1], device=canvas.ids.device)
@@ -174,15 +174,15 @@ class NetworkPredictor(nn.Module):
         return canvas.valid[:, None, None] if self.decoder else canvas.valid.long()
 
     def compute(self, ids: Tensor, mask: Tensor | None, chosen: Callable[[Tensor], Tensor], **memory: Any) -> Tensor:
-        """Logits (N, V) of the N states that are `chosen` among those before the head, (B, L, D).
+        """Logits (N, V) of the N states that `chosen` takes from those before the head, (B, L, D).
 
         Args:
             ids: (B, L) long.
-            mask: as from `mask`.
+            mask: from the method `mask`.
             chosen: (B, L, D) -> (N, D).
             memory: position_ids and past_key_values, for a decoder.
         """
-        # The last layer is the same in every architecture, what leads there is not: so it is handed fewer positions.
+        # The head is the same layer in every architecture, so a hook there hands it fewer positions.
         network: Any = self.network
         head = network.get_output_embeddings()
         hook = head.register_forward_pre_hook(lambda _, args: (chosen(args[0]),))
@@ -194,7 +194,7 @@ class NetworkPredictor(nn.Module):
         return logits.to(ids.device)
 
     def reading(self, canvas: Canvas) -> Reading:
-        """Plain, or of a model that was trained on blocks the memory of those that are finished; both are exact."""
+        """`Plain`, or for a model with blocks the memory of its finished blocks; both are exact."""
         if self.block is None:
             return Plain(self)
         from .caching import Blocks, Memory
@@ -206,8 +206,8 @@ class Guided:
     """Classifier-free guidance without a second model: u + scale·(c − u), where u does not see the prompt.
 
     Args:
-        predictor: c; u is the same with every prompt token masked.
-        scale: 1 is off (and makes no second network call); LLaDA's `cfg_scale` is scale − 1.
+        predictor: gives c, and u with every prompt token masked.
+        scale: 1 is off, without a second network call; LLaDA's `cfg_scale` is scale − 1.
 
     Raises:
         ValueError: the scale is not a finite number.
@@ -235,7 +235,7 @@ class Guided:
 
 @dataclass(frozen=True)
 class _Twice:
-    """Guidance over a reading of n rows as they are, and behind them of the same n with their prompt masked."""
+    """Guidance over a reading of n rows, followed by the same n rows with their prompt masked."""
 
     scale: float
     mask_id: int
@@ -260,7 +260,7 @@ class _Twice:
 
 
 def _twice(canvas: Canvas, mask_id: int) -> Canvas:
-    """The rows, and behind them the same with their prompt masked."""
+    """The rows, followed by the same rows with their prompt masked."""
     hidden = canvas._replace(ids=canvas.ids.masked_fill(canvas.prompt, mask_id))
     both = [torch.cat(pair) for pair in zip(canvas[:3], hidden[:3], strict=True)]
     facts = canvas.facts and Facts(*(torch.cat([fact, fact]) for fact in canvas.facts))
@@ -268,13 +268,13 @@ def _twice(canvas: Canvas, mask_id: int) -> Canvas:
 
 
 class Suppressed:
-    """A predictor that never says some tokens: their logits are −inf.
+    """A predictor that never predicts some tokens: their logits are −inf.
 
-    With the token that ends a text it is what LLaDA's evaluations do on some tasks, so that answers are not cut short.
+    LLaDA's evaluations do so with the token that ends a text on some tasks, so that answers are not cut short.
 
     Args:
         predictor: the model, guided or not.
-        tokens: ids of what it is not to say.
+        tokens: ids that are never predicted.
     """
 
     def __init__(self, predictor: MaskPredictor, tokens: Sequence[int]) -> None:
@@ -295,7 +295,7 @@ class Suppressed:
 
 
 def facts_of(canvas: Canvas, wanted: Tensor, changed: Tensor, mask_id: int) -> Facts:
-    """Those of a canvas, on its device."""
+    """The facts of a canvas, on its device."""
     width = canvas.ids.shape[1]
     column = torch.arange(width, device=canvas.ids.device)
     undecided = canvas.open & (canvas.ids == mask_id)
@@ -313,7 +313,7 @@ def pad(rows: Sequence[Tensor], mask_id: int) -> Canvas:
 
 
 def places(flags: Tensor, n: int | None = None) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the true values of (B, L), (N,) each, row after row; with `n`, their number, nobody waits."""
+    """Rows and columns of the true values of (B, L), (N,) each, row by row. If their number `n` is given, nothing waits."""
     if n is None or flags.device.type == "cpu":
         row, column = flags.nonzero(as_tuple=True)
         return row, column

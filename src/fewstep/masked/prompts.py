@@ -1,4 +1,4 @@
-"""From text to canvases and back: what a model reads is made here for decode, calibrate, settle-text and evaluate alike."""
+"""From text to canvases and back, for decode, calibrate, settle-text and evaluate alike."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from .predictor import NetworkPredictor
 
 Turns = Sequence[Mapping[str, str]]  # a conversation: each turn with its "role" and its "content"
-GEN_LENGTH = 128  # tokens to generate where nobody says how many, if the model has room for them
+GEN_LENGTH = 128  # the default number of tokens to generate, if the model has room for them
 PROBE = "1"  # every vocabulary has it
 
 
 def read_prompts(file: Path) -> list[dict[str, Any]]:
-    """The prompts in a .jsonl, as objects: {"prompt": a text or a conversation} and whatever else a line says.
+    """The prompts in a .jsonl, as objects: {"prompt": a text or a conversation} with all other entries of the line.
 
-    A conversation may be called "messages", as others write it.
+    A conversation may also stand under "messages".
 
     Raises:
-        ValueError: there is no such file, no prompt in it, or a line that is none.
+        ValueError: the file does not exist, has no prompt, or has a line that is no prompt.
     """
     if not file.is_file():
         raise ValueError(f"there is no file {file}")
@@ -60,13 +60,13 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
 
 
 def prompt_of(item: Mapping[str, Any]) -> str | Turns:
-    """The prompt in an object that `read_prompts` gives."""
+    """The prompt in an object of `read_prompts`."""
     found: str | Turns = item["prompt"] if "prompt" in item else item["messages"]
     return found
 
 
 def as_asked(prompt: str | Turns, tokenizer: PreTrainedTokenizerBase, mask_id: int) -> str | Turns:
-    """A text as what a user says, where the tokenizer has a chat template and the text no mask tokens to fill in."""
+    """A text as a user's turn, if the tokenizer has a chat template and the text has no mask tokens; else unchanged."""
     if isinstance(prompt, str) and tokenizer.chat_template and prompt.strip() and mask_id not in bare(tokenizer, prompt):
         return [{"role": "user", "content": prompt}]
     return prompt
@@ -101,23 +101,23 @@ def canvas(
         prompt: a text, in which mask tokens are filled in as well; or a conversation.
         tokenizer: of the model.
         network: the model.
-        gen_length: how many positions follow the prompt, 0 for none; by default 128, or what the model has left.
-        suffix: text that stands in the generation from the start, such as "The answer is".
-        answer_length: positions behind the suffix.
-        template: follows the prompt, in place of masks and suffix; then no masks may stand in the prompt.
+        gen_length: positions after the prompt, 0 for none; by default 128, or the model's room if that is less.
+        suffix: text that is given inside the generation, such as "The answer is".
+        answer_length: positions after the suffix.
+        template: follows the prompt instead of masks and suffix; the prompt may then have no masks.
 
     Raises:
-        ValueError: the prompt is empty and there is no suffix, the model has no room, or nothing is left to generate; or
-            the prompt has masks beside a template.
+        ValueError: the prompt is empty without a suffix, the model has no room, nothing is left to generate, or the prompt
+            has masks and there is a template.
     """
     ids, most = encode(tokenizer, prompt), network.max_length
     if template:
         if network.mask_id in ids:
-            raise ValueError("the prompt has mask tokens, and so has --infill; fill in one of them")
+            raise ValueError("the prompt has mask tokens, and so has --infill; use one of them")
         if most is not None and len(ids) + len(template.tokens) > most:
             raise ValueError(
-                f"a prompt of {len(ids)} tokens and {len(template.tokens)} to fill in are more than the {most} that this "
-                "model takes; shorten the prompt or the template"
+                f"a prompt of {len(ids)} tokens and a template of {len(template.tokens)} are more than the {most} that "
+                "this model takes; shorten one of them"
             )
         return torch.tensor([*ids, *template.tokens], device=network.device)
     if not suffix and not (bare(tokenizer, prompt) if isinstance(prompt, str) else prompt):
@@ -139,11 +139,11 @@ def canvas(
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Turns) -> list[int]:
-    """Token ids of what a generation follows: a text behind its leading special tokens, or a conversation.
+    """Token ids of a prompt: a text after its leading special tokens, or a conversation.
 
-    Special tokens that a tokenizer puts behind a text are left out, because the answer follows there. A conversation is
-    put into the tokenizer's chat template, which brings special tokens of its own. If its last turn is the assistant's,
-    the generation goes on with that turn.
+    Special tokens that a tokenizer puts after a text are left out, because the answer follows there. A conversation is put
+    into the tokenizer's chat template, which has its own special tokens. If its last turn is the assistant's, the
+    generation continues that turn.
     """
     if not isinstance(prompt, str):
         return bare(tokenizer, in_template(tokenizer, prompt, open=prompt[-1]["role"] == "assistant")) if prompt else []
@@ -152,16 +152,16 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Turns) -> list[int]
 
 
 def bare(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text` and nothing else."""
+    """Token ids of `text`, without special tokens."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> tuple[int, ...]:
-    """The ids of tokens that the vocabulary has under these names.
+    """The ids of the tokens with these names.
 
     Raises:
-        ValueError: it has not.
+        ValueError: the vocabulary lacks one of them.
     """
     vocabulary = tokenizer.get_vocab() if names else {}
     missing = [name for name in names if name not in vocabulary]
@@ -171,7 +171,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> tuple
 
 
 def leading(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The special tokens that the tokenizer puts before a text, such as [CLS] or a start of text; perhaps none."""
+    """The special tokens that the tokenizer puts before a text, such as [CLS]; the list may be empty."""
     whole, text = list(tokenizer(PROBE)["input_ids"]), bare(tokenizer, PROBE)
     return next((whole[:n] for n in range(len(whole)) if whole[n : n + len(text)] == text), [])
 
@@ -182,7 +182,7 @@ def in_template(tokenizer: PreTrainedTokenizerBase, turns: Turns, *, open: bool)
     Args:
         tokenizer: with a chat template.
         turns: the conversation.
-        open: the last turn goes on; else the assistant's turn begins.
+        open: the last turn is continued; else the assistant's turn begins.
 
     Raises:
         ValueError: the tokenizer has no chat template, or it refuses the conversation.
@@ -192,7 +192,7 @@ def in_template(tokenizer: PreTrainedTokenizerBase, turns: Turns, *, open: bool)
         text: str = tokenizer.apply_chat_template(
             [dict(turn) for turn in turns], tokenize=False, add_generation_prompt=not open, continue_final_message=open
         )
-    except Exception as error:  # a template is a small program, which the sandbox it runs in does not keep from failing
+    except Exception as error:  # a template is a small program in a sandbox, and can fail in any way
         raise ValueError(f"the model's chat template refuses this conversation: {error}") from error
     return text
 
@@ -206,14 +206,14 @@ def demand_template(tokenizer: PreTrainedTokenizerBase) -> None:
 def canvas_row(
     prompt: Sequence[int], gen_length: int, mask_id: int, *, fixed: Mapping[int, Sequence[int]] = MappingProxyType({})
 ) -> Tensor:
-    """The prompt, then `gen_length` positions of which some may hold given text.
+    """The prompt, then `gen_length` positions, some of which may hold given text.
 
     Args:
         prompt: token ids; mask tokens among them are filled in as well.
-        gen_length: how many positions follow, 0 where all that is to be filled stands in the prompt.
-        mask_id: fills them.
-        fixed: place -> token ids that stand there from the start, e.g. {-8: "The answer is"}; places count from the first
-            position behind the prompt, negative ones from the end.
+        gen_length: positions after the prompt; 0 if all masks are in the prompt.
+        mask_id: the mask token, which stands at open positions.
+        fixed: place -> given token ids, e.g. {-8: ids of "The answer is"}; places count from the first position after the
+            prompt, negative ones from the end.
 
     Returns:
         Token ids, shape (len(prompt) + gen_length,).
@@ -241,7 +241,7 @@ class StopStrings:
 
     def __post_init__(self) -> None:
         if "" in self.strings:
-            raise ValueError("a stop string needs at least one character: every text holds the empty one")
+            raise ValueError("a stop string must not be empty, as every text holds the empty string")
 
     def __call__(self, tokens: list[int]) -> bool:
         text = self.tokenizer.decode(tokens)
@@ -249,9 +249,11 @@ class StopStrings:
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, tokens: list[int], given: int = 0, stop: Sequence[str] = ()) -> str:
-    """The text of generated tokens, up to the first stop string behind the `given` first of them."""
+    """The text of generated tokens, up to the first stop string after the first `given` tokens."""
 
-    def text(part: list[int]) -> str:  # as it is, so that what is read of some tokens stays when more follow
+    def text(
+        part: list[int],
+    ) -> str:  # without cleaning up, so that the text of some tokens stays the same when more follow
         return str(tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     whole, start = text(tokens), len(text(tokens[:given]))
@@ -259,9 +261,9 @@ def text_of(tokenizer: PreTrainedTokenizerBase, tokens: list[int], given: int = 
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds; together they are the text. A character of several tokens comes with its last."""
+    """The text that each token adds; joined they are the text. A character of several tokens comes with its last token."""
     found: list[str] = []
-    before = begin = 0  # a token is read behind the one before it, as what it adds may depend on that
+    before = begin = 0  # tokens are decoded after the last whole one, on which the added text may depend
     for end in range(1, len(ids) + 1):
         known, longer = (
             str(tokenizer.decode(list(ids[before:stop]), clean_up_tokenization_spaces=False)) for stop in (begin, end)

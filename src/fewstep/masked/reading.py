@@ -1,4 +1,4 @@
-"""Readings: what a predictor may remember of a batch while it is decoded. Wrapping one gives one."""
+"""Readings: a predictor's memory of a batch during decoding. A wrapped reading is a reading."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 
 class Reading(Protocol):
-    """The memory of the rows of one canvas; the decoder tells it which rows leave, which enter and what changed.
+    """The memory of the rows of one canvas; the decoder says which rows leave, which enter and what changed.
 
-    Rows keep their columns for as long as they are there. A canvas gets narrower when a long row leaves and wider when one
-    enters: what lies behind its width is padding of every row, and can be forgotten.
+    A row keeps its columns. A canvas gets narrower when a long row leaves and wider when one enters: columns beyond its
+    width are padding in every row and can be forgotten.
     """
 
     def read(self, canvas: Canvas, wanted: Tensor, changed: Tensor, /) -> Tensor:
         """Logits (N, V) of the N wanted positions, as from a `MaskPredictor`.
 
-        changed is (B, L) bool: the positions whose token is another than at the last read; of a row that was not read yet
-        all that are no padding.
+        `changed` is (B, L) bool: the positions whose token differs from that at the last read. For a row that was not read
+        yet it holds all positions that are no padding.
         """
         ...
 
@@ -34,13 +34,13 @@ class Reading(Protocol):
         ...
 
     def join(self, other: Self, /) -> Reading:
-        """The memory of these rows, and behind them of those of another reading by the same predictor."""
+        """The memory of these rows, followed by the rows of another reading by the same predictor."""
         ...
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Remembers nothing: every read calls the network on the whole canvas, so that it is exact.
+    """Remembers nothing: every read calls the network on the whole canvas, which is exact.
 
     Args:
         predict: (canvas, wanted) -> logits.
@@ -60,10 +60,10 @@ class Plain:
 
 @dataclass(frozen=True)
 class Combined:
-    """Logits made of those of several readings of the same rows.
+    """Combines the logits of several readings of the same rows.
 
     Args:
-        combine: their logits, (N, V) each -> (N, V).
+        combine: logits of the readings, (N, V) each -> (N, V).
         parts: the readings.
     """
 

@@ -1,4 +1,4 @@
-"""The rows that are being decoded: how they begin, change, leave and make room, and how far each is."""
+"""The rows that are being decoded: how they begin, change and leave, and how far each is."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ Stop = Callable[[list[int]], bool]  # the decided tokens of a row so far -> whet
 
 
 class Batch(NamedTuple):
-    """The rows that are being decoded, b of them. What the host must know of them at each step is on the CPU."""
+    """The b rows that are being decoded. Facts that the host needs at each step are on the CPU."""
 
-    number: Tensor  # (b,) the row's place among all
+    number: Tensor  # (b,) the row's number among all rows
     seed: Tensor  # (b,)
-    tail: Tensor  # (b,) column behind the last given text
+    tail: Tensor  # (b,) column after the last given text
     ids: Tensor  # (b, L)
     valid: Tensor  # (b, L)
     open: Tensor  # (b, L)
-    changed: Tensor  # (b, L) whose token is another than at the last step; at first all that is no padding
+    changed: Tensor  # (b, L) positions whose token changed at the last step; at first all but padding
     committed_at: Tensor  # (b, L)
-    likeliest: Tensor  # (b, L) the most likely token at the last step, −1 where nobody looked
+    likeliest: Tensor  # (b, L) the most likely token at the last step, −1 where not wanted
     unchanged: Tensor  # (b, L)
     drift: Tensor  # (b, L, H)
     recalled: Tensor  # (b, L, R)
     trusted: Tensor  # (b, L, R)
-    before: Tensor  # (b, L) which of the last step's predictions is the position's, −1 where nobody looked
-    wanted: Tensor  # (b, L) what the rule wants to see at the next step
+    before: Tensor  # (b, L) index of the position's prediction in the last step, −1 where not wanted
+    wanted: Tensor  # (b, L) positions whose logits the rule needs at the next step
     steps: Tensor  # (b,) in all
     made: Tensor  # (b,) steps done
-    nfe: Tensor  # (b,) network calls so far; on the CPU, as are
-    positions: Tensor  # (b,) positions that were computed for it so far
-    facts: Tensor  # (b, 7) those of its canvas
+    nfe: Tensor  # (b,) network calls so far; on the CPU, as are the next two
+    positions: Tensor  # (b,) positions computed for the row so far
+    facts: Tensor  # (b, 7) the facts of the canvas
 
     @property
     def canvas(self) -> Canvas:
-        """What a predictor sees."""
+        """The predictor's input."""
         return Canvas(self.ids, self.valid, self.open, Facts(*self.facts.T))
 
     @property
     def late(self) -> Tensor:
-        """Whether the next step is the last planned one, or one behind it; (b,) bool."""
+        """Whether the next step is the last planned one or later; (b,) bool."""
         return self.made >= self.steps - 1
 
     def seen(self, likeliest: Tensor) -> Batch:
-        """After a look that found these tokens the most likely ones, (b, L)."""
+        """The rows after a prediction with these most likely tokens, (b, L)."""
         return self._replace(
             likeliest=likeliest, unchanged=torch.where(likeliest == self.likeliest, self.unchanged + 1, 0)
         )  # fmt: skip
 
     def recall(self, probability: Tensor) -> Batch:
-        """After the same look, for a rule that recalls; the probabilities of these tokens, (b, L)."""
+        """The rows after the same prediction, for a rule that recalls; probabilities of those tokens, (b, L)."""
         newest = probability.to(self.trusted.dtype)[..., None]
         return self._replace(
             recalled=torch.cat([self.recalled[..., 1:], self.likeliest[..., None]], -1),
@@ -66,7 +66,7 @@ class Batch(NamedTuple):
     def step(
         self, change: Change, proposal: Tensor, mask_id: int, rule: CommitRule, *, nfe: float, positions: float
     ) -> Batch:
-        """After a step that made the proposals at `commit` final and the tokens at `reopen` masks, at this cost a row."""
+        """The rows after a step: proposals at `commit` are final, tokens at `reopen` are masks; adds its cost a row."""
         commit, reopen = change
         ids = torch.where(commit, proposal, self.ids).masked_fill(reopen, mask_id)
         return self._replace(
@@ -80,14 +80,14 @@ class Batch(NamedTuple):
         )
 
     def keep(self, rows: list[int]) -> Batch:
-        """These rows only, and no more columns than they need."""
+        """Only these rows, with no more columns than they need."""
         kept = [part[torch.tensor(rows, dtype=torch.long, device=part.device)] for part in self]
         made = Batch(*kept)
         width = int(Facts(*made.facts.T).length.amax())
         return Batch(*(part if name in ROWWISE else part[:, :width] for name, part in made._asdict().items()))
 
     def join(self, others: Batch) -> Batch:
-        """These rows and others; what is behind the end of a row is never looked at."""
+        """These rows and others; columns after the end of a row are never read."""
         width = max(self.ids.shape[1], others.ids.shape[1])
         both = zip(self._fields, self, others, strict=True)
         return Batch(
@@ -104,11 +104,11 @@ ROWWISE = {"number", "seed", "tail", "steps", "made", "nfe", "positions", "facts
 class Progress(NamedTuple):
     """How far a row is, in columns of its canvas."""
 
-    number: int  # the row's place among all
+    number: int  # the row's number among all rows
     start: int  # of the generation
-    left: int  # positions that are undecided
-    final: int  # everything before is decided and stays so
-    end: int | None  # where the row ends, None if it goes on
+    left: int  # number of undecided positions
+    final: int  # every position before this column is final
+    end: int | None  # the column where the row ends; None if it goes on
 
 
 def begin(
@@ -147,22 +147,22 @@ def begin(
 
 
 class Look(NamedTuple):
-    """The one look of the host at a step: all that it must know of it, in a single transfer."""
+    """All that the host needs to know after a step, in a single transfer."""
 
-    rows: Batch  # with what the host knows of them now
+    rows: Batch  # with their facts on the host
     progress: list[Progress]  # one a row
-    told: list[bool]  # what was asked besides
+    told: list[bool]  # the further flags
 
 
 def look(
     batch: Batch, mask_id: int, ends: tuple[int, ...], stop: Stop | None, *, reopens: bool, asked: Sequence[Tensor]
 ) -> Look:
-    """How far each row is; the tokens `ends` end one behind its last given text, and so does `stop`.
+    """How far each row is. After its last given text a row is ended by a token of `ends` or by `stop`.
 
-    What a rule that `reopens` has decided stays so from where it may not any more, or where the row ends.
+    If the rule `reopens`, positions are final once it may not reopen any more, or once the row has ended.
 
     Args:
-        asked: flags () bool that the host wants to know as well.
+        asked: further flags, () bool, to transfer to the host.
     """
     width = batch.ids.shape[1]
     column = torch.arange(width, device=batch.ids.device)

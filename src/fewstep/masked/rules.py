@@ -19,15 +19,15 @@ from .step import Around, Change, CommitRule, Scores, Step
 
 @dataclass(frozen=True)
 class TopK(CommitRule):
-    """The best k positions, so many that all are decided at the deadline.
+    """The best k positions, with k such that all positions are decided at the deadline.
 
     Args:
-        by: the confidence in the proposal (LLaDA's "low confidence remasking", Dream's "maskgit plus"), the margin between
-            the two largest probabilities (Dream's "top-k margin"), the gap between the two largest logits, low entropy, or
-            chance ("random remasking").
-        schedule: how many tokens k a step decides. even is LLaDA's, k = ⌈masked / steps left⌉. dream is Dream's, k =
-            int(masked·(1 − s/t)) from time t to s on a line from 1 to .001: few at first, perhaps none, and all that is
-            left at the last step.
+        by: what makes a position good: the confidence in the proposal (LLaDA's "low confidence remasking", Dream's "maskgit
+            plus"), the margin between the two largest probabilities (Dream's "top-k margin"), the gap between the two
+            largest logits, low entropy, or chance ("random remasking").
+        schedule: the number of tokens k that a step decides. even is LLaDA's, k = ⌈masked / steps left⌉. dream is Dream's,
+            k = int(masked·(1 − s/t)) from time t to s on a line from 1 to .001: few or no tokens at first, and all that
+            are left at the last step.
 
     Reference: Nie et al. 2025, Large Language Diffusion Models; Ye et al. 2025, Dream 7B.
     """
@@ -82,7 +82,7 @@ class Factor(CommitRule):
 class EntropyBound(CommitRule):
     """The n positions of lowest entropy H, for the largest n with H_(1) + … + H_(n) − H_(n) ≤ bound (nats).
 
-    The left side bounds how much these tokens can know of each other.
+    The left side bounds the mutual information of these tokens.
 
     Reference: Ben-Hamu et al. 2025, Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking.
     """
@@ -102,9 +102,9 @@ class EntropyBound(CommitRule):
 
 @dataclass(frozen=True)
 class KLASS(CommitRule):
-    """Every position this confident whose prediction moved less than `drift` at each of the last steps, and the best one.
+    """Every position this confident whose prediction moved less than `drift` at each of the last steps.
 
-    Best is the most confident. A position can be stable from the step on that has seen it `steps` times before.
+    The most confident position is always committed. A position can be stable only after `steps` earlier predictions.
 
     Args:
         confidence: probability of the proposal, at least.
@@ -134,12 +134,12 @@ class KLASS(CommitRule):
 
 @dataclass(frozen=True)
 class Credit(CommitRule):
-    """Every position this confident once tokens have credit for having been likely before, and always the best one.
+    """Every position this confident after tokens got credit for earlier probabilities, and always the best one.
 
-    At each step credits fall to `decay` of themselves, and that of a position's most likely token grows by p^`power`, where
-    p is its probability. A token with credit c is held (1 + c)^`strength` times as likely as the network says, before
-    probabilities are made to sum to one. What is decided is what the network proposes now: a token that has the most
-    credit and is not proposed makes its position wait. The last 32 steps count; credit that is older has fallen to 1/1000.
+    At each step credits are multiplied by `decay`, and the credit of a position's most likely token grows by p^`power`,
+    where p is its probability. The probability of a token with credit c is multiplied by (1 + c)^`strength`, and all are
+    normalised again. The committed token is the network's present proposal, so a position waits if another token has the
+    most credit. The last 32 steps count; by default, older credit has fallen below 1/1000.
 
     Args:
         confidence: probability of the proposal with credit, at least.
@@ -182,11 +182,11 @@ class Credit(CommitRule):
 class Hierarchical(CommitRule):
     """The most confident position of each run of neighbouring masks, every sure one, and always the most confident one.
 
-    What is decided divides a run, so what stays open is spread over the text and every open position soon has a neighbour.
+    A decided position divides its run, so decided tokens spread over the text and every open position soon has a neighbour.
 
     Args:
-        confidence: probability of the proposal above which any position is sure.
-        low: the first of a run must be above it.
+        confidence: a position is sure if the probability of its proposal is above this.
+        low: the most confident position of a run is committed only if it is above this.
 
     Reference: Ma et al. 2025, dInfer: An Efficient Inference Framework for Diffusion Language Models.
     """
@@ -201,7 +201,7 @@ class Hierarchical(CommitRule):
     def __call__(self, step: Step) -> Tensor:
         rank, masked = ranked(step.confidence, step.masked), step.masked
         begins = masked & ~pad(masked, (1, -1))
-        run = begins.cumsum(1) * masked  # counted from 1; 0 is what is not masked
+        run = begins.cumsum(1) * masked  # counted from 1; 0 where a position is not masked
         first = rank == torch.full_like(pad(rank, (1, 0)), rank.shape[1]).scatter_reduce(1, run, rank, "amin").gather(
             1, run
         )
@@ -211,19 +211,18 @@ class Hierarchical(CommitRule):
 
 @dataclass(frozen=True)
 class WINO(CommitRule):
-    """Drafts widely, and takes back tokens that the rest of the text does not support: wide in, narrow out.
+    """Commits many tokens, and reopens those that the rest of the text does not support: wide in, narrow out.
 
-    Of m masked positions all that are more probable than `draft` are committed, at most ⌊.7·m⌋ and 5 to 20 of them, and
-    always the best one. If more than one is committed, earlier tokens whose probability has fallen below `verify` are
-    taken back. The least probable go first, and fewer are taken back than were committed a step before. The last draft
-    stays unverified.
+    Of m masked positions those with a proposal more probable than `draft` are committed, at most ⌊.7·m⌋ clamped to 5 to 20,
+    and always the best one. If more than one is committed, earlier tokens whose probability has fallen below `verify` are
+    reopened, the least probable first, and fewer than were committed a step before. The last draft stays unverified.
 
-    Its predictor must not see the token that it judges: a network wants `LeaveOneOut` around it. In `Blockwise` tokens
-    of the block alone are taken back, as published.
+    The predictor must not see the token that it judges, so a network needs `LeaveOneOut` around it. Inside `Blockwise` only
+    tokens of the block are reopened, as published.
 
     Args:
-        draft: probability of a proposal, above.
-        verify: probability of a decided token, at least.
+        draft: a proposal must be more probable than this.
+        verify: a decided token must be at least this probable.
 
     Reference: Hong et al. 2025, Wide-In, Narrow-Out: Revokable Decoding for Efficient and Effective DLLMs.
     """
@@ -280,7 +279,7 @@ class Blockwise(Around):
             raise ValueError(f"a block needs at least one position, got length = {self.length}")
 
     def _block(self, masked: Tensor, open: Tensor) -> tuple[Tensor, Tensor]:
-        """The block of each position, (B, L) long, and the one whose turn it is, (B, 1) long."""
+        """The block of each position, (B, L) long, and the current block of each row, (B, 1) long."""
         column = torch.arange(open.shape[1], device=open.device)
         begin = torch.zeros_like(_first(open)) if self.aligned else _first(open)
         block = (column - begin[:, None]).clamp(min=0) // self.length
@@ -308,9 +307,9 @@ class Blockwise(Around):
 
 @dataclass(frozen=True)
 class Last(Around):
-    """`rule`, for which some tokens have no probability. Positions where these are the best guess are decided last.
+    """`rule`, which sees some tokens with probability 0. Positions where these are the best guess are decided last.
 
-    With the tokens that end a text it is what LLaDA's evaluations do on some tasks.
+    LLaDA's evaluations do so with the tokens that end a text on some tasks.
 
     Reference: Nie et al. 2025, Large Language Diffusion Models, appendix B.4.
     """
@@ -346,7 +345,7 @@ def _times(steps: int) -> Tensor:
 
 
 def _dream(step: Step) -> Tensor:
-    """How many of a row's masked positions Dream's schedule decides, (B,) long; in float32, which its code rounds in."""
+    """How many masked positions of a row Dream's schedule decides, (B,) long; in float32, like Dream's own code."""
     counts = []
     for masked, index, steps in torch.stack([step.masked.sum(1), step.index, step.deadline], 1).tolist():
         t, s = _times(steps)[index : index + 2] if index < steps - 1 else torch.tensor([1.0, 0.0])
@@ -362,5 +361,5 @@ def ranked(score: Tensor, masked: Tensor) -> Tensor:
 
 
 SURE = 0.99
-DEFAULT = Blockwise(Threshold(SURE))  # of whatever decodes and is not told otherwise
+DEFAULT = Blockwise(Threshold(SURE))  # the default of all that decodes
 LLADA = Blockwise()  # one token a step, the most confident first, in blocks of 32

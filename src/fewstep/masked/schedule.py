@@ -1,4 +1,4 @@
-"""What early commit is set by: thresholds over the progress of decoding, and where an answer stands."""
+"""Settings of early commit: thresholds over the progress of decoding, and the place of an answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Schedule(Protocol):
 class Stairs:
     """levels[k] from progress at[k − 1] on. One level is a constant.
 
-    The defaults are Prophet's; for its GSM8K and GPQA it gives 8, 5, 3.5 and for code 7.5, 5, 4.5.
+    The defaults are Prophet's; its paper takes 8, 5, 3.5 for GSM8K and GPQA, and 7.5, 5, 4.5 for code.
 
     Reference: Li et al. 2025, Diffusion Language Models Know the Answer Before Decoding.
     """
@@ -84,7 +84,7 @@ class Scaled:
 
 
 class Region(Protocol):
-    """Where the answer stands: the positions open at the start, (B, L) bool -> some of them, (B, L) bool."""
+    """The place of the answer: the positions open at the start, (B, L) bool -> some of them, (B, L) bool."""
 
     def __call__(self, open: Tensor, /) -> Tensor: ...
 
@@ -107,9 +107,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Suffix:
-    """The open positions behind the last given text that is followed by any, e.g. "The answer is"; at most `length`.
+    """The open positions after the last given text before an open position, e.g. "The answer is"; at most `length`.
 
-    Without text inside the generation the last given text is the prompt, so the region is the whole generation.
+    If no text is given inside the generation, that text is the prompt, so the region is the whole generation.
     """
 
     length: int | None = None

@@ -1,4 +1,4 @@
-"""When is an answer there? A full decoding watched step by step, and the first and the stable hit of its final answer."""
+"""When an answer settles: full decoding watched step by step, with the first and the stable hit of its final answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .early import EarlyCommit
 from .predictor import MaskPredictor
 from .step import Around, Change, CommitRule, Step
 
-Same = Callable[[Tensor, Tensor], bool]  # (a row as a step showed it, the final row), (n,) each -> the same answer?
+Same = Callable[[Tensor, Tensor], bool]  # (the row at a step, the final row), (n,) each -> whether the answer is the same
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Trace:
     """One row's full decoding.
 
     Attributes:
-        final: what it came to.
-        shown: (T, m) long: the whole row as each of the T steps would have left it, had everything been committed there;
-            longer than `final` where that ends before its canvas does.
+        final: its result.
+        shown: (T, m) long: the whole row at each of the T steps if everything were committed there; longer than `final` if
+            that ends before its canvas.
         known: (T,) the early rule's statistic at each step.
         progress: (T,) the share of the planned steps done, as the early rule counts them.
-        region: (m,) bool: where the early rule looks for the answer.
+        region: (m,) bool: the early rule's place of the answer.
     """
 
     final: Decoded
@@ -37,15 +37,15 @@ class Trace:
     region: Tensor
 
     def against(self, final: Decoded) -> Trace:
-        """The same decoding, held against another final row."""
+        """The same decoding, compared with another final row."""
         return replace(self, final=final)
 
     def hits(self, same: Same | None = None) -> Tensor:
-        """At which steps the final answer was there already, (T,) bool."""
+        """The steps that showed the final answer, (T,) bool."""
         return self.agree(self.shown, same)
 
     def agree(self, rows: Tensor, same: Same | None = None) -> Tensor:
-        """Which of `rows` (T, m) have the final answer, (T,) bool; without `same`: every token of the region."""
+        """Which of `rows` (T, m) have the final answer, (T,) bool; without `same` every token of the region must agree."""
         rows = rows[:, : len(self.final.ids)]
         if same is None:
             return (rows == self.final.ids)[:, self.region[: len(self.final.ids)]].all(1)
@@ -53,10 +53,10 @@ class Trace:
 
 
 class Settled(NamedTuple):
-    """When an answer appeared, in shares of the steps made, up to and including the step that showed it."""
+    """When an answer appeared, as shares of the steps made, the step that showed it included."""
 
-    first: float  # the final answer was there for the first time
-    stable: float  # it was there and never changed again
+    first: float  # the final answer was shown for the first time
+    stable: float  # from this step on it never changed again
 
 
 def record(
@@ -70,7 +70,7 @@ def record(
     eos: bool = True,
     batch: int = 16,
 ) -> list[Trace]:
-    """Decodes `rows` in full and keeps what every step would have answered.
+    """Decodes `rows` in full and keeps the answer that every step would have given.
 
     Args:
         predictor, rows, steps, temperature, seeds, eos, batch: as for `decode`.
@@ -98,7 +98,7 @@ def record_each(
     """What `record` would return for each of `rules`, from one decoding by the inner rule that they share.
 
     Raises:
-        ValueError: they have different inner rules.
+        ValueError: the rules have different inner rules.
     """
     if any(rule.rule != rules[0].rule for rule in rules):
         raise ValueError("rules that watch one decoding must be built around the same inner rule")
@@ -129,7 +129,7 @@ def record_each(
 def settle(trace: Trace, same: Same | None = None) -> Settled:
     """The first and the stable hit of the final answer; see `Trace.hits`.
 
-    The first hit is what early emergence is usually quoted by; only the stable one can be acted on.
+    Early emergence is usually quoted by the first hit, but decoding can stop only at the stable one.
 
     Reference: Li et al. 2025, Diffusion Language Models Know the Answer Before Decoding.
     """
@@ -141,24 +141,24 @@ def settle(trace: Trace, same: Same | None = None) -> Settled:
 
 
 def emergence(settled: Sequence[Settled], at: Sequence[float] = (0.25, 0.5)) -> list[tuple[float, Settled]]:
-    """The share of rows whose answer was there, and was there to stay, by each of the shares `at` of their steps."""
+    """The shares of rows that had shown their answer, and had shown it for good, by each of the shares `at` of steps."""
     table = torch.tensor([list(row) for row in settled], dtype=torch.float64)
     return [(share, Settled(*(table <= share).double().mean(0).tolist())) for share in at]
 
 
 def same_answer(extract: Callable[[Tensor], Hashable]) -> Same:
-    """Two rows agree where `extract`, e.g. the number behind the last "####", finds the same."""
+    """Two rows agree if `extract` gives the same for both, e.g. the number after the last "####"."""
     return lambda shown, final: extract(shown) == extract(final)
 
 
 def same_place(find: Callable[[Tensor], slice]) -> Same:
-    """Two rows agree where the final row has its answer, as published: the place is known from the final output."""
+    """Two rows agree if they are equal at the final row's answer, as published: its place is known only from that row."""
     return lambda shown, final: bool((shown[find(final)] == final[find(final)]).all())
 
 
 @dataclass(frozen=True)
 class _Watch(Around):
-    """Decodes by `rule`, and sees what each of `watched` would see too."""
+    """Decodes by `rule`, with the logits that each of `watched` needs too."""
 
     rule: CommitRule
     watched: tuple[EarlyCommit, ...]

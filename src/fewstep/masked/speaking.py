@@ -1,4 +1,4 @@
-"""What a ledger asks of a language model, and a masked one that is asked."""
+"""The interface of a language model for a ledger, and a masked model with it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .lines import Answer, Loss
 from .predictor import MaskPredictor
 from .prompts import StopStrings, as_asked, bare, encode, leading, text_of
 
-WINDOW = 512  # tokens that see each other where a long text is scored, unless the model takes fewer
+WINDOW = 512  # tokens of a window in which a long text is scored, unless the model takes fewer
 
 
 class Speaker(Protocol):
-    """A language model as it is asked: it answers, chooses, and reads.
+    """A language model that generates answers, chooses options, and scores texts.
 
     Attributes:
-        network: whose weights may have drifted.
-        reads: what reads a text; where it is the same before and after, so is what is read.
+        network: the network, for the drift of its weights.
+        reads: the object that scores texts; if it is the same before and after, so are the scores.
     """
 
     @property
@@ -37,7 +37,7 @@ class Speaker(Protocol):
     def reads(self) -> object: ...
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
-        """What it generates after each prompt."""
+        """The generated answer to each question."""
         ...
 
     def chooses(self, questions: Sequence[Question]) -> list[Answer]:
@@ -45,7 +45,7 @@ class Speaker(Protocol):
         ...
 
     def losses(self, documents: Sequence[str]) -> list[Loss]:
-        """How unlikely it finds each text."""
+        """The negative log-likelihood of each text."""
         ...
 
     def layers(self) -> list[str]:
@@ -59,7 +59,7 @@ class MaskedSpeaker:
 
     Args:
         decoder: generates.
-        reader: the model without a cache, whose likelihood bounds choose and read.
+        reader: the model without a cache, for bounds of likelihoods.
         stop: strings that end an answer.
         draws: network calls of a bound.
     """
@@ -126,13 +126,13 @@ class MaskedSpeaker:
 
 
 def speaker_of(decoder: Decoder, *, stop: tuple[str, ...] = (), draws: int = 32) -> MaskedSpeaker:
-    """The masked model of a decoder, for a ledger; it reads without a cache, and may say every token there."""
+    """The masked model of a decoder, for a ledger; likelihoods are without its cache and its suppressed tokens."""
     reader = decoder.text.without_cache().around_network(decoder.network, (), decoder.rule)
     return MaskedSpeaker(decoder, reader, stop, draws)
 
 
 def _note(walked: Walked, sure: dict[int, Tensor]) -> None:
-    """Keeps, by the row's number, the probability that each token had when it was decided."""
+    """Keeps the probability of each token when it was decided, by the row's number."""
     now = walked.rows.ids != walked.canvas.ids
     values = torch.stack([now.to(walked.step.confidence), walked.step.confidence]).cpu().double()
     for row, progress in enumerate(walked.progress):
@@ -144,7 +144,7 @@ def _note(walked: Walked, sure: dict[int, Tensor]) -> None:
 
 
 def option_ids(tokenizer: Any, prompt: object, option: str) -> list[int]:
-    """Tokens of an option behind a prompt: a text goes on behind a space, an answer in a conversation begins."""
+    """Tokens of an option after a prompt: after a text with a space before it, in a conversation without."""
     spaced = isinstance(prompt, str) and not prompt[-1:].isspace()
     return bare(tokenizer, f" {option}" if spaced else option)
 
@@ -160,5 +160,5 @@ def likeliest(questions: Sequence[Question], scores: Sequence[float]) -> list[An
 
 
 def windows(ids: Sequence[int], most: int) -> list[Sequence[int]]:
-    """A text in parts of at most so many tokens."""
+    """A text in parts of at most `most` tokens."""
     return [ids[start : start + most] for start in range(0, len(ids), most)]

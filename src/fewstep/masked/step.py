@@ -1,4 +1,4 @@
-"""What a commit rule sees at one step, and what it says."""
+"""The input of a commit rule at one step, and its answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .predictor import scatter
 
 @dataclass(frozen=True)
 class Scores:
-    """Logits (N, V), and what is computed over the whole vocabulary: each at most once, however many ask."""
+    """Logits (N, V), and statistics over the vocabulary, each of which is computed at its first use only."""
 
     logits: Tensor
 
@@ -39,29 +39,29 @@ class Scores:
 
     @cached_property
     def entropy(self) -> Tensor:
-        """Of the predictions, in nats, (N,)."""
+        """Entropy of the predictions, in nats, (N,)."""
         parts: Tensor = torch.special.entr(self.logits.softmax(-1))
         return parts.sum(-1)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a commit rule sees at one decoding step. Statistics are computed when a rule asks, over (B, L).
+    """The input of a commit rule at one decoding step. Statistics over (B, L) are computed at their first use.
 
     Attributes:
-        scores: the logits at the positions that were wanted, row after row, the mask token's own at −inf; (N, V).
-        where: their rows and columns, (N,) each.
-        masked: still undecided, and the rule may commit it; (B, L) bool.
-        open: undecided at the start; (B, L) bool.
-        held: the token that an open position is decided to be, −1 where there is none; (B, L) long.
-        committed_at: the step at which it was decided, −1 where it was not; (B, L) long.
+        scores: the logits at the wanted positions, row by row, −inf for the mask token; (N, V).
+        where: rows and columns of the wanted positions, (N,) each.
+        masked: undecided positions that the rule may commit; (B, L) bool.
+        open: positions that were undecided at the start; (B, L) bool.
+        held: the decided token of an open position, −1 if undecided; (B, L) long.
+        committed_at: the step at which a position was decided, −1 if undecided; (B, L) long.
         proposal: the token that a commit makes final; (B, L) long.
-        unchanged: for how many steps in a row the most likely token has been what it is; (B, L) long.
-        drift: KL divergence (nats) of the prediction from the one a step before, at each of the last H steps, +inf where
-            there was none; H is what the rule `remembers`; (B, L, H).
-        recalled: the most likely token at each of the last R looks, this one the last, −1 where nobody looked; R is what
-            the rule `recalls`; (B, L, R) long.
-        trusted: its probability then, 0 where nobody looked; (B, L, R).
+        unchanged: for how many steps in a row the most likely token has stayed the same; (B, L) long.
+        drift: KL divergence (nats) of the prediction from that of the step before, at each of the last H steps, +inf
+            without a step before; H is what the rule `remembers`; (B, L, H).
+        recalled: the most likely token at each of the last R steps, the present one last, −1 where a position was not
+            wanted; R is what the rule `recalls`; (B, L, R) long.
+        trusted: the probability of that token at that step, 0 where a position was not wanted; (B, L, R).
         seed: of each row; (B,) long.
         index: steps done, 0 at the first; (B,) long.
         steps: steps in all; (B,) long.
@@ -86,7 +86,7 @@ class Step:
 
     @property
     def logits(self) -> Tensor:
-        """Those of `scores`, (N, V)."""
+        """The logits of `scores`, (N, V)."""
         return self.scores.logits
 
     @property
@@ -102,7 +102,7 @@ class Step:
 
     @cached_property
     def support(self) -> Tensor:
-        """The probability of the token that is held, (B, L), −1 where there is none or no logits were wanted."""
+        """The probability of the decided token, (B, L), −1 where there is none or no logits were wanted."""
         held = self.held[self.where]
         chosen = self.logits.gather(1, held.clamp(min=0)[:, None]).squeeze(1)
         support = (chosen - self.scores.normaliser).exp().masked_fill(held < 0, -1.0)
@@ -121,24 +121,24 @@ class Step:
 
     @cached_property
     def entropy(self) -> Tensor:
-        """Of the prediction, in nats, (B, L), 0 where no logits were wanted."""
+        """Entropy of the prediction, in nats, (B, L), 0 where no logits were wanted."""
         return scatter(self.scores.entropy, self.where, self.masked.shape, 0.0)
 
     @cached_property
     def lottery(self) -> Tensor:
-        """Uniform numbers that a row keeps from its first step to its last, (B, L)."""
+        """Uniform random numbers that stay the same at all steps of a row, (B, L)."""
         home = self.masked.device
         column = torch.arange(self.masked.shape[1], device=with_float64(home))
         drawn = uniform(self.seed[:, None].to(column.device), -1, column)  # step −1: no step's noise
         return drawn.to(widest(home)).to(home)
 
     def within(self, scope: Tensor, deadline: Tensor) -> Step:
-        """The same step for a rule that may commit inside `scope` (B, L) only."""
+        """The same step for a rule that may commit only inside `scope` (B, L), by `deadline` (B,)."""
         return replace(self, masked=self.masked & scope, deadline=deadline)
 
 
 class Change(NamedTuple):
-    """What a rule says that may take back what was decided.
+    """The answer of a rule that may reopen decided positions.
 
     Attributes:
         commit: positions that become final, (B, L) bool, a subset of `step.masked`.
@@ -152,35 +152,35 @@ class Change(NamedTuple):
 class CommitRule(Protocol):
     """Which masked positions become final now: step -> (B, L) bool, a subset of `step.masked`; or a `Change`.
 
-    From the last planned step on at least one in a row that has any, or decoding would not end; and from there on nothing
-    is reopened, whatever the rule says. So a row of n open positions takes fewer than steps + n steps.
+    From the last planned step on the rule must commit at least one position of each row with masked ones, and nothing is
+    reopened any more. So a row of n open positions takes fewer than steps + n steps.
     """
 
     def __call__(self, step: Step, /) -> Tensor | Change: ...
 
     def sees(self, masked: Tensor, open: Tensor, /) -> Tensor:
-        """The positions whose logits the rule needs, (B, L) bool: those it may commit, unless it says otherwise."""
+        """The positions whose logits the rule needs, (B, L) bool; by default those it may commit."""
         return masked
 
     def remembers(self) -> int:
-        """Over how many steps the rule wants to know how far predictions drift; it costs the last logits' memory."""
+        """The number of steps H of `Step.drift` that the rule needs; above 0 the last logits are kept in memory."""
         return 0
 
     def recalls(self) -> int:
-        """Over how many steps the rule wants to know the most likely tokens and their probabilities, this one included."""
+        """The number of steps R of `Step.recalled` and `Step.trusted` that the rule needs, the present one included."""
         return 0
 
     def reopens(self) -> bool:
-        """Whether the rule returns a `Change`; what it decides is then shown to no reader before it is final."""
+        """Whether the rule returns a `Change`; its decisions are then streamed only once they are final."""
         return False
 
     def block(self) -> int | None:
-        """The length of the blocks that it decides one after another, from the first open position on; None: no blocks."""
+        """The length of blocks that are decided one after another, from the first open position on; None: no blocks."""
         return None
 
 
 class Around(CommitRule):
-    """A rule around a rule: needs what that needs, unless it says otherwise."""
+    """A rule around a rule. By default it needs what the inner rule needs."""
 
     rule: CommitRule
 
@@ -201,7 +201,7 @@ class Around(CommitRule):
 
 
 def all_or(enough: Tensor, step: Step, otherwise: Tensor | Change) -> Tensor | Change:
-    """All that is left of the rows (B,) that know enough, and in the others what their rule says."""
+    """Commits all masked positions in the rows (B,) that are `enough`, and in the others what `otherwise` says."""
     rows = enough[:, None]
     if isinstance(otherwise, Change):
         return Change(torch.where(rows, step.masked, otherwise.commit), otherwise.reopen & ~rows)

@@ -1,4 +1,4 @@
-"""What a model thinks of a token that is decided already: it is asked as if the token were still hidden."""
+"""The probability of a token that is already decided, from a model that does not see the token."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ CHECKED = 256  # positions on which a network is tried, at most
 
 
 class LeaveOneOut:
-    """A network whose logits at a decided position do not know the token that stands there, in the same one call.
+    """A network whose logits at a decided position do not depend on the token there, in one call.
 
     A mask token for each wanted position is appended to the canvas, with the same position id. It sees the other appended
     masks, and the canvas without the position itself. The canvas does not see it. Rules that take decided tokens back
-    need this, because a network was never taught to judge a token that it sees. At steps at which a wanted position is
-    decided, it costs one more position for each wanted one.
+    need this, because a network was never trained to judge a token that it sees. At a step with a decided wanted position,
+    one more position is computed for each wanted one.
 
     Args:
-        network: the model; its logits stand at their own places.
+        network: the model; its logits must not be shifted.
 
     Raises:
-        ValueError: the network's logits are shifted, or it does not follow masks and positions that it is told.
+        ValueError: the network's logits are shifted, or it ignores attention masks or position ids.
 
     Reference: Hong et al. 2025, Wide-In, Narrow-Out (WINO).
     """
@@ -31,7 +31,7 @@ class LeaveOneOut:
     def __init__(self, network: NetworkPredictor) -> None:
         if network.shift:
             raise ValueError(
-                "this model's logits stand one place early, as Dream's; nothing that it decided can be verified"
+                "this model's logits stand one place early, like Dream's, so decided tokens cannot be verified"
             )
         self.network = network
         self.mask_id = network.mask_id
@@ -47,7 +47,7 @@ class LeaveOneOut:
         return Plain(self)
 
     def _judged(self, canvas: Canvas, wanted: Tensor, decided: Tensor) -> Tensor:
-        """Logits (N, V) of the wanted positions; the `decided` ones are judged by the mask token behind the canvas."""
+        """Logits (N, V) of the wanted positions; those of `decided` ones come from the mask tokens after the canvas."""
         network, (b, length) = self.network, canvas.ids.shape
         n = int(wanted.sum(1).amax())
         place = (
@@ -69,7 +69,7 @@ class LeaveOneOut:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """A position that is hidden must look the same from behind the canvas."""
+        """Checks that a masked position and its mask token after the canvas get the same logits."""
         network, n = self.network, min(self.network.max_length or CHECKED, CHECKED)
         ids = torch.arange(n, device=network.device)[None] % 7
         wanted = torch.arange(n, device=network.device)[None] == n // 2
@@ -78,9 +78,7 @@ class LeaveOneOut:
         try:
             plain, judged = network(canvas, wanted), self._judged(canvas, wanted, wanted)
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise ValueError(f"this network takes no masks and positions, by which rules verify: {error}") from error
-        near = 0.05 if plain.itemsize < 4 else 1e-3  # of bfloat16, and of float32
+            raise ValueError(f"this network takes no masks and positions, which verifying rules need: {error}") from error
+        near = 0.05 if plain.itemsize < 4 else 1e-3  # tolerances of bfloat16 and float32
         if not torch.allclose(plain, judged, rtol=0.0, atol=near * float(plain.abs().amax())):
-            raise ValueError(
-                "this network does not follow the masks and positions by which rules verify; choose another rule"
-            )
+            raise ValueError("this network ignores masks or positions, which verifying rules need; choose another rule")

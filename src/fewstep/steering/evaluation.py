@@ -26,6 +26,7 @@ def evaluate_steered(model: str, exam: Exam, out: Path, steered: Steered, *, see
         batch: questions at once.
 
     Raises:
+        ModuleNotFoundError: the harness is not installed.
         ValueError: a task does not exist, or a model cannot be loaded or has no chat template.
     """
     manager = open_tasks(exam, out)
