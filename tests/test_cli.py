@@ -451,11 +451,11 @@ def test_pictures_take_the_form_of_an_oblong_model(place, monkeypatch, capsys) -
 def test_what_makes_no_table_is_one_sentence(place, monkeypatch, capsys) -> None:
     fewstep(monkeypatch, "table data.npz --like teacher --out table")
     for command, sentence in {
-        "table data.npz --out new": "Name a checkpoint that takes them with --like",
-        "table data.npz --out new --like teacher --size 28": "Name a checkpoint that takes them with --like",
+        "table data.npz --out new": "give either --like with a checkpoint",
+        "table data.npz --out new --like teacher --size 28": "give either --like with a checkpoint",
         "table data.npz --out new --like teacher --channels 1": "leave --channels out",
         "table data.npz --out new --size 0": "--size starts at 1",
-        "table data.npz --out new --size 8 8 8": "Name a checkpoint that takes them with --like",
+        "table data.npz --out new --size 8 8 8": "give either --like with a checkpoint",
         "table data.npz --out new --channels 3 --size 28": "holds samples of 1x28x28, the model takes 3x28x28",
         "table data.npz --out table --like teacher": "table is already there; choose another folder",
         "table table --out new --like teacher": "table is a table already; give it as data",

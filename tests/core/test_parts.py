@@ -54,7 +54,9 @@ def test_long_work_goes_on_where_it_was_stopped(tmp_path, monkeypatch, kind: str
         return make(work, k)
 
     work.make = stopped
-    with pytest.raises((RuntimeError, Interrupted), match=r"out of power|what is made is in .*\.result\.json\.parts, and"):
+    with pytest.raises(
+        (RuntimeError, Interrupted), match=r"out of power|finished parts are in .*\.result\.json\.parts, and"
+    ):
         work.run()
     with pytest.raises(ValueError, match="was made with of = 'thirds', not 'halves'; delete it or choose another"):
         work.run(of="halves")

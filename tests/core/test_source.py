@@ -97,7 +97,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[type[BaseHTTPRequestHandler]]:
 
 def refusal(name: str = "owner/name") -> str:
     began = time.monotonic()
-    with pytest.raises(ValueError, match="neither a folder nor was it fetched before") as refused:
+    with pytest.raises(ValueError, match="is no folder and was not fetched before") as refused:
         find(name)
     assert time.monotonic() - began < 5 and "\n" not in str(refused.value)
     return str(refused.value)

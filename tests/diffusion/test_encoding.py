@@ -366,7 +366,7 @@ def test_what_cannot_be_encoded_is_said_before_anything_is_made(sd, tmp_path, mo
     assert not (tmp_path / "table").exists()
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "letter.txt").write_text("dear")
-    with pytest.raises(ValueError, match="there is something else in"):
+    with pytest.raises(ValueError, match="holds other files; choose another"):
         encode_data(str(sd), str(pictures(tmp_path / "more")), tmp_path / "table")
     assert [path.name for path in (tmp_path / "table").glob("[!.]*")] == ["letter.txt"]
 

@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"prompt": "w1", "gen_length": 4, "block_length": 0}, "at least one position"),
         ({"prompt": "w1", "mask_id": 99}, "not in the model's vocabulary"),
         ({"prompt": "w1", "calibration": Path("missing.json")}, "make a calibration with fewstep calibrate"),
-        ({"prompt": "w1", "gen_length": 4, "stop": ""}, "at least one character"),
+        ({"prompt": "w1", "gen_length": 4, "stop": ""}, "must not be empty"),
         ({"prompt": "w1", "confidence": 99}, "a confidence is a probability"),
         ({"prompt": "w1", "rule": "klass", "confidence": -1}, "a confidence is a probability"),
         ({"prompt": "w1", "rule": "factor", "factor": -1}, "factor must not be negative"),

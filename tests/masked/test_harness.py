@@ -80,7 +80,7 @@ def test_generation_stops_and_keeps_the_order() -> None:
     as_the_harness = {"until": ".", "temperature": 0.8, "max_new_tokens": 9}
     assert model()._generation(as_the_harness) == ((".",), 9, 0.8)
     assert model().loglikelihood_rolling(instances("loglikelihood_rolling", [("",)])) == [0.0]
-    with pytest.raises(ValueError, match="top_p cannot be followed"):
+    with pytest.raises(ValueError, match="sampling does not support top_p"):
         model().generate_until(instances("generate_until", [("1", {"do_sample": True, "top_p": 0.9})]))
 
 

@@ -264,7 +264,7 @@ def test_guidance_is_the_formula_and_a_predictor(tmp_path: Path) -> None:
         ({"model_type": "gpt2"}, "a gpt2, which is not a masked language model"),
         ({"model_type": "nonsense"}, "does not know this nonsense"),
         (LLADA | {"num_experts": 64}, "this LLaDA-MoE's config.json does not say its hidden_size"),
-        ({"model_type": "diffusion_gemma"}, "no mask token.*DiffusionGemmaForBlockDiffusion generates with it"),
+        ({"model_type": "diffusion_gemma"}, "no mask token.*generate with transformers' DiffusionGemmaForBlockDiffusion"),
         ({"model_type": "llada2_moe"}, "this LLaDA2's config.json does not say its vocab_size"),
         (LLADA | {"n_layers": "two"}, "n_layers = 'two', which is no number"),
         (LLADA | {"eos_token_id": "end"}, "eos_token_id = 'end', which is no token id"),

@@ -350,7 +350,7 @@ def test_learned_positions_run_out_with_a_sentence() -> None:
     small, base = tiny_lm("gpt2", seed=1), tiny_lm()
     proxy, prompt = ProxyTuning(small, small), torch.full((1, 60), 5)
     assert generate(base, proxy, prompt, max_new_tokens=5, do_sample=False, eos_token_id=None).shape == (1, 65)
-    with pytest.raises(ValueError, match="60 tokens and 6 new ones are more than the 64 positions that this GPT2LMHead"):
+    with pytest.raises(ValueError, match="60 tokens and 6 new ones need more than the 64 positions of this GPT2LMHead"):
         generate(base, proxy, prompt, max_new_tokens=6)
     with pytest.raises(ValueError, match="has learned 64 positions, and the text has more tokens"):
         generate(base, proxy, prompt, max_length=66, do_sample=False, eos_token_id=None)

@@ -56,7 +56,9 @@ def test_a_table_goes_on_where_it_was_stopped(tmp_path, kind: str) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return make(rows)
 
-    with pytest.raises((RuntimeError, Interrupted), match=r"out of power|what is made is in .*table, and the same command"):
+    with pytest.raises(
+        (RuntimeError, Interrupted), match=r"out of power|finished parts are in .*table, and the same command"
+    ):
         made(tmp_path / "table", stopped)
     with pytest.raises(ValueError, match="not a readable table"):
         Table(tmp_path / "table")
@@ -78,7 +80,7 @@ def test_another_table_is_not_taken_for_it(tmp_path) -> None:
         made(tmp_path / "table", teacher="two")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("dear")
-    with pytest.raises(ValueError, match="there is something else in"):
+    with pytest.raises(ValueError, match="holds other files; choose another"):
         made(tmp_path / "full")
 
 
