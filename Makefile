@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo pictures test terrain reactions lint format wheel docs clean
+.PHONY: demo pictures test coverage terrain reactions lint format wheel docs clean
 
 demo: .venv/ready  ## the bundled diffusion checkpoint becomes a few-step generator
 	$(BIN)/fewstep demo
@@ -13,6 +13,12 @@ pictures: .venv/ready  ## the README's pictures and figures are made anew of wha
 
 test: .venv/dev  ## all tests, a process a CPU, at most four; no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+
+coverage: .venv/dev  ## all tests, and the lines that none of them runs
+	rm -f .coverage*
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 terrain: .cache/terrain/reference.npz  ## a real consistency model from PyPI, which the tests read if it is there
 
