@@ -30,5 +30,5 @@ def test_the_file_holds_the_answers_and_when_each_token_was_decided(model: str, 
     assert len({tuple(row.committed_at.tolist()) for row in rows}) > 5, "seeds decide"
     told = json.loads((tmp_path / "a.jsonl.receipt.json").read_text())
     assert told["nfe"] == sum(entry["nfe"] for entry in found) == 120 and not list(tmp_path.glob(".*"))
-    with pytest.raises(ValueError, match="--compare tells what a cache changes"):
+    with pytest.raises(ValueError, match="--compare counts the changes by a cache"):
         save_answers(decoder, prompts, tmp_path / "b.jsonl", compare=True)

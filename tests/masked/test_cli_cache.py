@@ -172,12 +172,12 @@ def test_evaluation_says_what_a_cache_changes(model: Path, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ("--refresh 2", "--refresh is of --cache prefix and dual; say one of them, or leave it out"),
+        ("--refresh 2", "--refresh needs --cache prefix or dual; give one of them, or leave --refresh out"),
         ("--cache dual --refresh 0", "--refresh starts at 1, got 0"),
-        ("--cache prefix --around 2", "--around is of --cache dual; say that too, or leave it out"),
+        ("--cache prefix --around 2", "--around needs --cache dual; give it too, or leave --around out"),
         (
             "--compare --out o.jsonl",
-            "--compare tells what a cache changes; choose one with --cache, or leave --compare out",
+            "--compare counts the changes by a cache; choose one with --cache, or leave --compare out",
         ),
         ("--compare --cache dual", "--compare writes its counts into the receipt; give --out as well"),
         ("--seed -1", "--seed starts at 0, got -1"),

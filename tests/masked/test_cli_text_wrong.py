@@ -41,12 +41,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"prompt": "w1", "confidence": 99}, "a confidence is a probability"),
         ({"prompt": "w1", "rule": "klass", "confidence": -1}, "a confidence is a probability"),
         ({"prompt": "w1", "rule": "factor", "factor": -1}, "factor must not be negative"),
-        ({"prompt": "w1", "factor": 1.0}, "--factor is of --rule factor and not of threshold; leave one"),
+        ({"prompt": "w1", "factor": 1.0}, "--factor belongs to --rule factor, not to threshold; leave one"),
         (
             {"prompt": "w1", "rule": "factor", "confidence": 0.5},
-            "--confidence is of --rule threshold, klass, credit, hierarchical and not of factor",
+            "--confidence belongs to --rule threshold, klass, credit, hierarchical, not to factor",
         ),
-        ({"prompt": "w1", "rule": "margin", "bound": 0.1}, "--bound is of --rule entropy-bound and not of margin"),
+        ({"prompt": "w1", "rule": "margin", "bound": 0.1}, "--bound belongs to --rule entropy-bound, not to margin"),
         (
             {"prompt": "w1", "rule": "klass", "schedule": "even"},
             "--schedule is of --rule low-confidence, margin, entropy, ran",
@@ -63,7 +63,7 @@ def test_mistakes_get_a_sentence(model: Path, options: dict[str, Any], sentence:
 
 @pytest.mark.parametrize("early", [None, "sched", "stable"])
 def test_what_is_prophets_alone_is_refused_elsewhere(early: Any) -> None:
-    with pytest.raises(ValueError, match=r"^--levels, --first: of --early prophet alone"):
+    with pytest.raises(ValueError, match=r"^--levels, --first: only for --early prophet"):
         Early(early=early, prophet=Prophet(levels=(3, 2, 1), first=1))
 
 
@@ -75,7 +75,7 @@ def test_what_is_prophets_alone_is_refused_elsewhere(early: Any) -> None:
         ({"steps": 0}, "--steps starts at 1"),
         ({"temperature": -0.5}, "--temperature must not be negative"),
         ({"temperature": "nan"}, "--temperature must not be negative"),
-        ({"guidance": "nan"}, "--guidance is a finite number"),
+        ({"guidance": "nan"}, "--guidance must be a finite number"),
     ],
 )
 def test_flags_that_several_commands_share(

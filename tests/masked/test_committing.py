@@ -45,7 +45,7 @@ def test_rule_names() -> None:
     for name in set(get_args(Base)) - {"learned"}:  # its file is a test of its own
         rule = Rule(rule=name).made(words)
         assert read_rule(receipt.plain(rule)) == rule  # else what is calibrated over it could not be read
-    with pytest.raises(ValueError, match="--statistic is mean, minimum or a number"):
+    with pytest.raises(ValueError, match="--statistic must be mean, minimum or a number"):
         Prophet(statistic="median").around(inner, answer_follows=False)
     with pytest.raises(ValueError, match="no token nobody"):
         Rule(last=("nobody",)).made(words)

@@ -169,7 +169,7 @@ def test_what_goes_with_no_template(model: Path, tmp_path: Path) -> None:
         Text(infill="<<3>>", suffix="is")
     with pytest.raises(ValueError, match="the prompt has mask tokens, and so has --infill"):
         open_decoder(str(model), Text(infill="<<3>>"), compute=Compute()).rows([{"prompt": "a <mask>"}])
-    with pytest.raises(ValueError, match="--infill is of fewstep decode alone"):
+    with pytest.raises(ValueError, match="only fewstep decode takes --infill"):
         calibrate_prompts(str(model), tmp_path / "p.jsonl", tmp_path / "c.json", text=Text(infill="<<3>>"))
-    with pytest.raises(ValueError, match="no calibration is made for --infill"):
+    with pytest.raises(ValueError, match="no calibration covers --infill"):
         open_decoder(str(model), Text(infill="<<3>>"), calibration=tmp_path / "c.json")

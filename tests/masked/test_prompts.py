@@ -137,7 +137,7 @@ def test_a_template_is_the_default_where_there_is_one(
         found = [row.tolist() for row in decoder.rows(items)]
         assert found == [[*ids(text), *[mask] * 3] for text in (first, "[CLS] w3 [MASK]", talk)]
         assert [answer.get("messages") for answer in decoder.answers(items)] == [None, None, [USER, BEGUN, USER]]
-        assert caplog.text.count("stand in the model's chat template; --raw") == (not raw)
+        assert caplog.text.count("are put into the model's chat template; --raw") == (not raw)
     word_tokenizer(special=False).save_pretrained(save_bert(tmp_path))
     decoder = open_decoder(str(tmp_path), Text(gen_length=3))
     assert decoder.rows(items[:1])[0].tolist() == [*ids("w3 w4"), *[mask] * 3]

@@ -127,9 +127,9 @@ def test_what_cannot_verify_is_refused(tmp_path: Path) -> None:
             LeaveOneOut(NetworkPredictor(deaf.eval(), mask_id=9, pad_id=1, max_length=298))
     folder = save_bert(tmp_path / "bert")
     for options, sentence in (
-        ({"cache": "dual"}, "a cache would not; leave one out"),
+        ({"cache": "dual"}, "which a cache does not compute; leave one of them out"),
         ({"draft": 2}, "a confidence is a probability"),
-        ({"confidence": 0.5}, "--confidence is of --rule threshold, klass, credit, hierarchical and not of wino"),
+        ({"confidence": 0.5}, "--confidence belongs to --rule threshold, klass, credit, hierarchical, not to wino"),
     ):
         with pytest.raises(ValueError, match=sentence):
             call(decode_command, folder, prompt="w1", rule="wino", gen_length=4, **options)

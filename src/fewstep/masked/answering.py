@@ -1,4 +1,4 @@
-"""Prompts in, answers in a file: what `fewstep decode --out` does."""
+"""Decodes prompts into a file of answers: all that `fewstep decode --out` does."""
 
 from __future__ import annotations
 
@@ -31,17 +31,19 @@ def save_answers(
     file: Path | None = None,
     compare: bool = False,
 ) -> Changes | None:
-    """Writes the answers into a .jsonl, with a receipt beside it that says from which `file` the prompts were read.
+    """Writes the answers into a .jsonl, with a receipt beside it that names the `file` of the prompts.
 
-    Each has two entries more than `answers` gives: the `pieces` of text that its tokens are, and the `steps` at which
-    they were decided, from 0; −1 is text that was given.
+    Each answer has the entries of `Decoder.answers` and two more: `pieces`, the text of each token, and `steps`, the step
+    at which each was decided, from 0; −1 is given text.
 
-    All processes of the command share the prompts, and the file is the same at any number of them. Its parts stand
-    beside it until it is complete, so the same call goes on where it was stopped. With `compare` the receipt also says
-    what the cache has changed, which is returned.
+    All processes of the command share the prompts, and the file is the same with any number of processes. Its parts lie
+    beside it until it is complete, so the same call goes on where it was stopped.
+
+    Returns:
+        With `compare` the changes by the cache, which the receipt holds too; else None.
 
     Raises:
-        ValueError: a comparison where there is no cache, or what `answers` raises.
+        ValueError: `compare` without a cache, or as for `Decoder.answers`.
     """
     comparable(decoder.text, compare)
     rows = decoder.rows(items)
@@ -70,7 +72,7 @@ def save_answers(
 def _changed(
     decoder: Decoder, rows: list[Tensor], part: range, found: list[Decoded], stop: tuple[str, ...]
 ) -> list[Changed]:
-    """What the cache has changed in the answers that were found; decodes them once more, without it."""
+    """The changes by the cache in the answers `found`, which are decoded once more without it."""
     seeds, options = decoder.compute.seeds(len(rows))[as_slice(part)], decoder.options(stop)
     exact = decode(decoder.exact, rows[as_slice(part)], decoder.rule, seeds=seeds, batch=decoder.compute.batch, **options)
     return [Changed.between(a, b) for a, b in zip(found, exact, strict=True)]
@@ -82,7 +84,7 @@ def _read(decoder: Decoder, row: Decoded) -> dict[str, Any]:
 
 
 def _written(parts: Parts[dict[str, Any]], out: Path, entries: dict[str, Any]) -> Changes | None:
-    """Writes the answers of all parts, and their cost into the entries of the receipt. Returns what the cache changed."""
+    """Writes the answers of all parts, adds their cost to the receipt, and returns the changes by the cache."""
     changed, seconds, spent = list[Changed](), list[float](), Counter[str]()
     with atomic_file(out) as handle:
         for part in parts:
@@ -97,12 +99,12 @@ def _written(parts: Parts[dict[str, Any]], out: Path, entries: dict[str, Any]) -
 
 
 def check_apart(file: Path, out: Path) -> None:
-    """Raises ValueError where nothing can be written, or it would replace the prompts."""
+    """Raises ValueError if `out` cannot be written, or is the file of the prompts."""
     writable_file(out)
     if out.exists() and file.exists() and out.samefile(file):
         raise ValueError(f"{out} holds the prompts; choose another file with --out")
 
 
 def receipt_of(out: Path) -> Path:
-    """Where the receipt of a file stands."""
+    """The path of a file's receipt."""
     return out.with_name(out.name + ".receipt.json")

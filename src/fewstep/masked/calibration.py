@@ -1,4 +1,4 @@
-"""How early is early enough: the boldest threshold that keeps its answers, with a guarantee."""
+"""Calibrates early commit: the boldest threshold that keeps the answers, with a guarantee."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Decoding:
 
     Attributes:
         steps, temperature, seeds, eos, batch: as for `decode`.
-        same: when two rows have the same answer; by default when every token of the rule's region agrees.
-        exact: the predictor without its cache, if it has one: full decoding is by this one, so that rule and cache are
-            calibrated together.
+        same: whether two rows have the same answer; by default whether every token of the rule's region agrees.
+        exact: the predictor without its cache, if it has one. Full decoding uses it, so that rule and cache are calibrated
+            together.
     """
 
     steps: int | None = None
@@ -49,11 +49,11 @@ class Decoding:
     exact: MaskPredictor | None = None
 
     def decode(self, predictor: MaskPredictor, rows: Sequence[Tensor], rule: CommitRule) -> list[Decoded]:
-        """The rows as the rule decodes them."""
+        """The rows, decoded by the rule."""
         return decode(predictor, rows, rule, **self._options())
 
     def record(self, predictor: MaskPredictor, rows: Sequence[Tensor], rule: CommitRule) -> list[Trace]:
-        """The same, watched; see `record`."""
+        """The rows, decoded and watched; see `record`."""
         return record(predictor, rows, rule, **self._options())
 
     def _options(self) -> dict[str, Any]:
@@ -62,13 +62,13 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Beside:
-    """What another rule costs on the same rows, and how many answers it changes against the same full decoding.
+    """The cost of another rule on the same rows, and its changes against the same full decoding.
 
     Attributes:
         rule: the other rule.
         steps: mean number of steps.
-        changed: how many rows get another answer.
-        bound: upper confidence limit of that share, for this comparison alone.
+        changed: number of rows that get another answer.
+        bound: upper confidence limit of their share, for this comparison alone.
     """
 
     rule: CommitRule
@@ -88,25 +88,26 @@ WRITTEN = {
 class Calibration:
     """With probability ≥ 1 − delta over the calibration rows, `rule` changes at most a share epsilon of answers.
 
-    That holds for rows like those it was calibrated on, the same model, the same number of steps, and against full
-    decoding by the inner rule: what that rule alone gives, run until all is decided. An inner rule that decides several
-    positions a step, as `Threshold` does, has changed answers itself against one position a step; those do not count here.
-    Where there is a cache, full decoding is without it, so that what the cache changes does count.
+    The guarantee holds for rows like the calibration rows, the same model and the same number of steps. Full decoding is
+    the inner rule alone until all is decided. An inner rule that decides several positions a step, such as `Threshold`, has
+    itself changed answers against one position a step; these do not count. Full decoding is without a cache, so changes by
+    a cache do count.
 
-    Where the rule's own boldness was chosen (`calibrate_rule`), full decoding is one token at a step, and it does count.
+    If the rule's own boldness was calibrated (`calibrate_rule`), full decoding is one token a step, and changes by the rule
+    do count.
 
     Attributes:
-        rule: the early rule with its threshold scaled; the inner rule where no threshold passed.
-        factor: what the threshold was multiplied by, or the confidence, factor or bound that was chosen; None where none
-            passed, and full decoding alone is what holds.
-        epsilon, delta: what was asked for.
-        n: calibration rows.
-        changed: how many of them `rule` changes.
-        bound: upper confidence limit of that share at 1 − delta, ≤ epsilon; None where `rule` is full decoding itself.
+        rule: the early rule with its threshold scaled; the inner rule if no threshold passed.
+        factor: the factor of the threshold, or the chosen confidence, factor or bound of the rule; None if none passed, so
+            that `rule` is full decoding.
+        epsilon, delta: of the guarantee.
+        n: number of calibration rows.
+        changed: number of rows that `rule` changes.
+        bound: upper confidence limit of their share at 1 − delta, ≤ epsilon; None if `rule` is full decoding itself.
         full_steps: mean number of steps of full decoding.
-        early_steps: of `rule`.
+        early_steps: mean number of steps of `rule`.
         beside: another rule on the same rows, if one was given.
-        settings: what else must be the same where it is used, as far as the caller says.
+        settings: further settings that must be the same when the rule is used.
     """
 
     rule: CommitRule
@@ -122,7 +123,7 @@ class Calibration:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Writes it as JSON, atomically."""
+        """Writes the calibration as JSON, atomically."""
         write_json(path, self)
 
     @classmethod
@@ -130,7 +131,7 @@ class Calibration:
         """Reads what `save` wrote.
 
         Raises:
-            ValueError: there is no such file, or it is something else.
+            ValueError: the file does not exist, or is no calibration.
         """
         if not Path(path).is_file():
             raise ValueError(f"there is no file {path}; make a calibration with fewstep calibrate")
@@ -147,13 +148,13 @@ class Calibration:
 
 
 def calibrated(path: Path, settings: dict[str, Any]) -> CommitRule:
-    """The rule that was calibrated for these settings; a model of another name is told, as it may have moved.
+    """The rule that was calibrated for these settings. Another name of the model is only logged, as folders may move.
 
-    Settings that the file does not name may be anything, except the cache: a calibration that does not name one was made
-    without.
+    Settings that the file does not name may have any value, except the cache: a calibration that names none was made
+    without a cache.
 
     Raises:
-        ValueError: it was calibrated for others, or `path` holds no calibration.
+        ValueError: the rule was calibrated for other settings, or `path` holds no calibration.
     """
     found = Calibration.load(path)
     for name, value in plain(settings).items():
@@ -179,22 +180,22 @@ def calibrate(
 ) -> Calibration:
     """Learn-then-Test with a fixed sequence: thresholds factor·τ(p) are tested from safe to bold until one fails.
 
-    A threshold passes while P(Binomial(n, epsilon) ≤ changed rows) ≤ delta. Every row is decoded once, in full: up to
-    the step where a threshold would commit, early and full decoding are the same.
+    A threshold passes if P(Binomial(n, epsilon) ≤ changed rows) ≤ delta. Every row is decoded once, in full, as early and
+    full decoding are the same up to the step where a threshold would commit.
 
     Args:
         predictor: as for `decode`.
         rows: canvases like those that will be decoded, at least ln delta / ln(1 − epsilon) of them.
-        rule: what is to be calibrated; its threshold is scaled.
+        rule: the early rule; its threshold is scaled.
         decoding: how the rows are decoded.
         epsilon: allowed share of rows whose answer differs from full decoding's.
         delta: allowed probability that the guarantee is wrong.
-        factors: to try, falling; they must not be chosen with a look at `rows`.
-        beside: another rule, to decode the same rows with: what it costs stands in the result. It may be the cheaper one.
+        factors: factors to try, falling; they must be chosen without looking at `rows`.
+        beside: another rule for the same rows; the result holds its cost, which may be lower.
 
     Raises:
-        ValueError: too few rows for any guarantee, factors that do not fall, or a cache that changes too many answers
-            whatever the threshold.
+        ValueError: there are too few rows for any guarantee, the factors do not fall, or the cache alone changes too many
+            answers.
 
     Reference: Angelopoulos et al. 2021, Learn then Test.
     """
@@ -204,14 +205,14 @@ def calibrate(
 
 
 class Watched(NamedTuple):
-    """What calibration needs of a row that was decoded in full; plain numbers, as JSON holds them.
+    """A row that was decoded in full, as calibration needs it; plain numbers, as JSON holds them.
 
     Attributes:
-        ends: the step after which each factor times the threshold would have ended it, from 0.
-        changed: whether its answer would then have been another.
-        alone: whether the inner rule itself, of a predictor that is not exact, gives another.
-        steps: of full decoding.
-        beside: whether another rule gives another answer, and its steps; None if there is no other rule.
+        ends: for each factor the step after which factor times the threshold would have ended the row, from 0.
+        changed: for each factor whether the answer would then have been another.
+        alone: whether the inner rule alone, with a predictor that is not exact, gives another answer.
+        steps: number of steps of full decoding.
+        beside: whether the other rule gives another answer, and its steps; None if there is no other rule.
     """
 
     ends: list[int]
@@ -230,7 +231,7 @@ def watch(
     factors: Sequence[float] = FACTORS,
     beside: CommitRule | None = None,
 ) -> list[Watched]:
-    """Decodes rows in full and keeps what `chosen` needs of each; the arguments are those of `calibrate`."""
+    """Decodes rows in full and returns what `chosen` needs of each; arguments as for `calibrate`."""
     traces = decoding.record(predictor, rows, rule)
     if decoding.exact is not None:
         full = decoding.decode(decoding.exact, rows, rule.rule)
@@ -260,9 +261,9 @@ def boldest(
     factors: Sequence[float] = FACTORS,
     same: Same | None = None,
 ) -> Calibration:
-    """`calibrate` on full decodings that `record` has watched with `rule`; so several epsilons need one decoding.
+    """`calibrate` from the traces of `record` with `rule`, so that several epsilons need only one decoding.
 
-    Choosing among the results with a look at them is a test more, and is outside the guarantee of each.
+    Choosing among the results after looking at them is a further test, which the guarantees do not cover.
 
     Raises:
         ValueError: as for `calibrate`.
@@ -281,7 +282,7 @@ def chosen(
     factors: Sequence[float] = FACTORS,
     beside: CommitRule | None = None,
 ) -> Calibration:
-    """The calibration that rows show; see `calibrate`."""
+    """The calibration from watched rows; see `calibrate`."""
     n = len(watched)
     check_calibration(n, epsilon, delta, factors)
     changed = torch.tensor([row.changed for row in watched]).sum(0)  # (F,)
@@ -311,7 +312,7 @@ def chosen(
 
 
 def check_calibration(n: int, epsilon: float, delta: float, factors: Sequence[float] = FACTORS) -> None:
-    """Raises ValueError where so many rows can guarantee nothing, or the factors do not fall."""
+    """Raises ValueError if `n` rows can guarantee nothing, or the factors do not fall."""
     if not (0 < epsilon < 1 and 0 < delta < 1):
         raise ValueError(f"epsilon and delta lie between 0 and 1, got {epsilon} and {delta}")
     if not factors or any(a <= b for a, b in zip(factors, [*factors[1:], 0.0], strict=True)):
@@ -322,7 +323,7 @@ def check_calibration(n: int, epsilon: float, delta: float, factors: Sequence[fl
 
 
 def exits(trace: Trace, rule: EarlyCommit, factors: Sequence[float]) -> Tensor:
-    """The step after which each of `factors` times the rule's threshold would have ended the row, (F,) long."""
+    """For each of `factors` the step after which factor times the rule's threshold would have ended the row, (F,) long."""
     threshold = rule.threshold(trace.progress)
     enough = trace.known >= torch.tensor(factors, dtype=torch.float64)[:, None] * threshold  # (F, T)
     enough[:, -1] = True
@@ -330,9 +331,10 @@ def exits(trace: Trace, rule: EarlyCommit, factors: Sequence[float]) -> Tensor:
 
 
 def fixed_sequence(changed: Sequence[int], n: int, epsilon: float, delta: float) -> int | None:
-    """The last of the hypotheses "risk > epsilon" that is rejected at level delta before one is not; None: not one.
+    """The place of the last hypothesis "risk > epsilon" that is rejected at level delta before the first that is not.
 
-    Testing in a fixed order and stopping at the first failure keeps the probability of any false rejection ≤ delta.
+    None if the first is not rejected. Testing in a fixed order up to the first failure keeps the probability of any false
+    rejection ≤ delta.
     """
     from scipy.stats import binom
 
@@ -345,10 +347,10 @@ def fixed_sequence(changed: Sequence[int], n: int, epsilon: float, delta: float)
 
 
 def read_rule(content: Any) -> Any:
-    """The rule, schedule or region that `receipt.plain` took apart.
+    """The rule, schedule or region from its JSON by `receipt.plain`.
 
     Raises:
-        ValueError: it is of no class that fewstep has.
+        ValueError: its class is not known.
     """
     if isinstance(content, list):
         return tuple(read_rule(part) for part in content)

@@ -1,6 +1,6 @@
-"""What one asks for and how it is computed, by names and numbers: frozen dataclasses that refuse what cannot be.
+"""Settings of the text commands: frozen dataclasses, which refuse wrong values.
 
-They are the flags that the text commands share, and their errors name those flags.
+Their fields are the flags that the commands share, and their errors name those flags.
 """
 
 from __future__ import annotations
@@ -25,49 +25,49 @@ if TYPE_CHECKING:
     from .step import CommitRule
 
 CacheName = Literal["none", "prefix", "dual"]
-Grade = Literal["auto", "exact", "start", "end", "number"]  # when an answer is right; see `is_right` of grading.py
+Grade = Literal["auto", "exact", "start", "end", "number"]  # how an answer is graded; see `is_right` of grading.py
 
 
 @dataclass(frozen=True)
 class Asked:
-    """How a masked model is asked."""
+    """How a masked model predicts: steps, guidance, suppressed tokens and cache."""
 
     steps: int | None = None
-    """Number of steps in all, for rules that keep to a schedule. If left out, one step a token."""
+    """Number of steps in all, for rules that keep to a schedule. By default one step a token."""
     guidance: float = 1.0
     """Classifier-free guidance away from the unconditional prediction; 1 is off."""
     suppress: tuple[str, ...] = ()
-    """Tokens that are never written, by their names, such as '<|endoftext|>'. LLaDA's published figures of some tasks
-    need it."""
+    """Names of tokens that are never generated, such as '<|endoftext|>'. LLaDA's published figures of some tasks need
+    this."""
     cache: CacheName = "none"
-    """Compute less at a step, at the price that some answers change. prefix keeps the keys and values of what stands
-    before the current block, dual also of what stands behind it. Everything is computed when a block begins."""
+    """Compute less at a step; some answers then change. prefix keeps the keys and values before the current block, dual
+    also those after it. All are computed again when a block begins."""
     refresh: int | None = None
-    """Of prefix and dual: after so many steps everything is computed again. If left out, only when a block begins."""
+    """For prefix and dual: all is computed again after this many steps. By default only when a block begins."""
     around: int = 0
-    """Of dual: how many neighbours on each side are computed with the block."""
+    """For dual: number of neighbours on each side that are computed with the block."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"--steps starts at 1, got {self.steps}")
         if not math.isfinite(self.guidance):
-            raise ValueError(f"--guidance is a finite number, got {self.guidance}")
+            raise ValueError(f"--guidance must be a finite number, got {self.guidance}")
         at_least(1, refresh=self.refresh)
         at_least(0, around=self.around)
         if self.refresh is not None and self.cache == "none":
-            raise ValueError("--refresh is of --cache prefix and dual; say one of them, or leave it out")
+            raise ValueError("--refresh needs --cache prefix or dual; give one of them, or leave --refresh out")
         if self.around and self.cache != "dual":
-            raise ValueError("--around is of --cache dual; say that too, or leave it out")
+            raise ValueError("--around needs --cache dual; give it too, or leave --around out")
 
     def without_cache(self) -> Self:
-        """The same, computed in full at every step."""
+        """The same settings without a cache."""
         return replace(self, cache="none", refresh=None, around=0)
 
     def around_network(self, network: NetworkPredictor, never: Sequence[int], rule: CommitRule) -> MaskPredictor:
-        """The network as it is asked, which never says some tokens; its cache has the blocks of `rule`.
+        """The predictor of the network with these settings, without the tokens `never`; its cache has the blocks of `rule`.
 
         Raises:
-            ValueError: a rule that takes decided tokens back, with a cache or a network that cannot verify them.
+            ValueError: the rule reopens decided tokens, and there is a cache or the network cannot verify them.
         """
         from .caching import Cached, Dual, Prefix
         from .predictor import Guided, Suppressed
@@ -75,7 +75,7 @@ class Asked:
 
         if rule.reopens() and self.cache != "none":
             raise ValueError(
-                "--rule wino asks the whole text what it thinks of a token, and a cache would not; leave one out"
+                "--rule wino verifies tokens by the whole text, which a cache does not compute; leave one of them out"
             )
         predictor: MaskPredictor = LeaveOneOut(network) if rule.reopens() else network
         if self.cache != "none":
@@ -89,24 +89,24 @@ class Asked:
 
 @dataclass(frozen=True)
 class Text(Asked):
-    """What is generated: a calibration's guarantee holds for these settings."""
+    """What is generated. A calibration's guarantee holds for these settings."""
 
     gen_length: int | None = None
-    """Tokens to generate, --suffix included. 0 only fills masks in prompts. If left out, 128 or as many as the model has
-    room for."""
+    """Tokens to generate, --suffix included. 0 only fills masks in prompts. By default 128, or the model's room if that is
+    less."""
     infill: str = ""
-    """A text with holes to fill in. <<8>> is any 8 tokens. <<8:string>>, <<3:integer>>, <<4:number>> and <<2:boolean>>
-    are values of JSON in at most so many tokens. <<4:[a-z]+>> is what matches a regular expression."""
+    """A text with holes to fill in. <<8>> is any 8 tokens. <<8:string>>, <<3:integer>>, <<4:number>> and <<2:boolean>> are
+    values of JSON in at most so many tokens. <<4:[a-z]+>> is a text that matches a regular expression."""
     suffix: str = ""
-    """Text that stands in the generation from the start, such as "The answer is". The answer is what follows it; without
-    a suffix the whole text."""
+    """Text that is given inside the generation, such as "The answer is". The answer is the text after it; without a
+    suffix the whole text."""
     answer_length: int = 8
-    """Tokens behind --suffix."""
+    """Tokens after --suffix."""
     temperature: float = 0.0
-    """0 takes the most likely token."""
+    """Temperature of sampling; 0 takes the most likely token."""
     raw: bool = False
-    """Leave prompts of plain text as they are. Otherwise they are put into the model's chat template, if it has one.
-    Prompts with mask tokens to fill in are always left as they are, and conversations always get the template."""
+    """Leave prompts of plain text as they are. By default they are put into the model's chat template, if it has one.
+    Prompts with mask tokens are always left as they are, and conversations always get the template."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,12 +115,12 @@ class Text(Asked):
         if self.gen_length is not None and self.gen_length < 0:
             raise ValueError(f"--gen-length must not be negative, got {self.gen_length}")
         if self.infill and (self.suffix or self.gen_length is not None):
-            raise ValueError("--infill is all of what is generated; leave --suffix and --gen-length out")
+            raise ValueError("--infill gives the whole generated text; leave --suffix and --gen-length out")
 
     def template(
         self, network: NetworkPredictor, tokenizer: PreTrainedTokenizerBase, never: Sequence[int] = ()
     ) -> Template | None:
-        """What --infill says, in tokens."""
+        """The template of --infill, in tokens; None without --infill."""
         from .infill import Template
 
         if not self.infill:
@@ -134,7 +134,7 @@ class Text(Asked):
         tokenizer: PreTrainedTokenizerBase,
         template: Template | None = None,
     ) -> list[Tensor]:
-        """The canvas of each item's prompt, `template` behind it if there is one."""
+        """The canvas of each item's prompt, followed by `template` if there is one."""
         from .prompts import as_asked, canvas, prompt_of
 
         rows = []
@@ -152,18 +152,18 @@ class Text(Asked):
         return rows
 
     def settings(self, model: str, compute: Compute) -> dict[str, Any]:
-        """All that a calibration's guarantee is about."""
+        """All settings on which a calibration's guarantee depends."""
         return {"model": model, "mask_id": compute.mask_id, "precision": compute.precision, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class Masked:
-    """What masked models have and causal ones do not."""
+    """Settings of masked models in an evaluation."""
 
     draws: int = 128
     """Network calls for a log-likelihood."""
     compare: bool = False
-    """Generate each text without --cache as well, and say how many are others."""
+    """Generate each text without --cache as well, and count those that differ."""
     asked: Asked = Asked()
     rule: Rule = Rule()
     early: Early = Early()
@@ -173,25 +173,25 @@ class Masked:
 
 
 def comparable(asked: Asked, compare: bool) -> None:
-    """Raises ValueError where a comparison is wanted and there is no cache."""
+    """Raises ValueError for a comparison without a cache."""
     if compare and asked.cache == "none":
-        raise ValueError("--compare tells what a cache changes; choose one with --cache, or leave --compare out")
+        raise ValueError("--compare counts the changes by a cache; choose one with --cache, or leave --compare out")
 
 
 @dataclass(frozen=True)
 class Exam:
-    """What a model is asked by the LM Evaluation Harness."""
+    """The tasks of the LM Evaluation Harness for a model."""
 
     tasks: tuple[str, ...]
     """names of tasks."""
     include: Path | None = None
-    """a folder of tasks of your own; the harness's own are then left out."""
+    """a folder of your own tasks; the harness's own are then left out."""
     fewshot: int | None = None
-    """examples before each question, where the task does not fix it."""
+    """examples before each question, if the task does not fix their number."""
     limit: int | None = None
-    """only so many questions a task."""
+    """only this many questions a task."""
     gen_length: int = 128
-    """tokens to generate where the task does not say; fewer where the model has less room."""
+    """tokens to generate if the task does not say; fewer if the model has less room."""
     chat: bool = False
     """put questions into the model's chat template."""
 
@@ -205,20 +205,20 @@ class Compute:
     """How it is computed; rows give the same text at any batch size."""
 
     seed: int = 0
-    """Of the first prompt; prompt k has seed + k."""
+    """Seed of the first prompt; prompt k has seed + k."""
     batch: int = 16
     """Prompts at once."""
     mask_id: int | None = None
-    """Id of the mask token, where the model does not say it."""
+    """Id of the mask token, if the model's files do not name it."""
     precision: Literal["no", "bf16", "8bit"] = "no"
-    """no (float32), bf16 or 8bit. For 8bit, bitsandbytes rounds the weights of linear layers, and the rest is float16."""
+    """no (float32), bf16 or 8bit. With 8bit, bitsandbytes rounds the weights of linear layers, and the rest is float16."""
 
     def __post_init__(self) -> None:
         at_least(0, seed=self.seed)
         at_least(1, batch=self.batch)
 
     def seeds(self, n: int) -> range:
-        """Of the first n prompts."""
+        """The seeds of the first n prompts."""
         return range(self.seed, self.seed + n)
 
     def tokenizer(self, model: str) -> PreTrainedTokenizerBase:
@@ -228,7 +228,7 @@ class Compute:
         return load_tokenizer(model)
 
     def open(self, model: str, tokenizer: PreTrainedTokenizerBase) -> NetworkPredictor:
-        """The model itself."""
+        """Loads the model on the best device, and checks that the tokenizer fits."""
         import torch
 
         from ..core.device import best_device

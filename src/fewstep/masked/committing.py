@@ -1,6 +1,6 @@
-"""Which commit rule one chooses, by names and numbers: how much is decided at a step, and when decoding stops early.
+"""Settings of commit rules: how much is decided at a step, and when decoding stops early.
 
-These, too, are flags that the text commands share, and their errors name those flags.
+Their fields are flags that the text commands share, and their errors name those flags.
 """
 
 from __future__ import annotations
@@ -24,38 +24,37 @@ EarlyName = Literal["prophet", "sched", "stable"]
 
 @dataclass(frozen=True)
 class Rule:
-    """How much is decided at a step; the defaults are those of everything that decodes."""
+    """How much is decided at a step; all commands that decode have these defaults."""
 
     rule: Base = "threshold"
-    """What is decided at a step: all that is sure enough (threshold, factor, entropy-bound, klass, credit, hierarchical,
-    learned), or as many tokens as --schedule says (low-confidence, margin, entropy, random). wino decides more, and takes
-    back what the rest of the text does not support."""
+    """The tokens that a step decides: all that are sure enough (threshold, factor, entropy-bound, klass, credit,
+    hierarchical, learned), or as many as --schedule says (low-confidence, margin, entropy, random). wino decides more, and
+    takes back tokens that the rest of the text does not support."""
     block_length: int | None = None
-    """The text is decided block by block. A block as long as --gen-length means all at once. If left out, 32, or the
-    length of the blocks that the model was trained on. Those may be divided."""
+    """The text is decided in blocks of this length, one after another; that of --gen-length makes a single block. By
+    default 32, or the length of the blocks that the model was trained on, which this length must then divide."""
     confidence: float | None = None
-    """Of threshold, klass, credit, hierarchical and learned; 0.99 if left out."""
+    """For threshold, klass, credit, hierarchical and learned; by default 0.99."""
     draft: float | None = None
-    """Of wino, how sure a token must be at first; 0.6 if left out."""
+    """For wino: how sure a token must be at first; by default 0.6."""
     verify: float | None = None
-    """Of wino, how sure it must stay; 0.9 if left out."""
+    """For wino: how sure a token must stay; by default 0.9."""
     low: float | None = None
-    """Of hierarchical, for the surest of each run of neighbours; 0.4 if left out."""
+    """For hierarchical: how sure the surest token of each run of neighbours must be; by default 0.4."""
     factor: float | None = None
-    """Of factor; 1.0 if left out."""
+    """For factor; by default 1.0."""
     learned: Path | None = None
-    """Of learned: the file that fewstep learn-rule wrote for this model."""
+    """For learned: the file that fewstep learn-rule wrote for this model."""
     bound: float | None = None
-    """Of entropy-bound, nats; 0.1 if left out."""
+    """For entropy-bound, in nats; by default 0.1."""
     schedule: Literal["even", "dream"] | None = None
-    """Of low-confidence, margin, entropy and random: even decides as many at each step, as LLaDA does, dream follows
-    Dream's own schedule. even if left out."""
+    """For low-confidence, margin, entropy and random: even, the default, decides equally many tokens at each step, as LLaDA
+    does; dream follows Dream's own schedule."""
     last: tuple[str, ...] = ()
-    """Tokens that are decided last, by their names. LLaDA's published figures of some tasks have '<|endoftext|>'
-    '<|eot_id|>'."""
+    """Names of tokens that are decided last. LLaDA's published figures of some tasks have '<|endoftext|>' '<|eot_id|>'."""
 
     def made(self, tokenizer: PreTrainedTokenizerBase, block: int | None = None) -> CommitRule:
-        """The rule itself, for a model that was trained on blocks of so many tokens, or on none."""
+        """The rule itself, for a model that was trained on blocks of `block` tokens, or without blocks (None)."""
         from .learned import Learned
         from .prompts import token_ids
         from .rules import DEFAULT, KLASS, SURE, WINO, Blockwise, Credit, EntropyBound, Factor, Hierarchical, Last, TopK
@@ -76,7 +75,7 @@ class Rule:
             takes = [name for name, rule in rules.items() if option in {part.name for part in fields(rule)}]
             if self.rule not in takes:
                 raise ValueError(
-                    f"--{option} is of --rule {', '.join(takes)} and not of {self.rule}; leave one of them out"
+                    f"--{option} belongs to --rule {', '.join(takes)}, not to {self.rule}; leave one of them out"
                 )
         rule: CommitRule = replace(rules[self.rule], **given)
         rule = Last(rule, token_ids(tokenizer, self.last)) if self.last else rule
@@ -95,17 +94,17 @@ class Prophet:
     """When prophet stops early."""
 
     levels: tuple[float, float, float] = (7.5, 5.0, 2.5)
-    """Of prophet, logits in the first, second and last third of the steps."""
+    """For prophet: thresholds in logits for the first, second and last third of the steps."""
     statistic: str = "minimum"
-    """Which of prophet's gaps counts: the minimum, a quantile such as 0.1, or the mean. The mean is as published, and
-    hides what is still open."""
+    """For prophet: which statistic of the gaps counts: the minimum, a quantile such as 0.1, or the mean. The mean is as
+    published, and can hide a position that is not sure."""
     gaps: Literal["undecided", "region"] = "undecided"
-    """Of prophet: the gaps of undecided positions, or of the whole region of the answer, as published."""
+    """For prophet: the gaps of undecided positions, or of the whole region of the answer, as published."""
     first: Literal[0, 1] = 0
-    """Of prophet: the number of the first step, for the share of steps that are done. Its published code counts from 1."""
+    """For prophet: the number of the first step, for the share of steps done. Its published code counts from 1."""
 
     def around(self, rule: CommitRule, *, answer_follows: bool) -> EarlyCommit:
-        """Early commit over `rule`; it watches what follows the suffix where an answer does."""
+        """Early commit around `rule`. If the answer follows a suffix, only positions after the suffix are watched."""
         from .early import EarlyCommit
         from .schedule import Stairs, Suffix
 
@@ -114,7 +113,7 @@ class Prophet:
             try:
                 statistic = float(statistic)
             except ValueError:
-                raise ValueError(f"--statistic is mean, minimum or a number from 0 to 1, got {statistic}") from None
+                raise ValueError(f"--statistic must be mean, minimum or a number from 0 to 1, got {statistic}") from None
         region = Suffix() if answer_follows else None
         return EarlyCommit(rule, Stairs(self.levels), statistic, region, self.gaps, self.first)
 
@@ -124,17 +123,17 @@ class Early:
     """Whether decoding may stop early."""
 
     early: EarlyName | None = None
-    """Decide all that is left at once when the text is known. Until then --rule decides. Calibrate prophet and sched
-    first."""
+    """Decide all remaining tokens at once when the answer is known; until then --rule decides. Calibrate prophet and
+    sched first."""
     prophet: Prophet = Prophet()
 
     def __post_init__(self) -> None:
         own = [f"--{option.name}" for option in fields(Prophet) if getattr(self.prophet, option.name) != option.default]
         if own and self.early != "prophet":
-            raise ValueError(f"{', '.join(own)}: of --early prophet alone; say that too, or leave it out")
+            raise ValueError(f"{', '.join(own)}: only for --early prophet; give that too, or leave the option out")
 
     def around(self, rule: CommitRule, *, answer_follows: bool) -> CommitRule:
-        """`rule`, or early commit over it."""
+        """`rule`, or early commit around it."""
         from .early import StableAndConfident, sched
 
         if self.early == "prophet":

@@ -1,4 +1,4 @@
-"""A masked model that answers prompts: what it is asked, and how that is decoded."""
+"""A masked model that answers prompts, with all settings of its decoding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Prompt = dict[str, Any]  # {"prompt": a text or a conversation} or {"messages": a conversation}, and what else its line says
+Prompt = dict[
+    str, Any
+]  # {"prompt": a text or a conversation} or {"messages": a conversation}, with the line's other entries
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,13 @@ class Decoder:
 
     Attributes:
         model: its name.
-        predictor: the model as it is asked, with guidance and a cache, and without the tokens that are never said.
-        exact: the same without a cache.
+        predictor: the model with guidance and a cache, without the tokens that are never generated.
+        exact: the same predictor without a cache.
         network: the model itself.
         tokenizer: of the model.
         rule: how much is decided at a step, and whether it stops early.
         text, compute: what is generated, and how it is computed.
-        template: the fixed text with holes that is generated, if it is one.
+        template: the fixed text with holes that is generated, if there is one.
     """
 
     model: str
@@ -59,7 +61,7 @@ class Decoder:
 
     @property
     def lead(self) -> str:
-        """The fixed text that every answer begins with."""
+        """The fixed text with which every answer begins."""
         return self.template.lead if self.template else ""
 
     def rows(self, items: Sequence[Prompt]) -> list[Tensor]:
@@ -69,7 +71,7 @@ class Decoder:
     def stream(self, item: Prompt, *, stop: tuple[str, ...] = ()) -> Iterator[tuple[str, Decoded | None]]:
         """The text of one answer as it becomes final, piece by piece; the last piece comes with the whole row.
 
-        Text is held back while it may be the beginning of a stop string, or half a letter.
+        Text is held back while it may be the beginning of a stop string, or a part of a character.
         """
         rows, tokens, shown = self.rows([item]), [], 0
         held = max((len(string) - 1 for string in stop), default=0)
@@ -83,10 +85,10 @@ class Decoder:
             shown = until
 
     def answers(self, items: Sequence[Prompt], *, stop: tuple[str, ...] = ()) -> Iterator[dict[str, Any]]:
-        """An entry a prompt, in order: what its line says, and text, tokens, nfe, positions and batch.
+        """An entry a prompt, in order: the entries of its line, and text, tokens, nfe, positions and batch.
 
         Raises:
-            ValueError: a prompt that is no canvas, at once.
+            ValueError: a prompt cannot be decoded; raised before the first is.
         """
         rows = self.rows(items)
         parts = of_texts(len(rows), self.compute.batch)
@@ -95,7 +97,7 @@ class Decoder:
     def answered(
         self, items: Sequence[Prompt], rows: list[Tensor], part: range, stop: tuple[str, ...]
     ) -> Iterator[Answered]:
-        """The answers of a part of the prompts, in order; `rows` are those of all."""
+        """The answers of a part of the prompts, in order; `items` and `rows` are those of all prompts."""
         begin = now = time.perf_counter()
         batch, generated, told = min(self.compute.batch, len(rows)), 0, 0
         entered: dict[int, float] = {}
@@ -120,18 +122,18 @@ class Decoder:
         logger.info("%.2f texts and %.1f generated tokens a second", len(part) / seconds, generated / seconds)
 
     def decided_by(self, items: Sequence[Prompt]) -> dict[str, Any]:
-        """What else decides the answers of a work in parts: the prompts, the weights and the batches."""
+        """Further facts that decide the answers of a work in parts: prompts, weights and batch size."""
         asked = hashlib.sha256(json.dumps(list(items), sort_keys=True).encode()).hexdigest()
         return {"prompts": asked, "weights": mark(self.network.network.state_dict()), "batch": self.compute.batch}
 
     def options(self, stop: tuple[str, ...]) -> dict[str, Any]:
-        """What `walk` and `decode` are told besides rows, rule and seeds."""
+        """Arguments of `walk` and `decode` besides rows, rule and seeds."""
         found = StopStrings(self.tokenizer, stop) if stop else None
         return {"stop": found, "steps": self.text.steps, "temperature": self.text.temperature}
 
 
 class Answered(NamedTuple):
-    """An answer as it is written and as it was decoded, and its seconds from entering the batch to being finished."""
+    """An answer as it is written, its decoded row, and the seconds that it was in the batch."""
 
     entry: dict[str, Any]
     row: Decoded
@@ -154,21 +156,21 @@ def open_decoder(
         text: what is generated.
         rule: how much is decided at a step.
         early: whether decoding may stop early.
-        compute: how; a prompt gets the same text at any batch size.
-        calibration: a rule with a guarantee, in place of `rule` and `early`.
+        compute: how it is computed; a prompt gets the same text at any batch size.
+        calibration: a rule with a guarantee, instead of `rule` and `early`.
 
     Raises:
-        ValueError: the model cannot be loaded, the rule cannot be, or the calibration is of other settings.
+        ValueError: the model cannot be loaded, the settings contradict each other, or the calibration is for others.
     """
     if calibration and (rule, early) != (Rule(), Early()):
         raise ValueError("a --calibration brings its own rule; leave --rule, --early and their options out")
     if calibration and text.infill:
-        raise ValueError("no calibration is made for --infill; leave one of them out")
+        raise ValueError("no calibration covers --infill; leave one of them out")
     found = calibrated(calibration, text.settings(model, compute)) if calibration else None
     tokenizer = compute.tokenizer(model)
     if tokenizer.chat_template and not text.raw:
-        logger.info("prompts of plain text stand in the model's chat template; --raw leaves them as they are")
-    rule.made(tokenizer)  # what is wrong with it is said before anything large is read
+        logger.info("prompts of plain text are put into the model's chat template; --raw leaves them as they are")
+    rule.made(tokenizer)  # its errors come before anything large is read
     never = token_ids(tokenizer, text.suppress)
     network = compute.open(model, tokenizer)
     made = found or early.around(rule.made(tokenizer, network.block), answer_follows=bool(text.suffix))
@@ -182,11 +184,11 @@ def open_decoder(
 
 
 def as_slice(part: range) -> slice:
-    """What takes the numbers of a range out of a list."""
+    """The slice of a list with the places of a range."""
     return slice(part.start, part.stop)
 
 
 def check_open(text: Text) -> None:
-    """Raises ValueError where most of the text is given."""
+    """Raises ValueError if --infill is set, which only `fewstep decode` takes."""
     if text.infill:
-        raise ValueError("--infill is of fewstep decode alone; leave it out")
+        raise ValueError("only fewstep decode takes --infill; leave it out")

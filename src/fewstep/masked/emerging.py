@@ -1,4 +1,4 @@
-"""When the answers of prompts emerge in full decoding, and when they stay: all that `fewstep settle-text` does."""
+"""Measures when answers first appear in full decoding, and when they stay: all that `fewstep settle-text` does."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ def settle_prompts(
     rule: Rule = Rule(),
     compute: Compute = Compute(),
 ) -> dict[str, dict[str, Any]]:
-    """When full decoding first shows its final answer, and from which step on that stays, for a .jsonl of prompts.
+    """The steps at which full decoding first shows its final answer, and from which it stays, for a .jsonl of prompts.
 
-    The answer is what follows the suffix. Without one it is the prompt's "answer" where the finished text holds it, else
-    the whole text.
+    The answer is the text after the suffix. Without a suffix it is the prompt's "answer" if the finished text holds it,
+    else the whole text.
 
     Args:
         model, text, rule, compute: as for `open_decoder`.
-        file: the prompts, and in their objects an "answer" to tell right from wrong.
+        file: the prompts; an "answer" in their objects tells right from wrong.
         out: the .json to write.
         at: shares of the steps to report, above 0 and up to 1.
 
     Returns:
-        Of all prompts and, where their answers are known, of the right and the wrong ones: {"n": how many, "by": {share:
-        {"first": the share of them that had shown their answer, "stable": for good}}}.
+        For "all" prompts and, if their answers are known, the "right" and the "wrong" ones: {"n": their number, "by":
+        {share of the steps: {"first": share of them that had shown their answer, "stable": shown it for good}}}.
 
     Raises:
-        ValueError: shares that are none, no such prompts, or what `open_decoder` raises.
+        ValueError: a share is not in (0, 1], the file holds no prompts, or as for `open_decoder`.
     """
     if not at or not all(0 < share <= 1 for share in at):
         raise ValueError(f"--at takes shares of the steps, above 0 and up to 1, got {at}")
@@ -93,7 +93,7 @@ def settle_prompts(
 
 
 def _settled(trace: Trace, item: Prompt, decoder: Decoder) -> tuple[Settled, bool | None]:
-    """When an answer was there, and whether it is right, as far as that is known."""
+    """When an answer was shown, and whether it is right; None if that is not known."""
     if "answer" not in item:
         return settle(trace), None
     place = _place(trace.final.ids.tolist(), trace.region.tolist(), str(item["answer"]), decoder.tokenizer)
@@ -102,7 +102,7 @@ def _settled(trace: Trace, item: Prompt, decoder: Decoder) -> tuple[Settled, boo
 
 
 def _groups(settled: Sequence[tuple[Settled, bool | None]]) -> dict[str, list[Settled]]:
-    """When each answer was there: of all prompts, and of those whose answer is right or wrong, as far as that is known."""
+    """When each answer was shown: for all prompts, and for those whose answer is known to be right or wrong."""
     kinds: dict[str, bool | None] = {"right": True, "wrong": False}
     groups = {name: [hit for hit, right in settled if right is kind] for name, kind in kinds.items()}
     return {"all": [hit for hit, _ in settled]} | groups
@@ -113,7 +113,7 @@ def _constant(place: slice, _: Tensor) -> slice:
 
 
 def _place(ids: list[int], region: list[bool], answer: str, tokenizer: PreTrainedTokenizerBase) -> slice | None:
-    """Where the answer stands in a finished row: its last place inside the region, with or without a space before."""
+    """The place of the answer in a finished row: the last one inside the region, with or without a space before it."""
     for text in (answer, " " + answer):
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
         for start in range(len(ids) - len(tokens), -1, -1):
