@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"prompt": "w1", "rule": "margin", "bound": 0.1}, "--bound belongs to --rule entropy-bound, not to margin"),
         (
             {"prompt": "w1", "rule": "klass", "schedule": "even"},
-            "--schedule is of --rule low-confidence, margin, entropy, ran",
+            "--schedule belongs to --rule low-confidence, margin, entropy, ran",
         ),
         ({"prompt": "w1", "suppress": "nobody"}, "vocabulary has no token nobody"),
         ({"prompt": "w1", "last": "nobody"}, "vocabulary has no token nobody"),
