@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
@@ -135,3 +138,17 @@ def test_pictures_come_back_as_their_decoder_draws_them(folders, family: str) ->
     assert (back - alone).abs().max() <= 0.51 and alone.std() > 1
     with pytest.raises(ValueError, match="it encodes no others"):
         pipeline.encode(torch.zeros(1, 3, *(2 * side for side in pipeline.shown[1:]), dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("in_a_ring", [False, True])
+def test_encoders_and_decoders_are_free_as_soon_as_they_are_let_go(folders, in_a_ring: bool) -> None:
+    pipeline = opened(folders, "stable_diffusion").pipeline
+    pipeline.stock.vae.rings = [pipeline.stock.vae] if in_a_ring else []
+    weights = [weakref.ref(weight) for weight in pipeline.stock.vae.parameters()]
+    gc.disable()  # it would come sooner or later
+    try:
+        pipeline.let_go()
+        assert weights and all(weight() is None for weight in weights)
+    finally:
+        gc.enable()
+    assert pipeline.stock.vae.config.latent_channels == 4

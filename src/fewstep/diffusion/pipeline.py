@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import math
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -83,8 +84,14 @@ class Pipeline:
 
     def let_go(self) -> None:
         """Frees its encoders and decoders; they are read again when they are needed."""
+        if self._stock is None:
+            return
+        parts = [part for part in self._stock.components.values() if isinstance(part, nn.Module)]
+        kept = [weakref.ref(part) for part in parts if part is not self.network]
+        del parts
         self._stock = None
-        gc.collect()
+        if any(part() is not None for part in kept):  # in a ring, which only a search through all objects frees
+            gc.collect()
 
     @property
     def manner(self) -> Manner:
