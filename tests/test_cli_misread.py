@@ -99,13 +99,13 @@ def test_a_choice_that_is_none_is_answered_with_all_there_are(name: str, action:
             "tune x --data d --out o --track sun",
             "--track of tune takes any of `tensorboard`, `wandb` or `trackio`, not 'sun'",
         ),
-        ("tune x --out o --data --mirror", "--data of tune takes a text, and nothing stands after it"),
+        ("tune x --out o --data --mirror", "--data of tune takes a text, and no value was given"),
         ("decode x --levels 1 2", "--levels of decode takes 3 numbers, not '1 2'"),
         (
             "calibrate x --file f --out o --write vllm",
             "--write of calibrate takes `sglang` or `vllm`, then a path, not 'vllm'",
         ),
-        ("tune x --data d --out o 7", "tune has no use for '7' where it stands; `fewstep tune --help` says what it takes"),
+        ("tune x --data d --out o 7", "tune does not take '7' here; `fewstep tune --help` says what it takes"),
         ("tune", "tune needs CHECKPOINT, --data and --out; `fewstep tune --help` says what it takes"),
         ("report --out o --depht 3", "report has no --depht; `fewstep report --help` says what it takes"),
     ],
@@ -121,7 +121,7 @@ def test_all_that_arguments_take_is_put_in_words() -> None:
 
 @pytest.mark.parametrize("line", ["", "-v", "--data x tune"])
 def test_a_command_comes_first(line: str, said) -> None:
-    assert said(line) == f"a command comes first; say one of {', '.join([*COMMANDS][:-1])} or {[*COMMANDS][-1]}"
+    assert said(line) == f"a command comes first; give one of {', '.join([*COMMANDS][:-1])} or {[*COMMANDS][-1]}"
 
 
 def test_help_is_tyros_own(monkeypatch, capsys) -> None:

@@ -1,4 +1,4 @@
-"""A command line that cannot be read: what is wrong with it and what was meant, in one sentence."""
+"""One sentence for a command line that cannot be read: the error, and what was probably meant."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ HELP = ("-h", "--help", "--help-verbose")
 
 
 def sentence(misread: Misread, words: Sequence[str], commands: Mapping[str, Callable[..., Any]]) -> str:
-    """What is wrong with `words`, all that stands after `fewstep`."""
+    """The error in `words`, the arguments after `fewstep`."""
     name, *given = words or [""]
     if name not in commands:
         near = get_close_matches(name, commands)
-        wanted = f"did you mean {_joined(near)}?" if near else f"say one of {_joined(commands)}"
+        wanted = f"did you mean {_joined(near)}?" if near else f"give one of {_joined(commands)}"
         return f"there is no command {name}; {wanted}" if name[:1].strip("-") else f"a command comes first; {wanted}"
     help_ = f"`fewstep {name} --help` says what it takes"
     if misread.unknown:
@@ -33,20 +33,20 @@ def sentence(misread: Misread, words: Sequence[str], commands: Mapping[str, Call
     if not misread.argument.startswith("-"):
         return takes
     value = _after(misread.argument, given)
-    return f"{takes}, not {value!r}" if value else f"{takes}, and nothing stands after it"
+    return f"{takes}, not {value!r}" if value else f"{takes}, and no value was given"
 
 
 def _unknown(unknown: Sequence[str], name: str, command: Callable[..., Any], help_: str) -> str:
     word = next((word for word in unknown if word.startswith("-")), unknown[0])
     if not word.startswith("-"):
-        return f"{name} has no use for {word!r} where it stands; {help_}"
+        return f"{name} does not take {word!r} here; {help_}"
     flag = word.partition("=")[0].replace("_", "-")
     near = get_close_matches(flag, flags(command), n=2, cutoff=0.7)
     return f"{name} has no {flag}; " + (f"did you mean {_joined(near)}?" if near else help_)
 
 
 def flags(command: Callable[..., Any]) -> list[str]:
-    """All flags of a command, read in its help."""
+    """All flags of a command, from its help."""
     shown = io.StringIO()
     with redirect_stdout(shown), suppress(SystemExit):
         tyro.cli(command, args=["--help"], compact_help=True)
@@ -56,7 +56,7 @@ def flags(command: Callable[..., Any]) -> list[str]:
 
 
 def readable(takes: str) -> str:
-    """What an argument takes, in words: `{None}|INT` is "a whole number", `{a,b}` "`a` or `b`"."""
+    """The values of an argument in words: `{None}|INT` is "a whole number", `{a,b}` "`a` or `b`"."""
     parts = re.sub(r"\[+(.+) \[\1 \.\.\.\]+", r"\1 …", takes).split("|")
     return _joined([_part(part) for part in parts if part != "{None}"])
 
@@ -77,7 +77,7 @@ def _choices(braced: str) -> str:
 
 
 def _after(flag: str, words: Sequence[str]) -> str:
-    """What somebody wrote after a flag the last time it stands there."""
+    """The words after the last occurrence of a flag."""
     taken: list[str] = []
     inside = False
     for word in words:
