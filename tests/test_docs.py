@@ -29,7 +29,7 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path) -> list[str]:
     """The lines of its blocks that begin with `fewstep`, as on a terminal or after a prompt."""
     lines = "".join(blocks(page, "")).replace("\\\n", " ").splitlines()
-    typed = [re.sub(r"^\$ |^(accelerate launch|torchrun [^f]*) -m ", "", line) for line in lines]
+    typed = [re.sub(r"^\$ |^(accelerate launch|torchrun [^f]*) -m (-- )?", "", line) for line in lines]
     return [re.sub(r"^fewstep\.cli", "fewstep", line) for line in typed if re.match(r"fewstep(\.cli)? \w", line)]
 
 
