@@ -48,13 +48,15 @@ STEERED = "evaluate bundled --expert bundled --antiexpert bundled --tasks choice
 MEASURE = "measure teacher --data data.npz --n 50 --batch 20 --steps 1 3 --out scores"
 LEDGER = "ledger teacher other --data data.npz --n 50 --batch 20 --teacher-calls 3 --out ledger"
 SAMPLE = "sample teacher --n 5 --batch 2 --steps 2 --out samples"
+WALK = "settle teacher --n 5 --batch 2 --steps 3 --out settle"
 KILLED = DECODE.replace("answers", "killed")
 KILLED_MEASURE = MEASURE.replace("scores", "killed")
 KILLED_SAMPLE = SAMPLE.replace("samples", "killed-samples")
+KILLED_WALK = WALK.replace("--out settle", "--out killed-settle")
 WRONG = DECODE.replace("bert", "nobody")
 FAILING = DECODE.replace("answers", "failing")
-BEGUN = [KILLED, KILLED_MEASURE, KILLED_SAMPLE]
-WELL = [DECODE, CALIBRATE, SETTLE, EVALUATE, STEERED, MEASURE, LEDGER, SAMPLE]
+BEGUN = [KILLED, KILLED_MEASURE, KILLED_SAMPLE, KILLED_WALK]
+WELL = [DECODE, CALIBRATE, SETTLE, EVALUATE, STEERED, MEASURE, LEDGER, SAMPLE, WALK]
 
 
 class Run:
@@ -160,10 +162,25 @@ def test_samples_are_the_same_files(run: Run) -> None:
     assert one == two and one["nfe_per_sample"] == 3 and one["network_calls"] == 9
 
 
+def test_trajectories_are_the_same(run: Run) -> None:
+    """Of one process, of two, and of one that was killed and two that went on."""
+    assert [made for *_, made in run.ended[WALK]] == [[0, 2], [1]]
+    one, two = receipts(run, "settle/settle.json")
+    assert one == two and one["nfe_per_sample"] == 3 and one["quantiles"]["0.1"] != one["quantiles"]["0.9"]
+    assert run.same("settle/settle.png") == (run.two / "killed-settle" / "settle.png").read_bytes()
+    killed = json.loads((run.two / "killed-settle" / "settle.json").read_text())
+    assert {name: killed[name] for name in one} == two
+
+
 def test_what_was_made_before_it_was_killed_is_kept(run: Run) -> None:
     """By one process; two go on."""
     assert (run.two / "killed.jsonl").read_bytes() == run.same("answers.jsonl")
-    for command, made in ((KILLED, [[1], [2]]), (KILLED_MEASURE, [[1, 3, 5], [2, 4]]), (KILLED_SAMPLE, [[1], [2]])):
+    for command, made in (
+        (KILLED, [[1], [2]]),
+        (KILLED_MEASURE, [[1, 3, 5], [2, 4]]),
+        (KILLED_SAMPLE, [[1], [2]]),
+        (KILLED_WALK, [[1], [2]]),
+    ):
         assert [parts for *_, parts in run.ended[command]] == made
     killed, whole = (json.loads((run.two / name / "measure.json").read_text()) for name in ("killed", "scores"))
     assert [point["frechet"] for point in killed["points"]] == [point["frechet"] for point in whole["points"]]

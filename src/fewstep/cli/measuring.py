@@ -172,6 +172,8 @@ def settle(
 ) -> None:
     """Measure how early the trajectories of a diffusion checkpoint settle, and so how few steps could be enough.
 
+    All processes of a command share the trajectories. A command that was killed goes on with what it has.
+
     Args:
         checkpoint: a diffusers folder or hub id.
         out: folder for settle.json and settle.png.

@@ -10,14 +10,19 @@ import torch
 
 from ..core.checks import at_least, positive
 from ..core.files import writable
-from ..core.nfe import count_nfe
+from ..core.parts import hidden
+from ..core.processes import together
 from ..core.receipt import receipt
+from ..core.weights import mark
 from .cond import labelled
+from .deciding import decided_by
 from .measure.comparing import image_shape
 from .measure.features import fitting
-from .measure.settling import QUANTILES, Settling, settle
+from .measure.seen import Setting
+from .measure.settling import QUANTILES, Settling, settled
 from .measuring import diffusion_model
 from .report import plot_settling
+from .walk import DDIM
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def settle_checkpoint(
     Args:
         checkpoint: a diffusers folder or hub id.
         out: folder for the results.
-        steps, within, batch, precision: as for `settle`.
+        steps, within, batch, precision: as for `settled`.
         n: number of trajectories, at least 2.
         features: name of an extractor; by default fashion for grey images of 28 pixels and random for all others.
         label: class of the images, for conditional models.
@@ -69,14 +74,16 @@ def settle_checkpoint(
     taken = features or ("fashion" if shape == (1, 28, 28) else "random")
     network = fitting(taken, shape)[taken]
     facts = {"checkpoint": checkpoint, "features": taken, "label": label, "seed": seed, "n": n, "precision": precision}
-    with receipt(out / "settle.json", **facts) as entries:
-        with count_nfe(denoiser.network) as nfe:
-            result = settle(
-                denoiser, range(seed, seed + n), network, steps=steps, within=within, batch=batch, precision=precision,
-                cond=cond,
-            )  # fmt: skip
-        entries.update(_said(result), nfe_per_sample=nfe.rows / n)
-        plot_settling(result, out / "settle.png", features=taken)
+    file = out / "settle.json"
+    decided = decided_by([Setting("", denoiser, DDIM(steps))]) | {"extractor": mark(network.state_dict())}
+    made = settled(
+        denoiser, range(seed, seed + n), network, steps=steps, within=within, batch=batch, precision=precision, cond=cond,
+        folder=hidden(file), facts=facts | decided,
+    )  # fmt: skip
+    with together() as here, receipt(file if here.is_main else None, **facts) as entries, made as result:
+        entries.update(_said(result), nfe_per_sample=result.calls)
+        if here.is_main:
+            plot_settling(result, out / "settle.png", features=taken)
     return Settled(result, taken)
 
 

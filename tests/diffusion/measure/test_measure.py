@@ -19,7 +19,7 @@ from fewstep.diffusion.measure.dial import Looks, Point, difference, ratio, reco
 from fewstep.diffusion.measure.features import FashionFeatures, RandomFeatures, View, extract, extractor, reference, views
 from fewstep.diffusion.measure.scores import Reference, coverage, frechet, sliced
 from fewstep.diffusion.measure.settings import diffusion_settings, student_settings
-from fewstep.diffusion.measure.settling import Settling, settle
+from fewstep.diffusion.measure.settling import Settling, settled
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.report import keep_pictures, table
 from fewstep.diffusion.walk import Consistency
@@ -230,7 +230,7 @@ def test_the_recommendation_is_the_fewest_calls_that_are_good_enough() -> None:
 
 def test_settled_means_for_good() -> None:
     distances = np.array([[0.9, 0.05, 0.3, 0.05, 0.0], [0.01, 0.02, 0.01, 0.0, 0.0], [1.0, 1.0, 1.0, 0.5, 0.0]])
-    found = Settling(torch.tensor([50.0, 10.0, 3.0, 1.0, 0.1]), distances, within=0.1)
+    found = Settling(torch.tensor([50.0, 10.0, 3.0, 1.0, 0.1]), distances, within=0.1, calls=5.0)
     assert found.settled_at().tolist() == [4, 1, 5]
     assert found.curve(0.5).tolist() == [0.9, 0.05, 0.3, 0.05, 0.0]
     assert "after 4 (σ = 1), nine in ten after 5 (σ = 0.1)" in found.sentence()
@@ -241,9 +241,11 @@ def test_trajectories_that_know_their_end_are_settled_at_once() -> None:
     denoiser = tiny(size=28)
     picture = torch.linspace(0, 1, 28 * 28).view(1, 28, 28)
     denoiser.forward = lambda x, sigma, cond: x.mean((1, 2, 3), keepdim=True).sign() * picture.to(x)
-    found = settle(denoiser, range(8), FashionFeatures.bundled(), steps=3)
+    with settled(denoiser, range(8), FashionFeatures.bundled(), steps=3) as found:
+        pass
     assert found.sigmas.tolist() == denoiser.schedule.grid(3).tolist()
     assert found.distances.max() < 1e-3 and found.settled_at().tolist() == [1] * 8
     denoiser.forward = lambda x, sigma, cond: picture.to(x).expand_as(x)
-    with pytest.raises(ValueError, match="all trajectories end in the same image"):
-        settle(denoiser, range(4), FashionFeatures.bundled(), steps=3)
+    same = pytest.raises(ValueError, match="all trajectories end in the same image")
+    with same, settled(denoiser, range(4), FashionFeatures.bundled(), steps=3):
+        pass
