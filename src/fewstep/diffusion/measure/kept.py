@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...core.files import atomic_file
+from ...core.files import atomic_file, clear
 from ..data import Samples
 from .scores import Reference
 
 WORTH = 20_000  # images from which keeping pays
 FOLDER = "FEWSTEP_CACHE"  # variable that names another folder; empty keeps nothing
 BATCH = 1000
+LIMIT = 2 * 2**30  # bytes of all that is kept
 TRIED = 8  # images, by which a network is known as well
 
 
@@ -27,7 +28,7 @@ def kept(network: nn.Module, images: Samples, make: Callable[[], Reference]) -> 
     """What `make` computes of all images, or what an earlier command kept of the very same images and network.
 
     Both are known by their content, so nothing has to be cleared when data or weights change. A file that is damaged is
-    made again, and where nothing can be written nothing is kept.
+    made again, and where nothing can be written nothing is kept. Beyond `LIMIT` those go that were not used for longest.
     """
     place = "" if len(images) < WORTH else _place()
     if not place:
@@ -35,13 +36,35 @@ def kept(network: nn.Module, images: Samples, make: Callable[[], Reference]) -> 
     file = Path(place) / "references" / f"{_name(network, images)}.npz"
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), open(file, "rb") as content:
         held = np.load(content, allow_pickle=False)
-        return Reference(held["mean"], held["cov"], int(held["n"]), held["features"].astype(np.float64))
+        found = Reference(held["mean"], held["cov"], int(held["n"]), held["features"].astype(np.float64))
+        with suppress(OSError):  # used just now
+            os.utime(file)
+        return found
     made = make()
     short = made.features.astype(np.float32)  # extractors answer in it
     if np.array_equal(short, made.features):
         with suppress(OSError), atomic_file(file) as content:
             np.savez(content, mean=made.mean, cov=made.cov, n=np.array(made.n), features=short)
+        _shrink(file.parent)
     return made
+
+
+def _shrink(folder: Path) -> None:
+    """Removes what was not used for longest until the rest is within the limit. The last one used always stays.
+
+    Other processes may do the same meanwhile, and one that is reading a file reads it to its end.
+    """
+    with suppress(OSError):
+        clear(folder)
+        used = {}
+        for file in folder.glob("*.npz"):
+            with suppress(FileNotFoundError):
+                used[file] = file.stat()
+        room = LIMIT
+        for k, file in enumerate(sorted(used, key=lambda file: used[file].st_mtime_ns, reverse=True)):
+            room -= used[file].st_size
+            if k and room < 0:
+                file.unlink(missing_ok=True)
 
 
 def _place() -> str:
