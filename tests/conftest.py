@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,8 +10,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from accelerate.state import AcceleratorState
+from forked import Forked, set_aside
 
 from fewstep.cli import main
 from fewstep.diffusion.data import Images, save_images
@@ -24,6 +25,10 @@ from fewstep.diffusion.walk import Heun
 
 os.environ["FEWSTEP_CACHE"] = ""  # what one test computes no other finds
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores Ctrl-C
+
+
+def pytest_collection_finish() -> None:
+    set_aside()
 
 
 def fresh() -> None:
@@ -66,8 +71,8 @@ def images() -> Images:
 
 def launch(worker: str, folder: Path, processes: int) -> None:
     """Runs `main(folder)` of a worker beside this file in several processes that find each other."""
-    command = [sys.executable, Path(__file__).with_name("ranks.py"), worker, str(processes), folder]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    with Forked(ranks.main, worker, processes, folder) as family:
+        assert family.wait() == 0
 
 
 def fewstep(monkeypatch, command: str) -> None:

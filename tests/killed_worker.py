@@ -1,19 +1,17 @@
-"""A run that is killed three times, also while it writes, beside one that is not: python killed_worker.py FOLDER.
+"""A run that is killed three times, also while it writes, beside one that is not.
 
-The one that is killed reads its data from a table, the other has them in memory. Children are forked after a network was
-made, as importing takes longer than running.
+The one that is killed reads its data from a table, the other has them in memory.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 from conftest import noise_images, tiny
-from tune_worker import main
+from tune_worker import main as tune
 
 from fewstep.diffusion.data import Table, make_table, save_images
 
@@ -21,7 +19,7 @@ from fewstep.diffusion.data import Table, make_table, save_images
 def start(folder: Path) -> int:
     child = os.fork()
     if child == 0:
-        main(folder, Table(folder.parent / "table") if folder.name == "killed" else None)
+        tune(folder, Table(folder.parent / "table") if folder.name == "killed" else None)
         os._exit(0)
     return child
 
@@ -39,8 +37,8 @@ def kill(folder: Path, later: float) -> None:
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it ended before it was killed"
 
 
-if __name__ == "__main__":
-    whole, killed = Path(sys.argv[1]) / "whole", Path(sys.argv[1]) / "killed"
+def main(root: Path) -> None:
+    whole, killed = root / "whole", root / "killed"
     tiny()
     for folder in (whole, killed):
         folder.mkdir()

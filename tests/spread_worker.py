@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from conftest import noise_images, tiny
+from conftest import noise_images
+from diffusers import DDPMScheduler, UNet2DModel
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from fewstep.core.files import load_state, save_state
@@ -19,7 +20,7 @@ from fewstep.core.spread import is_spread
 from fewstep.diffusion import runs
 from fewstep.diffusion.average import Exponential
 from fewstep.diffusion.cond import NOTHING
-from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.denoiser import Denoiser, vp
 from fewstep.diffusion.lora import LoRA, adapt
 from fewstep.diffusion.noise import ECTGap
 from fewstep.diffusion.optim import Constant, RAdam
@@ -41,14 +42,24 @@ def accelerator() -> Accelerator:
     return made
 
 
+def small() -> Denoiser:
+    """A stock network of few tensors: to spread them takes as long as they are many."""
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=8,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    return vp(network, DDPMScheduler(prediction_type="v_prediction")).eval()
+
+
 def half_frozen() -> Denoiser:
-    denoiser = tiny()
+    denoiser = small()
     denoiser.network.down_blocks.requires_grad_(False)
     return denoiser
 
 
 def low_rank() -> Denoiser:
-    denoiser = TwoTimes(tiny())
+    denoiser = TwoTimes(small())
     adapt(denoiser, LoRA(2))
     return denoiser
 
@@ -65,7 +76,7 @@ SETTINGS: dict[str, Any] = {
 RUNS: dict[str, tuple[Callable[[], Denoiser], dict[str, Any]]] = {
     "frozen": (half_frozen, {"optimizer": sgd, "rate": Constant(1e-2)}),
     "lora": (low_rank, {"optimizer": sgd, "rate": Constant(1e-2), "segments": (1, 2, 4)}),
-    "two": (lambda: TwoTimes(tiny()), {"optimizer": RAdam(), "rate": Constant(1e-4), "segments": (1, 2, 4)}),
+    "two": (lambda: TwoTimes(small()), {"optimizer": RAdam(), "rate": Constant(1e-4), "segments": (1, 2, 4)}),
 }
 
 
@@ -94,7 +105,7 @@ def main(folder: Path) -> None:
             save_state(folder / f"{name}.pt", {"whole": whole, "rest": rest})
     # no row of the second process needs a second answer
     gap = ECTGap(q=256, stages=1) if made.is_main_process else lambda t, progress: torch.zeros_like(t)
-    steps = [*tune(tiny(), noise_images(), accelerator=made, images=16, batch=8, gap=gap)]
+    steps = [*tune(small(), noise_images(), accelerator=made, images=16, batch=8, gap=gap)]
     torch.save([p.detach() for p in steps[-1].ema.parameters()], folder / f"uneven-{made.process_index}.pt")
     in_a_folder(folder / "run", made)
 
@@ -108,7 +119,7 @@ def in_a_folder(out: Path, made: Accelerator) -> None:
 
 
 def _weights(out: Path, recipe: dict[str, Any], made: Accelerator, *, resume: bool) -> torch.Tensor:
-    model = runs.run(tiny(), noise_images(), out, recipe, resume=resume)
+    model = runs.run(small(), noise_images(), out, recipe, resume=resume)
     made.wait_for_everyone()
     if made.is_main_process and not resume:
         shutil.rmtree(out / "model-0.9")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from conftest import noise_images, tiny
-from spread_worker import SETTINGS, accelerator
+from conftest import noise_images
+from spread_worker import SETTINGS, accelerator, small
 
 from fewstep.diffusion import runs, watcher
 from fewstep.diffusion.two_times import TwoTimes
@@ -20,8 +20,8 @@ def main(folder: Path) -> None:
     settings = SETTINGS | {"segments": (1, 2)}
 
     def run(out: Path) -> None:
-        watch = Watch(Watching(look_every=16, look_n=3), [Segments(1), Segments(2)], tiny(), DDIM(3))
-        runs.run(TwoTimes(tiny()), noise_images(), out, settings, watch=watch)
+        watch = Watch(Watching(look_every=16, look_n=3), [Segments(1), Segments(2)], small(), DDIM(3))
+        runs.run(TwoTimes(small()), noise_images(), out, settings, watch=watch)
 
     run(folder / "run")
     watcher.collapsed = lambda *given: "planted"  # type: ignore[assignment]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import os
-import subprocess
 import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import killed_worker
 import pytest
 import spread_worker
 import torch
@@ -19,6 +19,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from conftest import launch, noise_images, tiny
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 from diffusers.models.embeddings import LabelEmbedding
+from forked import Forked
 
 from fewstep.core.device import fast_precision
 from fewstep.core.files import load_state, save_state
@@ -282,8 +283,8 @@ def test_the_host_asks_once_a_step(images, monkeypatch) -> None:
 
 def test_killed_and_resumed_is_bit_equal(tmp_path) -> None:
     """SIGKILL at arbitrary moments, also while a state is written."""
-    worker = Path(__file__).parent.parent / "killed_worker.py"
-    subprocess.run([sys.executable, worker, tmp_path], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    with Forked(killed_worker.main, tmp_path) as process:
+        assert process.wait() == 0
     ours, theirs = (torch.load(tmp_path / name / "weights.pt", weights_only=True) for name in ("whole", "killed"))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
