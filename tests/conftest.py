@@ -75,6 +75,16 @@ def launch(worker: str, folder: Path, processes: int) -> None:
         assert family.wait() == 0
 
 
+def _run(words: list[str]) -> None:
+    sys.argv = ["fewstep", *words]
+    main()
+
+
+def begun(command: str, **streams: int) -> Forked:
+    """A command of fewstep in a process of its own."""
+    return Forked(_run, command.split(), **streams)
+
+
 def fewstep(monkeypatch, command: str) -> None:
     monkeypatch.setattr(sys, "argv", ["fewstep", *command.split()])
     main()

@@ -1,4 +1,4 @@
-"""Processes of ours that are there at once: forked from one that has imported what the tests import, and has computed nothing.
+"""Processes that begin at once: forked from one that has imported what the tests import, and has computed nothing.
 
 A fresh interpreter takes seconds to import what a network needs, and one that has computed must not be forked: it has
 threads. So one is set aside when all tests are collected, and forks itself whenever it is asked to.
@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
@@ -49,6 +50,10 @@ class Forked:
         said = self._told.recv(8)
         assert said, "whoever forks is gone"
         return int.from_bytes(said, "little", signed=True)
+
+    def poll(self) -> int | None:
+        """What `wait` gives, or None while it runs."""
+        return self.wait() if self.returncode is not None or select.select([self._told], [], [], 0)[0] else None
 
     def wait(self) -> int:
         """The exit code, or minus the signal that ended it."""
@@ -126,7 +131,7 @@ def _begin(work: bytes) -> int:
     """Runs a function as a fresh interpreter would; returns the exit code."""
     signal.alarm(SECONDS)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1) for number in (1, 2))  # noqa: SIM115
     logging.getLogger().handlers.clear()  # pytest's own
     warnings.resetwarnings()
     for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):

@@ -1,13 +1,9 @@
-"""Run in a process of its own: what asks for giant sizes is refused within a gigabyte of address space.
-
-python hostile_memory.py FOLDER
-"""
+"""For a process of its own: what asks for giant sizes is refused within a gigabyte of address space."""
 
 from __future__ import annotations
 
 import json
 import resource
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +73,3 @@ def main(root: Path) -> None:
         except ValueError as error:
             told[f"{entry}, {case}"] = str(error)
     print(json.dumps({"cases": len(cases), "told": told}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -18,7 +18,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import datasets
 import diffusers  # noqa: F401 - before the processes are forked
+import lm_eval.tasks  # noqa: F401
 import transformers  # noqa: F401
 
 from fewstep.cli import main as fewstep
@@ -86,6 +88,7 @@ def fail(k: int) -> None:
 def main(folder: Path) -> None:
     signal.alarm(SECONDS)
     os.chdir(folder)
+    datasets.config.HF_DATASETS_CACHE = folder / "hf"  # both begin with none
     asked = json.loads((folder / "commands.json").read_text())
     if os.environ["RANK"] == "0":
         for command in asked["killed"]:

@@ -16,7 +16,7 @@ from importlib import metadata
 import numpy as np
 import pytest
 import torch
-from conftest import fewstep, noise_images, tiny
+from conftest import begun, fewstep, noise_images, tiny
 from diffusers import DDPMScheduler
 from pictures import png, put
 from PIL import Image
@@ -288,16 +288,14 @@ STOPPED = re.compile(r"^fewstep: stopped after \d+ images; the state is saved, c
 
 def test_a_command_that_is_told_to_stop_saves_before_it_leaves(place) -> None:
     """In a process of its own, which says how to go on."""
-    arguments = ["tune", "teacher", "--data", "data.npz", "--out", "run", "--images", "800000", "--batch", "8"]
-    command = [sys.executable, "-m", "fewstep.cli", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tune:
+    command = "tune teacher --data data.npz --out run --images 800000 --batch 8"
+    with begun(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as tune:
         while not (place / "run" / ".lock").exists():
             assert tune.poll() is None, tune.stderr.read()
             time.sleep(0.01)
         tune.send_signal(signal.SIGTERM)
         said = tune.stderr.read()
-    assert tune.returncode == 143
-    assert STOPPED.search(said), said
+        assert tune.wait() == 143 and STOPPED.search(said), said
     left = set(os.listdir(place / "run"))  # the first look at the samples may come before the signal
     assert left - {"watch", "watch.jsonl"} == {"state.pt"}
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import fewstep as run
 from conftest import noise_images
+from forked import Forked
 from hostile import ADAPTERS, CANARY, EVERYWHERE, IMAGES, KINDS, LANGUAGE, MODELS, STUDENTS, TOKENIZERS, UNTOUCHED, Spoil
 
 import fewstep
@@ -153,13 +154,11 @@ def test_the_canaries_are_alive(auto: str, place: Place, monkeypatch: pytest.Mon
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """No size is believed: with a gigabyte more than the libraries take, each case is told why, not that memory ran out."""
-    script = Path(__file__).with_name("hostile_memory.py")
-    paths = os.pathsep.join([str(script.parent), str(Path(fewstep.__file__).parent.parent)])
-    made = subprocess.run(
-        [sys.executable, "-W", "ignore", script, tmp_path], env={**os.environ, "PYTHONPATH": paths}, check=True,
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    found = json.loads(made.stdout.splitlines()[-1])
+    from hostile_memory import main  # which imports from here
+
+    with Forked(main, tmp_path, stdout=subprocess.PIPE) as process:
+        found = json.loads(process.stdout.read().splitlines()[-1])
+        assert process.wait() == 0
     assert len(found["told"]) == found["cases"] > 15
     reasons = (
         "far larger",

@@ -102,7 +102,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     split = {kind: [command.split() for command in commands] for kind, commands in asked.items()}
     (run.two / "commands.json").write_text(json.dumps(split))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HOME", str(run.two / "hf"))
         launch("many_worker", run.two, 2)
         patch.chdir(run.one)
         for command in WELL:

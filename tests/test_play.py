@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import os
 import shutil
 import signal
 import socket
@@ -15,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import fewstep, tiny
+from conftest import begun, fewstep, tiny
+from forked import Forked
 
 from fewstep.diffusion.formats.folder import save
 from fewstep.diffusion.model import Model
@@ -39,18 +39,13 @@ def student(place) -> Path:
 
 
 @pytest.fixture
-def served(student) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(student) -> Iterator[tuple[Forked, str]]:
     """`fewstep play student --teacher teacher`, and where its page is."""
     for package in ("starlette", "uvicorn", "psutil"):
         pytest.importorskip(package)
-    command = [sys.executable, "-m", "fewstep", "play", "student", "--teacher", "teacher", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    try:
+    with begun("play student --teacher teacher --port 0", stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         yield process, process.stdout.readline().split()[0]
-    finally:
-        process.kill()
-        process.wait()
 
 
 def asked(address: str, told: object, host: str | None = None, kind: str = "application/json") -> tuple[int, dict]:
@@ -88,8 +83,7 @@ def test_nobody_but_this_machine_and_this_page_is_answered_and_ctrl_c_ends_it(se
     long = http.client.HTTPConnection("127.0.0.1", port)
     long.request("POST", "/draw", '{"side": "model", "steps": 100000}', {"Content-Type": "application/json"})
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=PATIENCE / 1000)
-    assert (process.returncode, rest) == (0, "ended\n")
+    assert (process.stdout.read(), process.wait()) == ("ended\n", 0)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: apt-get install chromium")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -73,24 +74,28 @@ for line in (
 """
 
 
-def run(code: str, folder: Path) -> tuple[list[str], list[str]]:
-    done = subprocess.run([sys.executable, "-c", WITHOUT + code], capture_output=True, text=True, cwd=folder, check=False)
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str], list[str]]:
+    """What one process without them prints of the commands and then of the image side, and what is left in its folder."""
+    folder = tmp_path_factory.mktemp("without")
+    program = [sys.executable, "-c", WITHOUT + COMMANDS + IMAGES]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=folder, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines(), done.stderr.splitlines()
+    return done.stdout.splitlines(), done.stderr.splitlines(), os.listdir(folder)
 
 
-def test_the_image_side_needs_no_extra(tmp_path: Path) -> None:
-    assert run(IMAGES, tmp_path)[0] == ["torch.Size([1, 1, 28, 28])"]
+def test_the_image_side_needs_no_extra(without: tuple[list[str], list[str], list[str]]) -> None:
+    assert without[0][6:] == ["torch.Size([1, 1, 28, 28])"]
 
 
-def test_a_command_names_the_extra_that_it_needs(tmp_path: Path) -> None:
-    codes, sentences = run(COMMANDS, tmp_path)
-    assert codes == ["2"] * 6
-    said = [
+def test_a_command_names_the_extra_that_it_needs(without: tuple[list[str], list[str], list[str]]) -> None:
+    said, sentences, left = without
+    assert said[:6] == ["2"] * 6 and not left
+    told = [
         re.search(r"fewstep: this needs (\w+), which is not installed: pip install 'fewstep\[(\w+)\]'", s)
         for s in sentences
     ]
-    assert [match.groups() for match in said if match] == [
+    assert [match.groups() for match in told if match] == [
         ("transformers", "text"),
         ("transformers", "text"),
         ("transformers", "pipelines"),
@@ -98,7 +103,6 @@ def test_a_command_names_the_extra_that_it_needs(tmp_path: Path) -> None:
         ("datasets", "data"),
         ("lm_eval", "evaluate"),
     ]
-    assert not list(tmp_path.iterdir())
 
 
 def test_extras_are_those_of_the_package() -> None:

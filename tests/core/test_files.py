@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
 import signal
-import subprocess
-import sys
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
+from forked import Forked
+from safetensors.torch import save_file
 
 from fewstep.core.files import alone_in, atomic_file, atomic_folder, clear, load_state, save_state, writable, writable_file
 
@@ -94,27 +97,27 @@ def test_all_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch) -> 
     assert sorted(seen[:3]) == sorted(parts) and seen[3:] == ["-> model", tmp_path.stat().st_ino]
 
 
-LIMITED = """
-import resource, signal, sys, torch
-from safetensors.torch import save_file
-from fewstep.core.files import atomic_file, atomic_folder, save_state
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-def folder(out):
-    with atomic_folder(out) as temporary:
-        save_file({"weights": torch.zeros(1_000_000)}, temporary / "model.safetensors")
-def state(out):
-    save_state(out, {"step": 2, "weights": torch.zeros(1_000_000)})
-def plain(out):
-    with atomic_file(out) as file:
-        file.write(bytes(1_000_000))
-from pathlib import Path
-for kind in (plain, state, folder):
-    try:
-        kind(Path(sys.argv[1]) / kind.__name__)
-    except OSError as error:
-        print("refused:", error.strerror, error.filename)
-"""
+def limited(root: Path) -> None:
+    """Writes files that are larger than is allowed, and says what was said."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    def plain(out: Path) -> None:
+        with atomic_file(out) as file:
+            file.write(bytes(1_000_000))
+
+    def state(out: Path) -> None:
+        save_state(out, {"step": 2, "weights": torch.zeros(1_000_000)})
+
+    def folder(out: Path) -> None:
+        with atomic_folder(out) as temporary:
+            save_file({"weights": torch.zeros(1_000_000)}, temporary / "model.safetensors")
+
+    for kind in (plain, state, folder):
+        try:
+            kind(root / kind.__name__)
+        except OSError as error:
+            print("refused:", error.strerror, error.filename)
 
 
 def test_a_full_disk_is_an_oserror_and_loses_nothing(tmp_path) -> None:
@@ -123,38 +126,31 @@ def test_a_full_disk_is_an_oserror_and_loses_nothing(tmp_path) -> None:
         save_state(tmp_path / kind, {"step": 1})
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "first").touch()
-    done = subprocess.run([sys.executable, "-c", LIMITED, tmp_path], capture_output=True, text=True, check=True)
+    with Forked(limited, tmp_path, stdout=PIPE) as process:
+        said = process.stdout.read()
+        assert process.wait() == 0
     kinds = ("plain", "state", "folder")
-    assert done.stdout == "".join(f"refused: File too large {tmp_path / kind}\n" for kind in kinds)
+    assert said == "".join(f"refused: File too large {tmp_path / kind}\n" for kind in kinds)
     assert sorted(os.listdir(tmp_path)) == sorted(kinds)
     assert load_state(tmp_path / "plain") == load_state(tmp_path / "state") == {"step": 1}
     assert os.listdir(tmp_path / "folder") == ["first"]
 
 
-# Writes half of what it began at the paths it is given, says so, and waits to be killed.
-WRITER = """
-import os, sys, time
-from contextlib import ExitStack
-from pathlib import Path
-from fewstep.core.files import alone_in, atomic_file, atomic_folder
-out = Path(sys.argv[1])
-with ExitStack() as stack:
-    stack.enter_context(alone_in(out))
-    stack.enter_context(atomic_file(out / "state.pt")).write(b"half")
-    (stack.enter_context(atomic_folder(out / "model")) / "weights").touch()
-    print(os.getpid(), flush=True)
-    time.sleep(60)
-"""
+def write(out: Path) -> None:
+    """Writes half of what it began, says so, and waits to be killed."""
+    with ExitStack() as stack:
+        stack.enter_context(alone_in(out))
+        stack.enter_context(atomic_file(out / "state.pt")).write(b"half")
+        (stack.enter_context(atomic_folder(out / "model")) / "weights").touch()
+        print("begun", flush=True)
+        signal.pause()
 
 
 @pytest.fixture
 def writer(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE, text=True)
-    process.stdout.readline()
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    with Forked(write, tmp_path, stdout=PIPE) as process:
+        assert process.stdout.readline() == "begun\n"
+        yield process
 
 
 def hidden(folder: Path) -> list[str]:
@@ -194,9 +190,9 @@ def test_one_process_has_a_folder_for_itself_until_it_dies(tmp_path, writer) -> 
         pass
     writer.send_signal(signal.SIGKILL)
     writer.wait()
-    with alone_in(tmp_path), alone_in(tmp_path / "." / ""):  # the same process may come again
-        other = subprocess.run([sys.executable, "-c", WRITER, tmp_path], check=False, capture_output=True, text=True)
-        assert f"process {os.getpid()} on" in other.stderr
+    twice = alone_in(tmp_path), alone_in(tmp_path / "." / "")  # the same process may come again
+    with twice[0], twice[1], Forked(write, tmp_path, stderr=PIPE) as other:
+        assert f"process {os.getpid()} on" in other.stderr.read()
     assert os.listdir(tmp_path) == []
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import pickle
+import resource
 import struct
-import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import persisted
 import pytest
 import torch
+from forked import Forked
 from hostile import CANARY, Canary
 from persisted import EasyDict, Persistent, module, write
 
@@ -216,6 +217,27 @@ def test_numbers_that_are_loaded_again_and_again_are_bounded(tmp_path: Path) -> 
         read_pickle(tmp_path / "a.pkl")
 
 
+def limit(more: int) -> None:
+    """Bounds the memory of this process to so many bytes more than it has."""
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+def imported(folder: Path) -> None:
+    limit(1 << 30)
+    try:
+        fewstep.import_checkpoint(str(folder / "edm.pkl"), str(folder / "out"))
+    except ValueError as error:
+        print(error)
+
+
+def read_all(folder: Path) -> None:
+    limit(256 << 20)
+    for file in folder.glob("*.pkl"):
+        with suppress(ValueError):
+            read_pickle(file)
+
+
 DOUBLED = b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (k, k, k + 1) for k in range(100))  # a pair of twice the pair before
 
 
@@ -226,42 +248,17 @@ DOUBLED = b")q\x00" + b"".join(b"h%ch%c\x86q%c" % (k, k, k + 1) for k in range(1
 def test_what_holds_itself_twice_is_never_written_out(body: bytes, tmp_path: Path) -> None:
     """A hundred pairs of pairs would be a text of 2^100 characters, of which a message shows forty."""
     (tmp_path / "edm.pkl").write_bytes(b"\x80\x04" + body)
-    program = f"""
-from fewstep.diffusion.formats.foreign.importing import import_checkpoint
-try:
-    import_checkpoint({str(tmp_path / "edm.pkl")!r}, {str(tmp_path / "out")!r})
-except ValueError as error:
-    print(str(error))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=100,
-        env={**os.environ, "PYTHONPATH": str(Path(fewstep.__file__).parent.parent)},
-    )  # fmt: skip
-    assert "edm.pkl" in done.stdout and len(done.stdout) < 500, done.stderr[-500:]
+    with Forked(imported, tmp_path, stdout=PIPE) as process:
+        said = process.stdout.read(1 << 20)
+    assert "edm.pkl" in said and len(said) < 500
 
 
 def test_a_hostile_file_takes_no_memory(tmp_path: Path) -> None:
     """With 256 MiB more than the libraries take, every case is told why, and not that memory ran out."""
     for number, (data, _) in enumerate(RAW.values()):
         (tmp_path / f"{number}.pkl").write_bytes(data)
-    program = f"""
-import resource, sys
-from pathlib import Path
-from fewstep.diffusion.formats.foreign.pickles import read_pickle
-size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (256 << 20)
-resource.setrlimit(resource.RLIMIT_AS, (size, size))
-for file in sorted(Path({str(tmp_path)!r}).glob("*.pkl")):
-    try:
-        read_pickle(file)
-    except ValueError as error:
-        pass
-print("done")
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "PYTHONPATH": str(Path(fewstep.__file__).parent.parent)},
-    )  # fmt: skip
-    assert done.stdout == "done\n", done.stderr[-500:]
+    with Forked(read_all, tmp_path) as process:
+        assert process.wait() == 0
 
 
 def test_modules_within_modules_without_end_are_refused() -> None:
