@@ -20,7 +20,8 @@ from fewstep.masked.committing import Rule
 from fewstep.masked.decoder import open_decoder
 from fewstep.masked.decoding import decode
 from fewstep.masked.grading import Question, Questions
-from fewstep.masked.likelihood import rolling
+from fewstep.masked.likelihood import log_likelihood, rolling
+from fewstep.masked.prompts import as_asked, encode
 from fewstep.masked.speaking import speaker_of
 from fewstep.steering.accounting import take_stock
 from fewstep.steering.likelihood import loglikelihood
@@ -240,3 +241,35 @@ def test_a_masked_and_a_causal_model_make_no_ledger(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit, match="2"):
         fewstep(monkeypatch, f"ledger-text {ASSETS / 'text'} {ASSETS / 'trio' / 'base'} --held q.jsonl --out found")
     assert "is a masked language model and the other is none" in capsys.readouterr().err
+
+
+def test_steering_by_the_difference_to_itself_is_the_expert(tmp_path, monkeypatch) -> None:
+    """small + 1·(expert − small) = expert: the answers of both ledgers are the same, at three calls a token and at one."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": q.prompt, "answer": q.answer} for q in sums(6).items]
+    (tmp_path / "ten.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    small, expert = ASSETS / "trio" / "small", ASSETS / "trio" / "expert"
+    asked = "--skill ten.jsonl --gen-length 12 --batch 6"
+    fewstep(monkeypatch, f"ledger-text {small} {expert} {asked} --out plain")
+    fewstep(monkeypatch, f"ledger-text {small} {small} --expert {expert} --antiexpert {small} {asked} --out steered")
+    plain, steered = (
+        [json.loads(line) for line in (tmp_path / out / "answers.jsonl").read_text().splitlines()]
+        for out in ("plain", "steered")
+    )
+    assert [row["after"]["text"] for row in steered] == [row["after"]["text"] for row in plain]
+    assert [row["before"] for row in steered] == [row["before"] for row in plain]
+    one, three = (json.loads((tmp_path / out / "ledger.json").read_text())["calls"] for out in ("plain", "steered"))
+    assert three == {"before": one["before"], "after": 3 * one["after"]}
+
+
+def test_a_masked_model_chooses_the_option_of_the_highest_bound(words) -> None:
+    decoder = open_decoder("bundled", Text(gen_length=32), compute=Compute(batch=4))
+    model = speaker_of(decoder, draws=4)
+    asked = [q._replace(options=(q.answer, other.answer)) for q, other in zip(words[:8], words[1:9], strict=True)]
+    for seed, (question, found) in enumerate(zip(asked, model.chooses(asked), strict=True)):
+        prompt = as_asked(question.prompt, decoder.tokenizer, decoder.network.mask_id)
+        begun = "" if isinstance(prompt, list) else " "
+        tokens = [decoder.tokenizer(begun + option, add_special_tokens=False)["input_ids"] for option in question.options]
+        ids = encode(decoder.tokenizer, prompt)
+        bounds = log_likelihood(decoder.network, [(ids, option) for option in tokens], draws=4, seeds=[seed, seed])
+        assert found.text == max(zip(bounds, question.options, strict=True), key=lambda pair: pair[0].value)[1]
