@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -14,7 +15,9 @@ from report import results
 
 from fewstep import write_report
 from fewstep.report.charts import HEIGHT, LEFT, Point, reach, with_intervals
+from fewstep.report.dial import _match
 from fewstep.report.ledger import part_of
+from fewstep.report.pictures import SMALL, encoded
 from fewstep.report.section import Figure, percent, short
 
 
@@ -196,3 +199,60 @@ def test_a_chart_puts_twice_as_many_calls_equally_far_and_lower_values_lower() -
 )
 def test_layers_of_one_part_share_a_colour(layer, part) -> None:
     assert part_of(layer) == part
+
+
+def test_each_ending_of_a_text_command_has_its_words(tmp_path) -> None:
+    """A rule that could not be found, one beside the default, a conversation, seconds, and answers that a cache changed."""
+    folder = results.texts(tmp_path / "text")
+    told = json.loads((folder / "rule.json").read_text())
+    beside = {"steps": 7.0, "changed": 3, "bound": 0.2}
+    listed = {"name": "Last", "rule": {"name": "Factor", "factor": 0.5}, "last": [10, 3]}
+    (folder / "rule.json").write_text(json.dumps(told | {"beside": beside, "rule": listed}))
+    (folder / "none.json").write_text(json.dumps(told | {"factor": None, "changed": 0, "bound": None}))
+    turns = [{"role": "user", "content": "how many"}]
+    answer = {"messages": turns, "text": "four", "tokens": 1, "nfe": 1.0, "seconds": 0.25}
+    (folder / "answers.jsonl").write_text(json.dumps(answer) + "\n")
+    changed = {"answers": 1, "n": 4, "answers_share": results.estimate(0.25, 0.1)}
+    (folder / "answers.jsonl.receipt.json").write_text(json.dumps(results.RECEIPT | {"changed": changed}))
+    words = " ".join(Seen(write_report([folder], tmp_path / "page.html").read_text()).words.split())
+    for said in (
+        "No threshold was found that keeps 90 % of the answers",
+        "The default rule needs 7 steps and changed 3 answers (at most 20 %)",
+        "Last(rule = Factor(factor = 0.5), last = [10, 3])",
+        "user: how many",
+        "1 network call, 1 token, 0.25 seconds",
+        "The cache changed 1 of 4 answers (25 %, 95 % interval 15 % to 35 %)",
+    ):
+        assert said in words
+
+
+def test_what_cannot_be_read_of_a_run_is_left_out(tmp_path) -> None:
+    folder = results.run(tmp_path / "run")
+    looks = (folder / "watch.jsonl").read_text().splitlines()
+    Image.new("L", (8, 8), 255).save(tmp_path / "secret.png")
+    (folder / "watch" / "64.png").write_bytes(b"no picture")
+    outside = json.loads(looks[0]) | {"images": 1, "sheet": "../secret.png"}
+    (folder / "watch.jsonl").write_text("\n".join([looks[0], "no JSON", "[" * 100_000, json.dumps(outside), *looks[1:]]))
+    (folder / "broken.json").write_text("{")
+    (folder / "broken.jsonl").write_text("{")
+    content = json.loads((folder / "receipt.json").read_text())
+    (folder / "receipt.json").write_text(json.dumps(content | {"seconds": 7200.0}))
+    page = write_report([folder], tmp_path / "page.html").read_text()
+    assert len(re.findall(r"<img[^>]*data:image", page)) == 2 and "2 hours" in page.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_a_large_picture_is_scaled_down_and_a_small_one_is_kept_exactly() -> None:
+    def opened(uri: str) -> Image.Image:
+        return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+    small, large = Image.effect_noise((SMALL, 5), 50), Image.new("RGB", (3 * SMALL, 2 * SMALL), "red")
+    assert opened(encoded(small)).tobytes() == small.tobytes()
+    scaled = opened(encoded(large, side=2 * SMALL))
+    assert scaled.format == "WEBP" and scaled.size == (2 * SMALL, round(2 * SMALL * 2 / 3))
+    red, green, blue = scaled.convert("RGB").getpixel((3, 3))
+    assert red > 245 and green < 10 and blue < 10
+
+
+def test_a_match_with_prompts_is_a_share_or_a_score() -> None:
+    assert _match(Figure(0.5, 0.4, 0.6)) == "50.0 ± 10.0 %"
+    assert _match(Figure(27.0, 26.5, 27.5)) == "27.0 ± 0.5"
