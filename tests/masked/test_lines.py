@@ -10,6 +10,7 @@ import pytest
 from conftest import fewstep
 
 from fewstep.core.ledger import Ledger
+from fewstep.core.source import ASSETS
 from fewstep.masked.grading import Question, Questions, is_right, read_documents, read_questions
 from fewstep.masked.lines import Answer, Asked, Loss, calibration_error, of_answers, perplexity, repeated
 
@@ -69,6 +70,22 @@ def test_what_is_no_question_is_one_sentence(tmp_path, rows, sentence) -> None:
     file.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ValueError, match=sentence):
         read_questions(file, tuned_for=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("some.txt", b"\xff\xfe", "is not text in UTF-8"),
+        ("some.txt", b"one\n\n", "holds 1 texts"),
+        ("some.jsonl", b'"one"\nno JSON', "is not JSON"),
+        ("some.jsonl", b'"one"\n{"words": "two"}', "neither a text nor an object"),
+        ("some.jsonl", b'"one"\n" "', "neither a text nor an object"),
+    ],
+)
+def test_what_is_no_text_is_one_sentence(tmp_path, name, content, sentence) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        read_documents(tmp_path / name)
 
 
 def asked(before: list[Answer], after: list[Answer], *, name: str = "it", tuned_for: bool = False) -> Asked:
@@ -148,6 +165,9 @@ def test_false_alarms_of_a_table_of_text_are_at_most_one_in_twenty() -> None:
     assert wrong <= 9
 
 
+SMALL, BASE, TEXT = ASSETS / "trio" / "small", ASSETS / "trio" / "base", ASSETS / "text"
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -157,6 +177,9 @@ def test_false_alarms_of_a_table_of_text_are_at_most_one_in_twenty() -> None:
         ("bundled bundled --held q.jsonl --n 1", "--n starts at 2"),
         ("bundled bundled --text nothing.txt", "there is no file nothing.txt"),
         ("bundled bundled --held q.jsonl --expert bundled --antiexpert bundled --rule random", "are for masked models"),
+        (f"{TEXT} {TEXT} --held q.jsonl --expert {SMALL} --antiexpert {SMALL}", "are for causal models"),
+        (f"{SMALL} {BASE} --held q.jsonl --expert {SMALL} --antiexpert {SMALL}", "the same model before and after"),
+        (f"{SMALL} {SMALL} --held q.jsonl", "are the same model; steer it"),
         ("bundled bundled --held q.jsonl --within 0", "--within must be above 0"),
     ],
 )

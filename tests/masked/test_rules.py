@@ -388,3 +388,17 @@ def test_drift_of_tokens_that_cannot_be() -> None:
 def test_a_statistic_that_nobody_knows() -> None:
     with pytest.raises(ValueError, match="mean, minimum or a quantile"):
         EarlyCommit(statistic="median")
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (lambda: KLASS(steps=0), "at least one step"),
+        (lambda: Credit(decay=1.0), "decay"),
+        (lambda: Credit(power=-1.0), "not negative"),
+        (lambda: Credit(strength=-0.1), "not negative"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_one_sentence(made, sentence) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        made()

@@ -6,6 +6,7 @@ import copy
 import json
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -265,7 +266,7 @@ def test_steering_by_the_difference_to_itself_is_the_expert(tmp_path, monkeypatc
 def test_a_masked_model_chooses_the_option_of_the_highest_bound(words) -> None:
     decoder = open_decoder("bundled", Text(gen_length=32), compute=Compute(batch=4))
     model = speaker_of(decoder, draws=4)
-    asked = [q._replace(options=(q.answer, other.answer)) for q, other in zip(words[:8], words[1:9], strict=True)]
+    asked = [q._replace(options=(q.answer, other.answer)) for q, other in pairwise(words[:9])]
     for seed, (question, found) in enumerate(zip(asked, model.chooses(asked), strict=True)):
         prompt = as_asked(question.prompt, decoder.tokenizer, decoder.network.mask_id)
         begun = "" if isinstance(prompt, list) else " "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +16,8 @@ from transformers import (
     LogitsProcessorList,
     MaxTimeCriteria,
     StaticCache,
+    T5Config,
+    T5ForConditionalGeneration,
     TopKLogitsWarper,
 )
 
@@ -314,6 +318,14 @@ def test_what_the_models_must_be(trio) -> None:
         ProxyTuning(expert)
     with pytest.raises(ValueError, match="at least one value"):
         ProxyTuning(expert, antiexpert, alpha=[])
+    with pytest.raises(ValueError, match="finite number, got nan"):
+        ProxyTuning(expert, antiexpert, alpha=math.nan)
+    config = T5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    other = T5ForConditionalGeneration(config).eval()
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration has an encoder; experts"):
+        ProxyTuning(other, antiexpert)
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration has an encoder; only"):
+        generate(other, ProxyTuning(expert, antiexpert), FULL, max_new_tokens=2)
     embeds = torch.zeros(1, 2, 16, dtype=torch.float64)
     with pytest.raises(ValueError, match="instead of inputs_embeds"):
         base.generate(inputs_embeds=embeds, logits_processor=[ProxyTuning(expert, antiexpert)], max_new_tokens=2)
