@@ -41,11 +41,17 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 """
 TEXT = "bert --file prompts.jsonl --gen-length 8 --block-length 4 --batch 2"
 DECODE = f"decode {TEXT} --out answers.jsonl --stop w3"
+LEARN = f"learn-rule {TEXT} --out rule.safetensors"
 CALIBRATE = f"calibrate {TEXT} --out rule.json --epsilon .3 --delta .3 --rule low-confidence"
 SETTLE = f"settle-text {TEXT} --out settled.json"
 EVALUATE = "evaluate bert --tasks choice written --include tasks --out exam.json --batch 2 --draws 4 --limit 40"
 STEERED = "evaluate bundled --expert bundled --antiexpert bundled --tasks choice --include tasks --out steered.json"
 MEASURE = "measure teacher --data data.npz --n 50 --batch 20 --steps 1 3 --out scores"
+ASKED = "--held questions.jsonl choices.jsonl --text prose.txt --batch 2"
+LEDGER_TEXT = f"ledger-text bert bert --rule low-confidence --gen-length 8 --block-length 4 --draws 4 {ASKED} --out decoded"
+LEDGER_STEERED = (
+    f"ledger-text bundled bundled --expert bundled --antiexpert bundled --gen-length 4 {ASKED} --n 18 --out steered"
+)
 LEDGER = "ledger teacher other --data data.npz --n 50 --batch 20 --teacher-calls 3 --out ledger"
 SAMPLE = "sample teacher --n 5 --batch 2 --steps 2 --out samples"
 WALK = "settle teacher --n 5 --batch 2 --steps 3 --out settle"
@@ -53,10 +59,12 @@ KILLED = DECODE.replace("answers", "killed")
 KILLED_MEASURE = MEASURE.replace("scores", "killed")
 KILLED_SAMPLE = SAMPLE.replace("samples", "killed-samples")
 KILLED_WALK = WALK.replace("--out settle", "--out killed-settle")
+KILLED_LEARN = LEARN.replace("rule.", "killed.")
+KILLED_LEDGER = LEDGER_TEXT.replace("decoded", "killed-decoded")
 WRONG = DECODE.replace("bert", "nobody")
 FAILING = DECODE.replace("answers", "failing")
-BEGUN = [KILLED, KILLED_MEASURE, KILLED_SAMPLE, KILLED_WALK]
-WELL = [DECODE, CALIBRATE, SETTLE, EVALUATE, STEERED, MEASURE, LEDGER, SAMPLE, WALK]
+BEGUN = [KILLED, KILLED_LEARN, KILLED_LEDGER, KILLED_MEASURE, KILLED_SAMPLE, KILLED_WALK]
+WELL = [DECODE, CALIBRATE, LEARN, SETTLE, EVALUATE, STEERED, LEDGER_TEXT, LEDGER_STEERED, MEASURE, LEDGER, SAMPLE, WALK]
 
 
 class Run:
@@ -78,6 +86,17 @@ class Run:
         return one
 
 
+def write_questions(folder: Path, n: int = 20) -> None:
+    """To be answered, to be chosen from, and texts."""
+    asked = [{"prompt": f"w{k} w{(3 * k) % 7}", "answer": f"w{k % 5}"} for k in range(n)]
+    options = [{"options": [f"w{k % 5}", f"w{k % 5 + 1} w{k % 7}"]} for k in range(n)]
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    (folder / "choices.jsonl").write_text("\n".join(json.dumps(a | o) for a, o in zip(asked, options, strict=True)))
+    (folder / "prose.txt").write_text(
+        "\n".join(" ".join(f"w{(k * j) % 30}" for j in range(2, 9 + k % 50)) for k in range(n))
+    )
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     pytest.importorskip("lm_eval")
@@ -87,6 +106,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     write_prompts(run.one / "prompts.jsonl", 40)
     lines = [line for line in (run.one / "prompts.jsonl").read_text().splitlines() if line.startswith("{")]
     (run.one / "prompts.jsonl").write_text("\n".join(lines))
+    write_questions(run.one)
     (run.one / "tasks").mkdir()
     for name, kind in (("choice", CHOICE), ("written", WRITTEN)):
         (run.one / "tasks" / f"{name}.yaml").write_text(TASK.format(name=name) + kind)
@@ -141,6 +161,27 @@ def test_texts_are_the_same_files(run: Run) -> None:
     assert [made for *_, made in run.ended[DECODE]] == [[0, 2], [1]]
 
 
+def test_ledgers_of_language_models_are_the_same_files(run: Run) -> None:
+    """Of a masked model, also where one process was killed and two went on, and of a steered one."""
+    for out in ("decoded", "steered"):
+        one, two = receipts(run, f"{out}/ledger.json")
+        assert one == two and {line["group"] for line in one["lines"]} >= {"knowledge", "text", "confidence"}
+        assert len(run.same(f"{out}/answers.jsonl").splitlines()) == 40 - 4 * (out == "steered")
+        run.same(f"{out}/ledger.png")
+        assert not list((run.two / out).glob(".*"))
+    killed, whole = (run.two / "killed-decoded", run.two / "decoded")
+    assert (killed / "answers.jsonl").read_bytes() == (whole / "answers.jsonl").read_bytes()
+    figures = [json.loads((folder / "ledger.json").read_text())["lines"] for folder in (killed, whole)]
+    assert figures[0] == figures[1]
+    assert any(line["before"] != line["after"] for line in figures[0])
+
+
+def test_a_rule_is_learned_from_the_same_examples(run: Run) -> None:
+    assert (run.two / "killed.safetensors").read_bytes() == run.same("rule.safetensors")
+    one, two = receipts(run, "rule.safetensors.receipt.json")
+    assert one == two and one["examples"] > 100
+
+
 def test_scores_are_the_same_figures(run: Run) -> None:
     one, two = receipts(run, "scores/measure.json")
     assert one == two and len(one["points"]) == 2 and one["points"][0]["n"] == 50
@@ -176,6 +217,7 @@ def test_what_was_made_before_it_was_killed_is_kept(run: Run) -> None:
     assert (run.two / "killed.jsonl").read_bytes() == run.same("answers.jsonl")
     for command, made in (
         (KILLED, [[1], [2]]),
+        (KILLED_LEARN, [[1], [2]]),
         (KILLED_MEASURE, [[1, 3, 5], [2, 4]]),
         (KILLED_SAMPLE, [[1], [2]]),
         (KILLED_WALK, [[1], [2]]),

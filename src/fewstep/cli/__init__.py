@@ -50,7 +50,9 @@ IMAGES = (
     import_,
 )
 TEXT = (train_text, decode, calibrate, learn_rule, settle_text, ledger_text, evaluate, proxy)
-SHARED = (sample, measure, dial, ledger, settle, encode, decode, calibrate, settle_text, evaluate)  # processes share these
+SHARED = (  # processes share these
+    sample, measure, dial, ledger, settle, encode, decode, calibrate, learn_rule, settle_text, ledger_text, evaluate,
+)  # fmt: skip
 Work = Callable[[], None]
 COMMANDS = {command.__name__.strip("_").replace("_", "-"): command for command in (*IMAGES, *TEXT)}
 DESCRIPTION = "Turn the diffusion model you already have into a few-step generator, and see exactly what that cost."

@@ -156,6 +156,8 @@ def learn_rule(
     and is of its neighbours. Calibrate it with fewstep calibrate --of rule --rule learned --learned FILE on other prompts,
     or use it as fewstep decode --rule learned --learned FILE.
 
+    All processes of a command share the prompts. A killed command keeps what it has seen and goes on.
+
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.
         file: a .jsonl of prompts, as for fewstep decode; a few hundred are enough.

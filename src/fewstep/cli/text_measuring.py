@@ -70,6 +70,8 @@ def ledger_text(
     AFTER is BEFORE again, and a causal model is steered by --expert, or a masked model gets a --cache, or without a cache
     another --rule or --early than the default.
 
+    All processes of a command share what is asked. A command that was killed goes on with the answers that it has.
+
     Args:
         before: folder or hub id of a causal or a masked language model, or `bundled`.
         after: the model after the change.

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ..core.files import atomic_file, writable_file
-from ..core.parts import Works, hidden, in_parts, of_texts
+from ..core.parts import Form, Works, hidden, in_parts, of_texts
 from ..core.processes import together
 from ..core.receipt import receipt
 from .answering import check_apart, receipt_of
@@ -23,7 +23,7 @@ from .committing import Early, Prophet, Rule
 from .decoder import Decoder, Prompt, as_slice, check_open, open_decoder
 from .early import EarlyCommit
 from .learned import PROMPTS, Learned
-from .learning import Learnt, Lesson, as_facts, gather, learn
+from .learning import Examples, Learnt, Lesson, as_facts, gather, joined, learn
 from .predictor import MaskPredictor
 from .prompts import prompt_of, read_prompts
 from .rules import Blockwise, TopK
@@ -43,6 +43,9 @@ def learn_rule(
     lesson: Lesson = Lesson(),
 ) -> Learnt:
     """A learned commit rule from the prompts in a .jsonl; writes its weights, and a receipt beside them.
+
+    Several processes share the prompts. What was seen of them stands beside the file until it is there, so the same call
+    goes on where it was stopped.
 
     Args:
         model, text, compute: as for `open_decoder`; the same prompts and seed give the same file.
@@ -66,16 +69,33 @@ def learn_rule(
     assert isinstance(blocks, Blockwise), "what the command line makes is in blocks"
     rows = decoder.rows(items)
     facts = text.settings(model, compute) | {"file": file, "seed": compute.seed, "block_length": blocks.length}
-    with receipt(receipt_of(out), **facts) as entries:
-        examples = gather(
-            decoder.exact, rows, lambda rule: Blockwise(rule, blocks.length, blocks.aligned), lesson, steps=text.steps,
-            batch=compute.batch,
+    ranges = of_texts(len(rows), compute.batch)
+
+    def make(k: int) -> Examples:
+        part = ranges[k]
+        return gather(
+            decoder.exact, rows[as_slice(part)], lambda rule: Blockwise(rule, blocks.length, blocks.aligned), lesson,
+            steps=text.steps, batch=compute.batch, first=part.start,
         )  # fmt: skip
-        found = learn(examples, len(rows), seed=compute.seed, lesson=lesson)
+
+    decided_by = facts | {"drafts": lesson.drafts} | decoder.decided_by(items)
+    made = in_parts(hidden(out), decided_by, list(map(len, ranges)), make, AS_EXAMPLES, title="watching")
+    with together() as here, receipt(receipt_of(out) if here.is_main else None, **facts) as entries, made as parts:
+        learnt = learn(joined(parts), len(rows), seed=compute.seed, lesson=lesson) if here.is_main else None
+        found: Learnt = here.meet(learnt)
         entries.update(as_facts(lesson, found))
-        with atomic_file(out) as handle:
-            handle.write(save(found.weights, {PROMPTS: json.dumps([known_as(item) for item in items])}))
+        if here.is_main:
+            with atomic_file(out) as handle:
+                handle.write(save(found.weights, {PROMPTS: json.dumps([known_as(item) for item in items])}))
     return found
+
+
+def _write_examples(file: Path, part: Examples) -> None:
+    with atomic_file(file) as handle:
+        handle.write(save(part._asdict()))
+
+
+AS_EXAMPLES: Form[Examples] = Form(".safetensors", _write_examples, lambda file: Examples(**load(file.read_bytes())))
 
 
 def calibrate_prompts(

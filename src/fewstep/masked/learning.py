@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -82,7 +82,14 @@ class _Gather(CommitRule):
 
 
 def gather(
-    predictor: MaskPredictor, rows: Sequence[Tensor], around: Around, lesson: Lesson, *, steps: int | None, batch: int
+    predictor: MaskPredictor,
+    rows: Sequence[Tensor],
+    around: Around,
+    lesson: Lesson,
+    *,
+    steps: int | None,
+    batch: int,
+    first: int = 0,
 ) -> Examples:
     """All proposals of full decoding and of the drafts, and whether full decoding ends with them.
 
@@ -90,23 +97,29 @@ def gather(
         predictor, rows, steps, batch: as for `decode`.
         around: puts a rule into another, such as blocks.
         lesson: names the drafts.
+        first: the number of the first of these rows, if they are a part of all.
     """
+    numbers = range(first, first + len(rows))
     finals: list[Decoded] = []
     found: list[Examples] = []
     for rule in track((TopK(), *map(Threshold, lesson.drafts)), "watching"):
         watch = _Gather(rule)
-        done = decode(
-            predictor, rows, around(watch), steps=steps if not finals else None, seeds=range(len(rows)), batch=batch
-        )
+        done = decode(predictor, rows, around(watch), steps=steps if not finals else None, seeds=numbers, batch=batch)
         finals = finals or done
         seen, row, column, proposal = (torch.cat(parts) for parts in zip(*watch.kept, strict=True))
         width = max(len(final.ids) for final in finals)
         table = torch.full((len(rows), max(width, int(column.max()) + 1)), -1)
         for number, final in enumerate(finals):
             table[number, : len(final.ids)] = final.ids.cpu()
-        known = table[row, column] >= 0  # positions after the end of a row have no answer
-        found.append(Examples(seen[known], (proposal == table[row, column])[known], row[known]))
-    return Examples(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        ends = table[row - first, column]
+        known = ends >= 0  # positions after the end of a row have no answer
+        found.append(Examples(seen[known], (proposal == ends)[known], row[known]))
+    return joined(found)
+
+
+def joined(parts: Iterable[Examples]) -> Examples:
+    """The examples of all parts, in their order."""
+    return Examples(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def learn(examples: Examples, n: int, *, seed: int = 0, lesson: Lesson = Lesson()) -> Learnt:

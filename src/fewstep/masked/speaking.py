@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.drift import met
-from .decoder import Decoder
+from ..core.parts import Works
+from .decoder import Decoder, as_slice
 from .decoding import Walked, tell, walk
 from .grading import Question
 from .likelihood import log_likelihood
@@ -62,29 +63,55 @@ class MaskedSpeaker:
         reader: the model without a cache, for bounds of likelihoods.
         stop: strings that end an answer.
         draws: network calls of a bound.
+        works: where what it says is kept and shared by all processes of a command; in memory if left out.
     """
 
     decoder: Decoder
     reader: MaskPredictor
     stop: tuple[str, ...] = ()
     draws: int = 32
+    works: Works = field(default_factory=Works)
 
     @property
     def network(self) -> nn.Module:
         return self.decoder.network.network
 
     @property
+    def networks(self) -> list[nn.Module]:
+        """All that compute what it says."""
+        return [self.network]
+
+    @property
     def reads(self) -> object:
         return self.reader
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
-        decoder, compute = self.decoder, self.decoder.compute
-        rows = decoder.rows([{"prompt": question.prompt} for question in questions])
+        found = self.works.answers("answers", questions, self._batch, lambda part: self._answered(questions, part))
+        return [as_answer(each) for each in found]
+
+    def chooses(self, questions: Sequence[Question]) -> list[Answer]:
+        found = self.works.answers("choices", questions, self._batch, lambda part: self._chosen(questions, part))
+        return [as_answer(each) for each in found]
+
+    def losses(self, documents: Sequence[str]) -> list[Loss]:
+        found = self.works.answers("texts", documents, self._batch, lambda part: self._lost(documents, part))
+        return [Loss(*each) for each in found]
+
+    def layers(self) -> list[str]:
+        one = torch.tensor([[self.reader.mask_id]], device=self.decoder.network.device)
+        return met(self.network, partial(self.network, one))
+
+    @property
+    def _batch(self) -> int:
+        return self.decoder.compute.batch
+
+    def _answered(self, questions: Sequence[Question], part: range) -> list[Answer]:
+        decoder = self.decoder
+        rows = decoder.rows([{"prompt": question.prompt} for question in questions[as_slice(part)]])
         stop = StopStrings(decoder.tokenizer, self.stop) if self.stop else None
         options: dict[str, Any] = {"steps": decoder.text.steps, "temperature": decoder.text.temperature}
-        walks = walk(
-            decoder.predictor, rows, decoder.rule, seeds=compute.seeds(len(rows)), batch=compute.batch, stop=stop, **options
-        )
+        seeds = decoder.compute.seeds(part.stop)[as_slice(part)]
+        walks = walk(decoder.predictor, rows, decoder.rule, seeds=seeds, batch=self._batch, stop=stop, **options)
         found: dict[int, Answer] = {}
         sure: dict[int, Tensor] = {}
         for walked in tell(walks, rows, decoder.predictor.mask_id):
@@ -96,33 +123,30 @@ class MaskedSpeaker:
                 found[number] = Answer(text, tuple(row.tokens), float(chosen.log().mean().exp()), row.nfe, row.positions)
         return [found[number] for number in range(len(rows))]
 
-    def chooses(self, questions: Sequence[Question]) -> list[Answer]:
-        decoder = self.decoder
+    def _chosen(self, questions: Sequence[Question], part: range) -> list[Answer]:
+        decoder, some = self.decoder, questions[as_slice(part)]
         pairs = []
-        for question in questions:
+        for question in some:
             turns = question.prompt
             turns = turns if decoder.text.raw else as_asked(turns, decoder.tokenizer, self.reader.mask_id)
             ids = encode(decoder.tokenizer, turns)
             pairs += [(ids, option_ids(decoder.tokenizer, turns, option)) for option in question.options]
-        seeds = [k for k, question in enumerate(questions) for _ in question.options]
-        return likeliest(questions, [bound.value for bound in self._bounds(pairs, seeds)])
+        seeds = [k for k, question in zip(part, some, strict=True) for _ in question.options]
+        return likeliest(some, [bound.value for bound in self._bounds(pairs, seeds)])
 
-    def losses(self, documents: Sequence[str]) -> list[Loss]:
+    def _lost(self, documents: Sequence[str], part: range) -> list[Loss]:
         tokenizer, most = self.decoder.tokenizer, self.decoder.network.max_length
         lead = leading(tokenizer)
         most = WINDOW if most is None else min(WINDOW, most - len(lead))
-        parts = [windows(bare(tokenizer, text), most) for text in documents]
-        pairs = [(lead, part) for text in parts for part in text]
-        bounds = iter(self._bounds(pairs, range(len(pairs))))
-        return [Loss(-sum(next(bounds).value for _ in text), sum(map(len, text))) for text in parts]
-
-    def layers(self) -> list[str]:
-        one = torch.tensor([[self.reader.mask_id]], device=self.decoder.network.device)
-        return met(self.network, partial(self.network, one))
+        seen = [windows(bare(tokenizer, text), most) for text in documents[: part.stop]]
+        first, seen = sum(map(len, seen[: part.start])), seen[part.start :]
+        pairs = [(lead, window) for text in seen for window in text]
+        bounds = iter(self._bounds(pairs, range(first, first + len(pairs))))  # window k of all has seed k
+        return [Loss(-sum(next(bounds).value for _ in text), sum(map(len, text))) for text in seen]
 
     def _bounds(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], seeds: Sequence[int]) -> Any:
-        network, batch = self.decoder.network, self.decoder.compute.batch
-        return log_likelihood(self.reader, pairs, draws=self.draws, seeds=seeds, batch=batch, device=network.device)
+        device = self.decoder.network.device
+        return log_likelihood(self.reader, pairs, draws=self.draws, seeds=seeds, batch=self._batch, device=device)
 
 
 def speaker_of(decoder: Decoder, *, stop: tuple[str, ...] = (), draws: int = 32) -> MaskedSpeaker:
@@ -141,6 +165,12 @@ def _note(walked: Walked, sure: dict[int, Tensor]) -> None:
         width = min(len(known), values.shape[2])
         known[:width] = torch.where(values[0, row, :width] > 0, values[1, row, :width].clamp(min=1e-300), known[:width])
         sure[progress.number] = known
+
+
+def as_answer(kept: Sequence[Any]) -> Answer:
+    """An answer, from what JSON makes of one."""
+    text, tokens, *rest = kept
+    return Answer(text, tuple(tokens), *rest)
 
 
 def option_ids(tokenizer: Any, prompt: object, option: str) -> list[int]:

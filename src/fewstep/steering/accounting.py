@@ -18,10 +18,13 @@ from ..core.device import on_device
 from ..core.drift import Drift, moved
 from ..core.files import atomic_file, writable
 from ..core.ledger import Ledger
+from ..core.parts import Works, hidden
 from ..core.private import builds
+from ..core.processes import together
 from ..core.receipt import receipt
 from ..core.showing import show_drift
 from ..core.source import folder_of
+from ..core.weights import mark
 from ..masked.choices import Compute, Grade, Text
 from ..masked.committing import Early, Rule
 from ..masked.decoder import Decoder, open_decoder
@@ -29,7 +32,7 @@ from ..masked.grading import Questions, read_documents, read_questions
 from ..masked.layouts import layout_of
 from ..masked.lines import ADVICE, Answer, Asked, of_answers, perplexity
 from ..masked.prompts import token_ids
-from ..masked.speaking import Speaker, speaker_of
+from ..masked.speaking import MaskedSpeaker, Speaker, speaker_of
 from .choices import Questioning, Steered
 from .load import MODEL, is_adapter, load_adapter, load_causal, load_tokenizer, load_trio
 from .speaking import CausalSpeaker
@@ -92,6 +95,9 @@ def ledger_models(
 ) -> Balanced:
     """Gains and losses of a change to a language model; writes ledger.json, answers.jsonl and ledger.png into the folder.
 
+    All processes of the command share what is asked, and the result is the same at any number of them. What both have said
+    so far stays in the folder until the result is there, so the same call goes on where it was stopped.
+
     Args:
         before: a causal or a masked language model.
         after: the model after the change: another folder; a LoRA adapter on a causal model; or the same name, if the model
@@ -114,6 +120,7 @@ def ledger_models(
     questions += [read_questions(file, tuned_for=False, most=questioning.n) for file in questioning.held]
     documents = {file.stem: read_documents(file, questioning.n) for file in questioning.text}
     masked = _masked(before, after, steered)
+    sides: tuple[MaskedSpeaker, MaskedSpeaker] | tuple[CausalSpeaker, CausalSpeaker]
     if masked:
         sides = _masked_sides(before, after, questioning, text, rule, early, compute)
     else:
@@ -121,11 +128,20 @@ def ledger_models(
         sides = _causal_sides(before, after, questioning, steered, text, compute.batch)
     facts: dict[str, Any] = {"before": before, "after": after, "questioning": questioning, "steered": steered, "text": text}
     facts |= {"rule": rule, "early": early, "seed": compute.seed, "batch": compute.batch}
-    with receipt(out / "ledger.json", **facts) as entries:
-        notes = [BOUNDS] if masked and documents else []
-        found = take_stock(*sides, questions, documents, within=within, grade=questioning.grade, notes=notes)
-        entries.update(found.ledger.summary(), answers={each.name: each.turned() for each in found.asked})
-        _write(found, out)
+    weights = [mark(network.state_dict()) for side in sides for network in side.networks]
+    decided_by = facts | {"mask_id": compute.mask_id, "precision": compute.precision, "weights": weights}
+    works = Works(hidden(out / "ledger.json"), decided_by)
+    first, second = (replace(side, works=works) for side in sides)
+    with together() as here:
+        with receipt(out / "ledger.json" if here.is_main else None, **facts) as entries:
+            notes = [BOUNDS] if masked and documents else []
+            found = take_stock(first, second, questions, documents, within=within, grade=questioning.grade, notes=notes)
+            entries.update(found.ledger.summary(), answers={each.name: each.turned() for each in found.asked})
+            if here.is_main:
+                _write(found, out)
+        here.meet()  # nobody reads a part any more
+        if here.is_main:
+            works.end()
     return found
 
 
@@ -195,7 +211,7 @@ def _refuse_masked(text: Text, rule: Rule, early: Early, compute: Compute) -> No
 
 def _masked_sides(
     before: str, after: str, questioning: Questioning, text: Text, rule: Rule, early: Early, compute: Compute
-) -> tuple[Speaker, Speaker]:
+) -> tuple[MaskedSpeaker, MaskedSpeaker]:
     if before == after and (text.without_cache(), rule, early) == (text, Rule(), Early()):
         raise ValueError(
             f"{before} and {after} are the same model decoded in the same way; change --rule, --early or --cache, or give "
@@ -219,7 +235,7 @@ def _as_it_was(decoder: Decoder) -> Decoder:
 
 def _causal_sides(
     before: str, after: str, questioning: Questioning, steered: Steered, text: Text, batch: int
-) -> tuple[Speaker, Speaker]:
+) -> tuple[CausalSpeaker, CausalSpeaker]:
     tokenizer = load_tokenizer(before)
     tokens = 128 if text.gen_length is None else text.gen_length
     own: dict[str, Any] = {"tokens": tokens, "stop": questioning.stop, "raw": text.raw, "batch": batch}

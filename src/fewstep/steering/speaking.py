@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.drift import met
 from ..core.nfe import count_nfe
+from ..core.parts import Works
 from ..core.progress import track
+from ..masked.decoder import as_slice
 from ..masked.grading import Question
 from ..masked.lines import Answer, Loss
 from ..masked.prompts import StopStrings, Turns, as_asked, bare, encode, leading, text_of
-from ..masked.speaking import WINDOW, likeliest, option_ids, windows
+from ..masked.speaking import WINDOW, as_answer, likeliest, option_ids, windows
 from .likelihood import read_texts
 from .tuning import ProxyTuning, generate
 from .writing import padded, up_to_end
@@ -42,6 +44,7 @@ class CausalSpeaker:
         stop: strings that end an answer.
         raw: whether plain prompts get no chat template.
         batch: texts at once.
+        works: where what it says is kept and shared by all processes of a command; in memory if left out.
     """
 
     network: PreTrainedModel
@@ -52,24 +55,47 @@ class CausalSpeaker:
     stop: tuple[str, ...] = ()
     raw: bool = False
     batch: int = 16
+    works: Works = field(default_factory=Works)
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All that compute what it says."""
+        small = () if self.proxy is None else (self.proxy.expert, self.proxy.antiexpert)
+        return [network for network in (self.network, *small) if network is not None]
 
     @property
     def reads(self) -> object:
         return self.network if self.proxy is None else self.proxy
 
     def answers(self, questions: Sequence[Question]) -> list[Answer]:
+        found = self.works.answers("answers", questions, self.batch, lambda part: self._said(questions[as_slice(part)]))
+        return [as_answer(each) for each in found]
+
+    def chooses(self, questions: Sequence[Question]) -> list[Answer]:
+        found = self.works.answers("choices", questions, self.batch, lambda part: self._chosen(questions[as_slice(part)]))
+        return [as_answer(each) for each in found]
+
+    def losses(self, documents: Sequence[str]) -> list[Loss]:
+        found = self.works.answers("texts", documents, self.batch, lambda part: self._lost(documents[as_slice(part)]))
+        return [Loss(*each) for each in found]
+
+    def layers(self) -> list[str]:
+        one = torch.tensor([[0]], device=self.network.device)
+        return met(self.network, partial(self.network, one, use_cache=False))
+
+    def _said(self, questions: Sequence[Question]) -> list[Answer]:
         found: list[Answer] = []
         for start in track(range(0, len(questions), self.batch), "answers"):
             found += self._answered(questions[start : start + self.batch])
         return found
 
-    def chooses(self, questions: Sequence[Question]) -> list[Answer]:
+    def _chosen(self, questions: Sequence[Question]) -> list[Answer]:
         pairs = [(question, option) for question in questions for option in question.options]
         ours, theirs = self._prompts([question for question, _ in pairs])
         options = [option_ids(self.tokenizer, question.prompt, option) for question, option in pairs]
         return likeliest(questions, [float(row.sum()) for row in self._read(ours, options, theirs)])
 
-    def losses(self, documents: Sequence[str]) -> list[Loss]:
+    def _lost(self, documents: Sequence[str]) -> list[Loss]:
         lead = leading(self.tokenizer)
         most = min(WINDOW, self._room() - max(len(lead), 1))
         prompts, parts, owners = [], [], []
@@ -85,10 +111,6 @@ class CausalSpeaker:
             nats, tokens = found[owner]
             found[owner] = Loss(nats - float(row.sum()), tokens + len(row))
         return found
-
-    def layers(self) -> list[str]:
-        one = torch.tensor([[0]], device=self.network.device)
-        return met(self.network, partial(self.network, one, use_cache=False))
 
     def _answered(self, questions: Sequence[Question]) -> list[Answer]:
         ours, theirs = self._prompts(questions)
@@ -115,8 +137,7 @@ class CausalSpeaker:
             "stopping_criteria": [_Stops(StopStrings(self.tokenizer, self.stop), length)] if self.stop else [],
         }  # fmt: skip
         with ExitStack() as stack:
-            networks = [self.network, *(() if self.proxy is None else (self.proxy.expert, self.proxy.antiexpert))]
-            counts = [stack.enter_context(count_nfe(network)) for network in networks if network is not None]
+            counts = [stack.enter_context(count_nfe(network)) for network in self.networks]
             if self.proxy is None:
                 made = self.network.generate(**inputs, **options)
             else:
