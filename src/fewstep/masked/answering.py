@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..core.processes import together
 from ..core.receipt import receipt
 from .changes import Changed, Changes, changes_of
 from .choices import comparable
-from .decoder import Decoder, Prompt, as_slice
+from .decoder import Decoder, Prompt, as_slice, tell_speed
 from .decoding import Decoded, decode
 from .prompts import pieces
 
@@ -52,15 +53,17 @@ def save_answers(
     ranges = of_texts(len(rows), decoder.compute.batch)
 
     def make(k: int) -> dict[str, Any]:
+        begin = time.perf_counter()
         with count_nfe(decoder.network.network) as cost:
             answered = list(decoder.answered(items, rows, ranges[k], stop))
+        took = time.perf_counter() - begin
         spent = {"calls": cost.calls, "nfe": cost.rows, "positions": cost.positions}
         changed = _changed(decoder, rows, ranges[k], [each.row for each in answered], stop) if compare else []
         told = {
             "answers": [each.entry | _read(decoder, each.row) for each in answered],
             "seconds": [each.seconds for each in answered],
         }
-        return told | {"spent": spent, "changed": changed}
+        return told | {"took": took, "spent": spent, "changed": changed}
 
     decided_by = facts | {"compare": compare} | decoder.decided_by(items)
     made = in_parts(hidden(out), decided_by, list(map(len, ranges)), make, title="decoding")
@@ -86,11 +89,14 @@ def _read(decoder: Decoder, row: Decoded) -> dict[str, Any]:
 def _written(parts: Parts[dict[str, Any]], out: Path, entries: dict[str, Any]) -> Changes | None:
     """Writes the answers of all parts, adds their cost to the receipt, and returns the changes by the cache."""
     changed, seconds, spent = list[Changed](), list[float](), Counter[str]()
+    tokens, took = 0, 0.0
     with atomic_file(out) as handle:
         for part in parts:
             handle.writelines((json.dumps(answer, ensure_ascii=False) + "\n").encode() for answer in part["answers"])
             changed, seconds = changed + [Changed(*each) for each in part["changed"]], seconds + part["seconds"]
             spent.update(part["spent"])
+            tokens, took = tokens + sum(answer["tokens"] for answer in part["answers"]), took + part["took"]
+    tell_speed(len(seconds), tokens, took)
     entries |= {**spent, "seconds_per_text": round(sum(seconds) / len(seconds), 4)}
     if not changed:
         return None

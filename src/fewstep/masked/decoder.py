@@ -90,16 +90,22 @@ class Decoder:
         Raises:
             ValueError: a prompt cannot be decoded; raised before the first is.
         """
-        rows = self.rows(items)
-        parts = of_texts(len(rows), self.compute.batch)
-        return (answered.entry for part in parts for answered in self.answered(items, rows, part, stop))
+        return self._entries(items, self.rows(items), stop)
+
+    def _entries(self, items: Sequence[Prompt], rows: list[Tensor], stop: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        begin, tokens = time.perf_counter(), 0
+        for part in of_texts(len(rows), self.compute.batch):
+            for answered in self.answered(items, rows, part, stop):
+                tokens += len(answered.row.tokens)
+                yield answered.entry
+        tell_speed(len(rows), tokens, time.perf_counter() - begin)
 
     def answered(
         self, items: Sequence[Prompt], rows: list[Tensor], part: range, stop: tuple[str, ...]
     ) -> Iterator[Answered]:
         """The answers of a part of the prompts, in order; `items` and `rows` are those of all prompts."""
-        begin = now = time.perf_counter()
-        batch, generated, told = min(self.compute.batch, len(rows)), 0, 0
+        now = time.perf_counter()
+        batch, told = min(self.compute.batch, len(rows)), 0
         entered: dict[int, float] = {}
         done: dict[int, tuple[Decoded, float]] = {}
         seeds, options, some = self.compute.seeds(len(rows))[as_slice(part)], self.options(stop), rows[as_slice(part)]
@@ -111,15 +117,12 @@ class Decoder:
             done |= {number: (row, now - entered[number]) for number, row in walked.finished.items()}
             while told in done:
                 row, seconds = done.pop(told)
-                generated += len(row.tokens)
                 entry = items[part[told]] | {
                     "text": self.lead + text_of(self.tokenizer, row.tokens, row.given, stop), "tokens": len(row.tokens),
                     "nfe": row.nfe, "positions": round(row.positions, 2), "batch": batch,
                 }  # fmt: skip
                 yield Answered(entry, row, round(seconds, 4))
                 told += 1
-        seconds = time.perf_counter() - begin
-        logger.info("%.2f texts and %.1f generated tokens a second", len(part) / seconds, generated / seconds)
 
     def decided_by(self, items: Sequence[Prompt]) -> dict[str, Any]:
         """Further facts that decide the answers of a work in parts: prompts, weights and batch size."""
@@ -181,6 +184,11 @@ def open_decoder(
         predictor, exact = Kept(predictor, template), Kept(exact, template)
         made = Together(made, template, network.mask_id)
     return Decoder(model, predictor, exact, network, tokenizer, made, text, compute, template)
+
+
+def tell_speed(texts: int, tokens: int, seconds: float) -> None:
+    """Says how fast one process was, of all texts together."""
+    logger.info("%.2f texts and %.1f generated tokens a second", texts / seconds, tokens / seconds)
 
 
 def as_slice(part: range) -> slice:
