@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from .diffusion.checkpoints import train_checkpoint as train_checkpoint
     from .diffusion.checkpoints import tune_checkpoint as tune_checkpoint
     from .diffusion.choices import Lessons as Lessons
-    from .diffusion.choices import Loss as Loss
     from .diffusion.choices import Run as Run
     from .diffusion.choices import Training as Training
     from .diffusion.cond import Cond as Cond
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from .diffusion.measuring import ledger_checkpoints as ledger_checkpoints
     from .diffusion.measuring import measure_checkpoint as measure_checkpoint
     from .diffusion.model import Model as Model
+    from .diffusion.objective import Loss as Loss
     from .diffusion.scoring import Scoring as Scoring
     from .diffusion.settling import settle_checkpoint as settle_checkpoint
     from .diffusion.tuning import tune as tune
@@ -83,7 +83,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "core.nfe": ["count_nfe"],
     "diffusion.checkpoints": ["train_checkpoint", "tune_checkpoint"],
-    "diffusion.choices": ["Lessons", "Loss", "Run", "Training"],
+    "diffusion.choices": ["Lessons", "Run", "Training"],
     "diffusion.cond": ["Cond", "labelled"],
     "diffusion.data": ["Images", "Table", "load_images", "make_table"],
     "diffusion.denoiser": ["Denoiser", "edm", "flow", "vp"],
@@ -97,6 +97,7 @@ _NAMES = {
     "diffusion.loss": ["consistency_loss"],
     "diffusion.measure.dial": ["score"],
     "diffusion.measuring": ["dial_checkpoints", "ledger_checkpoints", "measure_checkpoint"],
+    "diffusion.objective": ["Loss"],
     "diffusion.scoring": ["Scoring"],
     "diffusion.settling": ["settle_checkpoint"],
     "diffusion.model": ["Model"],

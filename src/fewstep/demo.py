@@ -17,7 +17,7 @@ from .core.interrupts import Interrupted
 from .core.intervals import Estimate
 from .core.receipt import plain, receipt
 from .diffusion.checkpoints import tune_checkpoint
-from .diffusion.choices import Lessons, Loss, Run, Training
+from .diffusion.choices import Lessons, Run, Training
 from .diffusion.data import Images, load_images
 from .diffusion.formats.exporting import export
 from .diffusion.formats.folder import load
@@ -25,6 +25,7 @@ from .diffusion.measure.dial import Looks, Point, ratio, scores
 from .diffusion.measure.features import View, views
 from .diffusion.measure.seen import Setting
 from .diffusion.measure.settings import diffusion_settings, student_settings
+from .diffusion.objective import Loss
 from .diffusion.recipes import any_step
 from .diffusion.report import keep_pictures, plot, sheet, table
 from .report import write_report

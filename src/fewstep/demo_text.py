@@ -11,9 +11,10 @@ from .core.device import best_device, fast_precision
 from .core.source import ASSETS
 from .demo import in_minutes
 from .diffusion.checkpoints import tune_checkpoint
-from .diffusion.choices import Lessons, Loss, Run, Training
+from .diffusion.choices import Lessons, Run, Training
 from .diffusion.encoding import encode_data
 from .diffusion.measuring import measure_checkpoint
+from .diffusion.objective import Loss
 from .diffusion.report import table
 from .diffusion.scoring import Scoring
 from .diffusion.using import export_checkpoint

@@ -9,10 +9,11 @@ import torch
 
 from fewstep.core.source import ASSETS
 from fewstep.diffusion.checkpoints import tune_checkpoint
-from fewstep.diffusion.choices import Lessons, Loss, Run, Training
+from fewstep.diffusion.choices import Lessons, Run, Training
 from fewstep.diffusion.data.clothes import CAPTIONS
 from fewstep.diffusion.formats.folder import load
 from fewstep.diffusion.measure.matching import ClothesMatch
+from fewstep.diffusion.objective import Loss
 from fewstep.diffusion.using import export_checkpoint
 from fewstep.diffusion.walk import DDIM, sample
 

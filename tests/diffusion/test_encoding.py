@@ -19,12 +19,13 @@ from torch import nn
 from fewstep.diffusion import runs
 from fewstep.diffusion.asked import asked_of, in_turn, prompts_in
 from fewstep.diffusion.checkpoints import tune_checkpoint
-from fewstep.diffusion.choices import Lessons, Loss, Run, Training
+from fewstep.diffusion.choices import Lessons, Run, Training
 from fewstep.diffusion.data import Images, Rows, Table, load_images, save_images
 from fewstep.diffusion.encoding import encode_data, teacher_latents
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.formats.identity import identity_of
 from fewstep.diffusion.model import Model
+from fewstep.diffusion.objective import Loss
 from fewstep.diffusion.pipeline import Pipeline
 from fewstep.diffusion.walk import Consistency, Heun, Segments
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from ..diffusion.choices import Lessons, Loss, Run, Training
+from ..diffusion.choices import Lessons, Run, Training
+from ..diffusion.objective import Loss
 from ..diffusion.watching import Watching
 from .after import after_tuning, say_next
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 
 def at_least(least: int, **flags: float | Sequence[float] | None) -> None:
@@ -26,3 +27,8 @@ def positive(**flags: float | None) -> None:
 def flag(name: str) -> str:
     """The command line's flag for the parameter `name`."""
     return "--" + name.replace("_", "-")
+
+
+def given(**settings: Any) -> dict[str, Any]:
+    """The settings that are not None."""
+    return {name: value for name, value in settings.items() if value is not None}

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import torch
 
-from ..core.checks import at_least, positive
+from ..core.checks import at_least, given, positive
 from ..core.device import default_accelerator
 from ..core.files import writable
 from .asked import prompts_in
-from .choices import Choices, Lessons, Loss, Run, Training, given
+from .choices import Choices, Lessons, Run, Training
 from .data import Paths, Source, load_images
 from .denoiser import Denoiser
 from .depth import blocks_of, checkpointing, freeze, hold_in_bfloat16
@@ -26,6 +26,7 @@ from .formats.pipelines import check_exportable
 from .lessons import MADE, made_for, nothing_to, paths_of, training_data, visited
 from .lora import adapt, base_of, factors_of, fused, is_adapted, shared
 from .model import Model
+from .objective import Loss
 from .optim import label_dropout
 from .pipeline import Pipeline
 from .recipes import averages, diffusion, ect_demo, new_denoiser, path_regression, rate_of

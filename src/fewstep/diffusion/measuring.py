@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ..core.checks import at_least, positive
+from ..core.checks import at_least, given, positive
 from ..core.device import best_device
 from ..core.files import writable
 from ..core.ledger import Ledger
@@ -19,7 +19,6 @@ from ..core.processes import together
 from ..core.receipt import receipt
 from ..core.weights import mark
 from .asked import asked_of, once, prompts_in
-from .choices import given
 from .data import Samples, load_images
 from .deciding import decided_by
 from .denoiser import Guided

@@ -11,10 +11,11 @@ from tiny_pipelines import tiny_pipeline
 
 from fewstep.diffusion.asked import in_turn
 from fewstep.diffusion.checkpoints import tune_checkpoint
-from fewstep.diffusion.choices import Lessons, Loss, Run, Training
+from fewstep.diffusion.choices import Lessons, Run, Training
 from fewstep.diffusion.data import Images, save_images
 from fewstep.diffusion.formats.folder import load
 from fewstep.diffusion.measuring import dial_checkpoints, ledger_checkpoints, measure_checkpoint
+from fewstep.diffusion.objective import Loss
 from fewstep.diffusion.scoring import Scoring
 from fewstep.diffusion.walk import DDIM, sample
 
