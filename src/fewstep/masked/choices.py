@@ -96,7 +96,7 @@ class Text(Asked):
     less."""
     infill: str = ""
     """A text with holes to fill in. <<8>> is any 8 tokens. <<8:string>>, <<3:integer>>, <<4:number>> and <<2:boolean>> are
-    values of JSON in at most so many tokens. <<4:[a-z]+>> is a text that matches a regular expression."""
+    values of JSON in at most that many tokens. <<4:[a-z]+>> is a text that matches a regular expression."""
     suffix: str = ""
     """Text that is given inside the generation, such as "The answer is". The answer is the text after it; without a
     suffix the whole text."""
