@@ -240,7 +240,7 @@ def deep_calibration(place: Place) -> None:
 
 TRAIN_TEXT = "train-text --out run --items 128 --hidden 16 --layers 1 --heads 2 --intermediate 16 --save-every 1"
 COMMANDS: dict[str, tuple[Callable[[Place], object], str, str]] = {
-    "decode: code": (code_alone("masked"), "decode checkpoint --prompt w1 --gen-length 4", "does not know this evil"),
+    "decode: code": (code_alone("masked"), "decode checkpoint --prompt w1 --gen-length 4", "does not know evil"),
     "decode: pickle": (
         pickle_alone("masked"), "decode checkpoint --prompt w1 --gen-length 4", "holds more than plain tensors"
     ),
@@ -249,7 +249,7 @@ COMMANDS: dict[str, tuple[Callable[[Place], object], str, str]] = {
     ),
     "proxy: code": (
         code_alone("causal"), "proxy --base checkpoint --expert sound/causal --antiexpert sound/causal --prompt a",
-        "does not know this evil",
+        "does not know evil",
     ),
     "proxy: a pickled adapter": (
         pickle_alone("adapter"), "proxy --base sound/causal --expert sound/causal --adapter checkpoint --prompt a",
@@ -263,7 +263,7 @@ COMMANDS: dict[str, tuple[Callable[[Place], object], str, str]] = {
     "import: a pickle": (pickled_network, "import edm.pkl --out out", "which none of the networks needs"),
     "import: tensors": (single_file, "import model.pt --out out", "holds more than plain tensors"),
     "settle: code in the features": (
-        code_alone("vision"), "settle sound/image --features checkpoint --out settle", "does not know this evil"
+        code_alone("vision"), "settle sound/image --features checkpoint --out settle", "does not know evil"
     ),
     "tune: pickled images": (
         pickled_images, "tune sound/image --data images.npz --out run --images 8 --batch 8", "plain arrays"

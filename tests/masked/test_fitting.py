@@ -159,4 +159,4 @@ def test_the_threshold_in_the_words_of_sglang(inner: Threshold | TopK, threshold
     write_engine(Calibration(rule, None, 0.05, 0.1, 200, 3, 0.04, 24.0, 9.0), tmp_path / "s.yaml")
     text = (tmp_path / "s.yaml").read_text()
     assert yaml.safe_load(text) == {"threshold": threshold, "block_size": 4}
-    assert "confidence 0.9, at most 0.05 of answers" in text and "the 200 that" in text
+    assert "confidence 0.9, at most 0.05 of answers" in text and "the 200 of the calibration" in text

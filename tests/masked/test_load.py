@@ -262,7 +262,7 @@ def test_guidance_is_the_formula_and_a_predictor(tmp_path: Path) -> None:
         ({k: v for k, v in LLADA.items() if k != "d_model"}, "does not say its d_model"),
         (DREAM | {"use_sliding_window": True}, "use_sliding_window = True"),
         ({"model_type": "gpt2"}, "a gpt2, which is not a masked language model"),
-        ({"model_type": "nonsense"}, "does not know this nonsense"),
+        ({"model_type": "nonsense"}, "does not know nonsense"),
         (LLADA | {"num_experts": 64}, "this LLaDA-MoE's config.json does not say its hidden_size"),
         ({"model_type": "diffusion_gemma"}, "no mask token.*generate with transformers' DiffusionGemmaForBlockDiffusion"),
         ({"model_type": "llada2_moe"}, "this LLaDA2's config.json does not say its vocab_size"),

@@ -215,7 +215,7 @@ def test_a_checkpoint_without_room_costs_nothing_but_itself(
 
 def test_weights_that_are_not_finite_stop_the_training(tmp_path: Path) -> None:
     """Also those after the last step, which no further loss would show; the first has rate 0."""
-    with pytest.raises(FloatingPointError, match=r"step 2: .* lower --rate"):
+    with pytest.raises(FloatingPointError, match=r"after step 2 .* lower --rate"):
         train_text(out=tmp_path, **TINY | {"items": 16, "rate": 1e30, "save_every": 0})
     assert sorted(os.listdir(tmp_path)) == ["checkpoint-1", "settings.json"]
 

@@ -50,7 +50,7 @@ IMAGES = (
     import_,
 )
 TEXT = (train_text, decode, calibrate, learn_rule, settle_text, ledger_text, evaluate, proxy)
-SHARED = (  # processes share these
+SHARED = (  # all processes share the work of these
     sample, measure, dial, ledger, settle, encode, decode, calibrate, learn_rule, settle_text, ledger_text, evaluate,
 )  # fmt: skip
 Work = Callable[[], None]

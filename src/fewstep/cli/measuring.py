@@ -172,7 +172,7 @@ def settle(
 ) -> None:
     """Measure how early the trajectories of a diffusion checkpoint settle, and so how few steps could be enough.
 
-    All processes of a command share the trajectories. A command that was killed goes on with what it has.
+    Several processes share the trajectories, and a command that was killed goes on, as with fewstep measure.
 
     Args:
         checkpoint: a diffusers folder or hub id.

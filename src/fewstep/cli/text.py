@@ -156,7 +156,7 @@ def learn_rule(
     and is of its neighbours. Calibrate it with fewstep calibrate --of rule --rule learned --learned FILE on other prompts,
     or use it as fewstep decode --rule learned --learned FILE.
 
-    All processes of a command share the prompts. A killed command keeps what it has seen and goes on.
+    Several processes share the prompts, and a command that was killed goes on, as with fewstep decode.
 
     Args:
         model: folder or hub id of a LLaDA, a Dream or any masked language model of transformers, or `bundled`.

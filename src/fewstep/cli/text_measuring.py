@@ -70,7 +70,7 @@ def ledger_text(
     AFTER is BEFORE again, and a causal model is steered by --expert, or a masked model gets a --cache, or without a cache
     another --rule or --early than the default.
 
-    All processes of a command share what is asked. A command that was killed goes on with the answers that it has.
+    Several processes share the questions, and a command that was killed goes on, as with fewstep decode.
 
     Args:
         before: folder or hub id of a causal or a masked language model, or `bundled`.

@@ -187,7 +187,7 @@ def open_decoder(
 
 
 def tell_speed(texts: int, tokens: int, seconds: float) -> None:
-    """Says how fast one process was, of all texts together."""
+    """Logs the speed of one process, over all texts."""
     logger.info("%.2f texts and %.1f generated tokens a second", texts / seconds, tokens / seconds)
 
 

@@ -1,4 +1,4 @@
-"""Prompts in, a commit rule out: what `fewstep learn-rule` and `fewstep calibrate` do."""
+"""Learns and calibrates commit rules from prompts: all that `fewstep learn-rule` and `fewstep calibrate` do."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def learn_rule(
     block_length: int | None = None,
     lesson: Lesson = Lesson(),
 ) -> Learnt:
-    """A learned commit rule from the prompts in a .jsonl; writes its weights, and a receipt beside them.
+    """Learns a commit rule from the prompts in a .jsonl; writes its weights, and a receipt beside them.
 
-    Several processes share the prompts. What was seen of them stands beside the file until it is there, so the same call
-    goes on where it was stopped.
+    Several processes share the prompts. Finished parts lie beside the file until it is complete, so the same call goes on
+    where it was stopped.
 
     Args:
         model, text, compute: as for `open_decoder`; the same prompts and seed give the same file.
@@ -55,10 +55,10 @@ def learn_rule(
         lesson: how the filter is trained.
 
     Raises:
-        ValueError: no such prompts, a temperature, or what `open_decoder` and `learn` raise.
+        ValueError: the file holds no prompts, there is a temperature, or as for `open_decoder` and `learn`.
     """
     if text.temperature:
-        raise ValueError("what full decoding ends with is the most likely text; leave --temperature out")
+        raise ValueError("a rule is learned from full decoding with the most likely tokens; leave --temperature out")
     if out.suffix != ".safetensors":
         raise ValueError(f"a learned rule is a .safetensors file, got --out {out}")
     writable_file(out)
@@ -112,7 +112,7 @@ def calibrate_prompts(
 ) -> Calibration:
     """`calibrate` on the prompts in a .jsonl; writes the calibration, and a receipt beside it.
 
-    If `rule` is not the default rule, the default's cost is measured as well. Full decoding is without a cache.
+    If `rule` is not the default rule, the cost of the default is measured as well. Full decoding is without a cache.
 
     Args:
         model, text, rule, compute: as for `open_decoder`.
@@ -120,10 +120,10 @@ def calibrate_prompts(
         out: the .json to write.
         epsilon: allowed share of changed answers.
         delta: allowed probability that the guarantee is wrong.
-        prophet: when decoding stops early; the common factor of its levels is found.
+        prophet: when decoding stops early; the calibration finds a common factor of its levels.
 
     Raises:
-        ValueError: no such prompts, or such as the rule has learned from, or what `open_decoder` raises.
+        ValueError: the file holds no prompts, the rule was learned from some of them, or as for `open_decoder`.
     """
     check_apart(file, out)
     check_open(text)
@@ -170,7 +170,7 @@ def calibrate_rule_prompts(
 ) -> Calibration:
     """`calibrate_rule` on the prompts in a .jsonl; writes the calibration, and a receipt beside it.
 
-    Full decoding is one token at a step, in the blocks of `rule` and without a cache. Several processes share the prompts.
+    Full decoding is one token a step, in the blocks of `rule` and without a cache. Several processes share the prompts.
 
     Args:
         model, text, rule, compute: as for `open_decoder`.
@@ -178,11 +178,11 @@ def calibrate_rule_prompts(
         out: the .json to write.
         epsilon: allowed share of changed answers.
         delta: allowed probability that the guarantee is wrong.
-        write: an engine, and a file for the threshold in its words.
+        write: an engine, and the file for its settings.
 
     Raises:
-        ValueError: no such prompts, or such as the rule has learned from, a rule that is not graded, an engine that does
-            not take it, or what `open_decoder` raises.
+        ValueError: the file holds no prompts, the rule was learned from some of them, has nothing to calibrate or does not
+            fit the engine, or as for `open_decoder`.
     """
     check_apart(file, out)
     check_open(text)
@@ -208,7 +208,7 @@ def calibrate_rule_prompts(
                 yield compared(value, each, _answers(decoder, rows, decoder.predictor, each, works), whole, where)
 
         found = replace(climb(tried(), full, whole, epsilon=epsilon, delta=delta), settings=settings)
-        here.meet()  # nobody reads a part any more
+        here.meet()  # no process reads a part any more
         if here.is_main:
             found.save(out)
             if write:
@@ -220,7 +220,7 @@ def calibrate_rule_prompts(
 def _answers(
     decoder: Decoder, rows: Sequence[Tensor], predictor: MaskPredictor, rule: CommitRule, works: Works
 ) -> list[Answer]:
-    """What a rule makes of all rows, which the processes share; each work of the same number is of the same rule."""
+    """The answers of a rule for all rows, which the processes share; works with the same number belong to the same rule."""
     compute = decoder.compute
 
     def answer(part: range) -> list[Answer]:
@@ -230,7 +230,7 @@ def _answers(
 
 
 def _decoding(decoder: Decoder, part: range) -> Decoding:
-    """How a part of the prompts is decoded; each prompt keeps its seed."""
+    """The decoding of a part of the prompts; each prompt keeps its seed."""
     text, compute = decoder.text, decoder.compute
     exact = None if text.cache == "none" else decoder.exact
     seeds = compute.seeds(part.stop)[as_slice(part)]
@@ -238,15 +238,15 @@ def _decoding(decoder: Decoder, part: range) -> Decoding:
 
 
 def known_as(item: Prompt) -> str:
-    """What a prompt is known as in the file of a rule that was learned from it."""
+    """The hash of a prompt in the file of a rule that was learned from it."""
     return hashlib.sha256(json.dumps(prompt_of(item), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_unseen(rule: CommitRule, items: Sequence[Prompt]) -> None:
-    """Raises ValueError where a learned rule has learned from some of the prompts, as these guarantee nothing then."""
+    """Raises ValueError if a learned rule was learned from some of the prompts, as these then guarantee nothing."""
     while (inner := getattr(rule, "rule", None)) is not None:
         rule = inner
     if isinstance(rule, Learned) and (again := sum(known_as(item) in rule.prompts for item in items)):
         raise ValueError(
-            f"{rule.file} was learned from {again} of these {len(items)} prompts, which guarantee nothing; leave them out"
+            f"{rule.file} was learned from {again} of these {len(items)} prompts, so they guarantee nothing; leave them out"
         )

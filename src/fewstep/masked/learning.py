@@ -97,7 +97,7 @@ def gather(
         predictor, rows, steps, batch: as for `decode`.
         around: puts a rule into another, such as blocks.
         lesson: names the drafts.
-        first: the number of the first of these rows, if they are a part of all.
+        first: number of the first row, if the rows are a part of all.
     """
     numbers = range(first, first + len(rows))
     finals: list[Decoded] = []
@@ -118,7 +118,7 @@ def gather(
 
 
 def joined(parts: Iterable[Examples]) -> Examples:
-    """The examples of all parts, in their order."""
+    """The examples of all parts, in order."""
     return Examples(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 

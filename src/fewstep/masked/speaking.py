@@ -63,7 +63,7 @@ class MaskedSpeaker:
         reader: the model without a cache, for bounds of likelihoods.
         stop: strings that end an answer.
         draws: network calls of a bound.
-        works: where what it says is kept and shared by all processes of a command; in memory if left out.
+        works: keeps answers on the disk and shares them among all processes of a command; by default in memory.
     """
 
     decoder: Decoder
@@ -78,7 +78,7 @@ class MaskedSpeaker:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """All that compute what it says."""
+        """All networks that compute the answers."""
         return [self.network]
 
     @property
@@ -141,7 +141,7 @@ class MaskedSpeaker:
         seen = [windows(bare(tokenizer, text), most) for text in documents[: part.stop]]
         first, seen = sum(map(len, seen[: part.start])), seen[part.start :]
         pairs = [(lead, window) for text in seen for window in text]
-        bounds = iter(self._bounds(pairs, range(first, first + len(pairs))))  # window k of all has seed k
+        bounds = iter(self._bounds(pairs, range(first, first + len(pairs))))  # the k-th window of all texts has seed k
         return [Loss(-sum(next(bounds).value for _ in text), sum(map(len, text))) for text in seen]
 
     def _bounds(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], seeds: Sequence[int]) -> Any:
@@ -168,7 +168,7 @@ def _note(walked: Walked, sure: dict[int, Tensor]) -> None:
 
 
 def as_answer(kept: Sequence[Any]) -> Answer:
-    """An answer, from what JSON makes of one."""
+    """An answer from its JSON."""
     text, tokens, *rest = kept
     return Answer(text, tuple(tokens), *rest)
 

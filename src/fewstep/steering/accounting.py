@@ -95,8 +95,8 @@ def ledger_models(
 ) -> Balanced:
     """Gains and losses of a change to a language model; writes ledger.json, answers.jsonl and ledger.png into the folder.
 
-    All processes of the command share what is asked, and the result is the same at any number of them. What both have said
-    so far stays in the folder until the result is there, so the same call goes on where it was stopped.
+    All processes of the command share the questions, and the result is the same with any number of processes. Finished
+    parts stay in the folder until the result is written, so the same call goes on where it was stopped.
 
     Args:
         before: a causal or a masked language model.

@@ -44,7 +44,7 @@ class CausalSpeaker:
         stop: strings that end an answer.
         raw: whether plain prompts get no chat template.
         batch: texts at once.
-        works: where what it says is kept and shared by all processes of a command; in memory if left out.
+        works: keeps answers on the disk and shares them among all processes of a command; by default in memory.
     """
 
     network: PreTrainedModel
@@ -59,7 +59,7 @@ class CausalSpeaker:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """All that compute what it says."""
+        """All networks that compute the answers."""
         small = () if self.proxy is None else (self.proxy.expert, self.proxy.antiexpert)
         return [network for network in (self.network, *small) if network is not None]
 
