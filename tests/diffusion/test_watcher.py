@@ -20,10 +20,10 @@ from fewstep.diffusion import runs, sheets
 from fewstep.diffusion.average import Exponential
 from fewstep.diffusion.collapse import SOME, TIMES, Signs, collapsed, signs
 from fewstep.diffusion.cond import Cond
-from fewstep.diffusion.data import Images, Table, load_images
+from fewstep.diffusion.data import Images, Paths, Table, load_images
 from fewstep.diffusion.data.order import Order
 from fewstep.diffusion.formats.folder import load
-from fewstep.diffusion.measure.features import View
+from fewstep.diffusion.measure.features import RandomFeatures, View, extract
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise import ECTGap
 from fewstep.diffusion.optim import Adam, Constant
@@ -276,3 +276,15 @@ def test_a_pipelines_samples_are_shown_by_its_decoder_where_that_is_small(folder
     assert (shown[:, ::times, ::times].int() - expected.int()).abs().max() <= 1
     monkeypatch.setattr(sheets, "CHEAP", 10)
     assert not sheets.decodes(student.pipeline)
+
+
+def test_samples_are_scored_against_what_the_run_learns_from() -> None:
+    """The reference is that of the data's pictures; paths, which are no pictures, make none."""
+    data, student = noise_images(40), Model(TwoTimes(tiny()), Segments(2))
+    watch = watch_of(Watching(look_score=20, look_steps=(1,)), student, data, tiny(), DDIM(3))
+    assert [view.name for view in watch.views] == ["random", "pixels"]
+    seen = extract(RandomFeatures(), data.raw(range(40)))
+    assert np.allclose(watch.views[0].reference.mean, seen.mean(0))
+    paths = Paths(torch.zeros(4, 3, 1, 8, 8), torch.tensor([[2.0, 1.0, 0.0]] * 4))
+    with pytest.raises(ValueError, match="--look-score compares pictures"):
+        watch_of(Watching(look_score=20), student, paths, tiny(), DDIM(3))

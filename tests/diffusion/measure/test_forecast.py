@@ -12,7 +12,7 @@ from conftest import fewstep
 from scipy import optimize, stats
 
 from fewstep.core.intervals import Estimate, left_out
-from fewstep.diffusion.forecasting import forecast_runs
+from fewstep.diffusion.forecasting import Forecast, forecast_runs
 from fewstep.diffusion.measure.forecast import FAR, Curve, PowerLaw
 
 LAW = PowerLaw(1.0, 400.0, 0.8)
@@ -99,6 +99,17 @@ def test_a_curve_that_has_not_begun_to_flatten_is_too_early() -> None:
     )
     settled = both.settled()
     assert settled is not None and 2000 <= settled.images[0] <= 5000
+
+
+def test_a_goal_that_is_out_of_reach_says_why() -> None:
+    """A curve that still falls faster and faster, and one that reaches the goal only long after all that it can tell."""
+    never, nowhere = Estimate(math.inf, math.inf, math.inf), Estimate(0.0, 0.0, 0.0)
+    falling = curve(lambda n: 40.0 - 8.0 * (n / 12_000) ** 2, error=1e-3)
+    early = Forecast(4, "random", 0.3, falling, falling.settled(), LAW, nowhere, never)
+    assert "too early to tell" in early.sentence and "still falling" in early.sentence
+    slow = curve(PowerLaw(0.0, 30.0, 0.3), error=1e-3)
+    late = Forecast(4, "random", 0.3, slow, slow.settled(), slow.fit(), nowhere, slow.needed(0.3))
+    assert f"it takes more than {FAR:g} times what it has seen" in late.sentence
 
 
 @pytest.mark.parametrize(
