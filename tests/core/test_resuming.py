@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.core.receipt import write_json
-from fewstep.core.resuming import check_same, goes_on, is_complete, running
+from fewstep.core.resuming import LOOKS, check_same, goes_on, is_complete, looks_in, running
 
 
 def test_a_run_in_the_way_is_refused_and_a_missing_one_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -49,3 +49,21 @@ def test_a_run_notes_a_signal_and_only_the_process_that_writes_takes_the_folder(
         assert interrupt.by == signal.SIGTERM
     with running(tmp_path / "other", main=False):
         assert not (tmp_path / "other").exists()
+
+
+def test_looks_are_what_can_be_read_of_them(tmp_path: Path) -> None:
+    assert looks_in(tmp_path) == []
+    (tmp_path / LOOKS).mkdir()
+    assert looks_in(tmp_path) == []
+    (tmp_path / LOOKS).rmdir()
+    lines = [
+        b'{"images": 0, "samples": []}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"7",
+        b'{"images": "many"}',
+        b'{"images": 8}',
+        b'{"ima',
+    ]
+    (tmp_path / LOOKS).write_bytes(b"\n".join(lines))
+    assert looks_in(tmp_path) == [{"images": 0, "samples": []}, {"images": 8}]

@@ -16,6 +16,7 @@ from PIL import Image
 
 from fewstep.core.files import load_state
 from fewstep.core.intervals import jackknifed
+from fewstep.core.resuming import LOOKS
 from fewstep.diffusion import runs, sheets
 from fewstep.diffusion.average import Exponential
 from fewstep.diffusion.collapse import SOME, TIMES, Signs, collapsed, signs
@@ -29,7 +30,7 @@ from fewstep.diffusion.noise import ECTGap
 from fewstep.diffusion.optim import Adam, Constant
 from fewstep.diffusion.two_times import TwoTimes
 from fewstep.diffusion.walk import DDIM, Segments, sample
-from fewstep.diffusion.watcher import EDGES, ROWS, Watch, watch_of
+from fewstep.diffusion.watcher import EDGES, Watch, watch_of
 from fewstep.diffusion.watching import Watching
 
 RECIPE = {"images": 48, "batch": 8, "gap": ECTGap(q=256, stages=1), "rate": Constant(1e-3), "optimizer": Adam(),
@@ -55,7 +56,7 @@ def run(out: Path, watching: Watching | None = WATCHING, recipe: dict | None = N
 
 
 def rows(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / ROWS).read_text().splitlines()]
+    return [json.loads(line) for line in (out / LOOKS).read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +136,11 @@ def test_a_resumed_run_goes_on_with_its_lines(tmp_path, monkeypatch, step: int) 
     with pytest.raises(RuntimeError, match="killed"):
         run(out, save_every=0)
     if step == 3:  # a look was written of which no state was saved, and half of another
-        with open(out / ROWS, "a") as file:
+        with open(out / LOOKS, "a") as file:
             file.write(json.dumps(rows(out)[-1] | {"step": 4, "images": 32}) + '\n{"step": 6, "ima')
     monkeypatch.setattr(runs, "tune", tune)
     run(out, resume=True)
-    assert (out / ROWS).read_text() == (whole / ROWS).read_text()
+    assert (out / LOOKS).read_text() == (whole / LOOKS).read_text()
     assert not (out / "sound.pt").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,8 @@ from .interrupts import Interrupt, interrupts
 from .source import read_json
 
 logger = logging.getLogger(__name__)
+
+LOOKS = "watch.jsonl"  # in the folder of a run: a look at it on each line
 
 
 @contextmanager
@@ -81,3 +84,16 @@ def is_complete(out: Path, results: Collection[Path], **told: object) -> bool:
         return False
     facts = read_json(written, "")
     return all(facts.get(name) == value for name, value in told.items())
+
+
+def looks_in(out: Path) -> list[dict[str, Any]]:
+    """The looks at the run in `out`, the first one first. Lines that are no look, as a half-written one, are left out."""
+    found, file = [], out / LOOKS
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
+        try:
+            look = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(look, dict) and isinstance(look.get("images"), int | float):
+            found.append(look)
+    return found

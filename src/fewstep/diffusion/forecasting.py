@@ -14,8 +14,8 @@ from ..core.checks import at_least
 from ..core.files import writable
 from ..core.intervals import Estimate, jackknifed
 from ..core.receipt import receipt
+from ..core.resuming import looks_in
 from .measure.forecast import FAR, SIGMAS, Curve, PowerLaw
-from .watcher import ROWS, rows_in
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _looks(run: Path) -> list[dict[str, Any]]:
     """The scored looks at a run, the one before its first step first."""
     if not run.is_dir():
         raise ValueError(f"there is no folder {run}; name that of a run of fewstep tune")
-    rows = [row for row in rows_in(run / ROWS) if any("frechet" in each for each in row["samples"])]
+    rows = [row for row in looks_in(run) if any("frechet" in each for each in row.get("samples", ()))]
     if len(rows) < 2 or rows[0]["images"] != 0:
         raise ValueError(f"{run} has no scores over its images; tune with --look-score 250, and forecast goes by them")
     return rows

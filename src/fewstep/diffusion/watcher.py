@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +20,7 @@ from ..core.files import atomic_file
 from ..core.interrupts import agreed
 from ..core.intervals import jackknifed, left_out
 from ..core.nfe import count_nfe
+from ..core.resuming import LOOKS, looks_in
 from .collapse import Signs, collapsed, signs
 from .cond import Cond
 from .data import Images, Paths, Samples, Source
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # between the ranges of noise levels, in units of the data
-ROWS = "watch.jsonl"
 SHEETS = "watch"
 TRACK = "track"
 REAL = 4000  # pictures that samples are scored against
@@ -183,7 +182,7 @@ class Watcher:
         self.track.begin(first)
         if not self.looks:
             return
-        self.rows = [row for row in rows_in(self.out / ROWS) if row["step"] <= first] if state else []
+        self.rows = [row for row in looks_in(self.out) if row["step"] <= first] if state else []
         if not self.rows:
             teacher, device = self.watch.teacher, self.watch.teacher.device
             teachers = self._seen(teacher.to(self.accelerator.device).eval(), [self.watch.teacher_walk], "teacher")
@@ -192,7 +191,7 @@ class Watcher:
             students = self._seen(denoiser.to(self.accelerator.device).eval(), self.watch.walks)
             self._write({"step": 0, "images": 0}, [*teachers, *students])
         else:
-            _write_rows(self.out / ROWS, self.rows)
+            _write_rows(self.out / LOOKS, self.rows)
 
     def __call__(self, step: Step) -> str | None:
         """What has happened to the samples, "" if nothing has; None where no look was due."""
@@ -282,7 +281,7 @@ class Watcher:
         row["network_rows"] = sum(each.pop("network_rows") for each in shown)
         row["samples"] = shown
         self.rows.append(row)
-        _write_rows(self.out / ROWS, self.rows)
+        _write_rows(self.out / LOOKS, self.rows)
         self.track.log(_flat(row), row["step"])
 
 
@@ -301,18 +300,6 @@ def _flat(row: Mapping[str, Any]) -> dict[str, float]:
         told |= {f"samples/{name}, {at}": each[name] for name in ("spread", "inside")}
         told |= {f"frechet/{view}, {at}": score["value"] for view, score in each.get("frechet", {}).items()}
     return told
-
-
-def rows_in(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file, without a last one that is half-written; none if there is no file."""
-    rows = []
-    with suppress(FileNotFoundError):
-        for line in file.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-    return rows
 
 
 def _write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..core.resuming import looks_in
 from .charts import Chart, Point, over_numbers, with_intervals
 from .pictures import encoded
 from .section import Figure, Found, Section, counted, receipt_in, short
@@ -48,7 +48,7 @@ def run_section(found: Found) -> Section:
         ("Images a second", short(float(content["images_per_second"]))),
     ]
     facts += [(f"Network calls of the {who}", f"{calls:,}") for who, calls in (content.get("network_calls") or {}).items()]
-    looks = _looks(found.file.parent / "watch.jsonl")
+    looks = looks_in(found.file.parent)
     known = ("images", "seconds", "steps", "loss", "images_per_second", "teacher", "recipe_name", "source", "network_calls")
     body = Trained(
         tuple((name, told) for name, told in facts if told),
@@ -65,19 +65,6 @@ def _long(seconds: float) -> str:
         if seconds >= 2 * size:
             return counted(seconds / size, name)
     return counted(seconds, "second")
-
-
-def _looks(file: Path) -> list[Mapping[str, Any]]:
-    """The looks at the run in its watch.jsonl; lines that cannot be read are left out."""
-    found: list[Mapping[str, Any]] = []
-    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
-        try:
-            look = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(look, dict) and isinstance(look.get("images"), int | float):
-            found.append(look)
-    return found
 
 
 def _losses(looks: Sequence[Mapping[str, Any]]) -> Chart | None:
