@@ -158,7 +158,7 @@ def test_texts_are_the_same_files(run: Run) -> None:
         one, two = receipts(run, name)
         assert one == two, name
     assert 0 < one["results"]["choice"]["acc,none"] < 1
-    assert [made for *_, made in run.ended[DECODE]] == [[0, 2], [1]]
+    assert [made for *_, made in run.ended[DECODE]] == [[0, 2], [1, 3]]
 
 
 def test_ledgers_of_language_models_are_the_same_files(run: Run) -> None:
@@ -216,8 +216,8 @@ def test_what_was_made_before_it_was_killed_is_kept(run: Run) -> None:
     """By one process; two go on."""
     assert (run.two / "killed.jsonl").read_bytes() == run.same("answers.jsonl")
     for command, made in (
-        (KILLED, [[1], [2]]),
-        (KILLED_LEARN, [[1], [2]]),
+        (KILLED, [[1, 3], [2]]),
+        (KILLED_LEARN, [[1, 3], [2]]),
         (KILLED_MEASURE, [[1, 3, 5], [2, 4]]),
         (KILLED_SAMPLE, [[1], [2]]),
         (KILLED_WALK, [[1], [2]]),

@@ -65,6 +65,31 @@ def test_long_work_goes_on_where_it_was_stopped(tmp_path, monkeypatch, kind: str
     assert work.made == [0, 1, 2, 3] and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("seconds", "kept"), [(1.5, []), (2.0, ["00000.json", "00001.json", "00002.json"])])
+def test_work_is_kept_from_the_first_part_that_ends_after_five_seconds(tmp_path, monkeypatch, seconds, kept) -> None:
+    """Of parts that take so many seconds each, by a clock that only they move, and power that fails in the fourth."""
+    work, make, clock = Work(tmp_path / "parts"), Work.make, [0.0]
+    monkeypatch.setattr(parts, "monotonic", lambda: clock[0])
+
+    def slow(k: int) -> list[float]:
+        if k == 3:
+            raise RuntimeError("out of power")
+        clock[0] += seconds
+        return make(work, k)
+
+    work.make = slow
+    with pytest.raises(RuntimeError, match="out of power"):
+        work.run()
+    assert sorted(file.name for file in work.folder.glob("0*")) == kept
+
+
+@pytest.mark.parametrize("count", [0, 1, 16, 17, 144, 145, 500])
+def test_texts_are_divided_into_one_batch_and_then_several_at_once(count: int) -> None:
+    found = of_texts(count, 16)
+    assert [number for part in found for number in part] == list(range(count))
+    assert [len(part) for part in found[:2]] == [size for size in (min(count, 16), min(count - 16, 128)) if size > 0]
+
+
 def test_short_work_that_is_stopped_leaves_nothing(tmp_path) -> None:
     work = Work(tmp_path / "parts")
     work.make = lambda k: os.kill(os.getpid(), signal.SIGTERM) or []
@@ -84,9 +109,9 @@ def test_several_works_of_one_result_stay_until_it_is_there(tmp_path, monkeypatc
     for _ in range(2):
         works = Works(tmp_path / "works", {"model": "one"})
         assert works.answers("answers", asked, 1, answer) == [question.upper() for question in asked]
-        assert works.answers("answers", asked[:4], 1, answer) == [question.upper() for question in asked[:4]]
-    assert made[:4] == [*of_texts(20, 1), range(4)] and of_texts(20, 1)[0] == range(BATCHES)
-    assert len(made) == 5  # a work of a single part is as short as that
+        assert works.answers("answers", asked[:1], 1, answer) == [question.upper() for question in asked[:1]]
+    assert made[:5] == [*of_texts(20, 1), range(1)] and of_texts(20, 1)[:2] == [range(1), range(1, 1 + BATCHES)]
+    assert len(made) == 6  # a work of a single part is as short as that
     works.end()
     assert not list(tmp_path.iterdir())
 

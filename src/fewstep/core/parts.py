@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import Any, Generic, TypeVar
@@ -28,7 +29,7 @@ T = TypeVar("T")
 MADE_OF = "made_of.json"  # what decides the parts
 ENDED = "ended"  # this file beside the parts says that a process has failed or was stopped, so the others stop too
 BATCHES = 8  # of texts in a part
-KEPT_AFTER = 30.0  # seconds; a single process that needs less keeps its parts in memory
+KEPT_AFTER = 5.0  # seconds; a single process that needs less keeps its parts in memory
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def in_parts(
 ) -> Iterator[Parts[T]]:
     """Yields all parts of a work. All processes make them together, and each process gets all of them.
 
-    The folder stays until the block has ended without an error. A single process creates it only after half a minute.
+    The folder stays until the block has ended without an error. A single process creates it with the first part that ends
+    after five seconds.
 
     Args:
         folder: for the parts; None keeps them in memory, which several processes cannot share.
@@ -241,8 +243,10 @@ def in_ranges(count: int, size: int) -> list[range]:
 
 
 def of_texts(count: int, batch: int) -> list[range]:
-    """The ranges that `count` texts are divided into, `BATCHES` batches each.
+    """The ranges that `count` texts are divided into, `BATCHES` batches each behind the first.
 
-    Near the end of a part the batch is no longer refilled, so longer parts waste less.
+    Near the end of a part the batch is no longer refilled, so longer parts waste less. The first part is one batch alone,
+    so that something is kept soon.
     """
-    return in_ranges(count, BATCHES * batch)
+    edges = [0, *range(batch, count, BATCHES * batch), count]
+    return [range(start, stop) for start, stop in pairwise(edges) if start < stop]
