@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -24,10 +25,14 @@ from fewstep.diffusion.recipes import new_denoiser
 from fewstep.diffusion.walk import Heun
 
 os.environ["FEWSTEP_CACHE"] = ""  # what one test computes no other finds
+gc.disable()  # of what is imported nothing is garbage, and there is much of it
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores Ctrl-C
 
 
 def pytest_collection_finish() -> None:
+    """What is imported by now stays to the end: a look for garbage passes it over. It took a quarter of all time."""
+    gc.freeze()
+    gc.enable()
     set_aside()
 
 
@@ -92,6 +97,10 @@ def fewstep(monkeypatch, command: str) -> None:
 
 @pytest.fixture
 def stock_here(monkeypatch) -> None:
+    stock_samples_here(monkeypatch)
+
+
+def stock_samples_here(monkeypatch) -> None:
     """Stock diffusers samples what was exported in this process: a fresh one takes seconds to import the libraries."""
     from fewstep.diffusion.formats import verifying
 
