@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from fewstep.diffusion.measure.scores import Reference
 
 
 def same(a: Reference, b: Reference) -> bool:
-    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+    return all(np.array_equal(x, y) for x, y in zip(astuple(a), astuple(b), strict=True))
 
 
 def test_a_reference_is_computed_once_and_is_the_same_to_the_last_digit(tmp_path, monkeypatch) -> None:

@@ -77,6 +77,10 @@ def test_a_reference_keeps_the_first_features_and_counts_all(monkeypatch) -> Non
 
 
 def test_frechet_with_fewer_samples_than_features() -> None:
+    """Features that are 0 everywhere change no distance, and make more features than samples of a few."""
+    x, y = gaussian(10, 3), gaussian(60, 3, mean=0.5, std=2.0, seed=1)
+    wide = [np.pad(each, ((0, 0), (0, 37))) for each in (x, y)]
+    assert frechet(wide[0], Reference.of(wide[1])) == pytest.approx(frechet(x, Reference.of(y)))
     x = gaussian(10, 40)
     assert frechet(x, Reference.of(x)) == pytest.approx(0, abs=1e-6)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +17,8 @@ AT_ONCE = 1000  # rows that are held against all others
 KEPT = 50_000  # features of real samples, for scores that hold single ones against each other
 
 
-class Reference(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Reference:
     """What real data looks like: mean (D,) and covariance (D, D) over `n` samples, and the first real features (M, D)."""
 
     mean: Array
@@ -45,6 +48,11 @@ class Reference(NamedTuple):
             kept.append(part[: max(0, KEPT - count + len(part))])
         return cls(mean, scatter / max(count - 1, 1), count, np.concatenate(kept))
 
+    @cached_property
+    def root(self) -> Array:
+        """The symmetric root of the covariance, (D, D)."""
+        return _root(self.cov)
+
 
 def frechet(features: Array, reference: Reference) -> float:
     """Fréchet distance between Gaussians: |μ − μ_r|² + tr(Σ + Σ_r − 2(Σ Σ_r)^½).
@@ -53,11 +61,13 @@ def frechet(features: Array, reference: Reference) -> float:
 
     Reference: Heusel et al. 2017, GANs Trained by a Two Time-Scale Update Rule, eq. 6.
     """
-    mean, cov = features.mean(0), np.cov(features, rowvar=False)
-    # tr (Σ Σ_r)^½ = Σ √eig(A Aᵀ) with A = Σ^½ Σ_r^½: symmetric, so stable where a covariance has no full rank
-    root = _root(cov) @ _root(reference.cov)
-    cross = np.linalg.svd(root, compute_uv=False).sum()
-    return float(((mean - reference.mean) ** 2).sum() + np.trace(cov) + np.trace(reference.cov) - 2 * cross)
+    mean, (n, d) = features.mean(0), features.shape
+    spread = (features - mean) / np.sqrt(n - 1)
+    # tr (Σ Σ_r)^½ is the sum of the singular values of A Σ_r^½ for every A with AᵀA = Σ: stable where a covariance has no
+    # full rank. The samples themselves are such an A, and the smaller one where they are fewer than features.
+    root = spread if n < d else _root(spread.T @ spread)
+    cross = np.linalg.svd(root @ reference.root, compute_uv=False).sum()
+    return float(((mean - reference.mean) ** 2).sum() + (spread**2).sum() + np.trace(reference.cov) - 2 * cross)
 
 
 def _root(cov: Array) -> Array:
