@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import stock_samples_here
 from PIL import Image
 
 import fewstep
@@ -27,7 +28,9 @@ def example(name: str) -> Callable[..., Any]:
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What examples/tune_and_export.py leaves."""
     out = tmp_path_factory.mktemp("first")
-    example("tune_and_export")(out, images=64)
+    with pytest.MonkeyPatch.context() as patch:
+        stock_samples_here(patch)
+        example("tune_and_export")(out, images=64)
     return out / "student"
 
 
@@ -65,6 +68,7 @@ def test_own_pictures(tmp_path: Path) -> None:
     assert len(list((tmp_path / "own" / "samples").glob("*.png"))) == 17  # and a sheet of them
 
 
+@pytest.mark.usefixtures("stock_here")
 def test_lora_of_a_pipeline(tmp_path: Path) -> None:
     example("lora_of_a_pipeline")(tmp_path, images=64, latents=9)
     assert list((tmp_path / "few-step").rglob("*.safetensors"))
