@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
+    DiffusionGemmaForBlockDiffusion,
     GenerationConfig,
     LlamaConfig,
     LogitsProcessorList,
@@ -23,7 +25,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from fewstep.core.private import Misread, around_checkpoints, builds, cpu_multiplies_bfloat16, decoding_loop, on_misread
+from fewstep.core.private import (
+    Misread,
+    around_checkpoints,
+    builds,
+    canvas_stopping,
+    cpu_multiplies_bfloat16,
+    decoding_loop,
+    on_misread,
+)
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or platform.system() != "Linux", reason="asks Linux about an x86 CPU")
@@ -50,6 +60,17 @@ def test_the_loops_are_those_of_generate(beams: int) -> None:
         return loop(input_ids, logits_processor, stopping_criteria, generation_config, **inputs)
 
     assert torch.equal(model.generate(ids, custom_generate=ours, **told), wanted)
+
+
+def test_a_canvas_is_stopped_by_what_its_own_hook_gives() -> None:
+    """generate() asks this method for its criterion; tests/masked/test_ecosystem.py runs it whole."""
+    given = inspect.signature(DiffusionGemmaForBlockDiffusion._prepare_diffusion_stopping_criteria).parameters
+    assert list(given) == ["self", "generation_config"]
+    model, criterion = object.__new__(DiffusionGemmaForBlockDiffusion), object()
+    torch.nn.Module.__init__(model)
+    with canvas_stopping(model, criterion):
+        assert model._prepare_diffusion_stopping_criteria(GenerationConfig()) is criterion
+    assert "_prepare_diffusion_stopping_criteria" not in vars(model)
 
 
 class Line(torch.nn.Linear):

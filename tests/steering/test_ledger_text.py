@@ -103,7 +103,8 @@ def test_too_large_an_alpha_costs_knowledge_and_a_fair_one_does_not(small) -> No
 
 
 def tiny(**changes: object) -> CausalSpeaker:
-    return CausalSpeaker(tiny_lm(vocab=260), byte_tokenizer(), **({"tokens": 6, "batch": 2} | changes))
+    given = {"network": tiny_lm(vocab=260), "tokenizer": byte_tokenizer(), "tokens": 6, "batch": 2}
+    return CausalSpeaker(**given | changes)
 
 
 ASKED = [Question("ab", "x", ("c", "de")), Question("hello", "x", ("fg", "h")), Question("q", "x", ("i", "jkl"))]
@@ -134,6 +135,19 @@ def test_a_long_text_is_read_in_windows() -> None:
     model = tiny()
     (long,) = model.losses(["x" * 200])
     assert long.tokens == 199  # of 64 positions
+
+
+@pytest.mark.parametrize("short", ["base", "expert", "antiexpert"])
+def test_no_text_is_longer_than_the_positions_of_any_of_the_three(short: str) -> None:
+    sizes = {short: {"max_position_embeddings": 12}}
+    base, expert, antiexpert = (
+        tiny_lm(seed=seed, vocab=260, **sizes.get(name, {})) for seed, name in enumerate(("base", "expert", "antiexpert"))
+    )
+    steered = tiny(network=base, proxy=ProxyTuning(expert, antiexpert), tokens=100)
+    (answer,) = steered.answers([Question("abcdefghij", "x")])
+    assert len(answer.tokens) <= 2
+    with pytest.raises(ValueError, match="a prompt of 12 tokens fills the 12 positions"):
+        steered.answers([Question("abcdefghijkl", "x")])
 
 
 def test_a_steered_model_is_asked_as_it_is_steered() -> None:

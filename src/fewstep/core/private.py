@@ -43,6 +43,19 @@ def around_checkpoints(trainer: Trainer, save: Callable[[Callable[[], None]], No
     trainer._save_checkpoint = lambda *given: save(partial(write, *given))
 
 
+@contextmanager
+def canvas_stopping(model: Any, criterion: object) -> Iterator[None]:
+    """Inside the block generate() of a DiffusionGemma stops by `criterion`. Raises ValueError for other models."""
+    name = "_prepare_diffusion_stopping_criteria"
+    if not hasattr(model, name):
+        raise ValueError(f"{type(model).__name__} does not denoise a canvas with adaptive stopping")
+    object.__setattr__(model, name, lambda generation_config: criterion)
+    try:
+        yield
+    finally:
+        object.__delattr__(model, name)
+
+
 @dataclass(frozen=True)
 class Misread:
     """The part of a command line that tyro could not read. Arguments are as they are written: --images, CHECKPOINT."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.models.diffusion_gemma.generation_diffusion_gemma import DiffusionGemmaAdaptiveStopping
 
 from ..core.device import widest
+from ..core.private import canvas_stopping
 from .early import PROPHET, statistic_of
 from .schedule import Schedule, Stairs
 
@@ -53,14 +54,8 @@ class GapStopping(DiffusionGemmaAdaptiveStopping):  # type: ignore[misc]
 @contextmanager
 def stopping(model: nn.Module, criterion: DiffusionGemmaAdaptiveStopping) -> Iterator[None]:
     """Makes `model.generate` of a DiffusionGemma stop by `criterion` inside the block; generate has no argument for it."""
-    name = "_prepare_diffusion_stopping_criteria"
-    if not hasattr(model, name):
-        raise ValueError(f"{type(model).__name__} does not denoise a canvas with adaptive stopping")
-    object.__setattr__(model, name, lambda generation_config: criterion)
-    try:
+    with canvas_stopping(model, criterion):
         yield
-    finally:
-        object.__delattr__(model, name)
 
 
 class EarlyCommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]

@@ -179,8 +179,7 @@ class CausalSpeaker:
 
     def _room(self) -> int:
         """The smallest number of positions of the networks."""
-        networks = [self.network, *(() if self.proxy is None else (self.proxy.expert,))]
-        sizes = [getattr(network.config, "max_position_embeddings", None) for network in networks]
+        sizes = [getattr(network.config, "max_position_embeddings", None) for network in self.networks]
         return min([size for size in sizes if isinstance(size, int) and size > 0], default=1 << 20)
 
 
