@@ -172,7 +172,7 @@ def test_calibrate_then_decode(
 def test_calibration_says_what_the_default_rule_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The bundled model's word problems: the default rule takes a handful of steps where one a token takes 32."""
     family, out = WordProblems(), tmp_path / "c.json"
-    prompts = [" ".join(family.item(k, held_out=True).prompt) for k in range(60)]
+    prompts = [" ".join(family.item(k, held_out=True).prompt) for k in range(20)]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, prompts)))
     options = {"file": tmp_path / "p.jsonl", "gen_length": 32}
     call(decode_command, "bundled", out=tmp_path / "o.jsonl", **options)
@@ -180,8 +180,9 @@ def test_calibration_says_what_the_default_rule_costs(tmp_path: Path, capsys: py
     for result in results:
         assert "".join(result["pieces"]).removesuffix(" <eos>") == result["text"]
         assert max(result["steps"]) + 1 == result["nfe"] and len(result["steps"]) == len(result["pieces"])
-    plain = sum(result["nfe"] for result in results) / 60
+    plain = sum(result["nfe"] for result in results) / 20
     capsys.readouterr()
+    options["epsilon"] = 0.2  # of so few
     call(calibrate, "bundled", out=out, **options)
     found, said = Calibration.load(out), capsys.readouterr().out
     assert found.beside is None and found.full_steps == pytest.approx(plain) and found.early_steps <= plain
@@ -189,8 +190,8 @@ def test_calibration_says_what_the_default_rule_costs(tmp_path: Path, capsys: py
     call(calibrate, "bundled", out=out, rule="low-confidence", **options)
     found, said = Calibration.load(out), capsys.readouterr().out
     assert found.beside is not None and found.beside.steps == pytest.approx(plain) and found.full_steps > 5 * plain
-    assert f"default rule on the same prompts: {plain:.1f} steps, {found.beside.changed} of 60 answers changed" in said
-    for steps, bound, advice in ((1.0, 0.04, "is the cheaper one: decode without"), (1.0, 0.2, "is no cheaper way"),
+    assert f"default rule on the same prompts: {plain:.1f} steps, {found.beside.changed} of 20 answers changed" in said
+    for steps, bound, advice in ((1.0, 0.04, "is the cheaper one: decode without"), (1.0, 0.3, "is no cheaper way"),
                                  (99.0, 0.04, "is no cheaper way")):  # fmt: skip
         other = replace(found.beside, steps=steps, bound=bound)
         assert advice in "".join(_told(replace(found, beside=other), out, "early"))
