@@ -86,8 +86,8 @@ def test_steer() -> None:
 
 
 def test_training_loop(tmp_path: Path) -> None:
-    losses = example("training_loop")(tmp_path / "model", steps=12, batch=16)
-    assert len(losses) == 12 and np.isfinite(losses).all()
+    losses = example("training_loop")(tmp_path / "model", steps=4, batch=8)
+    assert len(losses) == 4 and np.isfinite(losses).all()
     student, teacher = (
         fewstep.load(source).sample([0], walk=fewstep.Consistency(1)) for source in (tmp_path / "model", "bundled")
     )
