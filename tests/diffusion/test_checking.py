@@ -4,7 +4,7 @@ import pytest
 from conftest import fewstep
 from tiny_pipelines import CALLS, tiny_pipeline
 
-from fewstep.diffusion.checking import check_checkpoint, memory_of
+from fewstep.diffusion.checking import _long, check_checkpoint, memory_of
 from fewstep.diffusion.formats.folder import load
 from fewstep.diffusion.lora import LoRA, adapt, factors_of
 
@@ -40,3 +40,10 @@ def test_the_memory_is_counted_as_what_trains(tmp_path) -> None:
     trained = sum(factor.numel() for factor in factors_of(denoiser.network).values())
     assert full.total == 20 * total
     assert (lora.total, half.total) == (4 * total + 20 * trained, 2 * total + 20 * trained)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(8.72, "8.7 s"), (89, "89 s"), (110, "1.8 minutes"), (6900, "1.9 hours"), (86_400, "24 hours")]
+)
+def test_a_time_is_two_figures(seconds: float, said: str) -> None:
+    assert _long(seconds) == said

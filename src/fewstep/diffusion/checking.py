@@ -116,9 +116,9 @@ def _time(seconds: float, device: torch.device) -> str:
 
 
 def _long(seconds: float) -> str:
-    """Two figures, in seconds, minutes or hours."""
+    """Two figures, in seconds, minutes or hours; below 90 of each, so that two figures are enough."""
     for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
+        if seconds >= 1.5 * size:
             return f"{seconds / size:.2g} {unit}"
     return f"{seconds:.2g} s"
 

@@ -15,7 +15,7 @@ from ..core.files import writable
 from ..core.intervals import Estimate, jackknifed
 from ..core.receipt import receipt
 from ..core.resuming import looks_in
-from .measure.forecast import FAR, SIGMAS, Curve, PowerLaw
+from .measure.forecast import FAR, FEWEST, SIGMAS, Curve, PowerLaw
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,11 @@ def forecast_runs(
     teachers = {run: looks[run][0]["samples"][0] for run in runs}
     if any(each.get("frechet") != teacher["frechet"] for each in teachers.values()):
         raise ValueError("these runs were scored against different teachers or data, so they are no points of one curve")
+    if len(taken) < FEWEST:
+        raise ValueError(
+            f"a forecast needs at least {FEWEST} looks with scores, got {len(taken)}; tune with a smaller --look-every, "
+            "or name more runs"
+        )
     with receipt(file, runs=list(runs), within=within) as entries:
         views = teacher["frechet"]
         found = [_furthest([_forecast(taken, views[view], n, view, within) for view in views]) for n in calls or there]

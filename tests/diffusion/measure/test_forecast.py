@@ -186,6 +186,13 @@ def test_a_run_without_scores_says_how_to_have_them(tmp_path, monkeypatch, capsy
         forecast_runs([str(tmp_path / "scored"), str(tmp_path / "other")])
 
 
+def test_a_run_with_few_looks_says_how_to_have_more(tmp_path) -> None:
+    write_run(tmp_path / "run", LAW, IMAGES[:4])
+    with pytest.raises(ValueError, match="at least 5 looks with scores, got 4; tune with a smaller --look-every"):
+        forecast_runs([str(tmp_path / "run")])
+    assert not (tmp_path / "run" / "forecast.json").exists()
+
+
 def test_a_folder_that_is_not_there_is_no_run_without_scores(tmp_path) -> None:
     with pytest.raises(ValueError, match="there is no folder"):
         forecast_runs([str(tmp_path / "nothing")])
