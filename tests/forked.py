@@ -139,7 +139,7 @@ def _begin(work: bytes) -> int:
     try:
         function, args, folder, environment = pickle.loads(work)
         os.environ.clear()
-        os.environ.update(environment)
+        os.environ.update(environment | {"OMP_NUM_THREADS": "1"})  # accelerate sets torch's threads by it
         os.chdir(folder)
         function(*args)
         return 0
