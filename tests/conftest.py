@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -110,6 +112,29 @@ def stock_samples_here(monkeypatch) -> None:
             script.main(*given)
 
     monkeypatch.setattr(verifying, "run", run)
+
+
+@pytest.fixture(scope="session")
+def _apart() -> Iterator[Callable[..., None]]:
+    """Runs scripts in one process of plain diffusers, since each of its own would import the libraries again."""
+    command = [sys.executable, "-I", Path(__file__).with_name("stock_worker.py")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, bufsize=1, **pipes) as process:
+
+        def run(script: str | Path, *given: str) -> None:
+            print(json.dumps([os.getcwd(), str(script), *given]), file=process.stdin)
+            assert json.loads(process.stdout.readline()) is None
+
+        yield run
+
+
+@pytest.fixture
+def stock_apart(_apart, monkeypatch) -> Callable[..., None]:
+    """Stock diffusers samples what was exported in a process that nothing of ours is in, but not a fresh one each time."""
+    from fewstep.diffusion.formats import verifying
+
+    monkeypatch.setattr(verifying, "run", lambda script, given, seconds: _apart(script.__file__, *given))
+    return _apart
 
 
 @pytest.fixture(scope="session")

@@ -179,7 +179,7 @@ def test_transformers_keep_diffusers_names_in_comfyui_if_it_knows_them(tmp_path,
     assert {name for name in named if not name.endswith(".alpha")} == {f"transformer.{name}" for name in factors}
 
 
-def test_an_export_is_verified_in_a_fresh_process_and_replaces_only_an_export(stock) -> None:
+def test_an_export_is_verified_in_another_process_and_replaces_only_an_export(stock, stock_apart) -> None:
     model = Model(student(any_steps=True), Segments(2))
     export_adapter(model, "few")
     assert json.loads(Path("few/fewstep.json").read_text())["base"]["source"] == "base"

@@ -95,7 +95,8 @@ def test_a_student_of_any_number_of_calls_becomes_a_plain_pipeline(folders, tmp_
     assert export(load(tmp_path / "student"), tmp_path / "out", walk=Segments(3)).largest < 1e-3
 
 
-def test_a_fresh_process_samples_the_same(folders, tmp_path) -> None:
+@pytest.mark.usefixtures("stock_apart")
+def test_another_process_samples_the_same(folders, tmp_path) -> None:
     """With nothing of ours; and the folder is an earlier export that the next one replaces."""
     model = load(folders("z_image"), call=CALLS["z_image"])
     for _ in range(2):
