@@ -136,14 +136,13 @@ def test_dit_loads_samples_and_tunes(tmp_path) -> None:
 
 
 def test_public_cifar10_ddpm_format_tunes_and_resumes(tmp_path) -> None:
-    """35.7 million parameters, three channels, 32×32: the format of the public CIFAR-10 DDPM, with random weights."""
+    """The format of the public CIFAR-10 DDPM, three channels, 32×32, at a quarter of its widths, with random weights."""
     network = UNet2DModel(
-        sample_size=32, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(128, 256, 256, 256),
+        sample_size=32, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(32, 64, 64, 64),
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=None, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6,
     )  # fmt: skip
-    assert 35e6 < sum(p.numel() for p in network.parameters()) < 36e6
     DDPMPipeline(network, DDPMScheduler()).save_pretrained(tmp_path)
     data = Images(torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8))
     settings = ect_cifar10(4) | {"batch": 1}
