@@ -28,6 +28,7 @@ from fewstep.diffusion.walk import Heun
 
 os.environ["FEWSTEP_CACHE"] = ""  # what one test computes no other finds
 gc.disable()  # of what is imported nothing is garbage, and there is much of it
+os.fsync = lambda descriptor: None  # a disk takes milliseconds to be sure, and no test outlives a power cut
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores Ctrl-C
 
 
