@@ -240,7 +240,7 @@ def test_one_student_for_any_number_of_calls(place, monkeypatch, capsys) -> None
     fewstep(monkeypatch, "sample alone --n 1 --out s")
     assert capsys.readouterr().out.endswith("next: fewstep measure alone --data data.npz --out scores\n")
     for wrong, sentence in {
-        "tune run --data data.npz --out other --images 8": "go on from it with --segments any",
+        "tune run --data data.npz --out other --images 8": "tune it with --segments any",
         "sample dial/4-step --steps 2 --out s": "takes no other number",
         "measure run --data missing.npz --steps 1 1500 --out late": "too few for 1500 steps",
         "tune teacher --data paths --segments any --out other": "cut for one number of segments",

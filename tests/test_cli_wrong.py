@@ -28,7 +28,10 @@ from fewstep.diffusion.walk import Heun, Segments
         ("tune teacher --data data.npz --out run --weight output --power 1", "--power belongs to the gap's weight"),
         ("tune teacher --data paths --out run --guidance 2", "guidance needs a conditional checkpoint"),
         ("tune teacher --data data.npz --out run --hop heun --guidance 2", "guidance needs a conditional checkpoint"),
-        ("tune teacher --data teacher --prompts teacher --out run", "is a folder; give a text file with a prompt a line"),
+        (
+            "tune teacher --data teacher --prompts teacher --out run",
+            "is a folder; give a text file with one prompt per line",
+        ),
         ("tune teacher --data teacher --prompts data.npz --out run", "is no text"),
         ("tune teacher --data teacher --prompts missing.txt --out run", "missing.txt is no file"),
         (
@@ -38,7 +41,7 @@ from fewstep.diffusion.walk import Heun, Segments
         ("tune student --data data.npz --out run --hop heun", "name its diffusion checkpoint with --teacher"),
         ("dial teacher --teacher teacher --data data.npz --out m --within much", "5% or .05"),
         ("dial teacher --teacher teacher --data data.npz --out m --within 5", "at most 100%, not '5'"),
-        ("dial teacher teacher --teacher teacher --data data.npz --out m", "named twice"),
+        ("dial teacher teacher --teacher teacher --data data.npz --out m", "given twice"),
         ("settle teacher --out m --label 1", "takes no --label"),
         ("tune missing --data data.npz --out run", "missing is not a folder"),
         ("tune data.npz --data data.npz --out run", "data.npz is not a folder"),
@@ -56,7 +59,7 @@ from fewstep.diffusion.walk import Heun, Segments
         ("export student --out full", "no earlier export"),
         ("tune teacher --data data.npz --out run --segments 1500", "too few for 1500"),
         ("tune small --data data.npz --teacher teacher --hop euler --out run", "name the teacher it came from"),
-        ("tune edm --data paths --teacher teacher --segments 3 --out run", "lead nowhere"),
+        ("tune edm --data paths --teacher teacher --segments 3 --out run", "paths need a teacher with the noise levels"),
         ("tune teacher --data data.npz --teacher student --hop euler --out run", "student is a student"),
         ("measure teacher --data missing.npz --out m --features ./nowhere", "no known extractor"),
         ("measure teacher --data missing.npz --out m --features nosuchname", "no known extractor"),
@@ -105,7 +108,7 @@ def test_what_users_do_wrong(place, monkeypatch, capsys, arguments: str, sentenc
                 "--rate 0": "above 0, got 0",
                 "--seed -1": "starts at 0",
                 "--widths 12": "multiples of 8",
-                "--size 30 --widths 8 8 8": "do not divide",
+                "--size 30 --widths 8 8 8": "must be a multiple of",
                 "--channels 0": "starts at 1",
                 "--size 0": "starts at 1",
                 "--workers -1": "starts at 0",
@@ -254,7 +257,7 @@ def test_a_run_goes_on_with_its_own_recipe(place, monkeypatch, capsys) -> None:
         assert sentence in capsys.readouterr().err
     with pytest.raises(SystemExit):
         fewstep(monkeypatch, command + " --images 16 --resume --rate 1e30 --clip 5")
-    assert "go on with --resume and a lower --rate or a --clip" in capsys.readouterr().err
+    assert "continue with --resume and a lower --rate or a --clip" in capsys.readouterr().err
     fewstep(monkeypatch, command + " --images 16 --resume --warmup 2 --clip 1")
     (change,) = json.loads((place / "run" / "receipt.json").read_text())["changes"]
     assert change == {"step": 1, "rate": {"name": "Cosine", "rate": 1e-3, "warmup": 0}, "max_grad_norm": 5.0}

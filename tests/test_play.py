@@ -156,8 +156,8 @@ def test_what_cannot_be_drawn_is_one_sentence(student) -> None:
     for side, ask, sentence in (
         ("model", Ask(steps=2), "tuned for 3 steps"),
         ("model", Ask(label=1), "takes no --label"),
-        ("model", Ask(strength=0.5), "only a LoRA student has a strength"),
-        ("teacher", Ask(), "begin with --teacher"),
+        ("model", Ask(strength=0.5), "only LoRA students have a strength"),
+        ("teacher", Ask(), "start it with --teacher"),
     ):
         with pytest.raises(ValueError, match=sentence):
             player.draw(side, ask)

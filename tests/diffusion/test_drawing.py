@@ -52,7 +52,7 @@ def test_a_student_draws_along_its_walk(sd, tmp_path) -> None:
     cond, _ = model.pipeline.conditions(["a red boot"] * 2)
     ours = model.sample([3, 4], cond, walk=Segments(2))
     assert (picture(tmp_path / "out" / "000004.png") == ours[1].permute(1, 2, 0).numpy()).all()
-    with pytest.raises(ValueError, match="guidance is tuned into a student"):
+    with pytest.raises(ValueError, match="a student has its guidance built in"):
         sample_checkpoint(str(tmp_path / "student"), tmp_path / "more", prompt="a", guidance=2.0)
 
 
@@ -71,8 +71,8 @@ def test_videos_sounds_and_classes(tmp_path, family: str, ending: str) -> None:
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ({}, "asked by prompts; give a --prompt"),
-        ({"label": 1}, "give a --prompt instead of --label"),
+        ({}, "takes prompts; give --prompt"),
+        ({"label": 1}, "give --prompt instead of --label"),
         ({"prompt": "a", "label": 1}, "one of them"),
         ({"prompt": "a", "call": ["256"]}, "such as height=256, not '256'"),
         ({"prompt": "a", "call": ["heigth=256"]}, "takes no heigth"),
@@ -85,7 +85,7 @@ def test_what_is_asked_wrongly_says_so(sd, tmp_path, asked, sentence: str) -> No
 
 
 def test_a_checkpoint_without_a_pipeline_takes_no_prompt(place, tmp_path) -> None:
-    with pytest.raises(ValueError, match="no pipeline that could be asked"):
+    with pytest.raises(ValueError, match="this checkpoint has no pipeline"):
         sample_checkpoint("teacher", tmp_path / "out", prompt="a")
 
 

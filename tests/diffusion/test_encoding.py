@@ -164,9 +164,9 @@ def test_a_pipeline_of_classes_is_asked_for_all_of_them_or_for_those_in_a_file(d
     table = Table(tmp_path / "run" / "latents")
     assert [int(table.cond(k)["class_labels"]) for k in range(3)] == [7, 3, 7] and table.label_range == (3, 7)
     assert int(table.null.rows["class_labels"]) == 1000
-    with pytest.raises(ValueError, match="asked by class, 0 to 999, not by 'a boot'"):
+    with pytest.raises(ValueError, match="takes classes, 0 to 999, not 'a boot'"):
         asked_of(model.pipeline, model.denoiser, ["a boot"])
-    with pytest.raises(ValueError, match="asked by class, 0 to 999, not by '1000'"):
+    with pytest.raises(ValueError, match="takes classes, 0 to 999, not '1000'"):
         asked_of(model.pipeline, model.denoiser, ["1000"])
 
 
@@ -181,7 +181,7 @@ def test_prompts_are_the_lines_of_a_file(prompts, tmp_path) -> None:
     [
         (b" \n\n", "there is no prompt in"),
         (b"\xff\xd8\xff\xe0", "is no text"),
-        (b"a\0b", "zeros in it"),
+        (b"a\0b", "zero bytes"),
         (None, "is no file"),
     ],
 )
@@ -190,22 +190,22 @@ def test_a_file_without_prompts_is_one_sentence(tmp_path, content: bytes | None,
         (tmp_path / "prompts.txt").write_bytes(content)
     with pytest.raises(ValueError, match=sentence):
         prompts_in(tmp_path / "prompts.txt")
-    with pytest.raises(ValueError, match="is a folder; give a text file with a prompt a line"):
+    with pytest.raises(ValueError, match="is a folder; give a text file with one prompt per line"):
         prompts_in(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("kind", "settings", "loss", "sentence"),
     [
-        ("sd", {}, {}, "asked by prompts; give a text file of them, one a line, with --prompts"),
+        ("sd", {}, {}, "takes prompts; give a text file with one per line, with --prompts"),
         ("bundled", {"prompts": True}, {}, "--prompts is for pipelines that make latents"),
         ("bundled", {"teacher_steps": 3}, {}, "--teacher-steps is for pipelines that make latents"),
         ("sd", {"prompts": True, "null_label": 3, "guidance": 2.0}, {}, "leave --null-label out"),
         ("sd", {"prompts": True, "mirror": True}, {}, "--mirror flips pictures"),
         ("sd", {"data": "data.npz"}, {}, "takes latents; run `fewstep encode"),
-        ("sd", {"data": "paths"}, {"segments": 2}, "not for prompts yet"),
+        ("sd", {"data": "paths"}, {"segments": 2}, "do not take prompts yet"),
         ("clean", {"prompts": True}, {}, "predicts the clean sample"),
-        ("unguided", {"prompts": True, "dropped": 0.1}, {}, "stands for no prompt or class; leave --dropped"),
+        ("unguided", {"prompts": True, "dropped": 0.1}, {}, "has no empty prompt or class; leave --dropped"),
         ("unguided", {"prompts": True, "guidance": 2.0}, {}, "no classifier-free guidance; leave --guidance out"),
     ],
 )  # fmt: skip
@@ -247,7 +247,7 @@ def test_a_teacher_with_another_text_encoder_is_refused(sd, prompts, tmp_path, m
     file = tmp_path / "other" / "text_encoder" / "model.safetensors"
     save_file({name: value + 1 for name, value in load_file(file).items()}, file, metadata={"format": "pt"})
     lessons = Lessons("teacher", prompts=prompts, teacher=str(tmp_path / "other"))
-    with pytest.raises(ValueError, match=r"encoders and decoders of the teacher, .*, are not those of the checkpoint"):
+    with pytest.raises(ValueError, match=r"has other encoders or decoders than the checkpoint"):
         tune_checkpoint(str(sd), lessons, Run(tmp_path / "run"), training=FEW)
     assert not (tmp_path / "run").exists()
 
@@ -267,7 +267,7 @@ def test_what_hangs_on_the_prompts_and_is_told_for_all_rows_at_once_is_refused(s
 )
 def test_what_fewstep_tells_a_pipeline_itself_is_no_argument(sd, call: dict) -> None:
     """It would be passed over in silence."""
-    with pytest.raises(ValueError, match=f"fewstep itself tells a pipeline its {', '.join(call)}; leave that out"):
+    with pytest.raises(ValueError, match=f"fewstep itself sets {', '.join(call)}; leave that out"):
         load(sd, call=call)
 
 
@@ -344,7 +344,7 @@ def test_a_pipeline_of_classes_encodes_classes(dit, tmp_path) -> None:
     with pytest.raises(ValueError, match="has the class 1000, and the pipeline knows 0 to 999"):
         encode_data(str(dit), str(tmp_path / "b.npz"), tmp_path / "other")
     save_images(Images(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), tmp_path / "c.npz")
-    with pytest.raises(ValueError, match="has no classes, by which this pipeline is asked"):
+    with pytest.raises(ValueError, match="has no classes, which this pipeline needs"):
         encode_data(str(dit), str(tmp_path / "c.npz"), tmp_path / "other")
 
 
@@ -354,10 +354,10 @@ def test_what_cannot_be_encoded_is_said_before_anything_is_made(sd, tmp_path, mo
     monkeypatch.setattr(Pipeline, "encode", None)
     for checkpoint, data, sentence in (
         (sd, pictures(tmp_path / "data", captions=False), "4 of 4 pictures in .* have no caption, the first is a.png"),
-        (sd, tmp_path / "a.npz", "has no captions, by which this pipeline is asked"),
+        (sd, tmp_path / "a.npz", "has no captions, which this pipeline needs"),
         (sd, tmp_path / "missing", "there is no image folder"),
         (sd, tmp_path / "empty", "there are no pictures in"),
-        ("bundled", tmp_path / "a.npz", "nothing is to be encoded; give .* as data"),
+        ("bundled", tmp_path / "a.npz", "takes pictures as they are; give .* to --data"),
     ):
         with pytest.raises(ValueError, match=sentence):
             encode_data(str(checkpoint), str(data), tmp_path / "table")

@@ -105,7 +105,7 @@ def test_told_to_stop_a_run_saves_and_goes_on_bit_equal(tmp_path, whole, at_step
 
 def test_told_to_stop_after_its_last_step_a_run_is_complete_and_what_follows_is_not_begun(tmp_path, at_step) -> None:
     at_step(6, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(Interrupted, match="all was done"):
+    with pytest.raises(Interrupted, match="after the last step"):
         run(tmp_path)
     assert receipt(tmp_path)["images"] == 48 and (tmp_path / "model").exists()
 

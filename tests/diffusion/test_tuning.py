@@ -462,7 +462,7 @@ def test_a_student_that_was_sampled_between_two_steps_still_trains(images) -> No
     ("settings", "data", "message"),
     [
         ({"images": 0}, noise_images(), "at least 1"),
-        ({"segments": 0}, noise_images(), "at least one network call"),
+        ({"segments": 0}, noise_images(), "segments must be at least 1"),
         ({"accelerator": "fp16"}, noise_images(), "float16"),
         ({"accelerator": "accumulate"}, noise_images(), "multiple of 3"),
     ],

@@ -121,7 +121,7 @@ def test_each_row_ends_on_the_grid_that_chance_chose(vp) -> None:
 def test_only_who_listens_learns_several_grids(vp, images) -> None:
     with pytest.raises(ValueError, match="only a TwoTimes"):
         next(tune(vp, images, segments=(1, 2), **settings()))
-    with pytest.raises(ValueError, match="at least one number of segments"):
+    with pytest.raises(ValueError, match="segments must hold at least one number"):
         next(tune(TwoTimes(vp), images, segments=(), **settings()))
 
 

@@ -116,15 +116,15 @@ def test_conditions_are_checked_before_the_first_call() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Consistency(0), "at least one network call"),
-        (lambda: Segments(-2), "at least one network call .*got -2"),
+        (lambda: Consistency(0), "must be between 1 and 100,000"),
+        (lambda: Segments(-2), "must be between 1 and 100,000, got -2"),
         (lambda: Consistency(2, 0.8).levels(tiny()), "middle timestep"),
         (lambda: Consistency(2, 0.8).levels(flow(tiny().network)), "even in u"),
         (lambda: Consistency(2, 79.0).levels(tiny("edm")), "between"),
         (lambda: DDIM(1001).levels(tiny()), "too few for 1001"),
         (lambda: Consistency(1001).levels(tiny()), "too few for 1001"),
-        (lambda: sample(tiny(), [], DDIM(2)), "at least one sample"),
-        (lambda: sample(tiny(), [0], DDIM(2), batch=0), "one at once"),
+        (lambda: sample(tiny(), [], DDIM(2)), "at least one seed"),
+        (lambda: sample(tiny(), [0], DDIM(2), batch=0), "batch >= 1, got"),
     ],
 )
 def test_impossible_walks_say_what_is_wrong(make, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What a pipeline is asked for: prompts or classes, from a file or all of them in turn."""
+"""The prompts or classes that a pipeline draws, from a file or all classes in turn."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ T = TypeVar("T")
 
 
 def prompts_in(file: Path) -> list[str]:
-    """The prompts in a text file, one a line; empty lines are left out.
+    """Reads the prompts in a text file, one per line; empty lines are skipped.
 
     Raises:
-        ValueError: there is no such file, no text in it, or no prompt.
+        ValueError: the file does not exist, is no text, or holds no prompt.
     """
     if not file.is_file():
         what = "a folder" if file.is_dir() else "no file"
-        raise ValueError(f"--prompts {file} is {what}; give a text file with a prompt a line")
+        raise ValueError(f"--prompts {file} is {what}; give a text file with one prompt per line")
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{file} is no text ({in_short(error)}); give a text file with a prompt a line") from error
+        raise ValueError(f"{file} is no text ({in_short(error)}); give a text file with one prompt per line") from error
     if "\0" in text:
-        raise ValueError(f"{file} is no text (there are zeros in it); give a text file with a prompt a line")
+        raise ValueError(f"{file} is no text (it holds zero bytes); give a text file with one prompt per line")
     prompts = [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
-        raise ValueError(f"there is no prompt in {file}; write one a line")
+        raise ValueError(f"there is no prompt in {file}; write one per line")
     return prompts
 
 
 def asked_of(pipeline: Pipeline | None, denoiser: Denoiser, prompts: Sequence[str] | None) -> Asked:
-    """What a pipeline, around the network of `denoiser`, is asked for in turn: these prompts, or classes by their numbers.
+    """The prompts or class numbers that a pipeline draws in turn.
 
-    A pipeline of classes is asked for all of them where no prompts are given; one that is told nothing, for "".
+    Without `prompts` a pipeline of classes draws all classes. An unconditional one draws "".
 
     Raises:
-        ValueError: prompts for a pipeline that takes none, none for one that does, or a class that it does not know.
+        ValueError: prompts are given to a model that takes none or missing for one that does, or a class is unknown.
     """
     if pipeline is None or not (pipeline.prompted or denoiser.classes):
         if prompts is not None:
-            raise ValueError("this model is told nothing but noise, so it takes no --prompts or --prompt; leave them out")
+            raise ValueError("this model is unconditional; leave --prompts and --prompt out")
         return [""]
     if pipeline.prompted:
         if prompts is None:
-            raise ValueError("this pipeline is asked by prompts; give a text file of them, one a line, with --prompts")
+            raise ValueError("this pipeline takes prompts; give a text file with one per line, with --prompts")
         return list(prompts)
     assert denoiser.classes is not None
     count = denoiser.classes.count
@@ -57,16 +57,16 @@ def asked_of(pipeline: Pipeline | None, denoiser: Denoiser, prompts: Sequence[st
     for prompt in prompts:
         if not (prompt.isdecimal() and len(prompt) < 10 and int(prompt) < count):
             raise ValueError(
-                f"this pipeline is asked by class, 0 to {count - 1}, not by {prompt[:40]!r}; write such a number a line"
+                f"this pipeline takes classes, 0 to {count - 1}, not {prompt[:40]!r}; write one such number per line"
             )
     return [int(prompt) for prompt in prompts]
 
 
 def in_turn(asked: Sequence[T], rows: Sequence[int]) -> list[T]:
-    """What is asked for in these rows, the first again after the last."""
+    """The entries of `asked` for these rows; after the last the first comes again."""
     return [asked[k % len(asked)] for k in rows]
 
 
 def once(asked: Sequence[T]) -> list[T]:
-    """The same, each once, in their order."""
+    """The distinct entries, in their order."""
     return list(dict.fromkeys(asked))

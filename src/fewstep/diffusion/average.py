@@ -1,4 +1,4 @@
-"""Moving averages of the weights: how fast they forget, and the average itself."""
+"""Moving averages of the weights and their decays."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Average(Protocol):
-    """The decay (0 to 1) of the moving average at its update number `updates`, counted from 1."""
+    """The decay, 0 to 1, of the moving average at update number `updates`, counted from 1."""
 
     def __call__(self, updates: int) -> float: ...
 
 
 @dataclass(frozen=True)
 class Exponential:
-    """The same decay throughout, which suits a start from a checkpoint.
+    """A constant decay, as suits a start from a checkpoint.
 
-    After n updates a share decay^n of the average is still the start: 63 % after 469 updates of .999. A random start must
-    be forgotten. There `warmup` begins with shorter averages: at update n the decay is at most (1 + n)/(10 + n).
+    After n updates the starting weights have a share decay^n in the average: 63 % after 469 updates with .999. Random
+    starting weights must be forgotten sooner: with `warmup` the decay is at most (1 + n)/(10 + n) at update n.
     """
 
     decay: float = 0.9999
@@ -43,10 +43,10 @@ class Exponential:
 
 @dataclass(frozen=True)
 class PowerFunction:
-    """Averages over a fixed share of the run so far, however long it gets: decay (1 − 1/n)^(γ + 1).
+    """An average over a fixed share of the run so far: decay (1 − 1/n)^(γ + 1) at update n.
 
-    `std` is the standard deviation of the averaged times relative to the run's length, between 0 and .28;
-    it fixes γ by std² = (γ + 1)/((γ + 2)²(γ + 3)). The first update forgets the start.
+    `std`, between 0 and .28, is the standard deviation of the averaged times relative to the run's length. It determines γ
+    by std² = (γ + 1)/((γ + 2)²(γ + 3)). The first update replaces the starting weights.
 
     Reference: Karras et al. 2024, EDM2, on post-hoc EMA.
     """
@@ -69,15 +69,15 @@ class PowerFunction:
 
 
 class MovingAverage:
-    """The moving average of a model's weights, beginning with those that the model has now.
+    """The moving average of a model's weights, starting with the present ones.
 
-    Published recipes begin with the checkpoint, too. A copy that is made after the first step keeps that step for as long
-    as the average is long. RAdam's first steps are the worst ones: they follow the bare gradient.
+    Published recipes start with the checkpoint too. An average that started after the first step would keep much of that
+    step, and the first steps of RAdam are poor, because they follow the bare gradient.
 
     Attributes:
-        weights: the average of the parameters that train, by name; spread over the processes where the model's are.
-        buffers: the model's, as they were at the last update.
-        updates: how many there were.
+        weights: average of the parameters that train, by name; sharded over processes like the model's.
+        buffers: buffers of the model at the last update.
+        updates: number of updates.
     """
 
     def __init__(self, model: nn.Module, average: Average) -> None:
@@ -88,7 +88,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes the model's weights into the average; buffers, which do not train, are copied."""
+        """Adds the model's weights to the average and copies its buffers."""
         self.updates += 1
         mix = get_ema_multi_avg_fn(self._average(self.updates))
         mix(list(self.weights.values()), list(trained(model).values()), None)
@@ -96,20 +96,21 @@ class MovingAverage:
             ours.copy_(theirs)
 
     def model(self, form: Model, model: nn.Module) -> Model:
-        """A copy of `form` that is the average, in evaluation mode; every process has to ask.
+        """The average as a copy of `form`, in evaluation mode. Every process must call this.
 
-        It has the average's own tensors and, for what does not train, the model's; what is spread comes whole, on the CPU.
+        It shares tensors with the average and, where parameters are frozen, with `model`. Sharded tensors are gathered on
+        the CPU.
         """
         frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
         return copied(form, whole(frozen | self.weights | self.buffers)).eval()
 
     def state(self) -> dict[str, Any]:
-        """What `load` needs to go on: the average and its count of updates; every process has to ask."""
+        """The average and its number of updates, for `load`. Every process must call this."""
         return {"updates": self.updates, "weights": whole({name: p.detach() for name, p in self.weights.items()})}
 
     @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on from `state()` of an average of the same model."""
+        """Restores the `state()` of an average of the same model."""
         self.updates = state["updates"]
         assert self.weights.keys() == state["weights"].keys()
         for name, p in self.weights.items():
@@ -122,12 +123,12 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def copied(model: Model, tensors: Mapping[str, Tensor]) -> Model:
-    """A copy of `model` with `tensors` for the parameters and buffers that they are named after."""
+    """A copy of `model` in which `tensors` replace the parameters and buffers of the same names."""
     ours: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return copy.deepcopy(model, {id(ours[name]): tensor for name, tensor in tensors.items()})
 
 
 def form_of(model: Model) -> Model:
-    """A copy of `model` without numbers, which takes no memory."""
+    """A copy of `model` on the meta device, which takes no memory."""
     ours: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return copied(model, {name: tensor.detach().to("meta") for name, tensor in ours.items()})

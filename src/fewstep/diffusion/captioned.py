@@ -1,4 +1,4 @@
-"""Pictures to be encoded, with what is to be seen in them: captions or classes."""
+"""Pictures to be encoded, with their captions or classes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Captioned:
-    """Pictures and what is to be seen in each.
+    """Pictures with captions or classes.
 
     Attributes:
-        count: how many.
-        read: picture `k`, uint8 (C, H, W); None where it cannot be read.
-        asked: caption or class of each; one "" for all where a pipeline is told nothing.
+        count: number of pictures.
+        read: returns picture `k`, uint8 (C, H, W), or None if it cannot be read.
+        asked: caption or class of each picture; a single "" for an unconditional pipeline.
     """
 
     count: int
@@ -40,17 +40,17 @@ class Captioned:
         return self.count
 
     def some(self, count: int) -> Captioned:
-        """So many of them, drawn without order; the same each time."""
+        """A random choice of at most `count` pictures, the same each time."""
         order = Order(self.count, 0)
         rows = [order(k) for k in range(min(count, self.count))]
         return Captioned(len(rows), lambda k: self.read(rows[k]), in_turn(self.asked, rows))
 
 
 def captioned(data: str, shape: tuple[int, int, int], model: Model) -> Captioned:
-    """The pictures in `data` at a size, with what the pipeline of `model` is to be told of each.
+    """The pictures in `data` at the shape (C, H, W), with captions or classes for the pipeline of `model`.
 
     Raises:
-        ValueError: there are none, one has no caption or class, or they are encoded already.
+        ValueError: there are no pictures, one has no caption or class, or they are encoded already.
     """
     by_class = model.denoiser.classes is not None
     bundled = data == "bundled-text"
@@ -79,27 +79,27 @@ def captioned(data: str, shape: tuple[int, int, int], model: Model) -> Captioned
 
 
 def _of_samples(samples: Samples, data: str, model: Model) -> Captioned:
-    """Of pictures that need no decoding."""
+    """Captioned pictures from samples that are decoded already."""
     raw = samples.raw([0])
     if raw.is_floating_point():
-        raise ValueError(f"{data} holds latents, which are encoded already; give it as data")
+        raise ValueError(f"{data} holds latents, which are encoded already; give it to --data")
     asked: Asked = [""]
     if model.denoiser.classes is not None:
         labelled = samples.label_range is not None
         asked = _classes([int(samples.cond(k)[CLASS]) for k in range(len(samples))] if labelled else [], data, model)
     elif model.denoiser.takes:
         if not isinstance(samples, Clothes):
-            raise ValueError(f"{data} has no captions, by which this pipeline is asked; give pictures with captions")
+            raise ValueError(f"{data} has no captions, which this pipeline needs; give pictures with captions")
         asked = [samples.caption(k) for k in range(len(samples))]
     return Captioned(len(samples), lambda k: samples.raw([k])[0], asked)
 
 
 def _classes(values: Sequence[int], data: str, model: Model) -> list[int]:
-    """The classes, if the pipeline knows them all."""
+    """Checks that the pipeline knows all classes."""
     known = model.denoiser.classes
     assert known is not None
     if not values:
-        raise ValueError(f"{data} has no classes, by which this pipeline is asked; give pictures with classes")
+        raise ValueError(f"{data} has no classes, which this pipeline needs; give pictures with classes")
     if max(values) >= known.count or min(values) < 0:
         wrong = max(values) if max(values) >= known.count else min(values)
         raise ValueError(f"{data} has the class {wrong}, and the pipeline knows 0 to {known.count - 1}")

@@ -1,4 +1,4 @@
-"""What a checkpoint is and what a run with it would take, before one begins: all that `fewstep check` does."""
+"""What a checkpoint is, and what memory a run with it needs: what `fewstep check` does."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from .two_times import time_embeddings
 from .walk import Consistency, Segments, Walk
 
 FLOAT, HALF = 4, 2  # bytes of a number
-KNOWN = 1000  # real samples that say what is known without a network
-TUNED = 5  # calls' worth of an image that is tuned on: one to learn from, a hop, and twice one to go back
-MOMENTS = 2  # that Adam keeps of each number that trains
+KNOWN = 1000  # real samples for the claims that need no network
+TUNED = 5  # time of a training image in network calls: one forward pass, one for the target, and a backward pass
+MOMENTS = 2  # moments that Adam keeps per trained number
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a run holds beside its activations, by arithmetic.
+    """Bytes that a run needs without activations, by arithmetic.
 
     Attributes:
-        name: of the way to train.
-        weights, gradients, optimizer, averages: of the student; a frozen base is a weight.
+        name: the way to train.
+        weights, gradients, optimizer, averages: bytes of each for the student; weights include a frozen base.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all."""
         return self.weights + self.gradients + self.optimizer + self.averages
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What `check_checkpoint` found: lines of a name and what is said of it, and the memory of each way to train."""
+    """The result of `check_checkpoint`: named facts, and the memory of each way to train."""
 
     facts: tuple[tuple[str, str], ...]
     memory: tuple[Memory, ...]
@@ -63,17 +63,17 @@ class Checked:
 def check_checkpoint(
     checkpoint: str, *, rank: int = 16, call: Sequence[str] = (), data: str | None = None, n: int = 64
 ) -> Checked:
-    """Reads a checkpoint and says what it is; only with data is anything computed with its network.
+    """Reads a checkpoint and reports what it is. The network is called only if data are given.
 
     Args:
         checkpoint: a run, a diffusers folder or a hub id.
-        rank: of the LoRA in the table of memory.
-        call: arguments for a stock pipeline where its defaults are not wanted, such as "height=256".
-        data: real samples that it is to denoise; a table of latents for a pipeline.
-        n: so many of them.
+        rank: rank of the LoRA in the table of memory.
+        call: arguments for a stock pipeline, such as "height=256".
+        data: real samples to denoise; a table of latents for a pipeline.
+        n: number of samples to denoise.
 
     Raises:
-        ValueError: what `load` says of it, or data that do not go with it.
+        ValueError: see `load`; or the data do not fit the checkpoint.
     """
     model = load(checkpoint, call=arguments(call) if call else None)
     if call and model.pipeline is None:
@@ -95,7 +95,7 @@ def check_checkpoint(
 
 
 def _tested(model: Model, data: str, n: int) -> list[tuple[str, str]]:
-    """What real samples say of it, a sentence a claim, and the time to expect."""
+    """Tests the claims of a checkpoint on real samples: one sentence per claim, and the expected time."""
     denoiser = on_device(model.denoiser).eval()
     examples = examples_for(model, data).shuffled()
     count = min(n, len(examples))
@@ -107,7 +107,7 @@ def _tested(model: Model, data: str, n: int) -> list[tuple[str, str]]:
 
 
 def _time(seconds: float, device: torch.device) -> str:
-    """What a call of the network takes a sample, and what follows of it."""
+    """The time of a network call per sample, and estimates from it."""
     sampling, tuning = 4000 * seconds, 10_000 * TUNED * seconds
     return (
         f"A call takes {1000 * seconds:.2g} ms a sample on {device.type}: 1,000 samples in 4 calls about "
@@ -116,7 +116,7 @@ def _time(seconds: float, device: torch.device) -> str:
 
 
 def _long(seconds: float) -> str:
-    """Two figures, in seconds, minutes or hours; below 90 of each, so that two figures are enough."""
+    """A time to two figures, in the unit of which it has fewer than 90."""
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.2g} {unit}"
@@ -124,7 +124,7 @@ def _long(seconds: float) -> str:
 
 
 def _open_to_it(model: Model) -> str:
-    """The ways to tune it, and why others are closed."""
+    """The ways to tune it, and why the others are not possible."""
     denoiser, network = model.denoiser, model.denoiser.network
     if denoiser.prediction is clean:
         return "none: it predicts the clean sample, so f(x, 0) is not x; it can be sampled, not tuned"
@@ -142,17 +142,17 @@ def _open_to_it(model: Model) -> str:
 def _guidance(model: Model) -> str:
     """Whether a checkpoint without a pipeline takes guidance."""
     if model.is_student:
-        return "tuned in, if its teacher had any; it takes none"
+        return "built in, if its teacher had any; it takes none"
     kind = model.denoiser.classes
     if kind is None:
-        return "none: it is told no class"
+        return "none: it takes no classes"
     return "taken with --guidance and --null-label" + ("" if kind.null is None else f" {kind.null}")
 
 
 def memory_of(network: nn.Module, rank: int) -> list[Memory]:
-    """The memory of tuning all of a network, and of a LoRA of that rank, on a base in float32 or in bfloat16.
+    """The memory for tuning a whole network, and for a LoRA of that rank on a base in float32 or bfloat16.
 
-    One average of the weights is kept. A teacher of its own, which hops and guidance ask for, takes the weights once more.
+    It includes one average of the weights. A separate teacher, for hops or guidance, would add the weights once more.
     """
     total = elements(network.parameters())
     ways = [Memory("full", FLOAT * total, FLOAT * total, MOMENTS * FLOAT * total, FLOAT * total)]
@@ -170,7 +170,7 @@ def memory_of(network: nn.Module, rank: int) -> list[Memory]:
 
 
 def _factors(layer: nn.Module, rank: int) -> int:
-    """How many numbers A (rank, in) and B (out, rank) of a layer have."""
+    """The number of values in A (rank, in) and B (out, rank) of a layer."""
     weight: Any = layer.weight
     return int(rank * (len(weight) + weight[0].numel()))
 
@@ -187,7 +187,7 @@ def _conditions(denoiser: Denoiser) -> list[tuple[str, str]]:
 
 
 def _beside(model: Model) -> list[tuple[str, str]]:
-    """What the pipeline has beside its network, and how it is asked."""
+    """The other parts of the pipeline, and what it takes."""
     pipeline = model.pipeline
     assert pipeline is not None
     guide = pipeline.manner.guide
@@ -204,7 +204,7 @@ def _beside(model: Model) -> list[tuple[str, str]]:
 
 
 def _exported(model: Model, walk: Walk) -> str:
-    """The stock scheduler or pipeline that would take a student along the walk, or why there is none."""
+    """The stock scheduler or pipeline for a student with this walk, or why there is none."""
     try:
         if model.pipeline is None:
             return type(stock_pipeline(model.denoiser, walk)).__name__

@@ -1,4 +1,4 @@
-"""Checkpoints in folders: all that `fewstep train` and `fewstep tune` do."""
+"""Training and tuning of checkpoints in folders: what `fewstep train` and `fewstep tune` do."""
 
 from __future__ import annotations
 
@@ -61,25 +61,25 @@ def train_checkpoint(
     save_every: float = 120.0,
     resume: bool = False,
 ) -> Model:
-    """Trains a small diffusion model from scratch and leaves it in `out`, with its state and receipt.
+    """Trains a small diffusion model from scratch and writes it into `out`, with its state and receipt.
 
     Args:
-        data: what `load_images` reads.
+        data: see `load_images`.
         out: folder of the run.
-        images: how many to see.
-        batch: images a step.
-        channels, size, widths, parametrisation: of the network, as in `new_denoiser`.
-        conditional: give it the classes of the data.
-        rate: peak learning rate, .001 unless given; falls to 0 along a cosine.
-        clip: norm at which the gradient is clipped, 1 unless given.
-        seed: of everything random.
-        mirror: flip half of the images left to right.
-        workers: loader processes.
+        images: number of training images.
+        batch: images per step.
+        channels, size, widths, parametrisation: the network, as in `new_denoiser`.
+        conditional: whether the network is given the classes of the data.
+        rate: peak learning rate, .001 by default; it falls to 0 along a cosine.
+        clip: largest norm of the gradient, 1 by default.
+        seed: seed of everything random.
+        mirror: whether half of the images are flipped left to right.
+        workers: worker processes of the data loader.
         save_every: seconds between saved states.
-        resume: go on from the state saved in `out`, if one is; with another rate or clip if they are given.
+        resume: continue from the state saved in `out`, if there is one; `rate` and `clip` may be different.
 
     Raises:
-        ValueError: numbers that cannot be, no such data, or no classes in them; and what `run` raises.
+        ValueError: a number is out of its range, or the data do not exist or have no classes; and what `run` raises.
     """
     at_least(1, images=images, batch=batch, channels=channels, size=size, widths=widths)
     at_least(0, seed=seed, workers=workers, save_every=save_every)
@@ -107,25 +107,25 @@ def tune_checkpoint(
     training: Training = Training(),
     watching: Watching = Watching(),
 ) -> Model:
-    """Tunes a diffusion checkpoint into a few-step generator and leaves it in `run.out`, with its state and receipts.
+    """Tunes a diffusion checkpoint into a few-step generator and writes it into `run.out`, with state and receipts.
 
     `tune_checkpoint("bundled", Lessons("bundled"), Run(Path("few-step")))` is `fewstep tune bundled --data bundled --out
-    few-step`. What a teacher makes is made once and kept in the folder.
+    few-step`. Images, latents and paths of a teacher are made once and kept in the folder.
 
     Args:
         checkpoint: a diffusers folder or hub id, an earlier run, or `bundled`.
         lessons: what the student learns from.
-        run: where, and how it is computed.
-        loss: what it is asked for.
-        training: how long and how fast.
-        watching: how the run is watched. Of two stages the last one is watched.
+        run: where the results go, and how they are computed.
+        loss: what the student learns.
+        training: how long and how fast to train.
+        watching: how the run is watched; with two stages only the second is.
 
     Returns:
-        The averaged model, as it is to be sampled.
+        The averaged model with the walk that it was tuned for.
 
     Raises:
-        ValueError: what was chosen does not go together, or not with the checkpoint or the data.
-        FloatingPointError, Interrupted, OSError: as `run` raises them.
+        ValueError: the settings contradict each other, the checkpoint or the data.
+        FloatingPointError, Interrupted, OSError: see `run`.
     """
     chosen = Choices(lessons, run, loss, training)
     recipe = chosen.recipe()
@@ -153,13 +153,13 @@ def tune_checkpoint(
 
 
 def _autocasts(run: Run) -> bool:
-    """Whether the run computes in bfloat16 on processes that hold all of the student each."""
+    """Whether the run computes in bfloat16 and does not shard the student."""
     accelerator = default_accelerator(run.precision, run.accumulate)
     return accelerator.mixed_precision == "bf16" and getattr(accelerator.state, "fsdp_plugin", None) is None
 
 
 def _read_back(out: Path) -> Model:
-    """The model of a run, once the main process has written it."""
+    """Loads the model of a run, once the main process has written it."""
     from accelerate import PartialState
 
     PartialState().wait_for_everyone()
@@ -167,39 +167,39 @@ def _read_back(out: Path) -> Model:
 
 
 def _classes(samples: Source, data: str) -> int:
-    """How many there are; ValueError if there are none."""
+    """Number of classes; ValueError if there are none."""
     if samples.label_range is None:
         raise ValueError(f"{data} has no labels to train a conditional model on; leave --conditional out")
     return len(samples.classes) if samples.classes else samples.label_range[1] + 1
 
 
 def check_place(out: Path, *, resume: bool) -> None:
-    """Raises ValueError where nothing can be written or another run, or its first stage, would be overwritten."""
+    """Raises ValueError if nothing can be written to `out`, or if a run in it would be overwritten."""
     writable(out)
     for folder in (out, out / "midtrain"):
         check_new(folder, resume=resume)
 
 
 def _models(checkpoint: str, chosen: Choices) -> tuple[Model, Model]:
-    """What is tuned, and its teacher, which may be another student where nothing is taught.
+    """The model to tune and its teacher. The teacher may be a student if it makes nothing.
 
     Raises:
-        ValueError: the one cannot become what was asked for, or the other cannot teach it.
+        ValueError: the checkpoint cannot become such a student, or the teacher does not fit it.
     """
     named, segments = chosen.lessons.teacher or checkpoint, chosen.loss.segments
     call = arguments(chosen.lessons.call) if chosen.lessons.call else None
     start = load(checkpoint, call=call)
-    # what a fresh LoRA leaves as it is teaches it, too, and is in memory once; factors that are there already will move
+    # a new LoRA leaves the base as it is, so student and teacher share it; factors that are there already will change
     alike = chosen.training.lora is not None and named == checkpoint and not is_adapted(start.denoiser.network)
     teacher = dataclasses.replace(start, denoiser=shared(start.denoiser)) if alike else load(named, call=call)
     if isinstance(start.denoiser, TwoTimes) and not chosen.loss.is_any:
-        raise ValueError(f"{checkpoint} takes any number of calls already; go on from it with --segments any")
+        raise ValueError(f"{checkpoint} takes any number of calls already; tune it with --segments any")
     if chosen.are_taught and teacher.is_student:
-        raise ValueError(f"{named} is a student, no diffusion model any more; name its diffusion checkpoint with --teacher")
+        raise ValueError(f"{named} is a student and no diffusion model; name its diffusion checkpoint with --teacher")
     if segments == 1 and start.receipt.get("recipe", {}).get("margin"):
         raise ValueError(
-            f"{checkpoint} was tuned with a margin, which a student of one segment does not unlearn; start from one that "
-            "was tuned with --margin 0"
+            f"{checkpoint} was tuned with a margin, which a student of one segment keeps; start from one that was tuned "
+            "with --margin 0"
         )
     student = start.denoiser
     if chosen.training.lora is None and is_adapted(student.network):
@@ -214,11 +214,11 @@ def _models(checkpoint: str, chosen: Choices) -> tuple[Model, Model]:
 
 
 def _check_pipeline(teacher: Model, chosen: Choices) -> None:
-    """Raises ValueError where something was chosen that pipelines, or this one, cannot do; before anything is made."""
+    """Raises ValueError if a setting does not fit the teacher's pipeline, before anything is made."""
     lessons, pipeline = chosen.lessons, teacher.pipeline
     known = label_dropout(teacher.denoiser.network)[1].rows or (pipeline is not None and pipeline.manner.null is not None)
     if lessons.dropped and lessons.data == "teacher" and not known:
-        raise ValueError("this model knows nothing that stands for no prompt or class; leave --dropped out")
+        raise ValueError("this model has no empty prompt or class; leave --dropped out")
     if pipeline is None:
         if lessons.guidance is not None:
             lessons.guided(teacher)
@@ -229,25 +229,25 @@ def _check_pipeline(teacher: Model, chosen: Choices) -> None:
     if lessons.guidance is not None:
         pipeline.manner.on(lessons.guidance, 1)
     if lessons.null_label is not None:
-        raise ValueError("this pipeline knows itself what means nothing to it; leave --null-label out")
+        raise ValueError("a pipeline knows its null class or prompt; leave --null-label out")
     if lessons.mirror:
-        raise ValueError("--mirror flips pictures, and a pipeline's latents are none; leave it out")
+        raise ValueError("--mirror flips pictures and cannot flip latents; leave it out")
     if (lessons.are_paths or chosen.training.midtrain) and pipeline.prompted:
-        raise ValueError("--midtrain and --data paths are not for prompts yet; leave them out, or let the teacher hop")
+        raise ValueError("--midtrain and --data paths do not take prompts yet; leave them out, or use --hop heun")
 
 
 def _choose_what_trains(checkpoint: str, student: Denoiser, chosen: Choices) -> None:
-    """All of the network, all but its first blocks, or a LoRA alone.
+    """Selects what trains: the whole network, all but its first blocks, or a LoRA.
 
     Raises:
-        ValueError: the network has not so many blocks, no such layers, or another adapter.
+        ValueError: the network has fewer blocks, no such layers, or another adapter.
     """
     training, network = chosen.training, student.network
     freeze(network, training.freeze)
     if training.adapter is not None and not is_adapted(network):
         if isinstance(student, TwoTimes) and any(shift.any() for shift in student.shifts(student.schedule.grid(1).float())):
             raise ValueError(
-                f"{checkpoint} was tuned in full for any number of calls, which is more than a base; leave --lora out"
+                f"{checkpoint} was tuned in full for any number of calls and cannot be a LoRA's base; leave --lora out"
             )
         base = str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint
         adapt(student, training.adapter, base=base, seed=training.seed, frozen=training.freeze)
@@ -255,39 +255,39 @@ def _choose_what_trains(checkpoint: str, student: Denoiser, chosen: Choices) -> 
         ranks = {len(a) for name, a in factors_of(network).items() if name.endswith(".lora_A.weight")}
         if ranks != {training.lora} or training.lora_targets or training.freeze:
             raise ValueError(
-                f"{checkpoint} has an adapter of rank {max(ranks)}, which --lora {max(ranks)} alone goes on with; start "
-                f"from its base, {base_of(network)}, for another one"
+                f"{checkpoint} has an adapter of rank {max(ranks)}; tune it with --lora {max(ranks)} alone, or start "
+                f"another one from its base, {base_of(network)}"
             )
     if chosen.run.checkpointing:
         inside = tuple(f"{block}." for block in blocks_of(network))
         if isinstance(student, TwoTimes) and any(place.startswith(inside) for place in student.places):
             raise ValueError(
-                f"a {type(network).__name__} is told its times inside its blocks, which --checkpointing computes again "
-                "when the second time is gone; leave it out of --segments any"
+                f"a {type(network).__name__} gets its times inside its blocks, so --checkpointing does not work with "
+                "--segments any; leave it out"
             )
         checkpointing(network)
 
 
 def _check_same_encoders(ours: Pipeline | None, theirs: Pipeline | None) -> None:
-    """Raises ValueError where two pipelines mean different things by the same conditions or latents."""
+    """Raises ValueError if two pipelines have different encoders or decoders."""
     if ours and theirs and identity_of(ours.source) != identity_of(theirs.source):
         raise ValueError(
-            f"the encoders and decoders of the teacher, {theirs.source}, are not those of the checkpoint; name the teacher "
-            "that it came from"
+            f"the teacher {theirs.source} has other encoders or decoders than the checkpoint; name the teacher that the "
+            "checkpoint came from"
         )
 
 
 def _check_teacher(student: Denoiser, teacher: Denoiser, *, along_paths: int | None) -> None:
-    """Raises ValueError where `teacher` cannot teach `student`."""
+    """Raises ValueError if `teacher` cannot teach `student`."""
     if student.space != teacher.space:
         ours, theirs = ("x".join(map(str, model.space.shape)) for model in (student, teacher))
         raise ValueError(f"the teacher makes samples of {theirs}, the checkpoint of {ours}; name the teacher it came from")
     if along_paths and not student.schedule.grid(along_paths).equal(teacher.schedule.grid(along_paths)):
-        raise ValueError("the teacher's noise levels are not those of the checkpoint, so its paths lead nowhere here")
+        raise ValueError("paths need a teacher with the noise levels of the checkpoint; name the one that it came from")
 
 
 def _say_if_it_cannot_be_exported(student: Denoiser, chosen: Choices, pipeline: Pipeline | None) -> None:
-    """Before hours are spent. A diffusion model is no student, and nobody exports it."""
+    """Warns before the training if its result cannot be exported. Diffusion models are not exported."""
     if chosen.loss.gap == "full" and not chosen.lessons.are_paths:
         return
     try:
@@ -305,9 +305,9 @@ def _stages(
     prompts: Sequence[str] | None,
     watching: Watching,
 ) -> list[Stage]:
-    """The tuning, after path regression if --midtrain is given. What the teacher makes for them is made here.
+    """The stages: path regression if --midtrain is given, then the tuning. The teacher makes their data here.
 
-    Encoders and decoders of a pipeline are let go behind it.
+    Afterwards the encoders and decoders of pipelines are freed.
     """
     lessons, training, run = chosen.lessons, chosen.training, chosen.run
     made: dict[str, Any] = {"named": lessons.teacher or checkpoint, "seed": training.seed, "precision": run.precision}
@@ -342,7 +342,7 @@ def _stages(
 
 
 def _midtraining(paths: Paths, recipe: dict[str, Any], training: Training) -> Stage:
-    """Path regression, before what `recipe` says."""
+    """The stage of path regression before the tuning of `recipe`."""
     first = ect_demo(training.midtrain) | path_regression()
     first |= {name: recipe[name] for name in ("batch", "segments", "seed", "workers", "compile")}
     first |= {"average": averages((), first["average"], afresh=training.scratch), "max_grad_norm": training.clip}
@@ -355,4 +355,4 @@ def _renewed(denoiser: Denoiser, seed: int) -> Denoiser:
     torch.manual_seed(seed)
     network: Any = denoiser.network
     denoiser.network = type(network).from_config(network.config)
-    return TwoTimes(denoiser) if isinstance(denoiser, TwoTimes) else denoiser  # a new second time, which says nothing
+    return TwoTimes(denoiser) if isinstance(denoiser, TwoTimes) else denoiser  # with a new second time that starts at zero

@@ -1,4 +1,4 @@
-"""The facts that decide samples. Kept parts of a work carry them, so parts of other weights are not taken for its own."""
+"""The facts that determine samples. Saved parts carry them, so that parts of other weights are not reused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .measure.seen import Setting
 
 
 def decided_by(settings: Sequence[Setting]) -> dict[str, Any]:
-    """The weights and the walk of each, its guidance, and the pipelines around them."""
+    """Weights, walk and guidance of each setting, and the pipelines around them."""
     marks: dict[Denoiser, str] = {}
     for denoiser in {setting.denoiser for setting in settings}:
         marks[denoiser] = mark(denoiser.state_dict())

@@ -1,4 +1,4 @@
-"""A network by depth: its blocks, those that do not train, and how what they take of the memory is less."""
+"""The blocks of a network in order of depth: freezing them, and saving memory in them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import nn
 
 
 def blocks_of(network: nn.Module) -> list[str]:
-    """The names of a network's blocks in the order of depth: the down blocks of a UNet, all blocks of a transformer."""
+    """Names of a network's blocks in order of depth: the down blocks of a UNet, all blocks of a transformer."""
     lists = {name: part for name, part in network.named_children() if isinstance(part, nn.ModuleList)}
     chosen = ["down_blocks"] if "down_blocks" in lists else list(lists)
     return [f"{name}.{k}" for name in chosen for k in range(len(lists[name]))]
 
 
 def freeze(network: nn.Module, blocks: int) -> None:
-    """The first `blocks` of the network do not train.
+    """Freezes the first `blocks` blocks of the network.
 
     Raises:
-        ValueError: it has not so many.
+        ValueError: the network has fewer blocks.
     """
     names = blocks_of(network)
     if blocks > len(names):
@@ -29,11 +29,10 @@ def freeze(network: nn.Module, blocks: int) -> None:
 
 
 def hold_in_bfloat16(network: nn.Module) -> None:
-    """Holds the weights that do not train of linear layers and convolutions in bfloat16.
+    """Stores the frozen weights of linear layers and convolutions in bfloat16, which halves their memory.
 
-    Autocast rounds them at each call anyway, so the numbers are the same bit by bit, from half the memory. Without
-    autocast the network can no longer be called. Its first weight stays in float32, because diffusers takes its type for
-    that of all weights.
+    Autocast rounds them at each call anyway, so results are bit-equal. Without autocast the network can no longer be
+    called. The first weight stays in float32, because diffusers takes its dtype as that of the network.
     """
     first = next(network.parameters())
     for layer in network.modules():
@@ -44,13 +43,13 @@ def hold_in_bfloat16(network: nn.Module) -> None:
 
 
 def checkpointing(network: Any) -> None:
-    """The activations of the network's blocks are computed again for the gradient.
+    """Makes the network recompute the activations of its blocks in the backward pass.
 
     Raises:
-        ValueError: it cannot do that.
+        ValueError: the network does not support that.
     """
     try:
         network.enable_gradient_checkpointing()
     except (AttributeError, ValueError) as error:
         kind = type(network).__name__
-        raise ValueError(f"a {kind} keeps its activations for the gradient; leave --checkpointing out") from error
+        raise ValueError(f"a {kind} cannot recompute its activations; leave --checkpointing out") from error

@@ -1,4 +1,4 @@
-"""Samples of a model whose pipeline is asked for something: prompts or classes in, pictures, videos or sound out."""
+"""Draws and saves samples of pipelines: prompts or classes in, pictures, videos or sound out."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from .pipeline import Asked, Pipeline
 from .space import Space
 from .walk import DDIM, Walk, sample
 
-AT_ONCE = 16  # samples that go through a network together
+AT_ONCE = 16  # samples in one network call
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be drawn: a prompt or several in turn, or a class, and under which guidance."""
+    """What to draw: one prompt, a file of prompts that take turns, or a class; and the guidance scale."""
 
     prompt: str | None = None
     prompts: Path | None = None
@@ -43,46 +43,46 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if sum(given is not None for given in (self.prompt, self.prompts, self.label)) > 1:
-            raise ValueError("give a --prompt, a file of --prompts or a --label, one of them")
+            raise ValueError("--prompt, --prompts and --label exclude each other; give one of them")
 
     @property
     def is_any(self) -> bool:
-        """Whether anything was asked for that needs a pipeline."""
+        """Whether anything is given that needs a pipeline."""
         return self.prompt is not None or self.prompts is not None or self.guidance is not None
 
     def asked(self, model: Model) -> Asked:
-        """What the pipeline of `model` is asked for, in turn.
+        """The prompts or classes for `model`, which take turns.
 
         Raises:
-            ValueError: it is not asked for such things.
+            ValueError: the model does not take what is given, or needs what is missing.
         """
         if model.pipeline is not None and model.pipeline.prompted and self.label is not None:
-            raise ValueError("this pipeline is asked by prompts; give a --prompt instead of --label")
+            raise ValueError("this pipeline takes prompts; give --prompt instead of --label")
         if self.label is not None:
             classes = model.denoiser.classes
             if classes is None:
-                raise ValueError("this model is told no class, so it takes no --label; leave it out")
+                raise ValueError("this model takes no classes; leave --label out")
             if self.label >= classes.count:
                 raise ValueError(f"this model knows the classes 0 to {classes.count - 1}, not {self.label}")
             return [self.label]
         if self.prompt is not None:
             return asked_of(model.pipeline, model.denoiser, [self.prompt])
         if self.prompts is None and model.pipeline is not None and model.pipeline.prompted:
-            raise ValueError("this pipeline is asked by prompts; give a --prompt, or a text file of --prompts, one a line")
+            raise ValueError("this pipeline takes prompts; give --prompt, or --prompts FILE with one prompt per line")
         return asked_of(model.pipeline, model.denoiser, None if self.prompts is None else prompts_in(self.prompts))
 
 
 def arguments(words: Sequence[str]) -> dict[str, object]:
-    """Arguments for a stock pipeline from words such as height=256; what is no JSON is a text.
+    """Arguments for a stock pipeline from words such as height=256. A value that is no JSON is taken as text.
 
     Raises:
-        ValueError: a word without a name and a value.
+        ValueError: a word is not of the form name=value.
     """
     told: dict[str, object] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not (equals and name.isidentifier()):
-            raise ValueError(f"--call takes arguments of the pipeline such as height=256, not {word!r}")
+            raise ValueError(f"--call takes arguments such as height=256, not {word!r}")
         try:
             told[name] = json.loads(value)
         except ValueError:
@@ -102,28 +102,31 @@ def draw(
     batch: int,
     checkpoint: str,
 ) -> tuple[int, float]:
-    """Saves samples with a receipt beside them. Returns how many there are, and how many network calls each took.
+    """Draws samples of a pipeline and saves them with a receipt. Returns their number and the network calls of each.
 
     Args:
-        model: with a pipeline, on its device.
-        wanted: what is drawn.
-        out: folder.
-        n: how many; one for each prompt if left out, or 16 where there are none.
-        walk: how; None is the pipeline itself with its own scheduler.
-        seed: of the first sample.
-        steps: of the pipeline's scheduler, where it samples itself.
-        batch: samples at once, at most AT_ONCE: networks of pipelines are large.
-        checkpoint: for the receipt.
+        model: a model with a pipeline, on its device.
+        wanted: what to draw.
+        out: folder for the samples.
+        n: number of samples; by default one per prompt, or 16 without prompts.
+        walk: how to sample; None is the pipeline with its own scheduler.
+        seed: seed of the first sample; the others count up from it.
+        steps: steps of the pipeline's scheduler if `walk` is None; by default the pipeline's own number.
+        batch: number of samples at once, at most AT_ONCE, because networks of pipelines are large.
+        checkpoint: name for the receipt.
+
+    Raises:
+        ValueError: the model does not take what is wanted, or guidance is given for a student.
     """
     pipeline, asked = model.pipeline, wanted.asked(model)
     assert pipeline is not None
     if wanted.guidance is not None and model.is_student:
-        raise ValueError("guidance is tuned into a student; leave --guidance out")
+        raise ValueError("a student has its guidance built in; leave --guidance out")
     prompts = wanted.prompt is not None or wanted.prompts is not None
     count = n if n is not None else len(asked) if prompts else 16
     rows, seeds = in_turn(asked, range(count)), range(seed, seed + count)
     if wanted.guidance is not None:
-        pipeline.manner.on(wanted.guidance, 1)  # or it says that there is none
+        pipeline.manner.on(wanted.guidance, 1)  # raises where the pipeline has none
     steps = own_steps(pipeline) if steps is None else steps
     facts: dict[str, object] = {
         "checkpoint": checkpoint,
@@ -153,7 +156,7 @@ def draw(
 
 
 class Made(NamedTuple):
-    """A part of samples: calls and rows of the network, and those that are not saved yet, as all stand in one file."""
+    """Some samples: network calls, network rows, and the decoded samples if they are not saved yet."""
 
     calls: int
     rows: int
@@ -171,17 +174,17 @@ def save_in_parts(
     facts: Mapping[str, object],
     decided: Mapping[str, object],
 ) -> int:
-    """Saves samples batch by batch, by all processes of a command, with a receipt; returns the rows of the network.
+    """Draws and saves samples in parts, shared by all processes, with a receipt. Returns the number of network rows.
 
     Args:
-        make: decoded samples of a range of them, and the calls that they took; it tells the rows of each call.
-        space_of: which saves them.
-        out: folder.
-        seeds: of all.
-        batch: samples of a part.
-        calls: rows of the network that a sample takes.
-        facts: for the receipt.
-        decided: what else decides the samples.
+        make: draws the samples of a range; returns them decoded, and their network calls.
+        space_of: the space that saves decoded samples.
+        out: folder for the samples.
+        seeds: seeds of all samples.
+        batch: number of samples in a part.
+        calls: network rows per sample, for the progress.
+        facts: entries of the receipt.
+        decided: everything else that the samples depend on.
     """
     names, ranges = [f"{k:06d}" for k in seeds], in_ranges(len(seeds), batch)
 
@@ -227,16 +230,16 @@ def drawn(
     told: Callable[[int], None],
     cond: tuple[Cond, Cond | None] | None = None,
 ) -> tuple[Tensor, NFE]:
-    """What a pipeline shows of samples, and the calls of its network.
+    """Draws samples of a pipeline. Returns them decoded, with the calls of the network.
 
     Args:
-        model: with a pipeline, on its device.
-        rows: what each sample is asked for.
-        seeds: one a sample.
+        model: a model with a pipeline, on its device.
+        rows: prompt or class of each sample.
+        seeds: one per sample.
         walk, steps, batch: as for `draw`.
-        guidance: scale, or None.
-        told: hears of each call how many rows it had.
-        cond: what the pipeline tells its network of these rows and of nothing, where that is known.
+        guidance: guidance scale, or None.
+        told: called with the number of rows after each network call.
+        cond: conditions of these rows and the null condition, if they are known already.
     """
     pipeline = model.pipeline
     assert pipeline is not None

@@ -1,4 +1,4 @@
-"""Latents with what they are about, on the disk: made by a pipeline from prompts alone, or encoded from pictures."""
+"""Tables of latents with their conditions: made by a pipeline from prompts alone, or encoded from pictures."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ from .pipeline import Asked, Pipeline
 
 logger = logging.getLogger(__name__)
 
-PART, PARTS = 64, 1000  # rows of a part at least, parts of a table at most
+PART, PARTS = 64, 1000  # minimal rows of a part, maximal parts of a table
 
 
 class Encoder:
-    """What a pipeline tells its network for prompts, each row as long as the longest of all of them."""
+    """Encodes prompts into the conditions of a pipeline's network, padded to the longest of all prompts."""
 
     def __init__(self, pipeline: Pipeline, asked: Asked) -> None:
         self.pipeline, self.asked = pipeline, asked
 
     def __call__(self, asked: Asked) -> Cond:
-        """The conditions of these, a row each."""
+        """The conditions of these prompts or classes, one row each."""
         cond, _ = self.pipeline.conditions(asked)
         return padded([cond, self._ruler])[0]
 
     @cached_property
     def null(self) -> Cond | None:
-        """The row that stands for none; None where the pipeline has none."""
+        """The null condition, one row; None if the pipeline has none."""
         _, null = self.pipeline.conditions(self.asked[:1])
         return None if null is None else padded([null, self._ruler])[0]
 
     def beside(self) -> Conditions:
-        """What lies beside the rows of a table."""
+        """The conditions that a table keeps outside of its rows."""
         return Conditions.of(self(self.asked[:1]), self.null, identity_of(self.pipeline.source))
 
     @cached_property
     def _ruler(self) -> Cond:
-        """One row as long as the longest. Most pipelines pad all prompts to one length; of the others all are tried."""
+        """A row of the greatest length. If the pipeline does not pad to one length, all prompts are encoded to find it."""
         some = sorted(range(len(self.asked)), key=lambda k: len(str(self.asked[k])))
         ends = [self._longest(self.asked[k : k + 1]) for k in (some[0], some[-1])]
         if _shape(ends[0]) == _shape(ends[1]):
@@ -82,24 +82,24 @@ def teacher_latents(
     precision: str | None = None,
     **facts: Any,
 ) -> Table:
-    """What a pipeline makes of prompts or classes in turn, by its own scheduler, as a table with what its network is told.
+    """A table of latents that a pipeline draws for prompts or classes in turn by its own scheduler, with conditions.
 
-    All processes of the run make the table together, part by part, once. The same call goes on where it was stopped.
+    All processes make the table together in parts. After an interruption the same call continues.
 
     Args:
-        pipeline: the teacher's.
-        asked: prompts, classes, or what stands for nothing; sample k is asked[k % len(asked)].
-        folder: of the table.
-        count: how many samples.
-        seed: the first sample's; sample k has seed + k.
-        steps: of the pipeline's scheduler; None is the pipeline's own number.
-        guidance: the pipeline's own scale; None is without.
-        precision: "no" (float32) or "bf16" in the network; None takes bfloat16 where the hardware computes it.
-        facts: what else decides the samples, such as the name of the checkpoint.
+        pipeline: the teacher's pipeline.
+        asked: prompts, classes, or [""] for an unconditional pipeline; sample k is drawn for asked[k % len(asked)].
+        folder: folder of the table.
+        count: number of samples.
+        seed: seed of the first sample; sample k has seed + k.
+        steps: steps of the pipeline's scheduler; None is the pipeline's own number.
+        guidance: the pipeline's guidance scale; None is without guidance.
+        precision: "no" (float32) or "bf16" in the network; None is bfloat16 where the hardware supports it.
+        facts: everything else that the samples depend on, such as the name of the checkpoint.
 
     Raises:
-        ValueError: the pipeline has no guidance, or the table in `folder` is another.
-        Interrupted: the work was told to stop; what is made is kept.
+        ValueError: the pipeline has no guidance, or `folder` holds another table.
+        Interrupted: the command was told to stop; finished parts are kept.
     """
     import datasets
 
@@ -125,30 +125,29 @@ def teacher_latents(
 def encode_data(
     checkpoint: str, data: str, out: Path, *, n: int | None = None, call: Mapping[str, object] | None = None
 ) -> Table:
-    """Encodes pictures with their captions or classes by a pipeline's own encoders. The result is a table to tune it
-    with.
+    """Encodes pictures and their captions or classes by a pipeline's own encoders into a table to tune it with.
 
-    All processes of the run make the table together, part by part. The same call goes on where it was stopped. Pictures
-    that cannot be read are skipped, and a warning names them.
+    All processes make the table together in parts. After an interruption the same call continues. Pictures that cannot be
+    read are skipped, and a warning says how many.
 
     Args:
         checkpoint: a folder or hub id of a pipeline, or a run of it.
         data: a folder, a zip or a .tar of images with captions in a `metadata.jsonl` or in files beside them; a .parquet or
             a hub data set with a column `text` or `caption`. Classes are read as `load_images` reads them.
         out: folder of the table.
-        n: so many of the pictures, drawn without order; all of them unless given.
+        n: number of pictures, drawn at random; by default all.
         call: as for `load`.
 
     Raises:
-        ValueError: no such pipeline or data, captions or classes are missing, or something else is in `out`.
-        Interrupted: the work was told to stop; what is made is kept.
+        ValueError: the pipeline or the data do not exist, captions or classes are missing, or `out` holds something else.
+        Interrupted: the command was told to stop; finished parts are kept.
     """
     at_least(1, n=n)
     writable(out)
     model = load(checkpoint, call=call)
     pipeline = model.pipeline
     if pipeline is None:
-        raise ValueError(f"{checkpoint} is told pictures as they are, so nothing is to be encoded; give {data} as data")
+        raise ValueError(f"{checkpoint} takes pictures as they are; give {data} to --data of fewstep tune")
     pictures = captioned(data, shown_by(pipeline), model)
     if n is not None:
         pictures = pictures.some(n)
@@ -176,22 +175,22 @@ def encode_data(
 
 
 def shown_by(pipeline: Pipeline) -> tuple[int, int, int]:
-    """(C, H, W) of the pictures that a pipeline makes; ValueError if it makes anything else."""
+    """The shape (C, H, W) of the pictures that a pipeline makes; ValueError if it makes anything else."""
     shape = pipeline.shown
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(f"this pipeline makes samples of {'x'.join(map(str, shape))}, and fewstep encodes pictures alone")
+        raise ValueError(f"this pipeline makes samples of {'x'.join(map(str, shape))}, and fewstep encodes only pictures")
     return shape[0], shape[1], shape[2]
 
 
 def _check_room(out: Path, count: int, pipeline: Pipeline, encoder: Encoder) -> None:
-    """Raises ValueError where the disk has no room for the table."""
+    """Raises ValueError if the disk has no room for the table."""
     cond = encoder(encoder.asked[:1])
     row = 4 * math.prod(pipeline.manner.shape) + sum(value.nbytes for value in cond.rows.values())
     check_room(out, count * row)
 
 
 def own_steps(pipeline: Pipeline) -> int:
-    """The number of steps that the pipeline takes unless told otherwise."""
+    """The default number of steps of a pipeline."""
     steps = inspect.signature(pipeline.stock.__call__).parameters["num_inference_steps"].default
     return steps if isinstance(steps, int) else 50
 

@@ -1,4 +1,4 @@
-"""How many more images a run needs: all that `fewstep forecast` does."""
+"""How many more images a run needs: what `fewstep forecast` does."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .measure.forecast import FAR, FEWEST, SIGMAS, Curve, PowerLaw
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the learning curve of one number of network calls says, in the view in which the goal is furthest.
+    """The forecast for one number of network calls, in the view in which the goal is furthest away.
 
     Attributes:
-        calls, view: of the scores.
-        within: the goal: so much more than the teacher's Fréchet distance, as a share.
-        curve: times the teacher's distance, over images seen; the intervals are of the paired difference.
-        settled: the end of it that follows a power law; None where it is too early to tell.
-        law: that was fitted to this end.
-        level: where it levels off.
-        needed: images in all until the goal; infinite where none is enough.
+        calls, view: number of network calls, and the features of the scores.
+        within: the goal, as the share by which the distance may exceed the teacher's Fréchet distance.
+        curve: distances relative to the teacher's, over images seen; intervals are those of the paired difference.
+        settled: the end of the curve that follows a power law; None if it is too early to tell.
+        law: the power law that was fitted to this end.
+        level: the value at which the law levels off.
+        needed: total number of images until the goal; infinite if no number is enough.
     """
 
     calls: int
@@ -43,7 +43,7 @@ class Forecast:
 
     @property
     def sentence(self) -> str:
-        """What to do."""
+        """The forecast in one or two sentences."""
         said, best = self._said, min(self.curve.values, key=lambda value: value.value)
         if self.curve.values[-1].low <= best.value:
             return said
@@ -69,7 +69,7 @@ class Forecast:
         return f"{goal}: not reached by any amount this curve can tell, {why}{hope} ({self.view} features)."
 
     def summary(self) -> dict[str, Any]:
-        """What goes into a JSON, without infinities: null stands for them."""
+        """The entries for a JSON; null stands for infinity."""
         points = [{"images": n} | value._asdict() for n, value in zip(self.curve.images, self.curve.values, strict=True)]
         return {
             "calls": self.calls,
@@ -88,22 +88,22 @@ class Forecast:
 def forecast_runs(
     runs: Sequence[str], *, within: float = 0.3, calls: Sequence[int] = (), out: Path | None = None
 ) -> list[Forecast]:
-    """Fits a power law to the scores of a run over the images it has seen, and says how many more a goal needs.
+    """Fits a power law to the scores of runs over the images seen, and forecasts how many more images a goal needs.
 
-    One run is followed from look to look. The end of a run whose learning rate falls to 0 scores better than a longer
-    run does at that place, so several runs of different lengths tell more: of them the ends alone are taken.
+    Of one run all looks are used. Of several runs only the last looks are used: a run whose learning rate has fallen to 0
+    scores better than a longer run after as many images, so runs of different lengths forecast better than one.
 
     Args:
-        runs: folders of runs that were tuned with `--look-score`, all in the same way if there are several.
-        within: the goal, a Fréchet distance within so much of that of the checkpoint itself at many calls.
-        calls: numbers of network calls; by default all that were looked at.
-        out: the file for the figures, a JSON; by default forecast.json in the first run's folder.
+        runs: folders of runs with `--look-score`; several must have been tuned in the same way.
+        within: the goal, as the share by which the Fréchet distance may exceed that of the checkpoint at many calls.
+        calls: numbers of network calls; by default all that have scores.
+        out: JSON file for the results; by default forecast.json in the first run's folder.
 
     Returns:
-        One for each number of calls.
+        One forecast for each number of calls.
 
     Raises:
-        ValueError: a run without scores, too few of them, or runs that were scored differently.
+        ValueError: a run has no scores or too few, or the runs were scored differently.
     """
     at_least(0, within=within)
     at_least(1, calls=calls)
@@ -117,10 +117,10 @@ def forecast_runs(
     teacher = looks[runs[0]][0]["samples"][0]
     there = sorted({each["calls"] for row in taken for each in row["samples"] if "frechet" in each})
     if missing := sorted(set(calls) - set(there)):
-        raise ValueError(f"nobody looked at {missing[0]} calls; there are scores of {', '.join(map(str, there))}")
+        raise ValueError(f"there are no scores of {missing[0]} calls; choose among {', '.join(map(str, there))}")
     teachers = {run: looks[run][0]["samples"][0] for run in runs}
     if any(each.get("frechet") != teacher["frechet"] for each in teachers.values()):
-        raise ValueError("these runs were scored against different teachers or data, so they are no points of one curve")
+        raise ValueError("these runs were scored against different teachers or data; give runs of the same")
     if len(taken) < FEWEST:
         raise ValueError(
             f"a forecast needs at least {FEWEST} looks with scores, got {len(taken)}; tune with a smaller --look-every, "
@@ -134,19 +134,19 @@ def forecast_runs(
 
 
 def _looks(run: Path) -> list[dict[str, Any]]:
-    """The scored looks at a run, the one before its first step first."""
+    """The scored looks of a run, starting with that before the first step."""
     if not run.is_dir():
-        raise ValueError(f"there is no folder {run}; name that of a run of fewstep tune")
+        raise ValueError(f"there is no folder {run}; give that of a run of fewstep tune")
     rows = [row for row in looks_in(run) if any("frechet" in each for each in row.get("samples", ()))]
     if len(rows) < 2 or rows[0]["images"] != 0:
-        raise ValueError(f"{run} has no scores over its images; tune with --look-score 250, and forecast goes by them")
+        raise ValueError(f"{run} has no scores to forecast from; tune with --look-score 250")
     return rows
 
 
 def _forecast(
     rows: Sequence[Mapping[str, Any]], teacher: Mapping[str, Any], calls: int, view: str, within: float
 ) -> Forecast:
-    """By the curve of one number of calls in one view."""
+    """The forecast from the curve of one number of calls in one view."""
     said = [
         (float(row["images"]), each["frechet"][view])
         for row in rows
@@ -155,12 +155,12 @@ def _forecast(
     ]
     images, best = tuple(n for n, _ in said), float(teacher["value"])
     ours, theirs = np.array([score["left_out"] for _, score in said]).T, np.array([teacher["left_out"]]).T
-    without = 1 + (ours - theirs) / best  # (groups, k), each without the same seeds on both sides: what both share is gone
+    without = 1 + (ours - theirs) / best  # (groups, k), of paired differences
     values = jackknifed([score["value"] / best for _, score in said], without)
     others = np.corrcoef(without.T)[~np.eye(len(said), dtype=bool)] if len(said) > 1 else np.zeros(1)
     curve = Curve(images, tuple(values), float(np.clip(others.mean(), 0.0, 0.95)))
     (apart,) = jackknifed([best], theirs)
-    error = within * (apart.high - apart.low) / (2 * SIGMAS * best)  # the goal is a share of a score that has one
+    error = within * (apart.high - apart.low) / (2 * SIGMAS * best)  # the goal is relative to a score with an error
     settled = curve.settled()
     end = settled or curve
     needed = end.needed(1 + within, error) if settled else Estimate(math.inf, images[-1], math.inf)
@@ -168,11 +168,11 @@ def _forecast(
 
 
 def _furthest(forecasts: Sequence[Forecast]) -> Forecast:
-    """That in whose view the goal is furthest, in images or, where none is enough or all are there, in what is left."""
+    """The forecast with the most images needed; among equals, that with the largest last value."""
     return max(forecasts, key=lambda each: (each.needed.value, each.curve.values[-1].value))
 
 
 def _more(images: float, seen: float) -> str:
-    """Images beyond those seen, to two figures."""
+    """Number of images beyond those seen, to two figures."""
     more = max(0.0, images - seen)
     return "none" if more == 0 else f"{float(f'{more:.2g}'):,.0f}"

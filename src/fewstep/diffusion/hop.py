@@ -1,4 +1,4 @@
-"""Hops by a teacher: one step of its ODE from x_t to x_r, the difference between consistency training and distillation."""
+"""Hops by a teacher: one step of its ODE from x_t to x_r, as consistency distillation takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .noise import like
 
 @dataclass(frozen=True)
 class Euler:
-    """One DDIM step towards the teacher's estimate. One teacher call a row.
+    """One DDIM step towards the teacher's estimate, with one teacher call per row.
 
     Reference: Song et al. 2023, Consistency Models, on consistency distillation.
     """
@@ -28,7 +28,7 @@ class Euler:
 
 @dataclass(frozen=True)
 class Heun:
-    """One second-order step of the teacher's ODE; rows with r = 0 stay first-order. Two teacher calls a row.
+    """One second-order step of the teacher's ODE; rows with r = 0 stay first-order. It makes two teacher calls per row.
 
     Reference: Karras et al. 2022, Elucidating the Design Space, alg. 1.
     """
@@ -38,17 +38,17 @@ class Heun:
     def __call__(self, x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, cond: Cond = NOTHING) -> Tensor:
         slope = (x_t - self.teacher(x_t, t, cond)) / like(t, x_t)
         euler = x_t + like(r - t, x_t) * slope
-        above = torch.where(r > 0, r, t)  # rows at 0 are thrown away; t keeps them finite
+        above = torch.where(r > 0, r, t)  # rows with r = 0 are not used; t keeps them finite
         end_slope = (euler - self.teacher(euler, above, cond)) / like(above, x_t)
         return torch.where(like(r > 0, x_t), x_t + like(r - t, x_t) * (slope + end_slope) / 2, euler)
 
 
 @dataclass(frozen=True)
 class ADDIM:
-    """DDIM with the noise put back that a mean estimate lacks.
+    """A DDIM step that restores the variance that is lost because x̂ is a mean.
 
-    x_r = x̂ + √(r² + d/‖ε̂‖²·z_var)·ε̂ with ε̂ = (x_t − x̂)/t, z_var = (1 − r/t)²·x_var, d values a sample. x_var is
-    η·‖x̂ − x0‖²/d, or without data (`analytic`) 0.1/(2 + 1/t²). With a guided teacher it comes from the unguided estimate.
+    x_r = x̂ + √(r² + d/‖ε̂‖²·z_var)·ε̂ with ε̂ = (x_t − x̂)/t, z_var = (1 − r/t)²·x_var, for samples of d values. x_var is
+    η·‖x̂ − x0‖²/d, or 0.1/(2 + 1/t²) if `analytic`. With a guided teacher the unguided estimate gives x_var.
 
     Reference: Heek et al. 2024, Multistep Consistency Models, on adjusted DDIM (aDDIM).
     """

@@ -1,4 +1,4 @@
-"""LoRA students: low-rank changes beside the frozen layers of a checkpoint's network, by peft."""
+"""LoRA students: low-rank changes of the frozen layers of a checkpoint's network, by peft."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from .two_times import TwoTimes, check_solved, told_along
 
 Model = TypeVar("Model", bound=nn.Module)
 
-NAME = "fewstep"  # of our adapter in a network
-# the projections of attention, as diffusers' own training scripts choose them; the latter four are those of a text's tokens
+NAME = "fewstep"  # name of our adapter in a network
+# the attention projections that diffusers' training scripts choose; the last four are those of text tokens
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-RESIDUAL = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")  # of UNets whose attention is in few of their blocks
+RESIDUAL = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")  # for UNets with attention in few blocks
 MOST = 1 << 12  # rank
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """Some layers of a network have W + B·A in place of W. A (rank, in) is random, B (out, rank) begins as zero.
+    """Replaces the weights W of some layers by W + B·A. A (rank, in) starts random, B (out, rank) starts at zero.
 
     Attributes:
-        rank: of the change.
-        targets: ends of the layers' names, such as `to_q`; by default the projections of attention, and for a UNet2DModel
-            the layers of its residual blocks as well.
+        rank: rank of the change, 1 to 4096.
+        targets: ends of the layers' names, such as `to_q`; by default the attention projections, and for a UNet2DModel the
+            layers of its residual blocks too.
 
     Reference: Hu et al. 2021, LoRA.
     """
@@ -44,7 +44,7 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= MOST:
-            raise ValueError(f"the rank of a LoRA lies between 1 and {MOST}, got {self.rank}")
+            raise ValueError(f"the rank of a LoRA must be between 1 and {MOST}, got {self.rank}")
 
 
 def places_of(network: nn.Module, targets: Collection[str] = (), *, frozen: int = 0) -> list[str]:
@@ -52,11 +52,11 @@ def places_of(network: nn.Module, targets: Collection[str] = (), *, frozen: int 
 
     Args:
         network: a network without an adapter.
-        targets: ends of names, as `LoRA` has them.
-        frozen: so many blocks, from the first, are left out.
+        targets: ends of names, as in `LoRA`.
+        frozen: number of first blocks that are left out.
 
     Raises:
-        ValueError: no layer has such a name, or so many blocks are not there.
+        ValueError: no layer outside the frozen blocks has such a name.
     """
     chosen = tuple(targets) or ATTENTION + (RESIDUAL if type(network).__name__ == "UNet2DModel" else ())
     without = tuple(f"{block}." for block in blocks_of(network)[:frozen])
@@ -79,14 +79,14 @@ def places_of(network: nn.Module, targets: Collection[str] = (), *, frozen: int 
 
 
 def adapt(denoiser: Denoiser, lora: LoRA, *, base: str = "", seed: int = 0, frozen: int = 0) -> None:
-    """Puts a fresh LoRA into the network of `denoiser`. The function stays the same, and only the LoRA trains.
+    """Adds a new LoRA to the network of `denoiser`. The function stays the same, and only the LoRA trains.
 
     Args:
-        denoiser: without an adapter; the second time of a `TwoTimes` trains as before.
-        lora: rank and places.
-        base: where the network came from, a name for `load`.
-        seed: of the random factors.
-        frozen: so many blocks, from the first, stay as they are.
+        denoiser: a denoiser without an adapter. The second time of a `TwoTimes` trains as well.
+        lora: rank and layers.
+        base: folder or hub id of the network, for `load`.
+        seed: seed of the random factors.
+        frozen: number of first blocks that get no LoRA.
 
     Raises:
         ValueError: see `places_of`.
@@ -98,13 +98,13 @@ def adapt(denoiser: Denoiser, lora: LoRA, *, base: str = "", seed: int = 0, froz
 
 
 def _inject(network: Any, ranks: Mapping[str, int], base: str) -> None:
-    """The factors of these ranks beside the layers at these places; B·A is added as it is."""
+    """Adds factors of these ranks to the layers of these names, with scale 1."""
     needs("lora")
     from peft import LoraConfig, inject_adapter_in_model
 
     most = max(ranks.values())
     others = {f"^{place}": rank for place, rank in ranks.items() if rank != most}
-    exactly = "|".join(map(re.escape, ranks))  # a list would be of the ends of names
+    exactly = "|".join(map(re.escape, ranks))  # a list would match the ends of names
     inject_adapter_in_model(
         LoraConfig(
             r=most, lora_alpha=most, rank_pattern=others, alpha_pattern=others, target_modules=exactly,
@@ -115,7 +115,7 @@ def _inject(network: Any, ranks: Mapping[str, int], base: str) -> None:
 
 
 def layers_of(network: nn.Module) -> dict[str, Any]:
-    """The layers that have factors of our adapter, by name; {} without one."""
+    """The layers with factors of our adapter, by name; {} without an adapter."""
     if not is_adapted(network):
         return {}
     from peft.tuners.lora import LoraLayer
@@ -124,12 +124,12 @@ def layers_of(network: nn.Module) -> dict[str, Any]:
 
 
 def is_adapted(network: nn.Module) -> bool:
-    """Whether a LoRA of ours is in it."""
+    """Whether the network has our LoRA."""
     return NAME in getattr(network, "peft_config", {})
 
 
 def base_of(network: Any) -> str:
-    """Where the network under the adapter came from."""
+    """Folder or hub id of the network under the adapter."""
     return str(network.peft_config[NAME].base_model_name_or_path)
 
 
@@ -143,15 +143,15 @@ def factors_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def put_factors(denoiser: Denoiser, factors: Mapping[str, Tensor], *, base: str) -> None:
-    """The adapter with these factors, named as by `factors_of`, into the network of `denoiser`.
+    """Adds an adapter with these factors, named as in `factors_of`, to the network of `denoiser`.
 
     Raises:
-        ValueError: they do not fit the layers of the network.
+        ValueError: the factors do not fit the layers of the network.
     """
     network = denoiser.network
     ranks = {name.removesuffix(".lora_A.weight"): len(a) for name, a in factors.items() if name.endswith(".lora_A.weight")}
     _check_factors(network, factors, ranks)
-    with torch.random.fork_rng(devices=[]):  # the first ones are drawn, and all are replaced
+    with torch.random.fork_rng(devices=[]):  # peft draws factors, which are replaced below
         _inject(network, ranks, base)
     with torch.no_grad():
         for place, layer in layers_of(network).items():
@@ -179,26 +179,26 @@ def _check_factors(network: nn.Module, factors: Mapping[str, Tensor], ranks: Map
                 wrong.append(f"{place}.{factor}.weight")
     if wrong or not ranks:
         raise ValueError(
-            f"the adapter does not fit this {kind}, of which it should change {min(wrong, default='something')}; use it "
-            "with the base that it was tuned on"
+            f"the adapter does not fit this {kind} at {min(wrong, default='any layer')}; use it with the base that it was "
+            "tuned on"
         )
 
 
 @torch.no_grad()
 def factors_along(student: Denoiser, levels: Tensor, cond: Cond | None = None) -> dict[str, Tensor]:
-    """The adapter for one walk, as `factors_of` names its factors.
+    """The factors of the adapter for one walk, named as in `factors_of`.
 
-    A student of any number of calls is told where its segments end. For one walk this becomes a change of the last layer
-    of its time embedding, of rank S for S levels: ΔW·h(t) = C(lo), the solution of least norm in float64. The bias stays,
-    because adapter files hold none.
+    The second time of a student of any number of calls becomes a change of the last layer of its time embedding, of rank S
+    for S levels: ΔW·h(t) = C(lo), the least-norm solution in float64. The bias stays unchanged, because adapter files hold
+    no biases.
 
     Args:
-        student: with an adapter, on the CPU.
-        levels: of the walk, falling, (S,).
+        student: a denoiser with an adapter, on the CPU.
+        levels: noise levels of the walk, falling, (S,).
         cond: see `baked`.
 
     Raises:
-        ValueError: more levels than that the hidden layer could tell them apart.
+        ValueError: there are more levels than the hidden layer can tell apart.
     """
     factors = factors_of(student.network)
     if not isinstance(student, TwoTimes):
@@ -215,13 +215,13 @@ def factors_along(student: Denoiser, levels: Tensor, cond: Cond | None = None) -
 
 
 def shared(denoiser: Model) -> Model:
-    """A copy with modules of its own around the same tensors."""
+    """A copy with its own modules around the same tensors."""
     return copied(denoiser, {**dict(denoiser.named_parameters()), **dict(denoiser.named_buffers())})
 
 
 @torch.no_grad()
 def fused(denoiser: Denoiser) -> Denoiser:
-    """The same function without an adapter. W + B·A are its weights; other tensors are shared."""
+    """The same function without an adapter, with weights W + B·A; all other tensors are shared."""
     plain = _without(shared(denoiser))
     for place, layer in layers_of(denoiser.network).items():
         bare: Any = plain.network.get_submodule(place)
@@ -231,13 +231,13 @@ def fused(denoiser: Denoiser) -> Denoiser:
 
 @torch.no_grad()
 def at_strength(denoiser: Denoiser, strength: float) -> Denoiser:
-    """The student with `strength` times its adapter, and times its second time: 0 is the base, 1 the student itself.
+    """The student with its adapter and its second time scaled by `strength`: 0 is the base, 1 the student itself.
 
     Raises:
-        ValueError: there is no adapter.
+        ValueError: the denoiser has no adapter.
     """
     if not is_adapted(denoiser.network):
-        raise ValueError("only a LoRA student has a strength, and this one is none; tune one with --lora")
+        raise ValueError("only LoRA students have a strength, and this model is none; leave --strength out")
     made = shared(denoiser) if strength else _without(shared(denoiser))
     lasts = [layer.lora_B[NAME] for layer in layers_of(made.network).values()]
     lasts += [end.linear_2 for end in made.embeddings()] if isinstance(made, TwoTimes) else []
@@ -248,7 +248,7 @@ def at_strength(denoiser: Denoiser, strength: float) -> Denoiser:
 
 
 def _without(denoiser: Denoiser) -> Denoiser:
-    """Takes the adapter out of a denoiser's network."""
+    """Removes the adapter from a denoiser's network."""
     network: Any = denoiser.network
     for place, layer in layers_of(network).items():
         network.set_submodule(place, layer.get_base_layer())
@@ -257,9 +257,9 @@ def _without(denoiser: Denoiser) -> Denoiser:
 
 
 def mark_of(network: nn.Module) -> str:
-    """What a base is known by: a hash over names, shapes and some numbers of all its weights, rounded to bfloat16.
+    """A hash that identifies a base: names, shapes and some values of all its weights, rounded to bfloat16.
 
-    An adapter in the network does not count, nor does the precision that its weights are held in.
+    It ignores an adapter in the network and the precision of the weights.
     """
     held = {}
     for name, weight in network.state_dict().items():
@@ -269,7 +269,7 @@ def mark_of(network: nn.Module) -> str:
 
 
 def _ends(network: nn.Module) -> list[str]:
-    """The last parts of the names of its layers, those that many have first."""
+    """The last parts of the names of its layers, the most frequent first."""
     names = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     short = [name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()]
     return sorted(set(short), key=lambda end: (-short.count(end), end))

@@ -1,4 +1,4 @@
-"""THE loss: consistency tuning, distillation, multistep consistency and denoising are settings of one function."""
+"""The loss: consistency tuning, distillation, multistep consistency and denoising are settings of one function."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def from_data(x_t: Tensor, x0: Tensor, t: Tensor, r: Tensor, cond: Cond = NOTHIN
 
 @dataclass(frozen=True)
 class PseudoHuber:
-    """√(‖Δ‖² + c²) − c on the per-sample norm; with c = 0 it is the norm itself, whose gradient at Δ = 0 is taken as 0.
+    """√(‖Δ‖² + c²) − c per sample; with c = 0 the norm ‖Δ‖, whose gradient at Δ = 0 is taken as 0.
 
     Reference: Song and Dhariwal 2024, Improved Techniques for Training Consistency Models.
     """
@@ -59,10 +59,10 @@ class MeanSquare:
 
 @dataclass(frozen=True)
 class InverseGap:
-    """w = (t − r)^−power. At 1 it is Easy Consistency Tuning's; at 0 all levels weigh alike.
+    """w = (t − r)^−power. Power 1 is that of Easy Consistency Tuning; with 0 all levels have the same weight.
 
-    A few-step sample begins at the highest noise levels. What a student knows there has travelled up from the lowest, hop
-    by hop. With power 1 the hops at the top weigh a hundredth of those at t = 1. See docs/log/tuning.md.
+    Few-step sampling begins at the highest noise levels, where power 1 gives a hundredth of the weight at t = 1. See
+    docs/log/tuning.md.
 
     Reference: Geng et al. 2025, its CIFAR-10 recipe.
     """
@@ -71,7 +71,7 @@ class InverseGap:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.power):
-            raise ValueError(f"the power of the gap's weight must be a number, got {self.power}")
+            raise ValueError(f"the power of the gap's weight must be finite, got {self.power}")
 
     def __call__(self, t: Tensor, r: Tensor) -> Tensor:
         return (t - r) ** -self.power
@@ -79,7 +79,7 @@ class InverseGap:
 
 @dataclass(frozen=True)
 class OutputScale:
-    """w = 1/c_out² = (t² + sd²)/(t·sd)²: the network's own error, whatever the noise level.
+    """w = 1/c_out² = (t² + sd²)/(t·sd)², with which the loss is the error of the network's output at every noise level.
 
     With sd = 1 this is SNR + 1, the weight of v-prediction.
 
@@ -110,10 +110,10 @@ def inv_ddim(x_s: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
 
 
 def beyond_limits(x0: Tensor, margin: float) -> Tensor:
-    """Values within two grey levels of −1 or 1 moved to −1 − margin or 1 + margin; all others as they are.
+    """Moves values within two grey levels of −1 or 1 to −1 − margin or 1 + margin.
 
-    A picture file cuts off whatever lies beyond its limits, so nothing there can be wrong, while a student that is asked
-    for exactly −1 leaves a haze above it.
+    Picture files clip values beyond the limits, so these do no harm. A student with targets at exactly −1 leaves a haze
+    just above −1.
     """
     return torch.where(x0.abs() > 1 - 2 / 127.5, x0.sign() * (1 + margin), x0)
 
@@ -140,27 +140,26 @@ def consistency_loss(
     denoising.
 
     Args:
-        student: the denoiser that is tuned.
+        student: the denoiser to tune.
         x0: clean samples, shape (B, *).
         eps: standard normal noise, shape (B, *).
         t, r, lo: noise levels, shape (B,), with r < t and 0 <= lo < t; `lo` is the lower edge of t's segment. Where r
-            lies below `lo`, the hop stops at `lo`. The weight is still that of r, as 1/(t − lo) would explode just above
-            an edge. Keep them on the CPU, wherever the samples are: then no device waits to learn which rows are at an
-            edge.
+            lies below `lo`, the hop stops at `lo`. The weight still uses r, because 1/(t − lo) would diverge just above
+            an edge. Give all three on the CPU, so that no device has to wait for them.
         hop: takes x_t to x_r: `from_data`, or one step of a frozen teacher's ODE (hop.py).
         distance: ρ, of the difference, (B, *) -> (B,).
         weight: w.
-        margin: moves targets at the limits of a picture's values this far `beyond_limits`, in the lowest segment.
-        cond: passed to the student, which is told `lo` with it, and the hop, B rows.
-        anyone: takes whether a row here needs f(x_r, r), and returns whether one does on any process. A student that is
-            spread over processes is called by all of them or by none.
+        margin: how far targets at the limits of a picture are moved `beyond_limits`, in the lowest segment.
+        cond: conditions of B rows for the student, which also gets `lo`, and for the hop.
+        anyone: takes whether a row of this process needs f(x_r, r); returns whether one does on any process. All processes
+            must call a sharded student together.
 
     Returns:
         The loss per sample, shape (B,).
 
     Reference: Geng et al. 2025, Consistency Models Made Easy; Heek et al. 2024, Multistep Consistency Models.
     """
-    inside = r > lo  # asked where the levels are: on the CPU, no GPU is waited for
+    inside = r > lo  # computed where the levels are: on the CPU no device has to wait
     t, r, lo = (level.to(x0.device, non_blocking=True) for level in (t, r, lo))
     x_t = x0 + like(t, x0) * eps
     start = generator_state(x0.device)
@@ -186,8 +185,8 @@ def consistency_loss(
 def _rows_to_ask(inside: Tensor, start: States, device: torch.device) -> Tensor | slice:
     """The rows of the second pass: those inside their segment.
 
-    On a GPU all rows go along, as shapes that change cost more there. So they do where the first pass has drawn: with other
-    rows in the batch a generator deals each row another dropout mask. And so they do where only other processes need any.
+    All rows are taken in three cases: on a GPU, where changing shapes cost more; after a first pass with dropout, because
+    each row must get the same mask again; and if only other processes need a row.
     """
     drew = any(not torch.equal(before, now) for before, now in zip(start, generator_state(device), strict=True))
     rows = inside.nonzero().squeeze(1)

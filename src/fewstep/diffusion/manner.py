@@ -1,4 +1,4 @@
-"""What the first steps of a stock pipeline show: the form in which it calls its network, and how it guides it."""
+"""Reads from the first steps of a stock pipeline how it calls its network and how its guidance works."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .cond import LENGTH, Cond
 from .recording import Call, Step, record, shifted
 
 Kind = Literal["rows", "list", "each", "shared"]
-COUNT = 3  # samples in a recording: no position, size or half has three rows by chance
-SCALE = 5.0  # of the guidance that is watched
-CLOSE = 1e-4  # relative: float32 in whatever order
+COUNT = 3  # samples in a recording: hardly any other dimension is 3 by chance
+SCALE = 5.0  # guidance scale of the recording
+CLOSE = 1e-4  # relative tolerance for float32
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Guide:
     """Classifier-free guidance as a pipeline does it.
 
     Attributes:
-        name: of the argument that is its scale.
-        needs_negative: whether it also wants a negative prompt.
-        null: which half of the rows, or which of two calls, is without condition: 0 or 1.
-        plus: what the pipeline adds to the scale before f_null + scale·(f_cond − f_null).
-        keeps_norm: whether the guided output is brought to the norm of the conditional one, along the last axis.
+        name: name of the argument for the scale.
+        needs_negative: whether a negative prompt is needed as well.
+        null: which half of the rows, or which of two calls, has the null condition: 0 or 1.
+        plus: what the pipeline adds to the scale in f_null + scale·(f_cond − f_null).
+        keeps_norm: whether the guided output is scaled to the norm of the conditional one, along the last axis.
     """
 
     name: str
@@ -45,14 +45,14 @@ class Manner:
 
     Attributes:
         calling: the form of the call.
-        shape: of one sample as its scheduler has it.
-        kinds: what each argument is: rows, a list of rows, one entry a sample that is always the same, or shared.
-        masks: the types of masks, which a pipeline leaves out where nothing is to be masked.
+        shape: shape of one sample in the scheduler.
+        kinds: kind of each argument: rows, a list of rows, one equal entry per sample ("each"), or shared.
+        masks: dtypes of the masks, which a pipeline may leave out if nothing is masked.
         off: the arguments that switch guidance off.
-        guide: how it is switched on; None where it cannot be.
-        mu: by which the scheduler shifts its levels for samples of this size; None where it does not.
-        sigmas: the levels that the pipeline hands to its scheduler for COUNT + 1 steps; None where it hands it none.
-        first, null: conditions of a few samples, with something and with nothing.
+        guide: how guidance works; None if there is none.
+        mu: shift of the scheduler's levels for samples of this size; None if there is none.
+        sigmas: the levels that the pipeline gives its scheduler for COUNT + 1 steps; None if it gives none.
+        first, null: conditions of COUNT samples, and their null conditions.
     """
 
     calling: Calling
@@ -67,7 +67,7 @@ class Manner:
     null: Cond | None
 
     def on(self, guidance: float | None, count: int) -> dict[str, object]:
-        """The arguments for `count` samples under that guidance; None is without.
+        """The guidance arguments for `count` samples; None is without guidance.
 
         Raises:
             ValueError: this pipeline has no guidance.
@@ -80,7 +80,7 @@ class Manner:
         return {self.guide.name: guidance, **negative}
 
     def cond(self, call: Call, part: slice = slice(None)) -> Cond:
-        """The conditions in these rows of a call, on the CPU."""
+        """The conditions in some rows of a call, on the CPU."""
         rows: dict[str, Tensor] = {}
         shared: dict[str, object] = {}
         for name, value in call.others.items():
@@ -100,10 +100,10 @@ class Manner:
 
 
 def halves(step: Step, count: int) -> list[tuple[Call, slice]]:
-    """The two sides of a guided step: two halves of one call, or two calls.
+    """The conditional and unconditional parts of a guided step: two halves of one call, or two calls.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the step has another form.
     """
     rows = [len(call.x) for call in step.calls]
     if rows == [2 * count]:
@@ -116,15 +116,15 @@ def halves(step: Step, count: int) -> list[tuple[Call, slice]]:
 
 
 def learn(pipeline: Any, network: nn.Module, told: Mapping[str, object]) -> Manner:
-    """How `pipeline` calls `network`.
+    """Reads how `pipeline` calls `network`.
 
     Args:
-        pipeline: of diffusers.
-        network: the one that it denoises with.
-        told: arguments for COUNT samples of different lengths, none of them about guidance.
+        pipeline: a pipeline of diffusers.
+        network: its denoising network.
+        told: arguments for COUNT samples with prompts of different lengths, without those of guidance.
 
     Raises:
-        ValueError: it does something with its network that fewstep does not follow.
+        ValueError: the pipeline calls its network in a way that fewstep does not support.
     """
     parameters = inspect.signature(pipeline.__call__).parameters
     name = next((each for each in ("true_cfg_scale", "guidance_scale") if each in parameters), None)
@@ -134,14 +134,14 @@ def learn(pipeline: Any, network: nn.Module, told: Mapping[str, object]) -> Mann
     if name:
         on: dict[str, object] = {name: SCALE} | ({"negative_prompt": [""] * COUNT} if negative else {})
         guided = record(pipeline, network, dict(told) | on)[0]
-        if [len(call.x) for call in guided.calls] == [COUNT]:  # a scale that the network itself is told
+        if [len(call.x) for call in guided.calls] == [COUNT]:  # the scale is an argument of the network
             guided = None
         else:
             off = {name: _off(pipeline, network, told, name)}
     with shifted(pipeline.scheduler) as shift:
         steps = record(pipeline, network, dict(told) | off, steps=COUNT)
     if any([len(call.x) for call in step.calls] != [COUNT] for step in steps):
-        raise ValueError(f"{type(pipeline).__name__} calls its network more than once a step, without any guidance")
+        raise ValueError(f"{type(pipeline).__name__} calls its network several times a step, even without guidance")
     calling, kinds = _calling(steps, network), _kinds(steps[0].calls[0].others)
     masks = {
         each: value.dtype
@@ -161,12 +161,12 @@ def learn(pipeline: Any, network: nn.Module, told: Mapping[str, object]) -> Mann
 
 
 def check_shared(cond: Cond, first: Cond) -> None:
-    """Raises ValueError where what the rows of `cond` share is not what those of `first` shared."""
+    """Raises ValueError if the shared arguments of `cond` differ from those of `first`."""
     for name in sorted(cond.shared.keys() | first.shared.keys()):
         if not _same(cond.shared.get(name), first.shared.get(name)):
             raise ValueError(
-                f"the network of this pipeline is told another {name} for other prompts, and not row by row, which fewstep "
-                "does not follow"
+                f"this pipeline gives its network another {name} for other prompts, and not row by row, which fewstep does "
+                "not support"
             )
 
 
@@ -176,42 +176,42 @@ def _off(pipeline: Any, network: nn.Module, told: Mapping[str, object], name: st
         step = record(pipeline, network, dict(told) | {name: scale})[0]
         if [len(call.x) for call in step.calls] == [COUNT]:
             return scale
-    raise ValueError(f"{type(pipeline).__name__} guides its network at any {name}, which fewstep cannot read")
+    raise ValueError(f"{type(pipeline).__name__} cannot be run without guidance by any {name}, which fewstep needs")
 
 
 def _calling(steps: Sequence[Step], network: nn.Module) -> Calling:
-    """The form of the call, read off some steps without guidance."""
+    """Reads the form of the call from steps without guidance."""
     step, call = steps[0], steps[0].calls[0]
     if call.x.numel() != step.state.numel():
         raise ValueError(
-            f"its network sees {_times(call.x.shape[1:])}, more than the noisy sample of {_times(step.state.shape[1:])}: "
-            "it is also given a picture, and fewstep tunes pipelines that begin with noise"
+            f"its network sees {_times(call.x.shape[1:])}, more than the noisy sample of {_times(step.state.shape[1:])}; "
+            "fewstep does not tune pipelines that are given a picture as well"
         )
     told = [each.calls[0].time.double().flatten() for each in steps]
     if any(bool((each != each[0]).any()) for each in told):
-        raise ValueError("its network is told several times at once, one for each part of a sample")
+        raise ValueError("its network gets several times per sample, which fewstep does not support")
     factor, offset = _line([each.time for each in steps], [float(each[0]) for each in told])
     places = tuple(call.time.shape[1:])
     shape = None if call.x.shape == step.state.shape else tuple(call.x.shape[1:])
     plain = Calling(time_name(type(network)), factor, offset, places, shape, call.listed)
     shown, kept = call.x.double().flatten(), step.state.double().flatten()
     if not _close(shown, kept * (shown @ kept / (kept @ kept))):
-        raise ValueError("its network sees something else than the noisy sample, scaled")
+        raise ValueError("its network sees something other than the scaled noisy sample, which fewstep does not support")
     read, output = plain.read(call.answer, step.state).double().flatten(), step.output.double().flatten()
     sign = float((read @ output) / (read @ read)) if read.shape == output.shape else 0.0
     if not (abs(abs(sign) - 1) < CLOSE and _close(read * sign, output)):
-        raise ValueError("the pipeline changes the output of its network in a way that fewstep does not follow")
+        raise ValueError("the pipeline changes the output of its network in a way that fewstep does not support")
     return Calling(plain.time, factor, offset, places, shape, call.listed, round(sign))
 
 
 def _line(times: Sequence[float], told: Sequence[float]) -> tuple[float, float]:
-    """factor and offset with which told = offset + factor·time."""
+    """The factor and offset with told = offset + factor·time."""
     factor = (told[1] - told[0]) / (times[1] - times[0])
     factor = float(f"{factor:.5g}")  # both are rounded to float32 on their way
     offset = round(told[0] - factor * times[0], 4)
     size = max(map(abs, told))
     if any(abs(offset + factor * time - said) > CLOSE * size for time, said in zip(times, told, strict=True)):
-        raise ValueError(f"its network is told {told} at the scheduler's {times}, which is no line")
+        raise ValueError(f"its network gets the times {told} for the scheduler's {times}, which is not linear")
     return factor, offset
 
 
@@ -230,7 +230,7 @@ def _kind(value: object) -> Kind:
 
 
 def _fixed(value: object) -> object:
-    """What is shared, on the CPU; lists in it are tuples, as a list stands for one entry a sample."""
+    """A shared argument on the CPU. Lists become tuples, because a list means one entry per sample."""
     if isinstance(value, list | tuple):
         return tuple(map(_fixed, value))
     return value.cpu() if isinstance(value, Tensor) else value
@@ -244,11 +244,11 @@ def _formula(step: Step, calling: Calling, cond: tuple[Call, slice], null: tuple
         for plus in (0.0, 1.0):
             if _close(guided_by(with_it, without, SCALE + plus, keeps_norm), output):
                 return plus, keeps_norm
-    raise ValueError("the pipeline guides its network by a formula that fewstep does not know")
+    raise ValueError("the guidance of this pipeline has a formula that fewstep does not know")
 
 
 def guided_by(cond: Tensor, null: Tensor, scale: float, keeps_norm: bool) -> Tensor:
-    """f_null + scale·(f_cond − f_null), brought to the norm of f_cond along the last axis if that is kept."""
+    """f_null + scale·(f_cond − f_null), scaled to the norm of f_cond along the last axis if `keeps_norm`."""
     guided = null + scale * (cond - null)
     if not keeps_norm:
         return guided
@@ -257,7 +257,7 @@ def guided_by(cond: Tensor, null: Tensor, scale: float, keeps_norm: bool) -> Ten
 
 
 def _same(a: object, b: object) -> bool:
-    """Whether what is shared is the same: numbers, texts, tensors, and lists or tuples of them."""
+    """Whether two shared arguments are equal: numbers, texts, tensors, and lists or tuples of them."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
@@ -266,7 +266,7 @@ def _same(a: object, b: object) -> bool:
 
 
 def _apart(a: Cond, b: Cond) -> float:
-    """How far two conditions are apart, over the rows that have the same shape."""
+    """The distance of two conditions: the absolute difference of their rows, and of their sizes where shapes differ."""
     both = [(a.rows[name], b.rows[name]) for name in a.rows.keys() & b.rows.keys()]
     return sum(
         float((x.double() - y.double()).abs().sum()) if x.shape == y.shape else 1.0 + abs(x.numel() - y.numel())

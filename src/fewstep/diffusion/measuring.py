@@ -1,4 +1,4 @@
-"""Scores of checkpoints in a folder: all that `fewstep measure`, `dial` and `ledger` do."""
+"""Scores of checkpoints, written into a folder: what `fewstep measure`, `dial` and `ledger` do."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from .scoring import Scoring
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found.
+    """The scores of models.
 
     Attributes:
         found: the scores.
-        features: the name of the extractor that was taken.
-        models: of the students, by the names that the scores have for them.
+        features: name of the feature extractor.
+        models: the students, by their names in the scores.
     """
 
     found: Comparison
@@ -52,7 +52,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Balanced:
-    """A ledger of two checkpoints, by the features of this name."""
+    """A ledger of two checkpoints, and the name of its features."""
 
     ledger: Ledger
     features: str
@@ -67,18 +67,18 @@ def measure_checkpoint(
     teacher_calls: Sequence[int] = (1, 2, 4, 8, 35),
     middle: float | None = None,
 ) -> Measured:
-    """Scores a tuned model, and its teacher beside it, at several numbers of network calls, on the same seeds.
+    """Scores a tuned model and its teacher at several numbers of network calls, on the same seeds.
 
     Args:
-        checkpoint: a run, or the tuned model.
-        scoring: against what, how, and the folder for the results.
-        teacher: the diffusion checkpoint it came from.
-        steps: step counts of the tuned model; one of several segments has its own number.
-        teacher_calls: network calls of the teacher: DDIM for few, Heun's method from 20 on.
-        middle: noise level of the second of two steps, EDM students only.
+        checkpoint: a run, or a tuned model.
+        scoring: the data, the scores and the folder for the results.
+        teacher: the diffusion checkpoint that it came from; None scores the student alone.
+        steps: numbers of steps of the tuned model; a student of several segments takes only its own number.
+        teacher_calls: network calls of the teacher, by DDIM below 20 and by Heun's method from 20 on.
+        middle: noise level of the second of two steps, for EDM students only.
 
     Raises:
-        ValueError: numbers that cannot be, something that cannot be loaded, or models and data that do not go together.
+        ValueError: a number is out of its range, something cannot be loaded, or models and data do not fit together.
     """
     prompts = _check(scoring, steps, teacher_calls)
     student = load(checkpoint).to(best_device())
@@ -98,17 +98,17 @@ def dial_checkpoints(
     strengths: Sequence[float] = (),
     teacher_calls: Sequence[int] = (1, 2, 4, 8, 16, 35),
 ) -> Measured:
-    """Scores students beside their teacher, and recommends a number of network calls.
+    """Scores students and their teacher, and recommends a number of network calls.
 
     Args:
-        runs: folders of tuned models; each is sampled as it was tuned, and named by the end of its path.
+        runs: folders of tuned models, which are named by the ends of their paths.
         teacher: the diffusion checkpoint that they came from.
         scoring, steps, teacher_calls: as for `measure_checkpoint`.
-        within: how much worse than the teacher's best is good enough, as a share.
-        strengths: of LoRA students, each of which becomes several: 0 is the base, 1 the student.
+        within: share by which a good enough distance may exceed the teacher's best.
+        strengths: strengths at which LoRA students are scored: 0 is the base, 1 the student.
 
     Raises:
-        ValueError: no run, or one named twice; and what `measure_checkpoint` raises.
+        ValueError: there is no run, or the same run twice; and what `measure_checkpoint` raises.
     """
     if not runs:
         raise ValueError("name at least one run to compare with the teacher")
@@ -137,19 +137,19 @@ def ledger_checkpoints(
     strength: float | None = None,
     teacher_calls: int = 35,
 ) -> Balanced:
-    """What a change to a diffusion checkpoint gained and lost; leaves ledger.json, two plots and pictures in the folder.
+    """Measures what a change to a diffusion checkpoint gained and lost. Writes ledger.json, two plots and pictures.
 
     Args:
         before: the diffusion checkpoint.
         after: a student of it, or the same diffusion checkpoint after another change.
-        scoring: against what, how, and the folder.
-        within: so small a difference, as a share of what was there, counts as kept.
-        steps: of the student; its own number if left out.
-        strength: of a LoRA student: 0 is its base, 1 the student.
-        teacher_calls: network calls of a diffusion checkpoint: DDIM for few, Heun's method from 20 on.
+        scoring: the data, the scores and the folder for the results.
+        within: relative difference up to which a line counts as kept.
+        steps: steps of a student; by default its own number.
+        strength: strength of a LoRA student: 0 is its base, 1 the student.
+        teacher_calls: network calls of a diffusion checkpoint, by DDIM below 20 and by Heun's method from 20 on.
 
     Raises:
-        ValueError: numbers that cannot be, something that cannot be loaded, or models and data that do not go together.
+        ValueError: a number is out of its range, something cannot be loaded, or models and data do not fit together.
     """
     positive(within=within)
     at_least(0, strength=strength)
@@ -161,7 +161,7 @@ def ledger_checkpoints(
         walk = model.walk_in(steps)
         settings.append(Setting("after", model.denoiser, walk, model.pipeline))
     elif steps is not None:
-        raise ValueError(f"{after} is a diffusion model, sampled like the other; leave --steps out")
+        raise ValueError(f"{after} is a diffusion model, and --steps is for students; leave it out")
     else:
         settings += _teacher_settings(after, [teacher_calls], scoring, [model], prompts)
     real = _compared(settings, scoring, prompts)
@@ -191,10 +191,10 @@ def ledger_checkpoints(
 
 
 def scores_in(file: Path) -> dict[str, dict[str, float]]:
-    """The Fréchet distances in a measure.json, as a model card says them: representation -> model and calls -> distance.
+    """The Fréchet distances in a measure.json for a model card: representation -> model and calls -> distance.
 
     Raises:
-        ValueError: there is no such file, or it is something else.
+        ValueError: the file does not exist or is something else.
     """
     if not file.exists():
         raise ValueError(f"there is no {file}; make one with fewstep measure")
@@ -211,23 +211,23 @@ def scores_in(file: Path) -> dict[str, dict[str, float]]:
 
 
 def diffusion_model(checkpoint: str, call: Mapping[str, object] | None = None) -> Model:
-    """The diffusion model of a run or any other checkpoint, on the best device; ValueError if it is a student.
+    """Loads the diffusion model of a run or checkpoint onto the best device; ValueError if it is a student.
 
     `call` is as for `load`.
     """
     model = load(checkpoint, call=call)
     if model.is_student:
-        raise ValueError(f"{checkpoint} is a student, no diffusion model any more; name the one that it was tuned from")
+        raise ValueError(f"{checkpoint} is a student and no diffusion model; name the one that it was tuned from")
     return model.to(best_device())
 
 
 def _teacher_settings(
     checkpoint: str, calls: Sequence[int], scoring: Scoring, students: Sequence[Model], prompts: Sequence[str] | None
 ) -> list[Setting]:
-    """The teacher at each number of calls, under the guidance that its students were tuned with or that was asked for.
+    """The teacher's settings at each number of calls, with the guidance of `scoring` or of its students.
 
     Raises:
-        ValueError: it is a student, it has no guidance, or the students were tuned with different ones.
+        ValueError: the teacher is a student or has no guidance, or the students were tuned with different guidance.
     """
     calls_of = [student.pipeline.call for student in students if student.pipeline is not None and student.pipeline.call]
     model = diffusion_model(checkpoint, call=calls_of[0] if calls_of else None)  # samples of the students' size
@@ -249,7 +249,7 @@ def _teacher_settings(
 
 
 def _check(scoring: Scoring, steps: Sequence[int], teacher_calls: Sequence[int]) -> list[str] | None:
-    """The prompts; raises ValueError where scores cannot be made or not be written."""
+    """Checks the numbers and the folder, and returns the prompts."""
     if not steps or not teacher_calls:
         raise ValueError("--steps and --teacher-calls each need at least one number")
     at_least(1, steps=steps, teacher_calls=teacher_calls)
@@ -266,7 +266,7 @@ def _measured(
     within: float | None = None,
     **facts: Any,
 ) -> Measured:
-    """Scores `settings` against the data; the results are in the folder."""
+    """Scores `settings` against the data and writes the results into the folder."""
     real = _compared(settings, scoring, prompts)
     guidance = next((setting.denoiser.scale for setting in settings if isinstance(setting.denoiser, Guided)), None)
     facts |= given(guidance=guidance, match=real.named, asked_in=None if prompts is None else str(scoring.prompts))
@@ -280,7 +280,7 @@ def _measured(
 
 
 class _Against(NamedTuple):
-    """Real images in an order of chance, extractors, the name of the first; who judges matches, and by which name."""
+    """Shuffled real images, extractors and the name of the first, the judge of matches and its name."""
 
     images: Samples
     networks: dict[str, nn.Module]
@@ -290,39 +290,39 @@ class _Against(NamedTuple):
 
 
 def _compared(settings: Sequence[Setting], scoring: Scoring, prompts: Sequence[str] | None) -> _Against:
-    """What samples are compared with, and by whom.
+    """Loads the real images, the extractors and the judge of matches.
 
     Raises:
-        ValueError: a setting cannot be sampled, or they and the data do not go together.
+        ValueError: a setting cannot be sampled, or settings and data do not fit together.
     """
     for setting in settings:
-        setting.walk.levels(setting.denoiser)  # all numbers of calls are possible, before the first is sampled
+        setting.walk.levels(setting.denoiser)  # raises before anything is sampled if a number of calls is impossible
         if setting.pipeline is not None or prompts is not None:
-            asked_of(setting.pipeline, setting.denoiser, prompts)  # and all can be asked for that
+            asked_of(setting.pipeline, setting.denoiser, prompts)  # raises if the prompts do not fit
     channels, height, width = shape = common_shape(settings)
     taken = scoring.features or ("fashion" if scoring.data == "bundled" else "random")
     networks = fitting(taken, shape)
     named = scoring.match or ("clothes" if scoring.data == "bundled-text" and prompts else None)
     judge = None if named is None else match(named)
     if scoring.match and not prompts:
-        raise ValueError("--match judges pictures by their prompts; give --prompts as well, or leave it out")
+        raise ValueError("--match needs prompts; give --prompts as well, or leave it out")
     conditional = prompts is None and any(setting.denoiser.classes for setting in settings)
     images = load_images(scoring.data, channels=channels, size=(height, width), labels=conditional).shuffled()
     return _Against(images, networks, taken, judge, named)
 
 
 def _compared_by(scoring: Scoring, real: _Against, prompts: Sequence[str] | None) -> dict[str, Any]:
-    """What decides what is seen of samples, beside the models."""
+    """What the statistics of samples depend on besides the models."""
     data = [scoring.data, len(real.images), real.images.fingerprint]
     extractors = {name: mark(network.state_dict()) for name, network in real.networks.items()}
     return {"data": data, "prompts": prompts, "extractors": extractors, "match": real.named}
 
 
 def _names(runs: Sequence[str]) -> list[str]:
-    """The shortest ends of the paths that tell the runs apart."""
+    """Names of the runs: the shortest ends of their paths that differ."""
     parts = [[part for part in Path(run).parts if part != "model"] or [run] for run in runs]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(path[-depth:]) for path in parts]
         if len({*names, "teacher"}) == len(names) + 1:
             return names
-    raise ValueError(f"the same run is named twice among {', '.join(runs)}")
+    raise ValueError(f"the same run is given twice among {', '.join(runs)}")

@@ -1,4 +1,4 @@
-"""Noise levels: sampling grids, the training distribution, and gaps (how far below t the target looks)."""
+"""Noise levels: sampling grids, training distributions, and the gaps between the two levels of the loss."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def karras(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float
 
 
 class Noise(Protocol):
-    """The distribution of t: noise levels (B,) from standard normal z (B,), none above sigma_max, which may be infinite."""
+    """The distribution of t: noise levels (B,) of at most sigma_max from standard normal z (B,)."""
 
     def __call__(self, z: Tensor, sigma_max: float) -> Tensor: ...
 
@@ -37,8 +37,8 @@ class Noise(Protocol):
 class LogNormal:
     """The training distribution ln t ~ N(P_mean, P_std²).
 
-    As in the published code nothing is cut off below. Above, levels are lowered to sigma_max only where a network's
-    schedule ends there and it has no time for higher ones; for EDM networks none is, though sampling begins at 80.
+    As in the published code low levels are not clamped. High ones are clamped to sigma_max, the end of the network's
+    schedule. EDM networks have no such end, although sampling begins at 80.
 
     Reference: Karras et al. 2022, table 1; Geng et al. 2025.
     """
@@ -53,7 +53,7 @@ class LogNormal:
 
 @dataclass(frozen=True)
 class Levels:
-    """Every level as often as any other: those that a sampler visits, when nothing else need be learned."""
+    """A uniform distribution over the given levels, such as those that a sampler visits."""
 
     levels: tuple[float, ...]
 
@@ -64,9 +64,9 @@ class Levels:
 
 
 class Gap(Protocol):
-    """Chooses r, the lower of the two noise levels: 0 <= r(t, progress) < t, shape (B,), progress in [0, 1].
+    """The lower noise level r of the loss: 0 <= r(t, progress) < t, shape (B,), progress in [0, 1].
 
-    Where r lies below the segment of t, the loss hops to the segment's lower edge instead.
+    Where r lies below the segment of t, the loss uses the segment's lower edge instead.
     """
 
     def __call__(self, t: Tensor, progress: float) -> Tensor: ...
@@ -74,7 +74,7 @@ class Gap(Protocol):
 
 @dataclass(frozen=True)
 class ECTGap:
-    """Shrinks from r = 0 (diffusion) towards r = t with progress; every stage divides the gap by q.
+    """A gap that shrinks with progress, from r = 0 (diffusion) towards r = t; every stage divides it by q.
 
     r = max(0, t·(1 − (1 + k·sigmoid(−b·t))/q^(stage + 1))), stage = floor(stages·progress).
 
@@ -88,7 +88,7 @@ class ECTGap:
 
     def __post_init__(self) -> None:
         if not (self.q > 1 and self.stages >= 1):
-            raise ValueError(f"a gap needs q > 1 and at least one stage, got q = {self.q}, stages = {self.stages}")
+            raise ValueError(f"the ect gap needs q > 1 and at least one stage, got q = {self.q}, stages = {self.stages}")
         if self.stages * math.log2(self.q) > 20:
             raise ValueError(
                 f"a gap of 1/q^stages = 1/{self.q:g}^{self.stages} is below what float32 resolves; use fewer stages"
@@ -102,7 +102,7 @@ class ECTGap:
 
 @dataclass(frozen=True)
 class FullGap:
-    """r = 0 always: the target is the clean sample and the loss is plain denoising."""
+    """A gap with r = 0: the target is the clean sample, and the loss is plain denoising."""
 
     def __call__(self, t: Tensor, progress: float) -> Tensor:
         return torch.zeros_like(t)
@@ -110,7 +110,7 @@ class FullGap:
 
 @dataclass(frozen=True)
 class CosineGap:
-    """One step of an annealed grid that is even in the cosine schedule's time, u = (2/π)·atan t: r = tan(π/2·(u − 1/N)).
+    """One step of a grid of N steps that are even in the cosine schedule's time u = (2/π)·atan t: r = tan(π/2·(u − 1/N)).
 
     N grows log-linearly from `first` to `last` steps while progress goes from 0 to `anneal`; first = last keeps it fixed.
 
@@ -133,7 +133,7 @@ class CosineGap:
 
 @dataclass(frozen=True)
 class KarrasGap:
-    """One step of Karras' grid, whose number of steps doubles from `first` to `last` with progress.
+    """One step of Karras' grid of N steps; N doubles from `first` to `last` with progress.
 
     r^(1/ρ) = t^(1/ρ) − (σ_max^(1/ρ) − σ_min^(1/ρ))/N, and 0 below σ_min.
 

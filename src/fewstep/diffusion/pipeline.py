@@ -1,4 +1,4 @@
-"""The stock pipeline that a network belongs to: prompts become conditions, latents become pictures, by its own code."""
+"""The stock pipeline around a network: its own code encodes prompts into conditions and decodes latents."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .recording import Call, answering, caught, leave_early, record, replaced, r
 from .schedule import PURE_NOISE, Rectified, Schedule
 from .space import Latents, Pixels, Space, Video, Waveform
 
-PROMPTS = ("", "a picture", "a picture of a small house beside a large tree at night")  # of COUNT different lengths
-AT_ONCE = 16  # prompts that are encoded, and pictures that are decoded
-FPS = 16  # of videos: no pipeline says it
-CODES = ("latent_dist", "latents", "latent")  # what diffusers' encoders return
-DIGIT = 4096  # of a place in a sample: two of them count further than any sample, and float32 tells them apart
-ASKED = {"prompt", "class_labels"}  # what a pipeline may be asked for beside numbers
+PROMPTS = ("", "a picture", "a picture of a small house beside a large tree at night")  # COUNT prompts of different lengths
+AT_ONCE = 16  # prompts or pictures in one call
+FPS = 16  # frames per second of videos, which no pipeline says
+CODES = ("latent_dist", "latents", "latent")  # names in the output of diffusers' encoders
+DIGIT = 4096  # base of the two digits for a place in a sample; float32 represents each exactly
+ASKED = {"prompt", "class_labels"}  # required arguments that fewstep gives
 OURS = {  # arguments that fewstep itself gives
     "prompt", "class_labels", "negative_prompt", "guidance_scale", "true_cfg_scale", "num_inference_steps", "latents",
     "generator", "batch_size", "num_images_per_prompt", "output_type", "return_dict",
@@ -42,13 +42,13 @@ Asked = Sequence[str | int]  # prompts, or the numbers of classes
 class Pipeline:
     """A stock pipeline of diffusers around one network, opened from its folder when it is needed.
 
-    Nothing in here knows a family of pipelines. What differs between them is seen when they are run (`learn`).
+    No code here is for one family of pipelines. Their differences are read from a recorded run (`learn`).
 
     Args:
-        source: its folder.
-        network: the part that denoises.
-        opened: makes the pipeline around `network`.
-        call: arguments for it beside prompts, numbers and noise, such as height and width.
+        source: folder of the pipeline.
+        network: the denoising part.
+        opened: opens the pipeline around a network.
+        call: further arguments of its calls, such as height and width.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Pipeline:
         return f"Pipeline({str(self.source)!r})"
 
     def around(self, network: nn.Module) -> Pipeline:
-        """The same around another network of that kind."""
+        """The same pipeline around another network of the same architecture."""
         made = Pipeline(self.source, network, self._open, self.call)
         made._manner = self._manner
         return made
@@ -83,14 +83,14 @@ class Pipeline:
         return self._stock
 
     def let_go(self) -> None:
-        """Frees its encoders and decoders; they are read again when they are needed."""
+        """Frees its encoders and decoders. They are loaded again when they are needed."""
         if self._stock is None:
             return
         parts = [part for part in self._stock.components.values() if isinstance(part, nn.Module)]
         kept = [weakref.ref(part) for part in parts if part is not self.network]
         del parts
         self._stock = None
-        if any(part() is not None for part in kept):  # in a ring, which only a search through all objects frees
+        if any(part() is not None for part in kept):  # a reference cycle, which only the collector frees
             gc.collect()
 
     @property
@@ -98,7 +98,7 @@ class Pipeline:
         """How the pipeline calls its network."""
         if self._manner is None:
             rows: Asked = list(PROMPTS) if self.prompted else [0] * COUNT
-            with _silence():  # nobody asked for these prompts
+            with _silence():  # warnings about these prompts would mislead
                 self._manner = learn(self.stock, self.network, self._told(rows) | {"num_inference_steps": COUNT + 1})
         return self._manner
 
@@ -112,19 +112,19 @@ class Pipeline:
 
     @property
     def prompted(self) -> bool:
-        """Whether it is asked by prompts."""
+        """Whether it takes prompts."""
         return "prompt" in self._parameters
 
     @property
     def by_class(self) -> bool:
-        """Whether it is asked by classes."""
+        """Whether it takes classes."""
         return not self.prompted and "class_labels" in self._parameters
 
     def denoiser(self, schedule: Schedule, prediction: Prediction) -> Denoiser:
-        """The pipeline's network as a denoiser, on the schedule of its scheduler as it was set up.
+        """The pipeline's network as a denoiser, with the schedule as the pipeline sets up its scheduler.
 
         Raises:
-            ValueError: the pipeline does something with its network that fewstep does not follow.
+            ValueError: the pipeline calls its network in a way that fewstep does not support.
         """
         manner = self.manner
         known = takes_of(self.network)
@@ -140,19 +140,19 @@ class Pipeline:
         )  # fmt: skip
 
     def examples(self, count: int) -> Asked:
-        """Something that it can be asked for, `count` times."""
+        """`count` example prompts or classes."""
         if self.prompted:
             return [PROMPTS[1 + k % (COUNT - 1)] for k in range(count)]
         return list(range(count))
 
     @torch.no_grad()
     def conditions(self, prompts: Asked) -> tuple[Cond, Cond | None]:
-        """What the network is told for `prompts` (or classes), a row each, and what for nothing, one row of the same shape.
+        """The conditions of `prompts` (or classes), one row each, and the null condition, one row of the same shape.
 
-        The second is None where the pipeline has no classifier-free guidance. Both are on the CPU.
+        The null condition is None if the pipeline has no classifier-free guidance. Both are on the CPU.
 
         Raises:
-            ValueError: the network is told something that hangs on the prompts and is not told row by row.
+            ValueError: an argument of the network depends on the prompts but has no row for each.
         """
         manner, found = self.manner, []
         for part in _parts(prompts):
@@ -166,13 +166,16 @@ class Pipeline:
 
     @torch.no_grad()
     def latents(self, prompts: Asked, seeds: Sequence[int], *, steps: int, guidance: float | None = None) -> Tensor:
-        """What the pipeline itself makes of `prompts` with its own scheduler, x0 (B, *) in float32 on the CPU.
+        """Samples that the pipeline draws for `prompts` with its own scheduler, x0 (B, *) float32 on the CPU.
 
         Args:
-            prompts: or classes, or anything of that length for a pipeline that is told nothing.
-            seeds: of the noise, one a sample, which is the same noise as our own sampler's.
-            steps: of its scheduler.
-            guidance: the pipeline's own scale; None is without guidance.
+            prompts: prompts, classes, or anything of that length for an unconditional pipeline.
+            seeds: seeds of the noise, one per sample; `sample` starts from the same noise.
+            steps: steps of the scheduler.
+            guidance: the pipeline's guidance scale; None is without guidance.
+
+        Raises:
+            ValueError: the pipeline has no guidance.
         """
         manner, made = self.manner, []
         for part, numbers in zip(_parts(prompts), _parts(seeds), strict=True):
@@ -181,7 +184,7 @@ class Pipeline:
         return torch.cat(made)
 
     def guided(self, denoiser: Denoiser, guidance: float, null: Cond) -> Denoiser:
-        """`denoiser` under the guidance that the pipeline would give it at that scale."""
+        """`denoiser` with the pipeline's guidance at that scale; ValueError if the pipeline has none."""
         guide = self.manner.guide
         if guide is None:
             raise ValueError("this pipeline has no classifier-free guidance; leave --guidance out")
@@ -189,38 +192,38 @@ class Pipeline:
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
-        """What the pipeline shows of samples x0 (B, *), channels first: uint8 pictures or videos, int16 sound."""
+        """Decodes samples x0 (B, *) as the pipeline does, channels first: uint8 pictures or videos, int16 sound."""
         return torch.cat([_shown(self._tail(part)) for part in x0.split(AT_ONCE)])
 
     def space_of(self, raw: Tensor) -> Space:
-        """The space that saves what `decode` gave."""
+        """The space that saves samples of `decode`."""
         if raw.dtype == torch.int16:
             return Waveform(tuple(raw.shape[1:]), self._rate())  # type: ignore[arg-type]
         shape = tuple(raw.shape[1:])
         return Video(shape, FPS) if len(shape) == 4 else Pixels(shape)  # type: ignore[arg-type]
 
     def _rate(self) -> int:
-        """Samples of sound a second, as a part of the pipeline says."""
+        """The sampling rate of sound, from the configuration of a part of the pipeline."""
         for part in self.stock.components.values():
             config = getattr(part, "config", None)
             for name in ("sampling_rate", "sample_rate"):
                 if isinstance(rate := getattr(config, name, None), int):
                     return rate
-        raise ValueError(f"no part of {self.source} says how many samples its sound has a second")
+        raise ValueError(f"no part of {self.source} has a sampling_rate in its configuration; add it")
 
     @property
     def shown(self) -> tuple[int, ...]:
-        """The shape of what it shows of one sample, channels first."""
+        """The shape of one decoded sample, channels first."""
         return tuple(self.decode(torch.zeros(1, *self.manner.shape)).shape[1:])
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) or videos (B, C, F, H, W), uint8, as samples x0 (B, *) in float32 on the CPU.
+        """Encodes uint8 pictures (B, C, H, W) or videos (B, C, F, H, W) as samples x0 (B, *), float32 on the CPU.
 
-        The mean of what the encoder says, scaled and laid out as the pipeline's tail takes them apart again.
+        It takes the mean of the encoder's distribution and inverts the pipeline's steps between scheduler and decoder.
 
         Raises:
-            ValueError: there is no encoder, or they are of another size than the pipeline makes.
+            ValueError: there is no encoder, or the pictures have another size than the pipeline makes.
         """
         coder = self._coder()
         place, scale, shift = self._layout(coder)
@@ -231,7 +234,7 @@ class Pipeline:
             latents = next(found for found in (_mean(code, name) for name in CODES) if found is not None)
             if latents.shape[1:] != scale.shape:
                 have, want = ("x".join(map(str, shape)) for shape in (pictures.shape[1:], self.shown))
-                raise ValueError(f"this pipeline makes pictures of {want}, so it encodes no others, such as {have}")
+                raise ValueError(f"this pipeline encodes pictures of {want}, not {have}; resize them")
             x0[rows[:, None], place.flatten()] = ((latents.float() - shift) / scale).flatten(1).cpu()
         return x0.view(-1, *self.manner.shape)
 
@@ -240,12 +243,12 @@ class Pipeline:
         for part in self.stock.components.values():
             if isinstance(part, nn.Module) and hasattr(part, "encode") and hasattr(part, "decode"):
                 return part
-        raise ValueError(f"{self.source} has no part that encodes pictures; its network is told them as they are")
+        raise ValueError(f"{self.source} has no part that encodes pictures; give pictures to a pipeline with an encoder")
 
     def _layout(self, coder: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Where each number of the decoder's input stands in a sample, and how it is scaled and shifted on its way there.
+        """The place in a sample of each value of the decoder's input, and its scale and shift.
 
-        The tail is shown samples that say which number is which: nothing, ones, and two digits of the place.
+        They are found by decoding four samples: zeros, ones, and two digits of each place.
         """
         total = math.prod(self.manner.shape)
         place = torch.arange(total)
@@ -256,14 +259,16 @@ class Pipeline:
         scale = one - shift
         found = (((low - shift) / scale).round() + DIGIT * ((high - shift) / scale).round()).long().cpu()
         if not torch.equal(found.flatten().sort().values, place):
-            raise ValueError(f"a {type(self.stock).__name__} does more with its latents than to scale and arrange them")
+            raise ValueError(
+                f"a {type(self.stock).__name__} changes its latents in a way that fewstep cannot invert for encoding"
+            )
         return found, scale, shift
 
     def _told(self, rows: Asked) -> dict[str, object]:
-        """The arguments for these prompts or classes."""
+        """The arguments of the pipeline for these prompts or classes."""
         told: dict[str, object] = dict(self.call)
         if self.prompted:
-            told["prompt"] = list(rows)  # a list of its own: some pipelines write into it
+            told["prompt"] = list(rows)  # a copy, because some pipelines change it
         elif self.by_class:
             told["class_labels"] = list(rows)
         elif "batch_size" in self._parameters:
@@ -271,14 +276,14 @@ class Pipeline:
         return told
 
     def _noise(self, seeds: Sequence[int]) -> dict[str, object]:
-        """The arguments for noise that our own sampler would begin with."""
+        """The arguments for the noise with which `sample` starts as well."""
         rngs = generators(seeds)
         if "latents" not in self._parameters:
             return {"generator": rngs}
         return {"latents": normal(rngs, self.manner.shape), "generator": rngs}
 
     def _tail(self, x0: Tensor) -> Any:
-        """What the pipeline returns where its scheduler ends at x0."""
+        """The pipeline's result if its scheduler ends at x0."""
         count, done = len(x0), 0
         x0 = x0.to(next(self.network.parameters()).device)
 
@@ -295,12 +300,12 @@ class Pipeline:
             return leave_early(self.stock, told)
 
     def _check(self) -> None:
-        """Raises ValueError where the pipeline needs more than prompts or classes, or takes no such argument."""
+        """Raises ValueError if the pipeline needs other arguments, or does not take those of `call`."""
         unknown = sorted(self.call.keys() - self._parameters.keys())
         if unknown:
-            raise ValueError(f"a {type(self._stock).__name__} takes no {', '.join(unknown)}; it has other arguments")
+            raise ValueError(f"a {type(self._stock).__name__} takes no {', '.join(unknown)}; leave that out of --call")
         if ours := sorted(self.call.keys() & OURS):
-            raise ValueError(f"fewstep itself tells a pipeline its {', '.join(ours)}; leave that out of the call")
+            raise ValueError(f"fewstep itself sets {', '.join(ours)}; leave that out of --call")
         needed = {
             name
             for name, parameter in self._parameters.items()
@@ -311,12 +316,12 @@ class Pipeline:
         if missing:
             raise ValueError(
                 f"a {type(self._stock).__name__} needs {', '.join(missing)} for each sample; fewstep tunes pipelines that "
-                "are told a prompt, a class or nothing"
+                "take a prompt, a class or nothing"
             )
 
 
 def _as_set_up(schedule: Rectified, config: Mapping[str, Any], manner: Manner) -> Rectified:
-    """The schedule from pure noise on, shifted as the pipeline shifts it for samples of this size."""
+    """The schedule with pure noise as its start, shifted as by the pipeline for samples of this size."""
     shift, mu = schedule.shift, manner.mu
     if config.get("use_dynamic_shifting") and mu is not None:
         shift = math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
@@ -325,7 +330,7 @@ def _as_set_up(schedule: Rectified, config: Mapping[str, Any], manner: Manner) -
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Meanwhile diffusers reports errors alone."""
+    """In this context diffusers logs only errors."""
     from diffusers.utils import logging
 
     before = logging.get_verbosity()
@@ -341,11 +346,11 @@ def _parts(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def _ignore(call: Call) -> None:
-    """Nobody asks what the network would have said."""
+    """Ignores a call of the network."""
 
 
 def _shown(result: Any) -> Tensor:
-    """What a pipeline returned, as numbers that a person sees or hears, channels first."""
+    """A pipeline's result as uint8 pictures or videos or int16 sound, channels first."""
     name, raw = next(iter(result.items()))
     values = torch.from_numpy(np.asarray(raw, dtype=np.float32))
     if name.startswith("audio"):
@@ -355,7 +360,7 @@ def _shown(result: Any) -> Tensor:
 
 
 def _mean(code: Any, name: str) -> Tensor | None:
-    """What an encoder's answer holds under that name; of a distribution its mean."""
+    """The entry `name` of an encoder's output; the mean if it is a distribution. None if there is none."""
     found: Any = getattr(code, name, None)
     mean: Tensor | None = found.mode() if hasattr(found, "mode") and not isinstance(found, Tensor) else found
     return mean

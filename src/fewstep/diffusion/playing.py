@@ -1,4 +1,4 @@
-"""A model to play with and its teacher: both draw the same seeds, as often as somebody asks."""
+"""A model and its teacher for the page of `fewstep play`: both draw the same seeds."""
 
 from __future__ import annotations
 
@@ -26,26 +26,29 @@ from .walk import DDIM, Walk, sample
 
 Side = Literal["model", "few", "teacher"]
 KINDS = {".png": "image/png", ".wav": "audio/wav"}
-MOST = 16  # samples at once: those that go through a network together, so that `fewstep sample` draws the very same
-MOST_STEPS = 50  # that a slider goes to
+MOST = 16  # samples at once; with more than one network batch `fewstep sample` would draw others
+MOST_STEPS = 50  # end of the sliders
 
 
 class LeftError(Exception):
-    """Whoever asked does not wait any more."""
+    """The client has gone."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What somebody wants to see.
+    """A request for samples.
 
     Attributes:
-        steps: of the model; its own number if left out.
-        teacher_steps: of the teacher's sampler.
-        seed: of the first sample.
-        n: samples.
-        prompt, label, number: what they are about; see `sample_checkpoint`.
-        guidance: of a diffusion pipeline.
-        strength: of a LoRA student.
+        steps: steps of the model; by default its own number.
+        teacher_steps: steps of the teacher; by default its own number.
+        seed: seed of the first sample.
+        n: number of samples, 1 to 16.
+        prompt, label, number: see `sample_checkpoint`.
+        guidance: guidance scale of a diffusion pipeline.
+        strength: strength of a LoRA student.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
     steps: int | None = None
@@ -70,12 +73,12 @@ class Drawing:
     """Samples as files.
 
     Attributes:
-        files: a PNG or WAV each, byte for byte what `fewstep sample` writes.
+        files: a PNG or WAV per sample, the same bytes as `fewstep sample` writes.
         kind: their media type.
-        seeds: one each.
-        calls: of the network a sample, counted at the network.
-        seconds: that all of them took.
-        command: that draws the same.
+        seeds: one per sample.
+        calls: network calls per sample, as counted at the network.
+        seconds: time for all samples.
+        command: the command that draws the same samples.
     """
 
     files: tuple[bytes, ...]
@@ -87,15 +90,15 @@ class Drawing:
 
 
 class Player:
-    """A model and its teacher, loaded once and drawn from as often as somebody asks, one after another.
+    """A model and its teacher, loaded once. They answer requests one after another.
 
     Args:
         checkpoint: a run, a diffusers folder or a hub id, tuned or not.
-        teacher: the diffusion checkpoint that it came from, to be seen beside it.
-        call: arguments for a stock pipeline where its defaults are not wanted, such as "height=256".
+        teacher: the diffusion checkpoint that it came from, for comparison.
+        call: arguments for a stock pipeline, such as "height=256".
 
     Raises:
-        ValueError: what `load` says of them, a model whose samples nobody can see, or two that make different things.
+        ValueError: see `load`; or the samples cannot be shown, or the two make samples of different shapes.
     """
 
     def __init__(self, checkpoint: str, teacher: str | None = None, call: Sequence[str] = ()) -> None:
@@ -105,22 +108,22 @@ class Player:
         if call and self.model.pipeline is None:
             raise ValueError("--call is for pipelines that make latents, and this model makes pictures; leave it out")
         if self.model.pipeline is None and isinstance(self.model.denoiser.space, Latents):
-            raise ValueError(f"{checkpoint} makes latents that nobody can see; play with the pipeline that decodes them")
+            raise ValueError(f"{checkpoint} makes latents, which cannot be shown; name the pipeline that decodes them")
         if teacher is not None:
             told = None if self.model.pipeline is None else self.model.pipeline.call
             self.teacher = diffusion_model(teacher, call=told or None)
             if self.teacher.denoiser.space.shape != self.model.denoiser.space.shape:
-                raise ValueError(f"{teacher} makes samples of another shape than {checkpoint}, so it is not its teacher")
+                raise ValueError(f"{teacher} makes samples of another shape than {checkpoint}; name its teacher")
         self._strong = (1.0, self.model)
         self._turn = Lock()
 
     @property
     def offers(self) -> dict[str, Any]:
-        """What can be asked, in JSON's own types."""
+        """What can be requested, as types of JSON."""
         model, pipeline, denoiser = self.model, self.model.pipeline, self.model.denoiser
         asked_by_prompt = pipeline is not None and pipeline.prompted
         classes = None if asked_by_prompt else denoiser.classes
-        free = self.teacher or (None if model.is_student else model)  # of guidance: it is tuned into students
+        free = self.teacher or (None if model.is_student else model)  # for guidance: students have it built in
         guided = free is not None and free.pipeline is not None and free.pipeline.manner.guide is not None
         return {
             "name": self.checkpoint,
@@ -140,16 +143,16 @@ class Player:
         }
 
     def draw(self, side: Side, ask: Ask, left: Callable[[], bool] = lambda: False) -> Drawing:
-        """Draws what is asked.
+        """Draws the requested samples.
 
         Args:
-            side: the model; the teacher in as few calls, "few"; or the teacher as it is.
-            ask: what.
-            left: whether whoever asked has gone; it is asked after each call of the network.
+            side: "model"; "few" for the teacher in as many calls as the model; "teacher" for the teacher in its own steps.
+            ask: the request.
+            left: returns whether the client has gone; it is called after each network call.
 
         Raises:
-            ValueError: what cannot be asked of this model, in one sentence.
-            LeftError: whoever asked has gone.
+            ValueError: the model does not take this request.
+            LeftError: the client has gone.
         """
 
         def still(rows: int) -> None:
@@ -162,7 +165,7 @@ class Player:
             if side == "model":
                 return self._drawn(model, self.checkpoint, _walk(model, ask.steps), ask.steps, ask, still)
             if self.teacher is None or self.teacher_name is None:
-                raise ValueError("there is no teacher beside this model; begin with --teacher")
+                raise ValueError("this page has no teacher; start it with --teacher")
             ask = replace(ask, strength=None)
             if side == "teacher":
                 steps = ask.teacher_steps
@@ -173,7 +176,7 @@ class Player:
             return self._drawn(self.teacher, self.teacher_name, few, calls, ask, still)
 
     def _at(self, strength: float | None) -> Model:
-        """The model at that strength of its LoRA; the last one is kept."""
+        """The model with its LoRA at that strength; the last one is kept."""
         if strength is None:
             return self.model
         if self._strong[0] != strength or strength == 1:
@@ -189,7 +192,7 @@ class Player:
             guidance = None if model.is_student else ask.guidance
             rows = Wanted(ask.prompt, None, ask.label, guidance).asked(model)
             if guidance is not None:
-                model.pipeline.manner.on(guidance, 1)  # or it says that there is none
+                model.pipeline.manner.on(guidance, 1)  # raises where the pipeline has none
             raw, nfe = drawn(
                 model, [rows[k % len(rows)] for k in range(ask.n)], seeds, walk=walk, guidance=guidance, batch=MOST,
                 steps=own_steps(model.pipeline) if steps is None else steps, told=still,
@@ -214,19 +217,19 @@ class Player:
 
 
 def _walk(model: Model, steps: int | None) -> Walk | None:
-    """The model's own in so many steps; None where a pipeline samples itself."""
+    """The model's walk in `steps` steps; None if a pipeline samples with its own scheduler."""
     return None if model.pipeline is not None and not model.is_student else model.walk_in(steps)
 
 
 def _steps(model: Model) -> int:
-    """How many steps it takes unless told otherwise."""
+    """The default number of steps."""
     if model.pipeline is not None and not model.is_student:
         return own_steps(model.pipeline)
     return model.walk.steps
 
 
 def _files(space: Space, raw: Any, seeds: range) -> tuple[str, tuple[bytes, ...]]:
-    """The samples as their space saves them."""
+    """Media type and bytes of the samples as their space saves them."""
     names = [f"{k:06d}" for k in seeds]
     with tempfile.TemporaryDirectory() as folder:
         space.save(raw, Path(folder), names)

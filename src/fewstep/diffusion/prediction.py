@@ -1,4 +1,4 @@
-"""Predictions: what a network's output says about the clean sample, (x, output, sigma) -> x0_hat, a line each.
+"""Predictions: the clean sample from a network's output, (x, output, sigma) -> x0_hat.
 
 x = x0 + sigma·eps is the noisy sample in variance-exploding coordinates, (B, *); sigma has as many dimensions, (B, 1, …).
 """
@@ -14,12 +14,12 @@ Prediction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def epsilon(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-    """The noise: x0 = x − σ·eps. Reference: Ho et al. 2020, DDPM, eq. 11."""
+    """The output is the noise: x0 = x − σ·eps. Reference: Ho et al. 2020, DDPM, eq. 11."""
     return x - sigma * output
 
 
 def v_prediction(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-    """v = α·eps − √(1 − α²)·x0 with α = 1/√(1 + σ²): x0 = α²·x − α·σ·v.
+    """The output is v = α·eps − √(1 − α²)·x0 with α = 1/√(1 + σ²): x0 = α²·x − α·σ·v.
 
     Reference: Salimans and Ho 2022, Progressive Distillation, app. D.
     """
@@ -28,7 +28,7 @@ def v_prediction(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
 
 
 def velocity(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-    """v = eps − x0 along z = (1 − u)·x0 + u·eps with u = σ/(1 + σ): x0 = z − u·v, z = x/(1 + σ).
+    """The output is v = eps − x0 along z = (1 − u)·x0 + u·eps, u = σ/(1 + σ): x0 = z − u·v, z = x/(1 + σ).
 
     Reference: Lipman et al. 2023, Flow Matching; Liu et al. 2023, Rectified Flow.
     """
@@ -36,7 +36,7 @@ def velocity(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
 
 
 def unit_score(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-    """The score ∇ ln p of pictures from 0 to 1, y = (x + 1)/2 with noise σ/2: y0 = y + (σ/2)²·score, x0 = x + σ²/2·score.
+    """The output is the score ∇ ln p of pictures y = (x + 1)/2 from 0 to 1 with noise σ/2: x0 = x + σ²/2·score.
 
     Reference: Song et al. 2021, Score-Based Generative Modeling through SDEs, eq. 3.
     """
@@ -44,7 +44,7 @@ def unit_score(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
 
 
 def clean(x: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
-    """The clean sample itself. f(x, 0) is not x then: it can be sampled, not tuned."""
+    """The output is the clean sample. Such a model can be sampled but not tuned, because f(x, 0) is not x."""
     return output
 
 

@@ -1,7 +1,4 @@
-"""Recipes: plain functions that return keyword arguments for tune(), and the small network that `fewstep train` builds.
-
-A rate and averages that somebody asks for change a recipe here, too.
-"""
+"""Recipes: functions that return keyword arguments for `tune`. Also the small network that `fewstep train` builds."""
 
 from __future__ import annotations
 
@@ -64,7 +61,7 @@ def ect_imagenet64(images: int = 12_800_000) -> dict[str, Any]:
 
 
 def ect_demo(images: int = 20_000) -> dict[str, Any]:
-    """A laptop's minutes: a coarse gap and much weight on high noise, which few images can learn; docs/log/tuning.md."""
+    """Minutes on a laptop: a coarse gap and much weight on high noise levels, for few images. See docs/log/tuning.md."""
     return {
         "images": images,
         "batch": 32,
@@ -79,9 +76,9 @@ def ect_demo(images: int = 20_000) -> dict[str, Any]:
 
 
 def any_step(images: int = 16_000) -> dict[str, Any]:
-    """One student for any number of calls, in a laptop's minutes; it wants a teacher's hops and a `TwoTimes`.
+    """A student for any number of calls, in minutes on a laptop. It needs a teacher's hops and a `TwoTimes`.
 
-    The weight lies between those that favour few calls and many; see docs/log/any-step.md.
+    The weight is a compromise between few calls and many; see docs/log/any-step.md.
     """
     return ect_demo(images) | {
         "segments": GRIDS,
@@ -92,11 +89,10 @@ def any_step(images: int = 16_000) -> dict[str, Any]:
 
 
 def path_regression(levels: Sequence[float] = ()) -> dict[str, Any]:
-    """What to change in a recipe for a teacher's paths as data: their points are regressed to their ends.
+    """Changes of a recipe for path regression: the student learns the end of a teacher's path from the points on it.
 
     Args:
-        levels: only the points at these noise levels, those that the student's sampler visits, and the whole network for
-            them; without levels all points, as a first stage before tuning. What each is worth: docs/log/multistep.md.
+        levels: noise levels of the points that are learned; without them all points are. See docs/log/multistep.md.
 
     Reference: consistency mid-training, arXiv 2509.24526.
     """
@@ -108,23 +104,27 @@ RECIPES = {recipe.__name__: recipe for recipe in (any_step, ect_demo, ect_one_ho
 
 
 def rate_of(ours: Constant | Cosine | InverseSqrt, peak: float | None, warmup: int | None) -> LearningRate:
-    """The recipe's learning rate, with another peak and another warm-up if they are given."""
+    """The recipe's learning rate with another peak and another warm-up, if given.
+
+    Raises:
+        ValueError: a warm-up is given, and the recipe's rate has none.
+    """
     changed = ours if peak is None else replace(ours, rate=peak)
     if warmup is not None and isinstance(changed, Cosine):
         return replace(changed, warmup=warmup)
     if warmup is not None:
-        raise ValueError(f"--warmup belongs to the cosine rates of ect_demo and any_step; this recipe's is {changed}")
+        raise ValueError("--warmup belongs to the cosine rates of ect_demo and any_step; leave it out for this recipe")
     return changed
 
 
 def averages(decays: tuple[float, ...], ours: Average, *, afresh: bool) -> tuple[Average, ...]:
-    """The averages of these decays, or the recipe's own; from new weights they need a warm-up."""
+    """Averages with these decays, or the recipe's own; with a warm-up if the weights are new (`afresh`)."""
     chosen = tuple(map(Exponential, decays)) or (ours,)
     return tuple(replace(a, warmup=afresh) if isinstance(a, Exponential) else a for a in chosen)
 
 
 def diffusion(images: int, *, batch: int = 64, rate: float = 1e-3) -> dict[str, Any]:
-    """Trains a diffusion model from scratch: the same loss with r held at 0, weighted to the network's own error."""
+    """Training of a diffusion model from scratch: the same loss with r = 0, with the weight 1/c_out²."""
     return {
         "images": images,
         "batch": batch,
@@ -145,17 +145,20 @@ def new_denoiser(
     """An untrained stock UNet2DModel with attention at its lowest resolution, small enough for a CPU by default.
 
     Args:
-        channels, size: of the images.
+        channels, size: number of channels and side of the images.
         widths: channels of the network at each resolution, multiples of 8.
-        parametrisation: `vp` predicts v on a schedule whose middle timestep has σ = 1.78, a good place for the second of
-            two steps, which a stock pipeline cannot move. `edm` takes diffusers' consistency time, 250·ln σ.
+        parametrisation: `vp` predicts v. Its middle timestep, at which stock pipelines make the second of two steps, has
+            σ = 1.78. `edm` is given the time of diffusers' consistency scheduler, 250·ln σ.
         classes: number of classes, 0 for an unconditional model.
+
+    Raises:
+        ValueError: the size cannot be halved often enough, or a width is no multiple of 8.
     """
     from diffusers import DDPMScheduler, UNet2DModel
 
     levels = len(widths)
     if size % 2 ** (levels - 1):
-        raise ValueError(f"{levels} widths halve the image {levels - 1} times, but {size} pixels do not divide so often")
+        raise ValueError(f"the size must be a multiple of {2 ** (levels - 1)} with {levels} widths, got {size}")
     if any(width < 8 or width % 8 for width in widths):
         raise ValueError(f"the widths must be multiples of 8, got {widths}")
     network = UNet2DModel(

@@ -1,7 +1,7 @@
-"""A stock pipeline shows how it calls its network: it is run with the network's mouth held, and what both say is kept.
+"""Records how a stock pipeline calls its network. The network is replaced by one that returns noise.
 
-No network computes anything here. Its place is taken by one that answers with noise, so that what the pipeline makes of an
-answer before it goes to the scheduler shows as well: a sign, a half that is dropped, the formula of guidance.
+The recording shows the arguments of each call, and how the pipeline changes an output before its scheduler gets it: a sign,
+a half that is dropped, the formula of guidance.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OURS = {"return_dict"}  # arguments that say nothing about the sample
 
 
 class _Enough(Exception):  # noqa: N818  it is no error
-    """Leaves a pipeline."""
+    """Ends the call of a pipeline early."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Call:
     Attributes:
         x: the samples, (B, *).
         listed: whether they came as a list.
-        time: as it was given.
+        time: the time, as it was given.
         others: the other arguments that differ from the defaults; those in dictionaries have dotted names.
-        answer: what it was answered, (B, *).
+        answer: the noise that was returned, (B, *).
     """
 
     x: Tensor
@@ -46,7 +46,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Step:
-    """What the pipeline gave to its scheduler, and the calls of the network before."""
+    """The arguments of a scheduler's step, and the calls of the network before it."""
 
     calls: Sequence[Call]
     output: Tensor
@@ -55,15 +55,15 @@ class Step:
 
 
 def record(pipeline: Any, network: nn.Module, told: Mapping[str, object], *, steps: int = 1) -> list[Step]:
-    """The first `steps` steps of `pipeline(**told)`, at which it is left.
+    """Records the first `steps` steps of `pipeline(**told)` and then ends the call.
 
     Args:
-        pipeline: of diffusers, around `network`.
-        network: its forward is not called.
-        told: what the pipeline is called with.
+        pipeline: a pipeline of diffusers around `network`.
+        network: the network; it computes nothing.
+        told: arguments of the pipeline.
 
     Raises:
-        ValueError: it could not be called so, and what it says.
+        ValueError: the pipeline fails with these arguments, or ends after fewer steps.
     """
     calls: list[Call] = []
     seen: list[Step] = []
@@ -77,15 +77,15 @@ def record(pipeline: Any, network: nn.Module, told: Mapping[str, object], *, ste
     with _answering(network, calls), watched(pipeline.scheduler, see):
         leave_early(pipeline, told)
     if len(seen) < steps:
-        raise ValueError(f"{type(pipeline).__name__} does not sample by its scheduler, step by step")
+        raise ValueError(f"{type(pipeline).__name__} does not call its scheduler once a step, so fewstep cannot read it")
     return seen
 
 
 def leave_early(pipeline: Any, told: Mapping[str, object]) -> Any:
-    """What `pipeline(**told)` returns; None where it is left before.
+    """The result of `pipeline(**told)`; None if the call was ended early.
 
     Raises:
-        ValueError: what went wrong inside.
+        ValueError: the pipeline raised an error; the message holds it.
     """
     pipeline.set_progress_bar_config(disable=True)
     try:
@@ -95,14 +95,14 @@ def leave_early(pipeline: Any, told: Mapping[str, object]) -> Any:
         return None
     except (KeyboardInterrupt, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a pipeline says of arguments that it was not made for
+    except Exception as error:  # pipelines raise anything for arguments that they do not support
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{type(pipeline).__name__} cannot be called with {', '.join(told)}: {said}") from error
 
 
 @contextmanager
 def watched(scheduler: Any, see: Callable[[Tensor, object, Tensor], Tensor | None]) -> Iterator[None]:
-    """Meanwhile each step of `scheduler` is shown to see(output, time, state); a tensor that it returns is the result."""
+    """In this context each step of `scheduler` calls see(output, time, state). A tensor it returns replaces the result."""
     from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
     original = scheduler.step
@@ -120,7 +120,7 @@ def watched(scheduler: Any, see: Callable[[Tensor, object, Tensor], Tensor | Non
 
 
 def run(pipeline: Any, told: Mapping[str, object]) -> Tensor:
-    """The state where the pipeline's scheduler ends, (B, *): its latents, whatever it would make of them."""
+    """Runs the pipeline to the end of its scheduler and returns the last state, (B, *), without decoding it."""
     ends: list[Tensor] = []
     original = pipeline.scheduler.step
 
@@ -139,7 +139,7 @@ def run(pipeline: Any, told: Mapping[str, object]) -> Tensor:
 
 @dataclass
 class SetUp:
-    """What a pipeline told its scheduler before the first step."""
+    """The arguments with which a pipeline set up its scheduler."""
 
     mu: float | None = None
     sigmas: tuple[float, ...] | None = None
@@ -147,7 +147,7 @@ class SetUp:
 
 @contextmanager
 def shifted(scheduler: Any) -> Iterator[SetUp]:
-    """Yields what the pipeline will set the scheduler up with, once it has."""
+    """Yields a `SetUp` that is filled in when a pipeline sets up the scheduler."""
     original, found = scheduler.set_timesteps, SetUp()
 
     @wraps(original)
@@ -162,7 +162,7 @@ def shifted(scheduler: Any) -> Iterator[SetUp]:
 
 @contextmanager
 def caught(part: Any, name: str) -> Iterator[list[Tensor]]:
-    """Meanwhile a call of part.name ends the pipeline, and the tensor that it was given is put into the list."""
+    """In this context a call of part.name ends the pipeline, and its argument is appended to the yielded list."""
     given: list[Tensor] = []
 
     def catch(x: Tensor, *args: Any, **named: Any) -> Any:
@@ -175,7 +175,7 @@ def caught(part: Any, name: str) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def replaced(thing: Any, name: str, value: object) -> Iterator[None]:
-    """Meanwhile thing.name is `value`, for this one object."""
+    """In this context the attribute `name` of the object `thing` is `value`."""
     before = vars(thing).get(name, _Enough)
     object.__setattr__(thing, name, value)
     try:
@@ -189,13 +189,13 @@ def replaced(thing: Any, name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def _answering(network: nn.Module, calls: list[Call]) -> Iterator[None]:
-    """Meanwhile `network` answers with noise and each call is put into `calls`."""
+    """In this context `network` returns noise, and each call is appended to `calls`."""
     with replaced(network, "forward", answering(network, calls.append)):
         yield
 
 
 def answering(network: nn.Module, see: Callable[[Call], None]) -> Callable[..., Any]:
-    """Something to be called in the place of `network`, which answers with noise and shows each call to `see`."""
+    """A function in place of the forward of `network` that returns noise and passes each call to `see`."""
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
     signature = inspect.signature(type(network).forward)
@@ -217,7 +217,7 @@ def answering(network: nn.Module, see: Callable[[Call], None]) -> Callable[..., 
 
 
 def _answered(network: nn.Module, x: Tensor) -> tuple[int, ...]:
-    """The shape of an answer to `x`: with as many channels again where the network learned a variance."""
+    """The shape of the output for `x`: twice the channels if the network has a learned variance."""
     config: Mapping[str, Any] = getattr(network, "config", {})
     channels, outputs = config.get("in_channels"), config.get("out_channels")
     doubled = channels == x.shape[1] and outputs == 2 * channels
@@ -225,7 +225,7 @@ def _answered(network: nn.Module, x: Tensor) -> tuple[int, ...]:
 
 
 def _others(signature: inspect.Signature, given: Mapping[str, Any], known: Sequence[str]) -> dict[str, object]:
-    """All arguments but the sample and the time, flat, that differ from their defaults."""
+    """All arguments but the sample and the time that differ from their defaults, as a flat dictionary."""
     rest: dict[str, object] = {}
     for name, value in list(given.items())[1:]:
         parameter = signature.parameters[name]

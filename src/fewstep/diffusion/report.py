@@ -1,4 +1,4 @@
-"""What a person looks at: tables, plots, sheets of samples."""
+"""Tables, plots and sheets of samples."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .measure.settling import QUANTILES, Settling
 
 
 def table(points: Sequence[Point], real: Looks) -> Table:
-    """One row a measured point; Fréchet distances with 95 % intervals in each view. It fits 80 columns.
+    """A table with one row per point and its Fréchet distances with 95 % intervals in each view. It fits 80 columns.
 
-    Where prompts were judged, how well they are matched stands in the place of grey and contrast.
+    If matches with prompts were measured, they replace grey and contrast.
     """
     looks = f"real images: grey {real.grey:.0f}, contrast {real.contrast:.0f}"
     said = f"Fréchet distances ± 95 %; n = {points[0].n}, same seeds; {points[0].device}; {looks}"
@@ -43,18 +43,18 @@ def table(points: Sequence[Point], real: Looks) -> Table:
 
 
 def _match(found: Estimate) -> str:
-    """A share as .912, a CLIP score as 27.3, with its interval."""
+    """A share as 0.912 or a CLIP score as 27.3, with its interval."""
     digits = 3 if found.value <= 1 else 1
     return f"{found.value:.{digits}f} ± {found.high - found.value:.{digits}f}"
 
 
 def _short(value: float) -> str:
-    """At most four characters up to 9999, hundredths where there is room."""
+    """The value in at most four characters up to 9999, with at most two decimals."""
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def plot(points: Sequence[Point], path: Path) -> None:
-    """Writes a PNG of quality against network calls, a panel a view, a line a model, with 95 % intervals."""
+    """Plots Fréchet distance against network calls as a PNG: one panel per view, one line per model, 95 % intervals."""
     names = list(points[0].frechet)
     from matplotlib.figure import Figure  # a second to import
     from matplotlib.ticker import FuncFormatter, NullLocator, ScalarFormatter
@@ -81,7 +81,7 @@ def plot(points: Sequence[Point], path: Path) -> None:
 
 
 def plot_settling(settling: Settling, path: Path, *, features: str) -> None:
-    """Writes a PNG of the distance to the final image against the share of the steps, median and quantiles over seeds."""
+    """Plots the distance to the final image against the share of network calls as a PNG: quantiles over seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -101,7 +101,7 @@ def plot_settling(settling: Settling, path: Path, *, features: str) -> None:
 
 
 def sheet(points: Sequence[Point], path: Path, *, columns: int = 16) -> None:
-    """Writes a PNG of the same seeds at each setting: a row a point, the first `columns` samples of each."""
+    """Writes a PNG with one row per point: the first `columns` samples, of the same seeds in each row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.2 + 0.5 * columns, 0.55 * len(points)), layout="constrained")
@@ -120,18 +120,18 @@ def sheet(points: Sequence[Point], path: Path, *, columns: int = 16) -> None:
 def keep_pictures(
     points: Sequence[Point], out: Path, *, seed: int, asked: Sequence[str] | None = None, count: int = 12, side: int = 128
 ) -> dict[str, Any]:
-    """Writes the first samples of each point into the folder `out`/pictures, a PNG a point, side by side in it.
+    """Writes the first samples of each point side by side into one PNG per point, in the folder `out`/pictures.
 
     Args:
-        points: all with pictures of one size.
-        out: the folder of the results.
-        seed: of the first sample.
-        asked: the prompts that take turns.
-        count: samples of each.
-        side: the longest side in pixels; larger pictures are made smaller.
+        points: points whose pictures have one size.
+        out: folder of the results.
+        seed: seed of the first sample.
+        asked: prompts, which take turns.
+        count: number of samples per point.
+        side: longest side in pixels; larger pictures are scaled down.
 
     Returns:
-        What the JSON says of them: the seeds, the size of one picture, a file a point, and the prompts.
+        Entries for the JSON: the seeds, the size of one picture, the file of each point, and the prompts.
     """
     from PIL import Image
 
@@ -152,7 +152,7 @@ def keep_pictures(
 
 
 def plot_ledger(ledger: Ledger, path: Path) -> None:
-    """Writes a PNG: denoising error by noise level of both checkpoints, and how far each layer was moved."""
+    """Plots the denoising error of both checkpoints by noise level and the change of each layer, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")

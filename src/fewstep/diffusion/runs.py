@@ -1,4 +1,4 @@
-"""Drives tune(): a folder on disk, a progress bar, a saved state to resume from, the result as a diffusers folder."""
+"""Runs `tune` in a folder: progress bar, saved states to resume from, and the result as a diffusers folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Calls = Mapping[str, Sequence[int]]  # of each network: its calls, and the rows in them
+Calls = Mapping[str, Sequence[int]]  # network -> number of calls, and of rows in them
 
 
 def run(
@@ -59,38 +59,38 @@ def run(
     watch: Watch | None = None,
     **facts: Any,
 ) -> Model:
-    """Tunes `denoiser`; leaves in `out` the averaged model (`model/`), `state.pt` to resume from and `receipt.json`.
+    """Tunes `denoiser`; writes into `out` the averaged model (`model/`), `state.pt` to resume from and `receipt.json`.
 
     If the recipe has several averages, the first makes `model/` and each other one `model-DECAY/`. Ctrl-C and SIGTERM save
-    the state after the step that they fall into.
+    the state after the current step.
 
     Args:
-        denoiser, data: for `tune`.
-        out: folder of the run, which no other process may write into meanwhile.
+        denoiser, data: arguments of `tune`.
+        out: folder of the run. No other process may write into it.
         recipe: keyword arguments of `tune`.
-        resume: go on from `out/state.pt` with the same recipe, perhaps with more images; start where there is none.
-        changing: names in the recipe that may differ from what the run began with; the receipt keeps what they were.
-        precision: "no" (float32) or "bf16"; None takes bfloat16 where the hardware computes it.
-        accumulate: micro-batches a step.
-        save_every: seconds between saved states, by the clock of the main process.
-        title: for the progress bar.
-        remedy: what helps a run that diverged, as the command line has it.
-        made: what the data cost the teacher that made them, for the receipt.
-        pipeline: that the denoiser's network belongs to, and that is saved with it.
-        watch: how the run is watched, which changes nothing in it; see `Watcher`.
-        facts: for the receipt, and what must be the same when the run is resumed.
+        resume: continue from `out/state.pt` with the same recipe or more images; start a new run if there is none.
+        changing: names of settings that may change when the run is resumed; the receipt keeps the earlier values.
+        precision: "no" (float32) or "bf16"; None is bfloat16 where the hardware supports it.
+        accumulate: micro-batches per step.
+        save_every: seconds between saved states, 0 or more.
+        title: title of the progress bar.
+        remedy: flags that help a run that diverged, for its message.
+        made: network calls that the teacher spent on the data, for the receipt.
+        pipeline: the stock pipeline around the network, which is saved with it.
+        watch: how the run is watched; see `Watcher`. It does not change the run.
+        facts: further entries of the receipt. They must be the same when the run is resumed.
 
     Returns:
-        The averaged model, as it is to be sampled.
+        The averaged model with the walk that it was tuned for.
 
     Raises:
-        ValueError: there is another run in `out`, or the one to resume began otherwise.
-        FloatingPointError: the run diverged, or its samples have collapsed; what was saved before is good.
+        ValueError: `out` holds another run, or the run to resume began with other settings.
+        FloatingPointError: the run diverged, or its samples collapsed; states saved before are sound.
         Interrupted: the run was told to stop; its state is saved.
-        OSError: something could not be written; the rest is, and the message says how to go on.
+        OSError: something could not be written; the message says what, and how to continue.
     """
     if not save_every >= 0:
-        raise ValueError(f"states are saved every so many seconds, 0 or more, got {save_every}")
+        raise ValueError(f"save_every must be 0 seconds or more, got {save_every}")
     recipe, facts = _in_whole_batches(recipe), facts | _facts(denoiser, data)
     walk, accelerator = walk_of(recipe, data), default_accelerator(precision, accumulate)
     facts |= (computed := _computed(accelerator))
@@ -112,7 +112,9 @@ def run(
         ):
             saver = Saver(out / "state.pt", kept, spent, accelerator, interrupt, save_every, look)
             steps = tune(denoiser, data, state=state, accelerator=accelerator, **recipe)
-            last = _driven(steps, recipe, show, saver) if seen != recipe["images"] else None  # all but the result is there
+            last = (
+                _driven(steps, recipe, show, saver) if seen != recipe["images"] else None
+            )  # or only the models are missing
             state = saver.whole(last) if last else state
             assert state is not None  # from this run, or from the one before
             averages = last.emas if last else averages_in(state, denoiser)
@@ -122,20 +124,20 @@ def run(
                 saver.sound.unlink(missing_ok=True)
             entries.update(_result(state, recipe["batch"], made or {}))
     if interrupt.by:
-        raise Interrupted(f"stopped when all was done: the model is in {folders[0]}", interrupt.by)
+        raise Interrupted(f"stopped after the last step: the model is in {folders[0]}", interrupt.by)
     return models[0]
 
 
 def check_new(out: Path, *, resume: bool) -> None:
-    """Raises ValueError where a run would overwrite another, or a model that it cannot go on from."""
+    """Raises ValueError if a run in `out` would overwrite another run or a model."""
     saved = (out / "state.pt").exists()
     check_another(out, saved=saved, resume=resume)
     if not saved and (out / "model").exists():
-        raise ValueError(f"there is a model in {out} but no state.pt to go on from; choose another folder")
+        raise ValueError(f"there is a model in {out} but no state.pt to resume from; choose another folder")
 
 
 def few_step(segments: int | Sequence[int]) -> Walk:
-    """How a student of so many segments is sampled; where several grids are learned, in the usual number of calls."""
+    """The walk of a student of `segments` segments; a student of several numbers takes `USUAL` calls."""
     if not isinstance(segments, int):
         return Segments(USUAL)
     return Segments(segments) if segments > 1 else Consistency()
@@ -144,15 +146,15 @@ def few_step(segments: int | Sequence[int]) -> Walk:
 def _in_whole_batches(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe with its images rounded up to whole batches."""
     if recipe["batch"] < 1:
-        raise ValueError(f"a step takes at least one sample, got batch = {recipe['batch']}")
+        raise ValueError(f"the batch must be at least 1, got {recipe['batch']}")
     return recipe | {"images": -(-recipe["images"] // recipe["batch"]) * recipe["batch"]}
 
 
 def _facts(denoiser: Denoiser, data: Source) -> dict[str, Any]:
-    """What a run has to go on with: the network, without what the library that wrote it added, and what it means.
+    """The facts that must be the same when a run is resumed: network, schedule, prediction and training data.
 
-    And the same examples, as far as their fingerprint says; at least as many, as their order hangs on their number. The
-    weights under an adapter are not in a state, so they have to be those that it began with.
+    The data are compared by number and, if they have one, by fingerprint. The base of a LoRA is compared by a hash of its
+    weights, because the saved state does not hold them.
     """
     config = {name: value for name, value in config_of(denoiser.network).items() if not name.startswith("_")}
     said = {"schedule": denoiser.schedule, "prediction": denoiser.prediction, "network": config}
@@ -161,13 +163,13 @@ def _facts(denoiser: Denoiser, data: Source) -> dict[str, Any]:
 
 
 def _computed(accelerator: Accelerator) -> dict[str, Any]:
-    """Where and how it is computed: a run may go on elsewhere, and its receipt keeps where it was before."""
+    """Precision, processes and device. They may change when a run is resumed; the receipt keeps the earlier ones."""
     precision, processes = accelerator.mixed_precision, accelerator.num_processes
     return {"precision": precision, "processes": processes, "device": str(accelerator.device)}
 
 
 def _driven(steps: Iterator[Step], recipe: dict[str, Any], show: Callable[[Step], None], saver: Saver) -> Step | None:
-    """The last of the steps, each shown and looked at, those before it saved where that is due; None if none is left."""
+    """Takes all steps: shows each, looks at its samples and saves its state where due. Returns the last, if any."""
     last = None
     for last in steps:
         show(last)
@@ -179,7 +181,7 @@ def _driven(steps: Iterator[Step], recipe: dict[str, Any], show: Callable[[Step]
 
 @contextmanager
 def _watched(watcher: Watcher | None, denoiser: Denoiser, state: dict[str, Any] | None) -> Iterator[Watcher | None]:
-    """The same, from before the first step of a run to its end, however that comes."""
+    """Begins the watcher before the first step and ends it with the run, also after an error."""
     if watcher is None:
         yield None
         return
@@ -193,19 +195,19 @@ def _watched(watcher: Watcher | None, denoiser: Denoiser, state: dict[str, Any] 
 def _begun(
     out: Path, recipe: dict[str, Any], facts: dict[str, Any], *, resume: bool, changing: Collection[str]
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """The saved state to go on from, None for a new run; and how the recipe changed: [{"step": …, name: value before}]."""
+    """The saved state to resume from (None for a new run), and changes of the recipe: [{"step": …, name: old value}]."""
     check_new(out, resume=resume)
     file = out / "state.pt"
     if not goes_on(out, saved=file.exists(), resume=resume):
         return None, []
     state = load_state(file)
     if not {"recipe", "facts", "changes", "loss", "calls", "seconds"} <= state.keys():
-        raise ValueError(f"{file} was saved by an older fewstep that kept other things; start the run anew")
+        raise ValueError(f"{file} was saved by an older fewstep and cannot be resumed; start a new run")
     before, now = json.loads(state["recipe"]) | json.loads(state["facts"]), plain(recipe | facts)
-    free = ("images", "workers", "compile")  # its length, how it is computed
+    free = ("images", "workers", "compile")  # they do not change the result
     changed = check_same(before, now, free=free, changing=changing)
     if changed:
-        logger.info("from step %d on the run has another %s", state["step"], " and ".join(sorted(changed)))
+        logger.info("from step %d on, the run has another %s", state["step"], " and ".join(sorted(changed)))
     return state, json.loads(state["changes"]) + ([{"step": state["step"]} | changed] if changed else [])
 
 
@@ -213,11 +215,11 @@ def _begun(
 def _counted(
     denoiser: Denoiser, hop: object, accelerator: Accelerator, state: dict[str, Any] | None
 ) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Yields a function that says what the run has cost since it began, over all processes: `calls` and `seconds`."""
+    """Yields a function that returns `calls` and `seconds` of the run since its beginning, over all processes."""
     teacher = getattr(getattr(hop, "teacher", None), "network", None)
     networks = {"student": denoiser.network} | ({} if teacher is None else {"teacher": teacher})
     if teacher is denoiser.network:
-        networks = {"student and teacher": teacher}  # one network: nobody can tell whose call it is
+        networks = {"student and teacher": teacher}  # one network, whose calls cannot be told apart
     before = state["calls"] if state else dict.fromkeys(networks, (0, 0))
     seconds, start = state["seconds"] if state else 0.0, time.monotonic()
     with ExitStack() as stack:
@@ -237,7 +239,7 @@ def _counted(
 def _progress(
     title: str, recipe: dict[str, Any], state: dict[str, Any] | None, *, hidden: bool
 ) -> Iterator[Callable[[Step], None]]:
-    """Yields a function that shows a step: on a bar, or where the output is no terminal in a line every 30 seconds."""
+    """Yields a function that shows a step on a progress bar, or without a terminal as a line every 30 seconds."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f} images"),
         TextColumn("{task.fields[speed]:.0f}/s  loss {task.fields[loss]:.3f}  gap {task.fields[gap]:.3f}"),
@@ -262,15 +264,15 @@ def _progress(
 
 @contextmanager
 def _with_remedy(remedy: str) -> Iterator[None]:
-    """A run that diverges says how it can go on."""
+    """Adds to the error of a diverged run how to continue."""
     try:
         yield
     except FloatingPointError as error:
-        raise FloatingPointError(f"{error}; what was saved before is good: go on with --resume and {remedy}") from error
+        raise FloatingPointError(f"{error}; what was saved before is sound: continue with --resume and {remedy}") from error
 
 
 def _result(state: dict[str, Any], batch: int, made: Calls) -> dict[str, Any]:
-    """What the receipt says of a run that ends in `state`."""
+    """The receipt's entries for a run that ends in `state`."""
     calls, images = state["calls"] | {f"teacher, for {what}": each for what, each in made.items()}, state["step"] * batch
     return {
         "steps": state["step"],
@@ -284,13 +286,13 @@ def _result(state: dict[str, Any], batch: int, made: Calls) -> dict[str, Any]:
 
 
 def walk_of(recipe: dict[str, Any], data: Source) -> Walk:
-    """How the result is sampled."""
+    """The walk of the result: Heun's method for a diffusion model, else see `few_step`."""
     if isinstance(recipe["gap"], FullGap) and not isinstance(data, Paths):
         return Heun()
     return few_step(recipe.get("segments", 1))
 
 
 def _names(average: Any) -> list[str]:
-    """Folders of the averages: `model`, and `model-` with the decay or the width of each other one."""
+    """Folders of the averages: `model` for the first, `model-` with decay or width for each other one."""
     others = average[1:] if isinstance(average, Sequence) else ()
     return ["model", *(f"model-{dataclasses.astuple(other)[0]}" for other in others)]

@@ -1,6 +1,6 @@
-"""Samplers: each owns its loop. The state is as wide as the caller gives it.
+"""Samplers, each with its own loop. The state keeps the dtype that the caller gives.
 
-`grid`s are noise levels from high to low, best on the CPU wherever the state is: then no step waits for the device.
+A `grid` holds noise levels from high to low. It should be on the CPU, so that no step has to wait for the device.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def consistency(
         denoiser: a consistency function.
         x: the state at grid[0], (B, *).
         grid: noise levels, falling, (n,), without a final 0. NFE = n.
-        rngs: a generator for each row, for the fresh noise.
-        cond: passed to the denoiser.
+        rngs: one generator per row, for the fresh noise.
+        cond: conditions for the denoiser, B rows.
 
     Returns:
         The samples x0, (B, *).
@@ -47,10 +47,10 @@ def consistency(
 def ddim_path(denoiser: Denoise, x: Tensor, grid: Tensor, cond: Cond = NOTHING) -> Iterator[tuple[Tensor, Tensor]]:
     """Deterministic first-order sampling (DDIM, Euler) along `grid` (n,), then to 0. NFE = n.
 
-    On the grid of its segments this samples a multistep consistency model, which is told where each ends.
+    On the grid of its segments it samples a multistep consistency model, which is told where each segment ends.
 
     Yields:
-        After each step the state (B, *) it reached and the estimate of x0 it went by.
+        After each step the state (B, *) at its end and the estimate of x0 that it used, (B, *).
 
     Reference: Song et al. 2021, Denoising Diffusion Implicit Models, eq. 12 with eta = 0.
     """
@@ -65,7 +65,7 @@ def heun_path(denoiser: Denoise, x: Tensor, grid: Tensor, cond: Cond = NOTHING) 
     """Deterministic second-order sampling along `grid` (n,), then to 0. NFE = 2n − 1.
 
     Yields:
-        After each step the state (B, *) it reached and the estimate of x0 it started with.
+        After each step the state (B, *) at its end and the estimate of x0 at its start, (B, *).
 
     Reference: Karras et al. 2022, Elucidating the Design Space, alg. 1.
     """

@@ -1,6 +1,6 @@
-"""Schedules: where on the noise axis a network lives, how its input is scaled and what it is told as time.
+"""Schedules: the noise levels of a network, how its input is scaled and which time it is given.
 
-Everything here speaks of variance-exploding coordinates, x = x0 + sigma·eps: sigma (B,) is in units of the data.
+All noise levels are those of variance-exploding coordinates, x = x0 + sigma·eps: sigma (B,) is in units of the data.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 from ..core.device import wide
 from .noise import karras
 
-PURE_NOISE = 1e8  # stands for an infinite noise level, where a schedule ends without any signal
-NO_OFFSET = 1e-6  # the stock consistency scheduler needs a positive sigma_min; this one stands for "f is the identity at 0"
+PURE_NOISE = 1e8  # stands for the infinite noise level of a schedule that ends without any signal
+NO_OFFSET = 1e-6  # stands for sigma_min = 0, which the stock consistency scheduler does not take
 
 
 class Schedule(Protocol):
-    """The noise axis of a parametrisation. Values are frozen, so their repr is what a receipt shows.
+    """The noise axis of a parametrisation, a frozen value. Receipts show its repr.
 
     Attributes:
-        sigma_min, sigma_max: the noise levels between which sampling goes.
-        highest: the highest noise level that the network has a time for; infinite unless its schedule ends.
-        sigma_data: the data's standard deviation as the parametrisation assumes it.
-        origin: what the network sees where x = 0; anything but 0 only where its data are not centred as ours are.
+        sigma_min, sigma_max: the lowest and the highest noise level of sampling.
+        highest: the highest noise level that the network has a time for; infinite if its times do not end.
+        sigma_data: standard deviation of the data as the parametrisation assumes it.
+        origin: the network's input at x = 0; 0 if the network's data are centred.
     """
 
     @property
@@ -45,24 +45,27 @@ class Schedule(Protocol):
         """Standard deviation of the state at sigma_max."""
 
     def scale(self, sigma: Tensor) -> Tensor:
-        """What x is multiplied by before `origin` is added and the network sees it, (B,) or broadcastable."""
+        """The factor of x in the network's input scale·x + origin, of sigma's shape."""
 
     def time(self, sigma: Tensor) -> Tensor:
-        """What the network is told, (B,)."""
+        """The time that the network is given, (B,)."""
 
     def grid(self, steps: int) -> Tensor:
         """`steps` noise levels from sigma_max down, without a final 0, evenly spaced in the schedule's own time; float64.
 
-        Diffusion sampling walks them, and they are the upper edges of a multistep consistency model's segments.
+        They are the levels of diffusion sampling and the upper edges of a multistep consistency model's segments.
         """
 
     def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
         """The noise levels (steps,), float64, at which the stock few-step scheduler calls a consistency function.
 
         Args:
-            steps: network calls.
-            middle: noise level of the second of two steps, where the scheduler can be told.
-            lowest: noise level where the function is the identity.
+            steps: number of network calls.
+            middle: noise level of the second of two steps; None is the scheduler's own.
+            lowest: noise level at which the function is the identity.
+
+        Raises:
+            ValueError: the schedule has fewer levels than steps, or `middle` cannot be set or is out of range.
         """
 
 
@@ -70,8 +73,8 @@ class Schedule(Protocol):
 class DiscreteVP:
     """Variance-preserving timesteps (DDPM and kin): with α = 1/√(1 + σ²) the network sees α·x and its timestep.
 
-    Timestep i has σ = √((1−ᾱ_i)/ᾱ_i); σ between two timesteps gets a fractional one, linear in ln σ. The fields are those
-    of diffusers' DDPMScheduler, whose levels these are, to the last.
+    Timestep i has σ = √((1−ᾱ_i)/ᾱ_i); between two timesteps the time is fractional, linear in ln σ. The fields are those
+    of diffusers' DDPMScheduler, and so are the levels, including the last.
 
     Reference: Ho et al. 2020, DDPM, eq. 4; Lin et al. 2024, Common Diffusion Noise Schedules, for `rescale_betas_zero_snr`.
     """
@@ -88,7 +91,7 @@ class DiscreteVP:
 
     def __post_init__(self) -> None:
         if self.num_train_timesteps < 2:
-            raise ValueError(f"a noise schedule has at least two timesteps, got {self.num_train_timesteps}")
+            raise ValueError(f"a noise schedule needs at least two timesteps, got {self.num_train_timesteps}")
         levels = self.ln_sigmas
         if len(levels) != self.num_train_timesteps:
             raise ValueError(
@@ -120,7 +123,7 @@ class DiscreteVP:
 
     @cached_property
     def ln_sigmas(self) -> Tensor:
-        """ln σ of each timestep, rising, (T,) float64 on the CPU; a last one without signal is at PURE_NOISE."""
+        """ln σ of each timestep, rising, (T,) float64 on the CPU; a last timestep without signal has σ = PURE_NOISE."""
         alphas = self.alphas_cumprod.double()
         ln_sigmas: Tensor = ((1 - alphas) / alphas).log() / 2
         if self.ends_in_pure_noise:
@@ -129,7 +132,7 @@ class DiscreteVP:
 
     @property
     def ends_in_pure_noise(self) -> bool:
-        """Whether nothing of the sample is left at the last timestep."""
+        """Whether the last timestep has no signal."""
         return float(self.alphas_cumprod[-1]) == 0
 
     @property
@@ -169,7 +172,7 @@ class DiscreteVP:
     def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
         """Timesteps T − 1 − ⌊i·T/n⌋, as diffusers' LCMScheduler visits them."""
         if middle is not None:
-            raise ValueError("a VP student's second step starts at its middle timestep; leave `middle` out")
+            raise ValueError("the second step of a VP student starts at the middle timestep; leave `middle` out")
         total = self.num_train_timesteps
         if steps > total:
             raise ValueError(f"this schedule has {total} timesteps, too few for {steps} steps")
@@ -182,8 +185,8 @@ class Karras:
 
     Args:
         sigma_data: sd.
-        sigma_min, sigma_max: where sampling ends and begins.
-        time_scale: .25 is the paper's time, 250 is what diffusers' consistency scheduler gives the network.
+        sigma_min, sigma_max: noise levels at which sampling ends and begins.
+        time_scale: .25 gives the paper's time, 250 that of diffusers' consistency scheduler.
 
     Reference: Karras et al. 2022, Elucidating the Design Space, table 1.
     """
@@ -207,11 +210,11 @@ class Karras:
         return self.time_scale * sigma.clamp(min=1e-8).log()  # finite at sigma = 0, where c_out removes it
 
     def grid(self, steps: int) -> Tensor:
-        """Karras' levels without the last: at few steps a call near 0 would be wasted."""
+        """Karras' levels of steps + 1 without the last, because a call near 0 would be wasted."""
         return karras(steps + 1, self.sigma_min, self.sigma_max)[:-1]
 
     def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
-        """Those of diffusers' CMStochasticIterativeScheduler; `middle` is .821 by default, published for CIFAR-10."""
+        """The levels of diffusers' CMStochasticIterativeScheduler; `middle` is .821 by default, as for CIFAR-10."""
         from diffusers import CMStochasticIterativeScheduler
 
         scheduler = CMStochasticIterativeScheduler(**self.consistency_settings(middle, lowest))
@@ -220,7 +223,7 @@ class Karras:
         return sigmas[:steps].double()
 
     def consistency_settings(self, middle: float | None, lowest: float) -> dict[str, float | bool]:
-        """How diffusers' consistency scheduler must be set so that its second of two steps is at `middle`."""
+        """Settings of diffusers' consistency scheduler with which the second of two steps is at `middle`."""
         lowest = lowest or NO_OFFSET
         rho = _rho(0.821 if middle is None else middle, lowest, self.sigma_max)
         return {"sigma_min": lowest, "sigma_max": self.sigma_max, "sigma_data": self.sigma_data, "rho": rho,
@@ -228,7 +231,7 @@ class Karras:
 
 
 def _rho(middle: float, sigma_min: float, sigma_max: float, timesteps: int = 40) -> float:
-    """The rho with which the Karras ramp of the consistency scheduler has its second of two steps at `middle`."""
+    """The rho of the consistency scheduler's Karras ramp with which the second of two steps is at `middle`."""
     from scipy.optimize import brentq
 
     ramp = (timesteps // 2) / (timesteps - 1)
@@ -248,11 +251,11 @@ class Rectified:
 
     Args:
         shift: s of a shifted schedule: sampling steps are even in u', where u = s·u'/(1 + (s − 1)·u').
-        sigma_max: where sampling starts; u = 1 itself is infinitely far away in these coordinates.
+        sigma_max: noise level at which sampling starts; u = 1 would be infinite.
         time_scale: 1000 for diffusers' flow schedulers.
-        stretched: whether the steps are those of a scheduler that is told no levels. It spaces u' evenly down to 1/1000
-            and stretches 1 − u afterwards. The last step begins at the same level as without stretching; those between
-            move a little.
+        stretched: whether the steps are those of a scheduler that is given no levels. It spaces u' evenly down to 1/1000
+            and then stretches 1 − u. The last step begins at the same level as without stretching, and those between move
+            a little.
 
     Reference: Lipman et al. 2023, Flow Matching; Esser et al. 2024, Scaling Rectified Flow Transformers, eq. 23 (shift).
     """
@@ -278,7 +281,7 @@ class Rectified:
         return self.time_scale * sigma / (1 + sigma)
 
     def grid(self, steps: int) -> Tensor:
-        """Even in the unshifted u', from sigma_max down."""
+        """Levels evenly spaced in the unshifted u', from sigma_max down."""
         top = self.sigma_max / (1 + self.sigma_max)
         top = top / (self.shift - (self.shift - 1) * top)
         share = torch.arange(steps, dtype=torch.float64)
@@ -293,14 +296,14 @@ class Rectified:
         return self.shift * even / (1 + (self.shift - 1) * even)
 
     def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
-        """The same levels: there is no stock scheduler that would have others."""
+        """The levels of `grid`; no stock scheduler has others."""
         if middle is not None:
-            raise ValueError("a flow student's steps are even in u = σ/(1 + σ); leave `middle` out")
+            raise ValueError("the steps of a flow student are even in u = σ/(1 + σ); leave `middle` out")
         return self.grid(steps)
 
 
 def _through(grid: Tensor, middle: float | None) -> Tensor:
-    """`grid`, which falls, with its second level at `middle`."""
+    """The falling `grid` with its second level at `middle`."""
     if middle is None or len(grid) < 2:
         return grid
     low, high = float(grid[2]) if len(grid) > 2 else 0.0, float(grid[0])
@@ -315,8 +318,8 @@ class TrigFlow:
 
     Args:
         sigma_data: sd.
-        sigma_min, sigma_max: where sampling ends and begins; t = π/2 itself is infinitely far away.
-        time_scale: 1 is the paper's.
+        sigma_min, sigma_max: noise levels at which sampling ends and begins; t = π/2 would be infinite.
+        time_scale: 1 in the paper.
 
     Reference: Lu and Song 2024, Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models, sec. 3.
     """
@@ -340,24 +343,27 @@ class TrigFlow:
         return self.time_scale * (sigma / self.sigma_data).atan()
 
     def grid(self, steps: int) -> Tensor:
-        """Even in t, as diffusers' SCMScheduler spaces them."""
+        """Levels evenly spaced in t, as in diffusers' SCMScheduler."""
         top = math.atan(self.sigma_max / self.sigma_data)
         return self.sigma_data * (top * (1 - torch.arange(steps, dtype=torch.float64) / steps)).tan()
 
     def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
-        """The same levels, but the second of two where it is asked to be."""
+        """The levels of `grid`, with the second at `middle` if that is given."""
         return _through(self.grid(steps), middle)
 
 
 @dataclass(frozen=True)
 class Exploding:
-    """The noise axis of score SDEs that explode (NCSN++): the network sees the picture from 0 to 1, and its noise level.
+    """The noise axis of variance-exploding score SDEs (NCSN++): the network sees pictures from 0 to 1 and its noise level.
 
-    Pictures lie between −1 and 1 here as everywhere, so with y = (x0 + 1)/2 the network sees y + σ/2·eps and is told σ/2.
-    It is told no level below sigma_min, as it knows none: there the score stays what it is.
+    Here pictures lie between −1 and 1. With y = (x0 + 1)/2 the network sees y + σ/2·eps and is given σ/2. Below sigma_min
+    it is given sigma_min/2, the lowest level that it was trained on.
 
     Args:
         sigma_min, highest: the noise levels that it was trained on; diffusers' ScoreSdeVeScheduler has half of each.
+
+    Raises:
+        ValueError: not 0 < sigma_min < min(80, highest).
 
     Reference: Song et al. 2021, Score-Based Generative Modeling through SDEs, app. C.
     """
@@ -370,11 +376,11 @@ class Exploding:
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"noise levels that explode need 0 < sigma_min < 80 and < highest, got {self}")
+            raise ValueError(f"sigma_min must be above 0 and below both 80 and highest, got {self}")
 
     @property
     def sigma_max(self) -> float:
-        """Where EDM begins: above it nothing is left of a picture, and training draws hardly a level for a student."""
+        """At most 80, where EDM begins: above it a picture is pure noise, and training hardly draws any level."""
         return min(80.0, self.highest)
 
     @property
@@ -388,10 +394,10 @@ class Exploding:
         return sigma.clamp(min=self.sigma_min) / 2
 
     def grid(self, steps: int) -> Tensor:
-        """Even in ln σ, as diffusers' ScoreSdeVeScheduler spaces them."""
+        """Levels evenly spaced in ln σ, as in diffusers' ScoreSdeVeScheduler."""
         share = torch.arange(steps, dtype=torch.float64) / steps
         return self.sigma_max * (self.sigma_min / self.sigma_max) ** share
 
     def consistency_grid(self, steps: int, middle: float | None, lowest: float) -> Tensor:
-        """The same levels, but the second of two where it is asked to be."""
+        """The levels of `grid`, with the second at `middle` if that is given."""
         return _through(self.grid(steps), middle)

@@ -1,4 +1,4 @@
-"""What one chooses for scores: a frozen dataclass that refuses what cannot be, whose fields are flags."""
+"""The settings of scores: a frozen dataclass that checks its values. Its fields are flags."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from ..core.checks import at_least
 
 @dataclass(frozen=True)
 class Scoring:
-    """What samples are scored against, and how."""
+    """How samples are scored, and against which data."""
 
     data: str
-    """real images to compare with: an .npz, a folder or zip, a .parquet, a table, a hub data set, `bundled` or
-    `bundled-text`."""
+    """real images to compare with: an .npz file, a folder or zip of images, a .parquet file, a table, a hub data set,
+    `bundled` or `bundled-text`."""
     out: Path
     """folder for figures, plots and pictures."""
     n: int = 1000
-    """samples for each score; scores compare only at the same n."""
+    """number of samples for each score, at least 20. Scores are comparable only at the same n."""
     features: str | None = None
-    """inception, the folder or hub id of a DINOv2 model, random (untrained) or fashion (bundled); by default fashion for
-    `bundled` data and random for all other."""
+    """feature network: inception, the folder or hub id of a DINOv2 model, random (untrained) or fashion (bundled). By
+    default fashion for `bundled` data and random for all others."""
     seed: int = 0
-    """of the first sample."""
+    """seed of the first sample; the others count up from it."""
     batch: int = 250
-    """samples at once."""
+    """number of samples at once."""
     precision: Literal["no", "bf16"] = "no"
     """no (float32) or bf16."""
     prompts: Path | None = None
-    """a text file with a prompt a line, which pipelines are asked for in turn. For a pipeline of classes it holds their
-    numbers; by default each class is asked for as often as the real images have it."""
+    """a text file with one prompt per line; they take turns. For a pipeline of classes the lines are class numbers. By
+    default each class is drawn as often as the real images have it."""
     guidance: float | None = None
-    """guidance_scale of a teacher that is a pipeline; by default what the student was tuned with."""
+    """guidance_scale of a teacher that is a pipeline; by default that with which the student was tuned."""
     match: str | None = None
-    """says how well pictures match their prompts: the folder or hub id of a CLIP model, or clothes (bundled); by default
-    clothes for `bundled-text` data."""
+    """model that scores how well pictures match their prompts: the folder or hub id of a CLIP model, or clothes (bundled).
+    By default clothes for `bundled-text` data."""
 
     def __post_init__(self) -> None:
         at_least(0, guidance=self.guidance)

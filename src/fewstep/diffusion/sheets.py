@@ -1,4 +1,4 @@
-"""Sheets of samples as plain pictures: a line each setting, a column each seed."""
+"""Sheets of samples as pictures: one line per setting, one column per seed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .formats.parts import read_parts
 from .pipeline import Pipeline
 from .space import Space
 
-CHEAP = 2**30  # bytes of a pipeline's other parts, which have to be read anew for every sheet
-SMALL = 64  # pixels: smaller pictures are shown larger
+CHEAP = 2**30  # bytes of a pipeline's other parts at most, because they are read again for every sheet
+SMALL = 64  # pixels: smaller pictures are enlarged
 
 
 def decodes(pipeline: Pipeline) -> bool:
-    """Whether its encoders and decoders are so small that they can be opened for a sheet of samples."""
+    """Whether the encoders and decoders are small enough to be loaded for every sheet."""
     parts = read_parts(pipeline.source)
     files = (file for part in parts.others for file in (pipeline.source / part).glob("*.safetensors"))
     return sum(file.stat().st_size for file in files) <= CHEAP
 
 
 def pictures(x0: Tensor, space: Space, pipeline: Pipeline | None) -> Tensor | None:
-    """Samples x0 (B, *) as uint8 pictures (B, C, H, W), of videos the middle; None if they are none."""
+    """Decodes x0 (B, *) to uint8 pictures (B, C, H, W), of videos the middle frame; None if there are no pictures."""
     raw = space.decode(x0) if pipeline is None else pipeline.decode(x0)
     if raw.ndim == 5:
         raw = raw[:, :, raw.shape[2] // 2]
@@ -33,7 +33,7 @@ def pictures(x0: Tensor, space: Space, pipeline: Pipeline | None) -> Tensor | No
 
 
 def write_sheet(lines: Sequence[Tensor], path: Path) -> Tensor:
-    """Writes lines of as many uint8 pictures (B, C, H, W) of one size as a PNG; returns it, (H, W, C)."""
+    """Writes lines of uint8 pictures (B, C, H, W), all of one shape, as a PNG. Returns the sheet, (H, W, C)."""
     from PIL import Image
 
     sheet = torch.cat([torch.cat(list(line), dim=-1) for line in lines], dim=-2).permute(1, 2, 0)

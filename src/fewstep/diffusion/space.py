@@ -1,4 +1,4 @@
-"""Spaces: what a sample is, and how a person sees or hears it."""
+"""Spaces: what a sample is, and how it is encoded, decoded and saved."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from ..core.files import atomic_file
 
-ON_SHEET = 1024  # pictures at most: a sheet is looked at
+ON_SHEET = 1024  # pictures on a sheet at most
 
 
 class Space(Protocol):
     """Where a denoiser's samples live.
 
     Attributes:
-        shape: of one sample, without the batch.
-        limits: values lie within ± limits; None where they are unbounded.
-        mirrors: whether a sample flipped along its last axis is a sample as well.
+        shape: shape of one sample, without the batch.
+        limits: values lie within ± limits; None if they are unbounded.
+        mirrors: whether a sample flipped along its last axis is a valid sample.
     """
 
     @property
@@ -35,23 +35,23 @@ class Space(Protocol):
     def mirrors(self) -> bool: ...
 
     def encode(self, raw: Tensor) -> Tensor:
-        """What the data hold (B, *) as x0, float32."""
+        """Raw data (B, *) as x0, float32."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """Samples x0 (B, *) as what a person sees or hears: what is scored and saved."""
+        """Samples x0 (B, *) in the form in which they are scored and saved."""
 
     def save(self, raw: Tensor, out: Path, names: Sequence[str]) -> None:
         """Writes decoded samples into the folder `out`, one name each, and what shows them together."""
 
     def save_some(self, raw: Tensor, out: Path, names: Sequence[str]) -> bool:
-        """Writes some decoded samples, a file each; False, and nothing is written, where all stand in one file."""
+        """Writes some decoded samples, one file each. Returns False and writes nothing if all belong into one file."""
 
     def finish(self, out: Path, names: Sequence[str], unsaved: Iterable[Tensor]) -> None:
-        """Writes what shows all samples together, those of `names`, or the one file of what is `unsaved`, part by part."""
+        """Writes a sheet of all samples in `names`, or the one file of the `unsaved` samples, part by part."""
 
 
 class _Saved:
-    """Saves all at once as some at a time."""
+    """Implements `save` by `save_some` and `finish`."""
 
     def save(self: Space, raw: Tensor, out: Path, names: Sequence[str]) -> None:
         """Writes decoded samples into the folder `out`, one name each, and what shows them together."""
@@ -59,7 +59,7 @@ class _Saved:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Samples in [−1, 1] rounded to uint8, as an image file would hold them."""
+    """Samples in [−1, 1] rounded to uint8."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
@@ -79,14 +79,14 @@ class Pixels(_Saved):
         return to_uint8(x)
 
     def save_some(self, raw: Tensor, out: Path, names: Sequence[str]) -> bool:
-        """A PNG a sample."""
+        """Writes one PNG per sample."""
         pictures = raw.permute(0, 2, 3, 1).squeeze(-1).numpy()  # (B, H, W) or (B, H, W, 3)
         for name, picture in zip(names, pictures, strict=True):
             _save_picture(picture, out / f"{name}.png")
         return True
 
     def finish(self, out: Path, names: Sequence[str], unsaved: Iterable[Tensor]) -> None:
-        """`sheet.png` of all, or of the first thousand."""
+        """Writes `sheet.png` with the first 1024 samples."""
         from PIL import Image
 
         shown = names[:ON_SHEET]
@@ -102,7 +102,7 @@ class Pixels(_Saved):
 
 @dataclass(frozen=True)
 class Latents(_Saved):
-    """Samples of another model's making, of any shape: float32 as they are. Nobody sees them without their decoder."""
+    """Latents of another model, of any shape, as float32. They are not decoded."""
 
     shape: tuple[int, ...]
 
@@ -116,11 +116,11 @@ class Latents(_Saved):
         return x
 
     def save_some(self, raw: Tensor, out: Path, names: Sequence[str]) -> bool:
-        """Nothing: they stand in one file."""
+        """Writes nothing, because all latents belong into one file."""
         return False
 
     def finish(self, out: Path, names: Sequence[str], unsaved: Iterable[Tensor]) -> None:
-        """`samples.npz` with `latents` (B, *) and `names`."""
+        """Writes `samples.npz` with `latents` (B, *) and `names`."""
         shape = {"descr": "<f4", "fortran_order": False, "shape": (len(names), *self.shape)}
         with atomic_file(out / "samples.npz") as file, ZipFile(file, "w") as archive:
             with archive.open("latents.npy", "w", force_zip64=True) as content:
@@ -133,7 +133,7 @@ class Latents(_Saved):
 
 @dataclass(frozen=True)
 class Waveform(_Saved):
-    """Sound (C, T) in [−1, 1] at `rate` samples a second; decoded to 16-bit integers."""
+    """Sound (C, T) in [−1, 1] with `rate` samples per second; decoded to int16."""
 
     shape: tuple[int, int]
     rate: int
@@ -148,7 +148,7 @@ class Waveform(_Saved):
         return (x.clamp(-1, 1) * 32767).round().to(torch.int16)
 
     def save_some(self, raw: Tensor, out: Path, names: Sequence[str]) -> bool:
-        """A WAV file a sample."""
+        """Writes one WAV file per sample."""
         from scipy.io import wavfile
 
         for name, sound in zip(names, raw, strict=True):
@@ -157,12 +157,12 @@ class Waveform(_Saved):
         return True
 
     def finish(self, out: Path, names: Sequence[str], unsaved: Iterable[Tensor]) -> None:
-        """Nothing shows sounds together."""
+        """Writes nothing: sounds have no sheet."""
 
 
 @dataclass(frozen=True)
 class Video(_Saved):
-    """Moving pictures (C, F, H, W) of one or three channels, in [−1, 1], `fps` frames a second; decoded to uint8."""
+    """Videos (C, F, H, W) of one or three channels in [−1, 1] with `fps` frames per second; decoded to uint8."""
 
     shape: tuple[int, int, int, int]
     fps: float
@@ -177,7 +177,7 @@ class Video(_Saved):
         return to_uint8(x)
 
     def save_some(self, raw: Tensor, out: Path, names: Sequence[str]) -> bool:
-        """An animated PNG a sample, which loses nothing."""
+        """Writes one animated PNG, which is lossless, per sample."""
         from PIL import Image
 
         for name, frames in zip(names, raw.permute(0, 2, 3, 4, 1).squeeze(-1).numpy(), strict=True):
@@ -187,7 +187,7 @@ class Video(_Saved):
         return True
 
     def finish(self, out: Path, names: Sequence[str], unsaved: Iterable[Tensor]) -> None:
-        """Nothing shows moving pictures together."""
+        """Writes nothing: videos have no sheet."""
 
 
 def _save_picture(picture: NDArray[Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run reports to tensorboard, wandb and trackio, through accelerate's trackers."""
+"""Reports of a run to tensorboard, wandb and trackio, through accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises ValueError where the library of one is not installed."""
+    """Raises ValueError if the library of a tracker is not installed."""
     if not names:
         return
     from accelerate.tracking import get_available_trackers
@@ -18,15 +18,15 @@ def check_trackers(names: Sequence[str]) -> None:
     there = {str(each) for each in get_available_trackers()}
     for name in names:
         if name not in there:
-            raise ValueError(f"{name} is not installed, so nothing can be reported to it: pip install {name}")
+            raise ValueError(f"--track {name} needs a package that is not installed: pip install {name}")
 
 
 class Tracking:
-    """The main process reports here; without any tracker it costs nothing.
+    """The trackers of a run, for the main process. There may be none.
 
     Args:
-        names: of the trackers.
-        folder: of tensorboard's files, in that of the run, by whose name the others know the run.
+        names: names of the trackers.
+        folder: tensorboard's folder inside the run's folder. The other trackers name the run after the run's folder.
     """
 
     def __init__(self, names: Sequence[str], folder: Path) -> None:
@@ -34,26 +34,26 @@ class Tracking:
         self.trackers: list[Any] = []
 
     def begin(self, step: int) -> None:
-        """Before anything is reported; what was reported of later steps than this one, before a run was resumed, goes."""
+        """Starts the trackers. tensorboard drops reports of steps after `step`, from before a run was resumed."""
         check_trackers(self.names)
         for name in self.names:
             self.trackers.append(_tracker(name, self.folder, step))
             self.trackers[-1].start()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers by their names, after this step."""
+        """Reports named numbers after this step."""
         for tracker in self.trackers:
             tracker.log(dict(values), step=step)
 
     def show(self, sheet: Tensor, step: int) -> None:
-        """A picture (H, W, C), uint8, after this step."""
+        """Reports a picture (H, W, C), uint8, after this step."""
         for tracker in self.trackers:
             if hasattr(tracker, "log_images"):
                 more = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images({"samples": sheet[None].numpy()}, step=step, **more)
 
     def end(self) -> None:
-        """All is reported."""
+        """Ends the trackers."""
         for tracker in self.trackers:
             tracker.finish()
         self.trackers = []

@@ -1,4 +1,4 @@
-"""tune(): the one training loop, a generator of steps. The caller logs, saves and stops."""
+"""`tune`, the training loop, as a generator of steps. The caller logs, saves and stops."""
 
 from __future__ import annotations
 
@@ -62,42 +62,41 @@ def tune(
     """Tunes `denoiser` in place: with `gap=FullGap()` as a diffusion model, else as a (multistep) consistency function.
 
     Args:
-        denoiser: what to tune. Its network is changed; under FSDP2 it stays spread over the processes.
-        data: training samples of the shape the network takes, with the conditions that it needs; or a teacher's paths, for
-            path regression with `gap=FullGap()`.
-        images: how many samples to see in all, rounded up to whole batches.
-        batch: samples a step over all processes and accumulated micro-batches.
-        segments: network calls that the result is to be sampled with, at the levels of the schedule's grid: 1 is a
-            consistency function; several are walked with DDIM. A `TwoTimes` takes a sequence of numbers, and each row
-            draws one of them. A number that stands there twice is drawn twice as often.
+        denoiser: the denoiser to tune. Its network is changed; under FSDP2 it stays sharded.
+        data: training samples of the network's shape with the conditions that it needs; or a teacher's paths, for path
+            regression with `gap=FullGap()`.
+        images: number of samples, rounded up to whole batches.
+        batch: samples per step, over all processes and micro-batches.
+        segments: number of network calls of the result, at the levels of the schedule's grid: 1 gives a consistency
+            function; more are sampled by DDIM steps. A `TwoTimes` takes a sequence of numbers, from which each row draws
+            one. Numbers may be repeated to be drawn more often.
         noise: distribution of t.
-        gap: chooses r below t; gets the progress as an argument.
-        hop, distance, weight, margin: knobs of `consistency_loss`; a hop's teacher should be frozen.
+        gap: computes r below t from t and the progress.
+        hop, distance, weight, margin: see `consistency_loss`. The teacher of a hop should be frozen.
         rate: learning rate as a function of step and progress.
         optimizer: builds the optimizer from the parameters.
-        average: decay of the moving average of the weights, or several. Which is best is only seen at the end; how much it
-            matters stands in docs/log/multistep.md. The average begins with the weights that `denoiser` has; from random
-            ones it needs a warm-up, `Exponential(decay, warmup=True)`.
+        average: one or several decays of moving averages of the weights; see docs/log/multistep.md. An average starts from
+            the weights of `denoiser`. For random weights use a warm-up, `Exponential(decay, warmup=True)`.
         dropout: sets the network's dropout layers; None leaves them.
-        dropped: share of rows whose conditions give way to those that stand for none, by one draw a row, which the teacher
-            sees as well. None is the network's own rate: a DiT drops labels while it trains, all others nothing.
-        max_grad_norm: clips the gradient's norm there; None never clips.
-        mirror: flips half of the samples left to right.
-        seed: everything random is a function of it.
-        state: `Step.state()` of an interrupted run with the same arguments; it goes on bit-equal on a CPU.
-        accelerator: device, precision, processes, accumulation. None is the command line's default: the best device, in
-            bfloat16 where the hardware computes it; `Accelerator(mixed_precision="no")` computes in float32.
-        workers: loader processes.
-        compile: compiles the network.
+        dropped: share of rows, below 1, whose conditions are replaced by the null condition, for student and teacher alike.
+            None is the network's own rate: that of label dropout for a DiT, 0 for all others.
+        max_grad_norm: largest norm of the gradient; None never clips.
+        mirror: whether half of the samples are flipped left to right.
+        seed: seed of everything random, 0 or more.
+        state: `Step.state()` of an interrupted run with the same arguments. The run continues bit-equal on a CPU.
+        accelerator: device, precision, processes, accumulation. None is the best device, in bfloat16 where the hardware
+            supports it; `Accelerator(mixed_precision="no")` computes in float32.
+        workers: worker processes of the data loader.
+        compile: whether to compile the network.
 
     Yields:
         A `Step` after each optimizer step.
 
     Raises:
-        ValueError: arguments that cannot work together, a state that is not this run's, or weights to start from that are
-            not finite.
-        FloatingPointError: the loss, its gradient or the weights after the step are no longer finite. The averages are
-            those before that step, the student is lost: go on from a saved state. No `Step` is yielded with such weights.
+        ValueError: the arguments contradict each other, the state belongs to another run, or the initial weights are not
+            finite.
+        FloatingPointError: the loss, its gradient or the weights after a step are not finite. No `Step` is yielded then.
+            The averages are those before that step; the student has to be restored from a saved state.
 
     Reference: Geng et al. 2025, Consistency Models Made Easy.
     """
@@ -117,12 +116,12 @@ def tune(
     batches = rows.batches(first * batch, steps * batch, micro, rank=rank, world=world, workers=workers)
     for step in range(first, steps):
         progress, speed = step / steps, rate(step, step / steps)
-        training_mode(denoiser)  # again: the caller may have sampled it
+        training_mode(denoiser)  # at each step, as the caller may have sampled it
         seen = list[tuple[Tensor, Tensor]]()
         for part in range(accelerator.gradient_accumulation_steps):
             row = next(batches)
             t, lo, r, row = row.t, end_of(row.t, row.u), gap(row.t, progress), row.to(device)  # levels stay on the CPU
-            drawn = drawn_from(derive(seed, 2, step, part, rank), device)  # for dropout; all else is in the row
+            drawn = drawn_from(derive(seed, 2, step, part, rank), device)  # for dropout; all other noise is in the row
             with accelerator.accumulate(student), accelerator.autocast(), _attention(device), drawn:
                 per_row = loss_of(row.x0, row.eps, t, r, lo, cond=row.cond)
                 accelerator.backward(per_row.mean())
@@ -138,7 +137,7 @@ def tune(
 
 
 def _ready(denoiser: Denoiser, hop: Hop, dropout: Dropout | None, device: torch.device) -> None:
-    """The student gets its dropout, and the teacher goes where it computes."""
+    """Sets the student's dropout and moves the teacher to the device."""
     if dropout is not None:
         dropout(denoiser.network)
     denoiser.eval()
@@ -149,7 +148,7 @@ def _ready(denoiser: Denoiser, hop: Hop, dropout: Dropout | None, device: torch.
 def _descend(
     update: torch.optim.Optimizer, parameters: list[nn.Parameter], rate: float, max_grad_norm: float | None
 ) -> Tensor:
-    """The optimizer's step; the norm of the gradient as it was before it was clipped."""
+    """Makes the optimizer's step. Returns the norm of the gradient before clipping."""
     for group in update.param_groups:
         group["lr"] = rate
     norm = together(get_total_norm([p.grad for p in parameters if p.grad is not None]))
@@ -163,12 +162,12 @@ def _descend(
 def _prepared(
     denoiser: Denoiser, optimizer: OptimizerFactory, accelerator: Accelerator
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The student as it is called, on its device, copied to all processes or spread over them; and the optimizer."""
+    """The student prepared by accelerate, replicated or sharded, and its optimizer."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None:
         if not accelerator.is_fsdp2:
-            raise ValueError("a student is spread over processes by FSDP2; ask accelerate for fsdp_version 2")
-        # it would round what goes in, and two noise levels to the same one; accelerate's autocast is fast without
+            raise ValueError("fewstep shards students by FSDP2 alone; set fsdp_version 2 for accelerate")
+        # FSDP's own would round inputs, and with them close noise levels; accelerate's autocast is used instead
         plugin.mixed_precision_policy = None
     update = optimizer(list(trained(denoiser).values()))
     student: nn.Module = accelerator.prepare(denoiser, update)[0]  # together, so that the optimizer follows the weights
@@ -182,10 +181,10 @@ def _begin(
     state: dict[str, Any] | None,
     accelerator: Accelerator,
 ) -> tuple[Denoiser, nn.Module, torch.optim.Optimizer, tuple[MovingAverage, ...]]:
-    """The student's form, the student as it is called, optimizer and averages: new ones, or as a saved state has them."""
+    """Form of the student, prepared student, optimizer and averages, new or restored from `state`."""
     if state:
         take_up(denoiser, state)
-    form = form_of(denoiser)  # one made later would keep the precision, and the places
+    form = form_of(denoiser)  # made first, as accelerate changes precision and sharding
     student, update = _prepared(denoiser, optimizer, accelerator)
     averages = average if isinstance(average, Sequence) else (average,)
     averaged = tuple(MovingAverage(denoiser, each) for each in averages)
@@ -195,22 +194,21 @@ def _begin(
         go_on(update, state["optimizer"])
     starts = [denoiser.parameters(), *(each.weights.values() for each in averaged)]
     if not all(math.isfinite(together(get_total_norm([p.detach() for p in start]))) for start in starts):
-        raise ValueError("the weights to start from are not finite, so whatever made them had failed; start from others")
+        raise ValueError("the initial weights are not finite; start from another checkpoint")
     return form, student, update, averaged
 
 
 def _anyone(denoiser: nn.Module, accelerator: Accelerator) -> Callable[[bool], bool]:
-    """See `consistency_loss`: processes that hold a student together ask each other."""
+    """The argument `anyone` of `consistency_loss`: processes of a sharded student agree."""
     if not any(map(is_spread, denoiser.parameters())):
         return bool
     return lambda mine: agreed(accelerator, int(mine))[0] > 0
 
 
 def _asked(student: nn.Module, denoiser: nn.Module, *, compile: bool) -> Callable[..., Tensor]:
-    """The student as the loss asks it: as it was prepared, but without gradient never through DDP.
+    """The student for the loss: as prepared, but without DDP in calls without gradient.
 
-    Before each call, also one without gradient, DDP copies buffers between all processes, and waits for those of them that
-    have no row to ask.
+    DDP synchronises buffers before each call, also without gradient. It would wait for processes that make no such call.
     """
     modules = (student, denoiser) if isinstance(student, DistributedDataParallel) else (student,)
     learns, *knows = (torch.compile(module) if compile else module for module in modules)
@@ -223,16 +221,16 @@ def _asked(student: nn.Module, denoiser: nn.Module, *, compile: bool) -> Callabl
 
 
 def segment_ends(denoiser: Denoiser, segments: int | Sequence[int]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function (t, u) -> lo: where t's segment ends, on one of the grids; chance u (B,) in [0, 1) chooses which.
+    """A function (t, u) -> lo, (B,) each: the end of t's segment on one of the grids, which u in [0, 1) chooses.
 
     Raises:
-        ValueError: several grids for a denoiser that would not know which is meant, or one without segments.
+        ValueError: there are several grids and no `TwoTimes`, no grid, or a grid without segments.
     """
     if not isinstance(segments, int) and not isinstance(denoiser, TwoTimes):
-        raise ValueError("only a TwoTimes knows where a segment of several grids ends; give it, or one number of segments")
+        raise ValueError("only a TwoTimes can learn several numbers of segments; give one, or a single number")
     counts = (segments,) if isinstance(segments, int) else tuple(segments)
     if not counts:
-        raise ValueError("a student learns at least one number of segments, got none")
+        raise ValueError("segments must hold at least one number, got none")
     grids = [lower_edges(denoiser, count) for count in counts]
 
     def lo(t: Tensor, u: Tensor) -> Tensor:
@@ -243,16 +241,16 @@ def segment_ends(denoiser: Denoiser, segments: int | Sequence[int]) -> Callable[
 
 
 def lower_edges(denoiser: Denoiser, segments: int) -> Tensor:
-    """Where each segment ends, rising from 0, (segments,) float32: the levels of the schedule's grid but the first."""
+    """The lower edges of the segments, rising from 0, (segments,) float32: 0 and the schedule's grid but its first."""
     if segments < 1:
-        raise ValueError(f"a sample takes at least one network call, got segments = {segments}")
+        raise ValueError(f"segments must be at least 1, got {segments}")
     return torch.cat([torch.zeros(1), denoiser.schedule.grid(segments)[1:].flip(0).float()])
 
 
 def _finite_loss(step: int, mean: Tensor, gradient: Tensor, weights: Tensor) -> float:
-    """The mean loss, if its gradient's norm and that of the weights after the step are finite as well.
+    """The mean loss; FloatingPointError if it, the norm of its gradient or that of the new weights is not finite.
 
-    The host asks once a step and for all three, as it waits for the device meanwhile.
+    All three are read at once, because the host waits for the device.
     """
     loss, norm, after = torch.stack([wide(each.detach()) for each in (mean, gradient, weights)]).tolist()
     remedy = "lower the learning rate or clip the gradient"
@@ -264,7 +262,7 @@ def _finite_loss(step: int, mean: Tensor, gradient: Tensor, weights: Tensor) -> 
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:
-    """On a CPU the fused attention's backward pass is slower than plain matrix products at these lengths."""
+    """Plain attention on a CPU, where the backward pass of fused attention is slower at these lengths."""
     context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
     return context
 
@@ -272,7 +270,7 @@ def _attention(device: torch.device) -> AbstractContextManager[None]:
 def _micro_batch(batch: int, accelerator: Accelerator) -> int:
     processes, accumulate = int(accelerator.num_processes), int(accelerator.gradient_accumulation_steps)
     if batch < 1 or accumulate < 1:
-        raise ValueError(f"a step takes at least one sample and one micro-batch, got {batch} and {accumulate}")
+        raise ValueError(f"batch and accumulation must be at least 1, got {batch} and {accumulate}")
     micro, rest = divmod(batch, processes * accumulate)
     if rest or not micro:
         raise ValueError(
@@ -292,22 +290,23 @@ def _check_settings(
     seed: int,
 ) -> None:
     if isinstance(data, Paths) and not isinstance(segments, int):
-        raise ValueError("a teacher's paths are cut for one number of segments; with several, let the teacher hop instead")
+        raise ValueError("a teacher's paths are cut for one number of segments; for several use a teacher's hop instead")
     if isinstance(data, Paths) and (mirror or not isinstance(gap, FullGap)):
-        raise ValueError("the points of a path are regressed to its end: with paths use gap=FullGap() and mirror=False")
+        raise ValueError("paths need gap=FullGap() and mirror=False, because their points are regressed to their ends")
     if max_grad_norm is not None and not max_grad_norm > 0:
-        raise ValueError(f"a gradient is clipped at a positive norm, got {max_grad_norm}")
+        raise ValueError(f"max_grad_norm must be above 0, got {max_grad_norm}")
     if seed < 0:
-        raise ValueError(f"the seed of a training is 0 or more, got {seed}")
+        raise ValueError(f"the seed must be 0 or more, got {seed}")
     if margin < 0 or (margin and segments == 1):
         raise ValueError(
-            f"the margin must be at least 0, and 0 for one segment, whose calls see what the last one drew; got {margin}"
+            f"the margin must be at least 0, and 0 with one segment, as each call starts from the output of the last one; "
+            f"got {margin}"
         )
 
 
 def _check(denoiser: Denoiser, data: Source, images: int, steps_left: int, precision: str) -> None:
     if images < 1:
-        raise ValueError(f"`images` is how many training images to see, at least 1, got {images}")
+        raise ValueError(f"`images` must be at least 1, got {images}")
     if steps_left < 0:
         raise ValueError(f"the saved run has already seen more than {images} images; raise --images")
     if precision == "fp16":
@@ -317,18 +316,18 @@ def _check(denoiser: Denoiser, data: Source, images: int, steps_left: int, preci
 
 
 def check_prediction(denoiser: Denoiser) -> None:
-    """Raises ValueError where f(x, 0) is not x."""
+    """Raises ValueError if f(x, 0) is not x."""
     if denoiser.prediction is clean:
         raise ValueError("this checkpoint predicts the clean sample, so f(x, 0) is not x; convert it to v-prediction first")
 
 
 def _at_the_ends(denoiser: Denoiser, data: Source) -> Cond:
-    """Two rows of conditions: of the first and the last example, but the lowest and the highest class of all.
+    """Two rows of conditions to check: those of the first and the last example, and the lowest and highest class of all.
 
-    Classes that the network does not take are left out, as training leaves them out.
+    Classes are left out if the network takes none, as in training.
     """
     first, last = data.cond(0), data.cond(len(data) - 1)
-    embedded = denoiser.classes is None and CLASS in denoiser.takes  # under that name some networks take a text
+    embedded = denoiser.classes is None and CLASS in denoiser.takes  # some networks take a text under that name
     rows = {name: torch.stack([first[name], last[name]]) for name in first if name != CLASS or embedded}
     if denoiser.classes is not None:
         if data.label_range is None:
@@ -338,19 +337,19 @@ def _at_the_ends(denoiser: Denoiser, data: Source) -> Cond:
 
 
 def _dropped(denoiser: Denoiser, data: Source, share: float | None) -> tuple[float, Cond]:
-    """The share of rows that lose their conditions, and what they get instead, one row.
+    """The share of rows that get the null condition, and this condition, one row.
 
     Raises:
-        ValueError: a share that is none, or nothing is known that would stand for no condition.
+        ValueError: the share is out of range, or the null condition is not known.
     """
     own, null = label_dropout(denoiser.network)
     if share is None:
         return own, null
     if not 0 <= share < 1:
-        raise ValueError(f"the share of rows that lose their conditions is 0 or more and below 1, got {share}")
+        raise ValueError(f"dropped must be 0 or more and below 1, got {share}")
     null = data.null or null
     if share and not null.rows:
-        raise ValueError("nothing is known that stands for no condition, so none can be dropped; leave --dropped out")
+        raise ValueError("neither the data nor the network have a null condition; leave --dropped out")
     if share:
         denoiser.check(null)
     return share, null

@@ -1,4 +1,4 @@
-"""A checkpoint in use: all that `fewstep sample` and `export` do."""
+"""Sampling and exporting a checkpoint: what `fewstep sample` and `fewstep export` do."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from .two_times import TwoTimes
 from .walk import DDIM, Consistency, Heun, Walk
 from .walk import sample as walked
 
-SAID = ("teacher", "source", "classes", "recipe_name", "recipe", "versions")  # of a receipt, in a model card
+SAID = ("teacher", "source", "classes", "recipe_name", "recipe", "versions")  # entries of a receipt for a model card
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What `sample_checkpoint` did: the model, how many samples, and the calls of its network that each took."""
+    """The result of `sample_checkpoint`: the model, the number of samples, and the network calls of each."""
 
     model: Model
     count: int
@@ -46,7 +46,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Exported:
-    """A folder that `export_checkpoint` wrote: of which student, for how many steps, and how well it agrees with ours."""
+    """An exported folder: its student, its number of steps, and how well it agrees with the student."""
 
     model: Model
     steps: int
@@ -71,25 +71,26 @@ def sample_checkpoint(
     seed: int = 0,
     batch: int = 250,
 ) -> Sampled:
-    """Saves samples as their space does, pictures as a PNG a seed and a sheet of them all, with a receipt beside them.
+    """Draws and saves samples with a receipt. Pictures become one PNG per seed and a sheet.
 
     Args:
         checkpoint: a run, a diffusers folder or a hub id, tuned or not.
         out: folder for the samples.
-        n: how many; 16, or one for each prompt.
+        n: number of samples; by default 16, or one per prompt.
         steps, middle: as for `Model.walk_in`.
-        sampler: another than the model's own, which is the stock pipeline itself where a diffusion model has one.
+        sampler: replaces the default sampler: the model's own walk, or the stock pipeline of a diffusion model.
         label: class of the samples, for conditional models.
-        number: what a network is told that takes a number in the place of a class.
-        prompt, prompts: what a pipeline is asked for: one, or a text file with one a line, which take turns.
-        guidance: scale of a diffusion pipeline's classifier-free guidance.
-        strength: of a LoRA student: 0 is its base, 1 the student.
-        call: arguments for a stock pipeline where its defaults are not wanted, such as "height=256".
-        seed: of the first sample; sample k has seed + k and is the same at any batch size.
-        batch: samples at once.
+        number: the number for networks that take one in place of a class.
+        prompt, prompts: a prompt, or a text file with one per line; they take turns.
+        guidance: scale of the classifier-free guidance of a diffusion pipeline.
+        strength: strength of a LoRA student: 0 is its base, 1 the student.
+        call: arguments for a stock pipeline, such as "height=256".
+        seed: seed of the first sample. Sample k has seed + k and does not depend on the batch.
+        batch: number of samples at once.
 
     Raises:
-        ValueError: numbers that cannot be, a run in `out`, no such checkpoint, or a walk or a label that is not for it.
+        ValueError: a number is out of its range, `out` holds a run, the checkpoint does not exist, or it does not take the
+            sampler, label or prompt.
     """
     at_least(1, n=n, steps=steps, batch=batch)
     at_least(0, seed=seed, label=label, strength=strength, guidance=guidance)
@@ -97,7 +98,7 @@ def sample_checkpoint(
     if middle is not None and (steps == 1 or sampler not in (None, "consistency")):
         raise ValueError("--middle is the second of two consistency steps; leave it out with one step or another --sampler")
     writable(out)
-    if (out / "state.pt").exists():  # its receipt has the name of ours
+    if (out / "state.pt").exists():  # its receipt would be overwritten
         raise ValueError(f"there is a run in {out}; choose another folder for the samples")
     model = load(checkpoint, call=arguments(call) if call else None).to(best_device())
     model = model if strength is None else model.at(strength)
@@ -109,7 +110,7 @@ def sample_checkpoint(
         drawn = draw(model, wanted, out, n=n, walk=chosen, seed=seed, steps=steps, batch=batch, checkpoint=checkpoint)
         return Sampled(model, *drawn)
     if wanted.is_any or call:
-        raise ValueError("this checkpoint has no pipeline that could be asked; leave --prompt, --guidance and --call out")
+        raise ValueError("this checkpoint has no pipeline; leave --prompt, --prompts, --guidance and --call out")
     chosen, count = _walk(model, sampler, steps, middle), 16 if n is None else n
     asked = {"label": label, "number": number} | ({} if strength is None else {"strength": strength})
     cond = condition_of(model.denoiser, count, label, number)
@@ -127,7 +128,7 @@ def _save_samples(
     checkpoint: str,
     asked: Mapping[str, object],
 ) -> float:
-    """Writes samples and their receipt; returns how many calls of the network each took."""
+    """Draws and saves samples with a receipt. Returns the network calls per sample."""
     levels, n = walk.levels(denoiser).tolist(), len(seeds)
     facts = {"checkpoint": checkpoint, "walk": walk, "levels": levels, **asked, "seed": seeds[0], "n": n}
 
@@ -153,24 +154,24 @@ def export_checkpoint(
     form: Form | None = None,
     strength: float | None = None,
 ) -> Mapping[Path, Exported]:
-    """Exports a tuned model, with what its receipt says in the model card; see `export`.
+    """Exports a tuned model with a model card from its receipt; see `export`.
 
     Args:
         checkpoint: a run or the model in it.
-        out: the folder to write; with several numbers of steps, a folder each in it.
-        steps: by default what the model was tuned for; a student of any number of calls becomes a pipeline for each.
-        middle: noise level of the second of two steps, EDM students only.
+        out: the folder to write; several numbers of steps become folders in it.
+        steps: numbers of steps; by default that which the model was tuned for.
+        middle: noise level of the second of two steps, for EDM students only.
         measured: a measure.json whose scores go into the model card.
-        form: pipeline, in which a LoRA student is fused with its base; adapter, the file that `load_lora_weights` of
-            diffusers takes; or comfyui, that file and a second one under the names that ComfyUI has. By default the
-            adapter of a LoRA student, where stock diffusers loads it, and else a pipeline.
-        strength: of a LoRA student: 1 is the student.
+        form: "pipeline", in which a LoRA student is fused with its base; "adapter", the file that `load_lora_weights` of
+            diffusers loads; or "comfyui", that file and a second one with ComfyUI's names. By default "adapter" for a LoRA
+            student whose adapter stock diffusers loads, else "pipeline".
+        strength: strength of a LoRA student: 0 is its base, 1 the student.
 
     Returns:
         The folders that were written.
 
     Raises:
-        ValueError: a diffusion model, steps that are not for this student, or what `export` raises.
+        ValueError: the checkpoint is a diffusion model or does not take these steps; and what `export` raises.
     """
     at_least(1, steps=steps)
     at_least(0, strength=strength)
@@ -195,14 +196,14 @@ def export_checkpoint(
             for folder, walk in walks.items()
         }
     for walk in walks.values():
-        check_exportable(model.denoiser, walk, model.pipeline)  # all can be written, or none is
+        check_exportable(model.denoiser, walk, model.pipeline)  # before the first is written
     return {
         folder: Exported(model, walk.steps, export(model, folder, walk=walk, card=card)) for folder, walk in walks.items()
     }
 
 
 def condition_of(denoiser: Denoiser, n: int, label: int | None, number: float | None) -> Cond:
-    """What `n` samples are about; ValueError where the checkpoint is asked by something else."""
+    """The conditions of `n` samples of one class or number; ValueError if the checkpoint takes something else."""
     if number is not None and not math.isfinite(number):
         raise ValueError(f"--number must be a number, got {number}")
     takes_number = "number" in denoiser.takes
@@ -218,7 +219,7 @@ def condition_of(denoiser: Denoiser, n: int, label: int | None, number: float | 
 
 
 def _walk(model: Model, sampler: SamplerName | None, steps: int | None, middle: float | None) -> Walk:
-    """The model's own walk, or that of the sampler, in so many steps."""
+    """The model's own walk, or that of the sampler, in `steps` steps."""
     kinds: dict[str, Callable[..., Walk]] = {"consistency": Consistency, "heun": Heun, "ddim": DDIM}
     walk = model.walk
     if sampler == "heun" and isinstance(model.denoiser, TwoTimes):

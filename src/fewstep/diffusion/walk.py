@@ -1,4 +1,4 @@
-"""Walks: how a model is sampled. Frozen values; a walk's repr is what a receipt shows."""
+"""Walks: how a model is sampled. They are frozen values, and receipts show their repr."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from .cond import NOTHING, Cond
 from .denoiser import Denoiser
 from .noise import karras
 
-ON_CPU = 125  # samples at once: of more, the system spends a third of a network's time on finding it memory
+ON_CPU = 125  # samples at once: with more, allocating memory takes a third of the time
 MOST_STEPS = 100_000  # no schedule has more timesteps
-HEUN_TOP = 200.0  # Heun's levels below the first stay under it: higher up a trained denoiser sees noise alone
+HEUN_TOP = 200.0  # Heun's levels after the first stay below this: above it the input is pure noise
 
 
 class Walk(Protocol):
-    """From noise to a sample in `steps`: levels(denoiser) are where they begin, (steps,) float64, falling."""
+    """Takes noise to a sample in `steps` steps, which begin at levels(denoiser): (steps,) float64, falling."""
 
     @property
     def steps(self) -> int: ...
     @property
     def calls(self) -> int:
-        """Network calls that a sample takes."""
+        """Network calls per sample."""
 
     def levels(self, denoiser: Denoiser) -> Tensor: ...
 
     def __call__(self, denoiser: Denoiser, x: Tensor, rngs: Sequence[torch.Generator], cond: Cond = NOTHING) -> Tensor:
-        """x0 (B, *) from the states x (B, *) at the first level; a generator a row, where fresh noise is drawn."""
+        """Samples x0 (B, *) from states x (B, *) at the first level. `rngs` has one generator per row for fresh noise."""
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """A consistency function in `steps` calls, fresh noise between them, at the levels of its stock scheduler.
+    """Samples a consistency function in `steps` calls with fresh noise between them, at its stock scheduler's levels.
 
     Args:
-        steps: network calls, any number.
-        middle: noise level of the second of two steps, where the schedule lets it be chosen (EDM).
+        steps: number of network calls.
+        middle: noise level of the second of two steps, for schedules that let it be chosen; see `consistency_grid`.
     """
 
     steps: int = 2
@@ -82,17 +82,17 @@ class _FirstOrder:
 
 @dataclass(frozen=True)
 class DDIM(_FirstOrder):
-    """A diffusion model by first-order steps, evenly spaced in the schedule's own time: a call each."""
+    """Samples a diffusion model by first-order steps on the schedule's `grid`, with one call per step."""
 
 
 @dataclass(frozen=True)
 class Segments(_FirstOrder):
-    """A multistep consistency model along its segments, a DDIM step each: as many as it was tuned for."""
+    """Samples a multistep consistency model along its segments, with one DDIM step and one call for each."""
 
 
 @dataclass(frozen=True)
 class Heun:
-    """A diffusion model by second-order steps on Karras' levels: 2·steps − 1 calls."""
+    """Samples a diffusion model by second-order steps on Karras' levels, with 2·steps − 1 calls."""
 
     steps: int = 18
 
@@ -104,7 +104,7 @@ class Heun:
         return 2 * self.steps - 1
 
     def levels(self, denoiser: Denoiser) -> Tensor:
-        """Karras' levels within what the denoiser was trained on, the first of them at its sigma_max."""
+        """Karras' levels between the schedule's sigma_min and at most HEUN_TOP; the first is sigma_max."""
         low, high = denoiser.schedule.sigma_min, denoiser.schedule.sigma_max
         levels = karras(self.steps, low, min(high, HEUN_TOP))
         levels[0] = high
@@ -115,28 +115,28 @@ class Heun:
 
 
 def prior(denoiser: Denoiser, rngs: Sequence[torch.Generator]) -> Tensor:
-    """States at sigma_max, a row a generator, (B, *) in float64 (where the device has it) on the denoiser's device."""
+    """States at sigma_max, one row per generator, (B, *) on the denoiser's device, float64 where it has that."""
     return denoiser.schedule.prior_std * wide(normal(rngs, denoiser.space.shape, denoiser.device))
 
 
 def sample(denoiser: Denoiser, seeds: Sequence[int], walk: Walk, cond: Cond = NOTHING, *, batch: int = 250) -> Tensor:
-    """Samples number `seeds` from `denoiser`: each is a function of its seed, whatever the batch.
+    """Draws one sample per seed. A sample depends on its seed and not on the batch.
 
     Args:
         denoiser: the model, on its device.
-        seeds: one a sample.
-        walk: how.
-        cond: one row a seed.
-        batch: samples at once, at most 125 on a CPU.
+        seeds: one per sample.
+        walk: how to sample.
+        cond: conditions, one row per seed.
+        batch: number of samples at once; on a CPU at most 125 are taken.
 
     Returns:
-        x0, float32 on the CPU, shape (len(seeds), *); `denoiser.space.decode` makes of it what a person sees.
+        x0, (len(seeds), *) float32 on the CPU; `denoiser.space.decode` makes pictures of them.
 
     Raises:
-        ValueError: no seed, no batch, or conditions that the denoiser does not take.
+        ValueError: there is no seed, `batch` is below 1, or the denoiser does not take these conditions.
     """
     if batch < 1 or not len(seeds):
-        raise ValueError(f"at least one sample, and one at once; got {len(seeds)} seeds and batch = {batch}")
+        raise ValueError(f"sampling needs at least one seed and batch >= 1, got {len(seeds)} seeds and batch = {batch}")
     denoiser.check(cond)
     done = []
     size = min(batch, ON_CPU) if denoiser.device.type == "cpu" else batch
@@ -148,5 +148,5 @@ def sample(denoiser: Denoiser, seeds: Sequence[int], walk: Walk, cond: Cond = NO
 
 
 def _at_least_one_call(steps: int) -> None:
-    if type(steps) is not int or not 1 <= steps <= MOST_STEPS:  # a note beside a model can say anything
-        raise ValueError(f"a sample takes at least one network call and at most {MOST_STEPS:,} steps, got {steps!r}")
+    if type(steps) is not int or not 1 <= steps <= MOST_STEPS:  # it may come from a file
+        raise ValueError(f"the number of steps must be between 1 and {MOST_STEPS:,}, got {steps!r}")

@@ -1,6 +1,6 @@
-"""A run is watched: what its samples look like, where its losses are, and whether they have collapsed.
+"""Watches a run: its samples, its losses by noise level, and whether the samples have collapsed.
 
-Nothing here touches the training: a run is the same, bit for bit, whether it is watched or not.
+Watching does not change the training: results are bit-equal.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ REAL = 4000  # pictures that samples are scored against
 
 @dataclass(frozen=True)
 class Watch:
-    """What a run is watched by.
+    """How a run is watched.
 
     Attributes:
-        watching: how often, how many, and who is told.
-        walks: how the student is sampled at a look, the one with the most network calls last: it says whether samples have
-            collapsed.
-        teacher, teacher_walk: whose samples they are held against.
-        views: how samples are scored, if they are; see `measure.features.views`.
+        watching: the settings.
+        walks: how the student is sampled at a look. The last one has the most network calls; its samples are tested for
+            collapse.
+        teacher, teacher_walk: the model whose samples are the reference, and how it is sampled.
+        views: features that samples are scored with; see `measure.features.views`. Empty for no scores.
     """
 
     watching: Watching
@@ -70,43 +70,43 @@ class Watch:
 def watch_of(
     watching: Watching, student: Model, data: Source, teacher: Denoiser, teacher_walk: Walk, *, bundled: bool = False
 ) -> Watch:
-    """What a run that learns from `data` is watched by.
+    """How a run that learns from `data` is watched.
 
     Args:
-        watching: how often, how many, and who is told.
-        student: what the run will make, with the walk that it is made for.
-        data: what it learns from, and what its samples are scored against.
-        teacher, teacher_walk: whose samples those of the student are held against.
-        bundled: whether the data are those that come with the package.
+        watching: the settings.
+        student: the model of the run, with the walk that it is tuned for.
+        data: the training data, against which samples are scored.
+        teacher, teacher_walk: the model whose samples are the reference, and how it is sampled.
+        bundled: whether the data are the bundled ones.
 
     Raises:
-        ValueError: the student is not made for such numbers of calls, or there are no pictures to score samples against.
+        ValueError: the student does not take these numbers of calls, or there are no pictures to score samples against.
     """
     walks = [student.walk_in(steps) for steps in sorted(watching.look_steps)] or _usual(student)
     if not watching.look_score:
         return Watch(watching, walks, teacher, teacher_walk)
     if isinstance(data, Paths) or student.pipeline is not None or cast(Samples, data).raw([0]).dtype != torch.uint8:
-        raise ValueError("--look-score compares pictures with the data, which here are none; leave it out")
+        raise ValueError("--look-score needs data that are pictures; leave it out")
     real = Images(cast(Samples, data).shuffled().raw(range(min(REAL, len(data)))))
     named = "fashion" if bundled and student.denoiser.space.shape == (1, 28, 28) else "random"
     return Watch(watching, walks, teacher, teacher_walk, views(named, real, bundled=bundled))
 
 
 def _usual(student: Model) -> list[Walk]:
-    """How a student is looked at unless told otherwise."""
+    """The default walks of a look."""
     if isinstance(student.denoiser, TwoTimes):
         return [Segments(1), Segments(2), Segments(4)]
     if isinstance(student.walk, Heun):
-        return [DDIM(16)]  # a diffusion model: half the calls show enough
+        return [DDIM(16)]  # a diffusion model: half the calls are enough to see it
     return [Consistency(1), student.walk] if isinstance(student.walk, Consistency) else [student.walk]
 
 
 class ByLevel:
-    """Losses summed by their noise level on the device, for which the host does not wait.
+    """Losses summed by noise level on the device, so that the host does not wait for them.
 
     Attributes:
-        sums: of the losses and of the rows, (2, len(EDGES) + 1), of this process.
-        loss, steps: the sum of the steps' mean losses, and how many there were.
+        sums: sums of losses and numbers of rows of this process, (2, len(EDGES) + 1).
+        loss, steps: the sum of the steps' mean losses, and the number of steps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -114,19 +114,19 @@ class ByLevel:
         self.loss, self.steps = 0.0, 0
 
     def add(self, step: Step) -> None:
-        """Takes in the rows of a step."""
+        """Adds the rows of a step."""
         places = torch.bucketize(step.levels.float(), torch.tensor(EDGES)).to(self.sums.device, non_blocking=True)
         losses = step.losses.to(self.sums.dtype)
         self.sums.index_add_(1, places, torch.stack([losses, torch.ones_like(losses)]))
         self.loss, self.steps = self.loss + step.loss, self.steps + 1
 
     def state(self, accelerator: Accelerator) -> dict[str, Any]:
-        """All that is in it, over all processes, each of which has to ask."""
+        """The sums over all processes. Every process must call this."""
         whole: Any = accelerator.reduce(self.sums, "sum")
         return {"sums": whole.cpu(), "loss": self.loss, "steps": self.steps}
 
     def load(self, state: Mapping[str, Any], *, main: bool) -> None:
-        """Goes on from `state()`, of which the main process takes what all had."""
+        """Restores a `state()`; the main process takes the sums of all."""
         self.sums.copy_(state["sums"] if main else torch.zeros_like(state["sums"]))
         self.loss, self.steps = state["loss"], state["steps"]
 
@@ -136,7 +136,7 @@ class ByLevel:
 
 
 def ranges(sums: Tensor) -> list[dict[str, float | int | None]]:
-    """The mean loss in each range of noise levels that any row was in."""
+    """The mean loss in each range of noise levels that has any rows."""
     bounds = list(zip([0.0, *EDGES], [*EDGES, None], strict=True))
     return [
         {"low": low, "high": high, "rows": round(rows), "loss": loss / rows}
@@ -146,11 +146,11 @@ def ranges(sums: Tensor) -> list[dict[str, float | int | None]]:
 
 
 class Watcher:
-    """Called after each step, looks at the run where that is due. Every process calls it; the main one samples and writes.
+    """Looks at the samples of a run after each step where that is due. The main process samples and writes.
 
-    A line of watch.jsonl is a look: `images`, `step`, mean `loss` since the last one, `levels` (the loss by noise level),
-    `samples` (of each number of calls, with the signs of `collapse` and the scores in each view), `sheet` (their picture),
-    `network_rows` (what it cost). The first line has images 0: the student before its first step, and its teacher.
+    A line of watch.jsonl is a look: `images`, `step`, mean `loss` since the last look, `levels` (the loss by noise level),
+    `samples` (for each number of calls the signs of `collapse` and the scores in each view), `sheet` (file of the picture)
+    and `network_rows`. The first line has images 0: the student before its first step, and its teacher.
     """
 
     def __init__(
@@ -168,11 +168,11 @@ class Watcher:
 
     @property
     def looks(self) -> bool:
-        """Whether it ever does."""
+        """Whether any look is due in this run."""
         return 0 < self.every <= self.images
 
     def begin(self, denoiser: Denoiser, state: Mapping[str, Any] | None) -> None:
-        """Before the first step: looks at the student as it is, or goes on from the rows up to a saved state."""
+        """Looks at the student before the first step, or restores the rows up to a saved state."""
         if state and "watched" in state:
             self.since.load(state["watched"], main=self.main)
         if not self.main:
@@ -187,14 +187,14 @@ class Watcher:
             teacher, device = self.watch.teacher, self.watch.teacher.device
             teachers = self._seen(teacher.to(self.accelerator.device).eval(), [self.watch.teacher_walk], "teacher")
             if device != self.accelerator.device:
-                teacher.to(device)  # nobody else may need it there
+                teacher.to(device)  # back to where it was
             students = self._seen(denoiser.to(self.accelerator.device).eval(), self.watch.walks)
             self._write({"step": 0, "images": 0}, [*teachers, *students])
         else:
             _write_rows(self.out / LOOKS, self.rows)
 
     def __call__(self, step: Step) -> str | None:
-        """What has happened to the samples, "" if nothing has; None where no look was due."""
+        """How the samples have collapsed, "" if they have not; None if no look was due."""
         if self.track is not None:
             self.track.log({"loss": step.loss, "rate": step.rate, "gap": step.gap}, step.step)
         if not self.looks:
@@ -203,23 +203,23 @@ class Watcher:
         due = step.images // self.every > (step.images - self.batch) // self.every or step.images >= self.images
         if not due:
             return None
-        since, model = self.since.state(self.accelerator), step.ema  # every process has to ask for both
+        since, model = self.since.state(self.accelerator), step.ema  # every process must call both
         self.since.clear()
         found = self._look(step, since, model) if self.main else ""
         stop = agreed(self.accelerator, int(bool(found) and self.watch.watching.stop_collapsed))[0]
         return (found or "the samples have collapsed") if stop else ""
 
     def state(self) -> dict[str, Any]:
-        """What `begin` needs to go on as if nothing had happened; every process has to ask."""
+        """The state for `begin` of a resumed run. Every process must call this."""
         return {"watched": self.since.state(self.accelerator)} if self.looks else {}
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Ends the trackers."""
         if self.track is not None:
             self.track.end()
 
     def _look(self, step: Step, since: Mapping[str, Any], model: Denoiser) -> str:
-        """Writes a row and a sheet; what has happened to the samples."""
+        """Writes a row and a sheet. Returns how the samples have collapsed, "" if they have not."""
         row = {"step": step.step, "images": step.images, "loss": since["loss"] / max(since["steps"], 1)}
         row |= {"levels": ranges(since["sums"])}
         try:
@@ -238,7 +238,7 @@ class Watcher:
         return told
 
     def _seen(self, denoiser: Denoiser, walks: Sequence[Walk], name: str = "student") -> list[dict[str, Any]]:
-        """What is seen of samples by each walk, for a row; under "shown" they themselves, where they are pictures."""
+        """The entries of a row for each walk; "shown" holds the samples if they are pictures, else None."""
         watching = self.watch.watching
         count, device = max(watching.look_n, watching.look_score), self.accelerator.device
         cond, found = self._cond(denoiser, count), list[dict[str, Any]]()
@@ -255,7 +255,7 @@ class Watcher:
         return found
 
     def _scores(self, images: Tensor) -> dict[str, dict[str, Any]]:
-        """Fréchet distances of uint8 pictures by view; what they are without each group of seeds lets them be paired."""
+        """Fréchet distances of uint8 pictures by view, with those without each group of seeds for paired differences."""
         found = {}
         for view in self.watch.views:
             seen = extract(view.network, images)
@@ -265,14 +265,14 @@ class Watcher:
         return found
 
     def _cond(self, denoiser: Denoiser, count: int) -> Cond:
-        """The conditions of so many examples, drawn by chance and always the same."""
+        """The conditions of `count` examples, drawn at random but always the same."""
         order = Order(len(self.data), 0)
         examples = [self.data.cond(order(k)) for k in range(count)]
         names = [name for name in examples[0] if name in denoiser.takes or name.removesuffix("#") in denoiser.takes]
         return Cond({name: torch.stack([each[name] for each in examples]) for name in names}, self.data.shared)
 
     def _write(self, row: dict[str, Any], shown: list[dict[str, Any]]) -> None:
-        """A row, its sheet, and both to whoever tracks the run."""
+        """Writes a row and its sheet, and reports both to the trackers."""
         assert self.track is not None
         drawn = [line for each in shown if (line := each.pop("shown")) is not None]
         if drawn:
@@ -286,14 +286,14 @@ class Watcher:
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the last row shows of the student's samples with the most calls, held against the rows before."""
+    """Compares the samples with the most calls in the last row with those of the rows before; see `collapsed`."""
     of = [[Signs(*(each[name] for name in Signs._fields)) for each in row["samples"]] for row in rows]
     teacher = of[0][0]
     return collapsed(of[-1][-1], [each[-1] for each in of[:-1]], teacher)
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, float]:
-    """What a tracker is told of a row: names and numbers."""
+    """The named numbers of a row for a tracker."""
     told = {f"loss/{each['low']:g}-{each['high'] or 'up'}": each["loss"] for each in row.get("levels", ())}
     for each in row["samples"]:
         at = f"{each['name']}, {each['calls']} calls"

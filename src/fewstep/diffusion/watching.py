@@ -1,4 +1,4 @@
-"""How a run is watched: a frozen dataclass that refuses what cannot be, whose fields are flags."""
+"""How a run is watched: a frozen dataclass that checks its values. Its fields are flags."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Literal
 
 from ..core.checks import at_least
 
-LOOKS = 8  # at a run, unless told otherwise
-SELDOM = 1000  # images; looks that come more often than that have to be asked for
+LOOKS = 8  # at a run by default
+SELDOM = 1000  # images between two looks at least, by default
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True)
 class Watching:
-    """How a run is watched while it trains. It trains the same, bit for bit, watched or not."""
+    """How a run is watched while it trains. Watching does not change the training: results are bit-equal."""
 
     look_every: int | None = None
-    """images between two looks at the averaged model: samples of fixed seeds, and the loss at each noise level since the
-    last look. A line of watch.jsonl and a sheet in watch/ say what was seen. By default an eighth of the run, and at least
-    1000; 0 does not look."""
+    """images between two looks at the averaged model. A look draws samples of fixed seeds and writes a line of watch.jsonl,
+    with the loss by noise level since the last look, and a sheet of samples in watch/. By default an eighth of the run and
+    at least 1000; 0 is no looks."""
     look_n: int = 16
-    """samples of a look. Those of a pipeline are shown where its other parts are small, below 1 GiB."""
+    """number of samples of a look, at least 2. Those of a pipeline are shown if its other parts are below 1 GiB."""
     look_steps: tuple[int, ...] = ()
-    """network calls of these samples, by default those that the student is made for, and 1 2 4 for any."""
+    """numbers of network calls for these samples; by default those that the student is made for, and 1 2 4 for any."""
     look_score: int = 0
-    """so many samples are also scored at each look, always of the same seeds, against the data, which must be pictures;
-    fewstep forecast goes by these scores."""
+    """number of samples that each look scores against the data, 0 or at least 20, always with the same seeds. The data must
+    be pictures. `fewstep forecast` needs these scores."""
     track: tuple[TrackerName, ...] = ()
-    """also report to these, through accelerate: tensorboard, wandb, trackio. tensorboard writes into track/ in the run's
+    """trackers to report to, through accelerate: tensorboard, wandb, trackio. tensorboard writes into track/ in the run's
     folder."""
     stop_collapsed: bool = True
-    """stop where the samples collapse: all alike, saturated, blown up or not finite. The state before stays."""
+    """stop if the samples collapse: all alike, saturated, blown up or not finite. The last sound state is kept."""
 
     def __post_init__(self) -> None:
         at_least(0, look_every=self.look_every)
@@ -40,8 +40,8 @@ class Watching:
         if self.look_score:
             at_least(20, look_score=self.look_score)  # for an interval
         if self.look_score and self.look_every == 0:
-            raise ValueError("--look-score scores the samples of looks; leave --look-every 0 out")
+            raise ValueError("--look-score needs looks; leave --look-every 0 out")
 
     def every(self, images: int) -> int:
-        """Images between two looks at a run of so many; 0 for none."""
+        """Images between two looks at a run of `images` images; 0 is no looks."""
         return max(SELDOM, images // LOOKS) if self.look_every is None else self.look_every

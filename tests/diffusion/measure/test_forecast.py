@@ -179,7 +179,7 @@ def test_a_run_without_scores_says_how_to_have_them(tmp_path, monkeypatch, capsy
         fewstep(monkeypatch, f"forecast {tmp_path / 'run'}")
     assert stopped.value.code == 2 and "--look-score 250" in capsys.readouterr().err
     write_run(tmp_path / "scored", LAW, IMAGES)
-    with pytest.raises(ValueError, match="nobody looked at 4 calls; there are scores of 2"):
+    with pytest.raises(ValueError, match="no scores of 4 calls; choose among 2"):
         forecast_runs([str(tmp_path / "scored")], calls=[4])
     write_run(tmp_path / "other", LAW, IMAGES, factor=2.0)
     with pytest.raises(ValueError, match="different teachers"):

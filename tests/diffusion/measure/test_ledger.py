@@ -389,8 +389,8 @@ def test_the_command_leaves_figures_and_says_what_to_do(place, monkeypatch, caps
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("student teacher", "student is a student, no diffusion model"),
-        ("teacher teacher --steps 2", "leave --steps out"),
+        ("student teacher", "student is a student and no diffusion model"),
+        ("teacher teacher --steps 2", "--steps is for students"),
         ("teacher student --within 0", "--within must be above 0"),
     ],
 )

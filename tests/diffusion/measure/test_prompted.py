@@ -82,9 +82,9 @@ def test_a_ledger_of_pipelines_asks_both_for_the_same(place, tmp_path) -> None:
 def test_what_cannot_be_asked_is_one_sentence(place, tmp_path) -> None:
     data, run = str(place / "data.npz"), str(place / "run")
     for checkpoint, settings, sentence in (
-        (run, {}, "asked by prompts; give a text file of them, one a line, with --prompts"),
+        (run, {}, "takes prompts; give a text file with one per line, with --prompts"),
         (run, {"prompts": place}, "is a folder; give a text file"),
-        ("bundled", {"prompts": place / "prompts.txt"}, "takes no --prompts"),
+        ("bundled", {"prompts": place / "prompts.txt"}, "leave --prompts and --prompt out"),
     ):
         with pytest.raises(ValueError, match=sentence):
             measure_checkpoint(checkpoint, Scoring(data, tmp_path / "scores", n=N, **settings))
