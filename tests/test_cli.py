@@ -458,7 +458,7 @@ def test_what_makes_no_table_is_one_sentence(place, monkeypatch, capsys) -> None
         "table data.npz --out new --size 8 8 8": "give either --like with a checkpoint",
         "table data.npz --out new --channels 3 --size 28": "holds samples of 1x28x28, the model takes 3x28x28",
         "table data.npz --out table --like teacher": "table is already there; choose another folder",
-        "table table --out new --like teacher": "table is a table already; give it as data",
+        "table table --out new --like teacher": "table is a table already; give it to --data",
         "table nowhere --out new --like teacher": "there is no image folder, .zip, .tar, .npz, .parquet or table at",
     }.items():
         with pytest.raises(SystemExit) as stopped:

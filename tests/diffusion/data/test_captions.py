@@ -51,7 +51,7 @@ def test_captions_of_files(tmp_path, how: str, kind: str, caplog) -> None:
     }[how]
     place = tmp_path / ("data" if kind == "folder" else "data.zip")
     put(place, PICTURES | beside)
-    assert said_by(place) == EXPECTED and "passed over" not in caplog.text
+    assert said_by(place) == EXPECTED and "skipped" not in caplog.text
 
 
 def test_captions_of_rows(tmp_path) -> None:
@@ -89,7 +89,7 @@ def test_web_data_sets_are_read_where_they_lie(tmp_path) -> None:
         ({"a/1.json": b"{", "a/2.txt": b"blue"}, "a/1.json in .* is no caption"),
         ({"metadata.jsonl": b'{"file_name": "a/1.png", "text": "red"}'}, "leaves out 1 of 2 pictures"),
         ({"metadata.jsonl": b'{"file_name": "a/1.png", "label": 1}\n{"file_name": "a/2.png"}'}, "2 of 2 pictures in"),
-        ({"metadata.csv": b"file_name,text\na/1.png,red\na/1.png,blue\n"}, "a/1.png is said to be 'red' and 'blue'"),
+        ({"metadata.csv": b"file_name,text\na/1.png,red\na/1.png,blue\n"}, "a/1.png has both 'red' and 'blue'"),
     ],
 )  # fmt: skip
 def test_captions_that_are_missing_or_unclear_are_one_sentence(tmp_path, files: dict[str, bytes], sentence: str) -> None:

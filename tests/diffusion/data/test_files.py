@@ -129,14 +129,14 @@ def test_a_dataset_json_of_another_kind_says_nothing(place) -> None:
     [
         ("dataset.json", b'{"labels": [["cat/a.png", 1]]}', r"leaves out 2 of 3 pictures, the first is cat/b\.png"),
         ("metadata.csv", b"file_name,label\ncat/a.png,1\ncat/b.png,\ndog/c.png,2\n", "1 of 3 samples"),
-        ("metadata.csv", b"file_name,label\ncat/a.png,1\ncat/a.png,2\n", r"cat/a\.png is said to be '1' and '2'"),
+        ("metadata.csv", b"file_name,label\ncat/a.png,1\ncat/a.png,2\n", r"cat/a\.png has both '1' and '2'"),
         ("metadata.csv", b"path,label\ncat/a.png,1\n", "row 1 has no `file_name`"),
-        ("metadata.csv", b"\xff\xfe", "does not say the classes"),
-        ("metadata.csv", b"file_name,label\n" + b"x" * 200_000 + b",1\n", "does not say the classes"),
-        ("metadata.jsonl", b"{nothing\n", "does not say the classes"),
+        ("metadata.csv", b"\xff\xfe", "does not hold the classes"),
+        ("metadata.csv", b"file_name,label\n" + b"x" * 200_000 + b",1\n", "does not hold the classes"),
+        ("metadata.jsonl", b"{nothing\n", "does not hold the classes"),
         ("metadata.jsonl", b'"cat/a.png"\n', "row 1 has no `file_name`"),
         ("metadata.jsonl", b'{"file_name": 3, "label": 1}\n', "row 1 has no `file_name`"),
-        ("metadata.parquet", b"PAR1", "does not say the classes"),
+        ("metadata.parquet", b"PAR1", "does not hold the classes"),
         ("dataset.json", b"[" * 100_000, "nested without end"),
         ("dataset.json", b'{"labels": {"cat/a.png": 1}}', r"should be a list of \[path, class\]"),
         ("dataset.json", b'{"labels": [["cat/a.png", 1, 2]]}', r"should be a list of \[path, class\]"),
@@ -175,7 +175,7 @@ def test_names_of_all_kinds_are_found_and_the_rest_is_counted(place, caplog) -> 
             files | {"b.heic": b"", "c.heic": b"", "notes.txt": b"", "._a.jpg": png(BLUE), "__MACOSX/a.jpg": png(BLUE)},
         )
     )
-    assert len(data) == len(kinds) and "passed over 3 files that are no pictures we read: 2 .heic, 1 .txt" in caplog.text
+    assert len(data) == len(kinds) and "skipped 3 files that are no supported pictures: 2 .heic, 1 .txt" in caplog.text
     assert (data.pixels.float().mean((0, 2, 3)) - torch.tensor([255.0, 0, 0])).abs().max() < 2
 
 
@@ -374,7 +374,7 @@ def test_a_file_that_is_larger_than_a_picture_is_not_read(tmp_path) -> None:
 def test_many_pictures_of_nothing_are_refused_before_they_are_decoded(place, monkeypatch) -> None:
     put(place, {f"{k}.png": png(0) for k in range(300)})
     monkeypatch.setattr("fewstep.diffusion.data.load.decode", lambda *_: pytest.fail("a picture was decoded"))
-    with pytest.raises(ValueError, match=r"would become .* GiB; if that is meant, set FEWSTEP_MAX_GIB"):
+    with pytest.raises(ValueError, match=r"would become .* GiB; to allow it, set FEWSTEP_MAX_GIB"):
         load_images(place, channels=3, size=4096)
     monkeypatch.setenv("FEWSTEP_MAX_GIB", "0.0001")
     with pytest.raises(ValueError, match="set FEWSTEP_MAX_GIB"):

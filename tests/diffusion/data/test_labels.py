@@ -101,7 +101,7 @@ def test_a_single_folder_is_a_class_only_if_it_is_a_number() -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["stray.png", "cat/a.png", "dog/b.png"], r"stray\.png and cat/a\.png do not stand at the same depth"),
+        (["stray.png", "cat/a.png", "dog/b.png"], r"stray\.png and cat/a\.png are at different depths"),
         (["cat/a.png", "dog/b.png", "dog/more/c.png"], r"dog/more/c\.png and cat/a\.png"),
         (["train/cat/a.png", "train/dog/a.png", "test/cat/a.png"], "differ at 2 levels, as train/cat and test/cat"),
         (["2023/01/a.png", "2024/02/b.png"], "differ at 2 levels"),

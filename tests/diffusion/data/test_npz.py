@@ -56,7 +56,7 @@ def test_the_rule_of_classes_is_that_of_folders(tmp_path, labels, found, names) 
     ("labels", "message"),
     [
         (np.zeros(3, np.int64), "2 samples but 3 labels"),
-        (np.eye(2), r"shape \(2, 2\); they must be one class for each sample"),
+        (np.eye(2), r"shape \(2, 2\); they must be one class per sample"),
         (np.array(1), r"shape \(\)"),
         (np.array([0, np.nan]), "label nan in .* is no class"),
         (np.array([0, -1]), "1 of 2 samples"),
@@ -156,7 +156,7 @@ def test_a_size_below_zero_does_not_make_room_for_another_array(tmp_path) -> Non
     header = b"{'descr': '<i8', 'fortran_order': False, 'shape': (-1000000000,)}"
     with zipfile.ZipFile(tmp_path / "data.npz", "a") as file:
         file.writestr("labels.npy", b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(ValueError, match=r"an array of \(-1000000000,\) is not all there"):
+    with pytest.raises(ValueError, match=r"an array of \(-1000000000,\) is incomplete"):
         load_images(tmp_path / "data.npz", channels=1, size=8)
 
 

@@ -196,7 +196,7 @@ def test_other_kinds_of_pictures_are_what_pillow_makes_of_them(channels: int) ->
     ids=["float", "int32", "int8", "int16", "uint32", "PFM"],
 )
 def test_numbers_without_a_stated_white_are_refused(content: bytes) -> None:
-    with pytest.raises(ValueError, match="which number is white"):
+    with pytest.raises(ValueError, match="have no defined white"):
         decode(content, 1, 8, 8)
 
 

@@ -143,8 +143,8 @@ def saved(place: Path, features: dict, content: dict) -> Path:
 @pytest.mark.parametrize(
     ("kind", "labels", "message"),
     [
-        (datasets.Value("string"), ["a", "b", "c", "d", "e"], "holds string; a table has whole numbers there"),
-        (datasets.Value("float32"), [0, 1, 2, 3, 4], "holds float; a table has whole numbers there"),
+        (datasets.Value("string"), ["a", "b", "c", "d", "e"], "holds string; make it whole numbers"),
+        (datasets.Value("float32"), [0, 1, 2, 3, 4], "holds float; make it whole numbers"),
         (datasets.Value("int64"), [1, None, 2, -1, 0], "2 of 5 rows of .* have no class"),
         (datasets.Value("int64"), [1, 2, -2, 0, 0], "-2 .* is no class"),
     ],
@@ -168,12 +168,12 @@ def test_a_column_of_no_classes_is_none(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("features", "content", "message"),
     [
-        ({"text": datasets.Value("string")}, {"text": ["a"]}, r"holds 1 rows of \['text'\]; a table has a column `image`"),
-        ({"image": datasets.Array2D((None, 4), "uint8")}, {"image": [ROWS[0, 0]]}, "each of one shape"),
+        ({"text": datasets.Value("string")}, {"text": ["a"]}, r"holds 1 rows of \['text'\]; it needs a column `image`"),
+        ({"image": datasets.Array2D((None, 4), "uint8")}, {"image": [ROWS[0, 0]]}, "all of one shape"),
         ({"image": datasets.Array2D((4, 4), "int32")}, {"image": ROWS[:, 0]}, "`image` in .* holds int32; make it uint8"),
         ({"image": datasets.Array2D((4, 4), "float32")}, {"image": ROWS[:, 0]}, "holds float32; make it uint8"),
         ({"latents": datasets.Array2D((4, 4), "uint8")}, {"latents": ROWS[:, 0]}, "holds uint8; make it float32"),
-        ({"image": arrays_of((4, 4), "uint8")}, {"image": [ROWS[0, 0], None]}, "cannot be read where it lies"),
+        ({"image": arrays_of((4, 4), "uint8")}, {"image": [ROWS[0, 0], None]}, "cannot be mapped into memory"),
     ],
 )  # fmt: skip
 def test_columns_that_are_no_samples_are_refused(tmp_path, features, content, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What a model learns from: images, latents and paths, wherever they are kept, and the rows of a training."""
+"""Training data: images, latents and sampling paths, in memory or on disk, and the rows of a training."""
 
 from .examples import Samples, Source
 from .images import Images, Paths

@@ -1,4 +1,4 @@
-"""Fashion-MNIST in colours, with captions: what the bundled text-to-image model has learned from."""
+"""Fashion-MNIST in colours with captions, the training data of the bundled text-to-image model."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ COLOURS = {
 }
 PALETTE = torch.tensor(list(COLOURS.values()))
 CAPTIONS = tuple(f"a {colour} {noun}" for noun in NOUNS for colour in COLOURS)
-EDGE = 2  # black pixels around each picture, so that its side is a multiple of 8, which pipelines ask for
+EDGE = 2  # black pixels around each picture, because pipelines need sides that are multiples of 8
 
 
 @dataclass(frozen=True)
 class Clothes(Samples):
-    """Grey pictures in colours: uint8, (3, 32, 32). Sample k is picture k/6 in colour k mod 6.
+    """Coloured pictures, uint8 (3, 32, 32). Sample k is the grey picture k // 6 in colour k mod 6.
 
-    Black stays black, and white takes the colour. The largest of a pixel's three values is the grey one, but for green.
+    Black stays black, and white becomes the colour.
 
     Attributes:
         grey: pictures (1, 28, 28) of Fashion-MNIST, with their classes.
@@ -56,7 +56,7 @@ class Clothes(Samples):
         return {}
 
     def caption(self, k: int) -> str:
-        """What is to be seen in sample `k`."""
+        """The caption of sample `k`."""
         picture, colour = divmod(k, len(COLOURS))
         return CAPTIONS[int(self.grey.cond(picture)["class_labels"]) * len(COLOURS) + colour]
 
@@ -66,6 +66,6 @@ class Clothes(Samples):
 
 
 def coloured(grey: Tensor, colours: Tensor) -> Tensor:
-    """Pictures (B, 3, 32, 32) of grey ones (B, 1, 28, 28) in the colours (B,) of these numbers, all uint8."""
+    """Colours grey pictures (B, 1, 28, 28) by colour numbers (B,): (B, 3, 32, 32), all uint8."""
     light = pad(grey.float(), (EDGE,) * 4)
     return (light * PALETTE[colours][:, :, None, None]).round().to(torch.uint8)

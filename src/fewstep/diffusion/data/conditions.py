@@ -1,7 +1,6 @@
-"""What lies beside a table's rows: the dtypes of its conditions, what all rows share, and the row that means no
-condition.
+"""The conditions of a table outside of its rows: their dtypes, what all rows share, and the null condition.
 
-Numbers lie in a safetensors file and the rest in a JSON, so no code is ever read.
+Tensors are in a safetensors file and the rest in a JSON, so reading them runs no code.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ from ...core.source import inside, read_json
 from ...core.weights import check_finite, read_safetensors
 from ..cond import Cond
 
-COLUMN = "cond."  # how the name of a column of conditions begins
+COLUMN = "cond."  # prefix of the names of columns with conditions
 SAID, TENSORS = "conditions.json", "conditions.safetensors"
-KEPT_AS = {torch.bfloat16: torch.uint16, torch.bool: torch.uint8}  # dtypes that a column cannot have, or not mapped
-WHY = "it says what the conditions of a table are"
+KEPT_AS = {torch.bfloat16: torch.uint16, torch.bool: torch.uint8}  # dtypes that columns cannot have, or cannot map
+WHY = "it describes the conditions of a table"
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """All but the rows.
+    """The conditions of a table except its rows.
 
     Attributes:
-        dtypes: of the conditions, by their names.
-        shared: what all rows have in common; see `Cond`.
-        null: one row that stands for none, or None where there is no such row.
-        maker: the pipeline that made the rows, as `identity_of` names it; None where they are of no pipeline.
+        dtypes: dtypes of the conditions by name.
+        shared: the conditions that all rows share; see `Cond`.
+        null: the null condition, one row, or None.
+        maker: the pipeline that made the rows, as `identity_of` names it; None without a pipeline.
     """
 
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
@@ -45,11 +44,11 @@ class Conditions:
 
     @classmethod
     def of(cls, cond: Cond, null: Cond | None, maker: str | None = None) -> Conditions:
-        """Those of rows like these."""
+        """The description of rows like those of `cond`."""
         return cls({name: value.dtype for name, value in cond.rows.items()}, cond.shared, null, maker)
 
     def write(self, folder: Path) -> None:
-        """Writes them beside the rows in `folder`; ValueError where something shared is no number, text, list or tensor."""
+        """Writes them into `folder`; ValueError if a shared value is no number, text, list, tuple or tensor."""
         from safetensors.torch import save_file
 
         tensors = {
@@ -67,16 +66,16 @@ class Conditions:
 
     @classmethod
     def read(cls, folder: Path) -> Conditions:
-        """What lies in `folder`; nothing where there are no such files.
+        """Reads them from `folder`; they are empty if there are no such files.
 
         Raises:
-            ValueError: they are damaged, or hold something else.
+            ValueError: the files are damaged or hold something else.
         """
         if not (folder / SAID).exists():
             return cls()
         said = read_json(inside(folder, SAID), WHY)
-        if not inside(folder, TENSORS).is_file():  # nor a pipe that would never end
-            raise ValueError(f"there is no {TENSORS} in {folder}: it holds what the conditions of a table share")
+        if not inside(folder, TENSORS).is_file():  # nor a pipe, which might never end
+            raise ValueError(f"there is no {TENSORS} in {folder}, which holds shared conditions; encode the data again")
         tensors = read_safetensors(folder / TENSORS)
         check_finite(tensors.items(), folder)
         try:
@@ -85,23 +84,23 @@ class Conditions:
             rows = {name.removeprefix("null."): value for name, value in tensors.items() if name.startswith("null.")}
             return cls(dtypes, shared, Cond(rows, shared) if said["null"] else None, said["maker"])
         except (KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{folder / SAID} does not say what conditions are: {error!r}; write them again") from error
+            raise ValueError(f"{folder / SAID} does not describe conditions: {error!r}; encode the data again") from error
 
 
 def kept(value: Tensor) -> NDArray[Any]:
-    """Rows of conditions (B, *) as a column has them: what numpy has no name for lies there as whole numbers as wide."""
+    """Rows of conditions (B, *) as stored in a column; dtypes that numpy lacks become integers of the same width."""
     array: NDArray[Any] = value.contiguous().view(KEPT_AS.get(value.dtype, value.dtype)).numpy()
     return array
 
 
 def meant(value: NDArray[Any], dtype: torch.dtype | None) -> Tensor:
-    """A condition as it was, from its row in a column."""
+    """A condition in its own dtype, from its row in a column."""
     tensor = torch.from_numpy(np.array(value))
     return tensor if dtype is None else tensor.view(dtype)
 
 
 def kept_as(dtype: torch.dtype) -> str:
-    """What a column of conditions of this dtype holds."""
+    """The dtype of a column that stores conditions of `dtype`."""
     return str(KEPT_AS.get(dtype, dtype)).removeprefix("torch.")
 
 
@@ -113,11 +112,11 @@ def _dtype(name: object) -> torch.dtype:
 
 
 def _said(value: object, place: str, tensors: dict[str, Tensor]) -> object:
-    """A shared value as JSON has it; tensors go to `tensors`, and a tuple stays one."""
+    """A shared value for JSON. Tensors go to `tensors`, and tuples are marked as such."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
-        tensors[place] = value.contiguous().clone()  # one memory of two tensors is refused
+        tensors[place] = value.contiguous().clone()  # safetensors refuses tensors that share memory
         return {"tensor": place}
     if isinstance(value, list | tuple):
         items = [_said(item, f"{place}.{k}", tensors) for k, item in enumerate(value)]

@@ -1,4 +1,4 @@
-"""Encoded pictures in the rows of a data set: a .parquet file, a folder of `datasets`, or a data set on the hub."""
+"""Encoded pictures in the rows of a .parquet file, of a folder of `datasets`, or of a data set on the hub."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class EncodedPictures:
         return f"row {k}"
 
     def read(self, k: int) -> bytes:
-        """The content of the picture in row `k`, which may be a file that the row names; ValueError where there is none."""
+        """The content of the picture in row `k`, or of the file that the row names; ValueError if there is none."""
         image = self._pictures[k][self._column] or {"bytes": None, "path": None}
         content: bytes | None = image["bytes"]
         path = Path(image["path"] or "")
@@ -49,10 +49,10 @@ class EncodedPictures:
 
     @cached_property
     def labels(self) -> Labels:
-        """By the column `label`, or else the only one of classes.
+        """The classes in the column `label`, or else in the only column of classes.
 
         Raises:
-            ValueError: see `labels_of`; or which of several columns is meant?
+            ValueError: see `labels_of`; or there are several columns of classes.
         """
         from datasets import ClassLabel
 
@@ -69,14 +69,14 @@ class EncodedPictures:
 
     @cached_property
     def captions(self) -> Sequence[str]:
-        """By the column `text` or `caption`; ValueError where there is none, or a row has none."""
+        """The captions in the column `text` or `caption`; ValueError if one is missing."""
         column = next((name for name in CAPTIONS if name in self._features), None)
         said = [None] * len(self) if column is None else self._table.select_columns([column])[:][column]
         return captions_of(said, self.name, self.source)
 
 
 def _image_column(features: Any, source: str) -> str:
-    """The column of pictures: what is known to be images, or else holds bytes."""
+    """The column of pictures: a column of images, or else of bytes."""
     from datasets import Image
 
     images = [name for name, feature in features.items() if isinstance(feature, Image)] or [
@@ -96,7 +96,7 @@ def parquet_pictures(path: Path) -> EncodedPictures:
     """The pictures of a .parquet file.
 
     Raises:
-        ValueError: it is broken, or has no pictures.
+        ValueError: the file is broken or has no pictures.
     """
     needs("data")
     import datasets  # seconds to import
@@ -109,17 +109,17 @@ def parquet_pictures(path: Path) -> EncodedPictures:
 
 
 def hub_pictures(name: str) -> EncodedPictures:
-    """The pictures of the training split of a hub data set, as it was fetched before if the hub does not answer.
+    """The pictures of the training split of a hub data set; a local copy if the hub does not answer.
 
     Raises:
-        ValueError: there is no such data set, or it has no pictures.
+        ValueError: the data set does not exist or has no pictures.
     """
     needs("data")
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
     try:
-        datasets.config.HF_HUB_OFFLINE = before or not _hub_answers(name)  # else half a minute of retries
+        datasets.config.HF_HUB_OFFLINE = before or not _hub_answers(name)  # avoids half a minute of retries
         table = datasets.load_dataset(name, split="train")
     except Exception as error:  # the errors of datasets and of the hub have no common base
         raise ValueError(f"{name} is neither a path nor a data set that can be loaded: {_reason(error)}") from error
@@ -129,7 +129,7 @@ def hub_pictures(name: str) -> EncodedPictures:
 
 
 def _hub_answers(name: str) -> bool:
-    """Whether the hub is there to be asked; if it is and has no such data set, it says so by an error."""
+    """Whether the hub answers. If it answers that there is no such data set, its error is raised."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -137,7 +137,7 @@ def _hub_answers(name: str) -> bool:
         HfApi().dataset_info(name, timeout=10)
     except (HfHubHTTPError, HFValidationError):
         raise
-    except Exception:  # what a connection raises is the business of the hub's own libraries
+    except Exception:  # connections raise errors of many libraries
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""What a model learns from, wherever it is kept: `Source`, and `Samples`, of which nothing but the sample is known."""
+"""Training data from any kind of source: `Source`, and `Samples`, whose examples are plain samples."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .order import Order
 
 
 class Source(Protocol):
-    """Examples to learn from, counted from 0. Memory need not grow with their number.
+    """Training examples, counted from 0. They need not be in memory.
 
     Attributes:
-        shape: of one sample.
-        classes: names of class 0, 1, …, or None if they have none.
-        label_range: the lowest and the highest class of all examples, or None if they have no classes.
-        shared: what the conditions of all examples have in common; see `Cond`.
-        null: one row of conditions that stands for none, or None where nobody has said it.
-        fingerprint: changes with what the examples are, or None where only their number is known.
+        shape: shape of one sample.
+        classes: names of class 0, 1, …, or None if classes have no names.
+        label_range: the lowest and the highest class of all examples, or None without classes.
+        shared: the conditions that all examples share; see `Cond`.
+        null: the null condition, one row, or None if it is not known.
+        fingerprint: identifies the content of the examples, or None if there is none.
     """
 
     @property
@@ -48,35 +48,35 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def cond(self, k: int) -> Mapping[str, Tensor]:
-        """What example `k` is about, by the network's own argument names: a class is `class_labels`, a number ()."""
+        """The conditions of example `k` by the network's argument names; a class is `class_labels`, of shape ()."""
 
     def point(self, k: int, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(x0, eps, t) of a training row with example `k`, for which the level t and the noise eps were drawn."""
+        """The (x0, eps, t) of a training row with example `k`, given the drawn level t and noise eps."""
 
 
 class Samples(Source, Protocol):
-    """Samples as they are: pictures, latents."""
+    """Plain samples: pictures or latents."""
 
     def raw(self, rows: Sequence[int]) -> Tensor:
-        """These samples as they are kept, uint8 pictures or float32 latents, (B, *shape)."""
+        """Samples as they are stored, uint8 pictures or float32 latents, (B, *shape)."""
 
     def x0(self, k: int) -> Tensor:
-        """Sample `k` as float32, pictures in [−1, 1], latents as they are."""
+        """Sample `k` as float32: pictures in [−1, 1], latents unchanged."""
         raw = self.raw([k])[0]
         return raw.float() / 127.5 - 1 if raw.dtype == torch.uint8 else raw
 
     def point(self, k: int, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(x0, eps, t) of a training row: sample `k` with the noise that was drawn for it."""
+        """The (x0, eps, t) of a training row: sample `k` with the drawn level and noise."""
         return self.x0(k), eps, t
 
     def shuffled(self) -> Samples:
-        """The same samples in an order of chance, always the same: data sets are often sorted by class."""
+        """The same samples in a fixed random order, because data sets are often sorted by class."""
         return Shuffled(self)
 
 
 @dataclass(frozen=True)
 class Shuffled(Samples):
-    """Other samples in an order of chance; nothing is moved."""
+    """Samples in a fixed random order, without copying them."""
 
     samples: Samples
 

@@ -1,4 +1,4 @@
-"""Pictures as files: a folder or a zip, read the same way."""
+"""Pictures as files in a folder, a zip or a .tar."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .pixels import suffixes
 
 logger = logging.getLogger(__name__)
 
-SIDECARS = (".txt", ".json")  # what may say something of the picture beside them
+SIDECARS = (".txt", ".json")  # files with the caption of the picture of the same name
 
 
 class Tree(Protocol):
-    """A folder or a zip.
+    """A folder, a zip or a .tar.
 
     Attributes:
-        files: the regular files in it; hidden ones and what a Mac's zips add are left out.
-        odd: what is named like a picture and is no file, and folders that cannot be entered.
-        on_disk: bytes that it takes there.
+        files: the regular files in it, without hidden ones and those that macOS adds to zips.
+        odd: entries that are named like pictures but are no files, and folders that cannot be opened.
+        on_disk: bytes that it takes on the disk.
     """
 
     files: list[PurePosixPath]
@@ -40,11 +40,11 @@ class Tree(Protocol):
     on_disk: int
 
     def read(self, file: PurePosixPath) -> bytes:
-        """The content of one of the files; ValueError where that cannot be had."""
+        """The content of one of the files; ValueError if it cannot be read."""
 
 
 class Folder:
-    """A folder, links to other folders included; see `Tree`."""
+    """A folder, including links to other folders; see `Tree`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +65,7 @@ class Folder:
         return any(file.suffix.lower() in suffixes() for file in self.files)
 
     def _walk(self) -> Iterator[tuple[Path, list[str]]]:
-        """Each folder, relative to the path, with the names in it that are no folders. A link to a folder above ends."""
+        """Each folder, relative to the path, with the names of its files. Links to a folder above are not followed."""
         above: dict[str, tuple[str, ...]] = {str(self.path): (os.path.realpath(self.path),)}
         for folder, below, names in os.walk(self.path, onerror=lambda error: self.odd.append(str(error)), followlinks=True):
             chain = above.pop(folder)
@@ -91,12 +91,12 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(path)
             entries = self._zip.infolist()
-        except Exception as error:  # a broken table of contents makes zipfile raise anything
+        except Exception as error:  # zipfile raises anything for a broken table of contents
             raise ValueError(f"{path} is not a readable zip: {error}") from error
         self.odd: list[str] = []
         self._entries: dict[PurePosixPath, zipfile.ZipInfo] = {}
         for entry in entries:
-            # some programs write \ between folders; a leading / is none of our business
+            # some programs write \ between folders, or a leading /
             file = PurePosixPath(entry.filename.replace("\\", "/").lstrip("/"))
             if any(map(_hidden, file.parts)):
                 continue
@@ -113,17 +113,17 @@ class Archive:
     def read(self, file: PurePosixPath) -> bytes:
         entry = self._entries[file]
         check_file(entry.file_size)
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others know no bound
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # other methods have no bound on memory
             raise ValueError("neither stored nor deflated in its zip; unpack the zip and give the folder")
         try:
             with self._zip.open(entry) as content:
-                return content.read(entry.file_size)  # and no more, whatever it unpacks to
-        except Exception as error:  # a broken entry makes zipfile raise anything
+                return content.read(entry.file_size)  # no more than the size that was checked
+        except Exception as error:  # zipfile raises anything for a broken entry
             raise ValueError(f"cannot be unpacked: {error}") from error
 
 
 class Tar:
-    """A .tar or several, as web data sets are: pictures, and what is said of them in files beside them. See `Tree`."""
+    """One or more .tar files, as in webdataset: pictures with captions in files of the same name; see `Tree`."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.odd: list[str] = []
@@ -139,7 +139,7 @@ class Tar:
                             self._places[file] = path, entry.offset_data, entry.size
                         elif _ours(file):
                             self.odd.append(str(file))
-            except Exception as error:  # a broken header makes tarfile raise anything
+            except Exception as error:  # tarfile raises anything for a broken header
                 raise ValueError(
                     f"{path} is not a readable .tar: {in_short(error)}; if it is compressed, unpack it first"
                 ) from error
@@ -155,7 +155,7 @@ class Tar:
 
 
 class FilePictures:
-    """The pictures of a folder or zip; see `Pictures`."""
+    """The pictures of a folder, zip or .tar; see `Pictures`."""
 
     def __init__(self, tree: Tree, source: str) -> None:
         self.tree = tree
@@ -170,10 +170,10 @@ class FilePictures:
         )
         if tree.odd:
             some = ", ".join(map(shown, tree.odd[:10]))
-            logger.warning("passed over %d that are no regular files: %s", len(tree.odd), some)
+            logger.warning("skipped %d entries that are no regular files: %s", len(tree.odd), some)
         if others:
             kinds = ", ".join(f"{count} {shown(suffix)}" for suffix, count in others.most_common(10))
-            logger.warning("passed over %d files that are no pictures we read: %s", others.total(), kinds)
+            logger.warning("skipped %d files that are no supported pictures: %s", others.total(), kinds)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -191,14 +191,14 @@ class FilePictures:
 
     @cached_property
     def captions(self) -> Sequence[str]:
-        """What metadata files say, or else a .txt or .json beside each picture; ValueError where one has none."""
+        """Captions from metadata files, or from a .txt or .json beside each picture; ValueError if one is missing."""
         said = metadata_labels(self.tree, self.files, self.source, CAPTIONS)
         if said is None:
             said = [self._beside(_key(file)) for file in self.files]
         return captions_of(said, self.name, self.source)
 
     def _beside(self, key: PurePosixPath) -> object:
-        """What the file beside a picture says of it."""
+        """The caption in the file beside a picture."""
         file = self._said.get(key)
         if file is None:
             return None
@@ -213,7 +213,7 @@ class FilePictures:
 
 
 def _key(file: PurePosixPath) -> PurePosixPath:
-    """What a picture and the files that belong to it have in common: the name up to its first dot."""
+    """The path up to the first dot of the name, which a picture shares with its caption file."""
     return file.parent / file.name.split(".")[0]
 
 

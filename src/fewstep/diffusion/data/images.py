@@ -1,4 +1,4 @@
-"""Data sets in memory: images as uint8, latents, and whole sampling paths of a teacher."""
+"""Data sets in memory: images as uint8, latents, and sampling paths of a teacher."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Images(Samples):
 
     Attributes:
         pixels: uint8 images or float32 latents, shape (N, C, H, W).
-        labels: class of each, shape (N,) int64, or None.
-        classes: names of class 0, 1, …, or None if they have none.
+        labels: class of each sample, shape (N,) int64, or None.
+        classes: names of class 0, 1, …, or None if classes have no names.
     """
 
     pixels: Tensor
@@ -45,14 +45,14 @@ class Images(Samples):
 
 @dataclass(frozen=True)
 class Paths(Source):
-    """Whole sampling paths of a teacher, to regress each point of a path to its end.
+    """Sampling paths of a teacher, for the regression of each point to its path's end.
 
-    A row is (x0, eps, t) with x0 + t·eps on the path; x0 is the path's end. With several segments x0 is where the path's
-    straight line through its point at the segment's lower edge ends, so that a DDIM step from x_t to that edge stays on
-    the path. Plain denoising of such rows (r = lo) is path regression: the loss needs no case of its own.
+    A row is (x0, eps, t) with x0 + t·eps on the path, and x0 is the path's end. With several segments x0 is the point for
+    which a DDIM step from x_t ends on the path at the segment's lower edge. Plain denoising of such rows (r = lo) is path
+    regression.
 
     Attributes:
-        states: the states at each level times 1/√(1 + σ²), float16, (N, K, C, H, W); the last is the clean sample.
+        states: states at each level times 1/√(1 + σ²), float16, (N, K, C, H, W); the last is the clean sample.
         levels: noise levels, falling to 0, (K,) float32.
         edges: lower edges of the segments, a subset of `levels`, (S,).
         labels: class of each path, (N,) int64, or None.
@@ -74,7 +74,7 @@ class Paths(Source):
 
     @property
     def classes(self) -> None:
-        """A teacher's classes have numbers only."""
+        """None: a teacher's classes have no names."""
 
     @property
     def label_range(self) -> tuple[int, int] | None:
@@ -84,11 +84,11 @@ class Paths(Source):
         return {} if self.labels is None else {CLASS: self.labels[k].long()}
 
     def state(self, index: int, level: int) -> Tensor:
-        """x at a level of path `index`, float32."""
+        """The state x of path `index` at level number `level`, float32."""
         return self.states[index, level].float() * (1 + self.levels[level] ** 2).sqrt()
 
     def point(self, k: int, t: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(x0, eps, t) at the level of path `k` nearest to t in its logarithm; the noise is the path's own."""
+        """The (x0, eps, t) of path `k` at its level nearest to t in the logarithm. The drawn noise is not used."""
         level = int((self.levels[:-1].log() - t.log()).abs().argmin())
         sigma = self.levels[level]
         lo = self.edges[self.edges < sigma].max()

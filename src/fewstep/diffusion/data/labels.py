@@ -1,4 +1,4 @@
-"""The one rule of classes: numbers are the classes themselves, names are counted in their order, the rest is refused."""
+"""The rule for classes: numbers are the classes themselves, names are numbered in sorted order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Labels(NamedTuple):
 
     Attributes:
         values: class of each sample, (N,) int64, or None.
-        names: of class 0, 1, …, if the classes have names.
+        names: names of class 0, 1, …, or None.
     """
 
     values: Tensor | None = None
@@ -43,19 +43,19 @@ class Labels(NamedTuple):
 
 
 def labels_of(labels: Sequence[object] | NDArray[Any], source: str, names: Sequence[str] | None = None) -> Labels:
-    """The classes that `labels` say.
+    """Reads classes from labels.
 
     Args:
-        labels: of each sample. A whole number, also as text, is the class itself. Other texts are names, whose classes are
-            their places in sorted order. None, the empty text and −1, the field's mark, are no class.
-        source: where they stand, for the errors.
-        names: of class 0, 1, …, where the labels are numbers.
+        labels: label of each sample. A whole number, also as text, is the class itself. Other texts are names, which are
+            numbered in sorted order. None, the empty text and −1 mean no class.
+        source: source of the labels, for messages.
+        names: names of class 0, 1, …, if the labels are numbers.
 
     Raises:
-        ValueError: some samples have a class and others none; numbers and names are mixed; or a label is neither.
+        ValueError: some samples have no class, numbers and names are mixed, or a label is neither.
     """
     if isinstance(labels, np.ndarray) and labels.ndim != 1:
-        raise ValueError(f"the labels in {source} have the shape {labels.shape}; they must be one class for each sample")
+        raise ValueError(f"the labels in {source} have the shape {labels.shape}; they must be one class per sample")
     values = [_value(label, source) for label in (labels.tolist() if isinstance(labels, np.ndarray) else labels)]
     missing = values.count(None)
     if missing == len(values):
@@ -63,7 +63,7 @@ def labels_of(labels: Sequence[object] | NDArray[Any], source: str, names: Seque
     if missing:
         raise ValueError(
             f"{missing} of {len(values)} samples in {source} have no class, the first is at place {values.index(None)}; "
-            "give all of them one, or none"
+            "give all of them a class, or none"
         )
     numbers = [value for value in values if isinstance(value, int)]
     texts = sorted({value for value in values if isinstance(value, str)})
@@ -73,7 +73,7 @@ def labels_of(labels: Sequence[object] | NDArray[Any], source: str, names: Seque
     if texts:
         raise ValueError(
             f"the classes in {source} are numbers, such as {numbers[0]}, and names, such as {texts[0]!r}; make all of them "
-            "the one or the other"
+            "numbers or names"
         )
     _one_spelling(labels, source)
     if names is not None and max(numbers) >= len(names):
@@ -82,10 +82,10 @@ def labels_of(labels: Sequence[object] | NDArray[Any], source: str, names: Seque
 
 
 def read_labels(said: Callable[[], Labels], source: str, *, needed: bool) -> Labels:
-    """The classes that `said` gives, told to the user.
+    """The classes that `said` returns, which are logged. If they are ambiguous and not needed, none with a warning.
 
     Raises:
-        ValueError: they are not clear, and needed. Where they are not needed there are none then, and that is told.
+        ValueError: the classes are ambiguous and needed.
     """
     try:
         labels = said()
@@ -100,7 +100,7 @@ def read_labels(said: Callable[[], Labels], source: str, *, needed: bool) -> Lab
 
 
 def _value(label: object, source: str) -> int | str | None:
-    """A class as it is, or a name; None is no class."""
+    """A label as a class number or a name; None is no class."""
     if label is None or label == "":
         return None
     if isinstance(label, str) and not NUMBER.fullmatch(label.strip()):
@@ -112,22 +112,23 @@ def _value(label: object, source: str) -> int | str | None:
 
 
 def _one_spelling(labels: Iterable[object], source: str) -> None:
-    """Raises ValueError where 7 and 07 might be two classes."""
+    """Raises ValueError if two spellings, such as 7 and 07, mean the same number."""
     spelling: dict[int, str] = {}
     for label in {label.strip() for label in labels if isinstance(label, str)}:
         other = spelling.setdefault(int(float(label)), label)
         if other != label:
-            raise ValueError(f"the classes {min(other, label)} and {max(other, label)} in {source} are the same number")
+            raise ValueError(
+                f"the classes {min(other, label)} and {max(other, label)} in {source} are the same number; use one"
+            )
 
 
 def folder_labels(files: Sequence[PurePosixPath], source: str) -> list[str | None]:
-    """The class of each file by the folder it stands in: the one level of folders at which the files differ.
+    """The class of each file by its folder: the only level at which the folders differ.
 
-    So folders that hold everything are passed, and one folder that is a number is that class. Without folders, or with a
-    single named one, there are no classes.
+    If they do not differ, a folder whose name is a number is the class of all; otherwise there are no classes.
 
     Raises:
-        ValueError: folders differ at several levels, or files stand beside class folders.
+        ValueError: folders differ at several levels, or files are at different depths.
     """
     if not files:
         return []
@@ -137,7 +138,7 @@ def folder_labels(files: Sequence[PurePosixPath], source: str) -> list[str | Non
     if stray is not None:
         others = next(file for file, folder in zip(files, folders, strict=True) if len(folder) == depth)
         raise ValueError(
-            f"which folders of {source} are classes? {stray} and {others} do not stand at the same depth; put each image "
+            f"which folders of {source} are classes? {stray} and {others} are at different depths; put each image "
             "into the folder of its class, or all into one"
         )
     levels = [level for level in range(depth) if len({folder[level] for folder in folders}) > 1]

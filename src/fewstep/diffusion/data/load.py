@@ -1,4 +1,4 @@
-"""load_images(): whatever holds images becomes `Samples`."""
+"""`load_images`: reads images from any source as `Samples`."""
 
 from __future__ import annotations
 
@@ -30,27 +30,26 @@ logger = logging.getLogger(__name__)
 
 
 def load_images(source: str | Path, *, channels: int, size: int | tuple[int, int], labels: bool = True) -> Samples:
-    """Reads images of `channels` (1 or 3) at `size` pixels. Images of another size or form are cropped and resized.
+    """Reads images with `channels` (1 or 3) at `size` pixels. Pictures of another size are cropped and resized.
 
-    Pictures are turned as their EXIF orientation says and laid on white where they are transparent. What cannot be read is
-    skipped and said. Up to 1 GiB of them is kept in memory. Of more, `make_table` writes a table once, whose rows are read
-    from the disk.
+    Pictures are rotated by their EXIF orientation, and transparent ones get a white background. Unreadable ones are skipped
+    with a warning. Up to 1 GiB of pictures is kept in memory; for more, `make_table` writes a table on the disk.
 
     Classes come from a metadata file beside the pictures: a `metadata.jsonl`, `.csv` or `.parquet` with `file_name` and
-    `label`, or a `dataset.json`. Without one they are the folders that pictures stand in. A table has them in its column
-    `label`. Numbers are the classes themselves. Names are counted in sorted order and kept in `classes`.
+    `label`, or a `dataset.json`. Without one the folders of the pictures are their classes. A table has them in its column
+    `label`. Numbers are the classes themselves. Names are numbered in sorted order and kept in `classes`.
 
     Args:
         source: a folder, a zip or a .tar of images, or a folder of .tar; a .parquet file; the name of a hub data set; a
             table, as `make_table` or `save_to_disk` of `datasets` writes it; "bundled" for the 10,000 images of
             Fashion-MNIST that come with the package. Or an .npz with `images`, uint8 of shape (N, H, W), (N, H, W, C) or
             (N, C, H, W), or with `latents`, float (N, C, H, W). It may hold `labels` and the names of their `classes`.
-        channels, size: what the model takes; the size is the side of a square, or height and width.
-        labels: whether classes are needed. If not, data whose classes are not clear are taken without, with a warning.
+        channels, size: shape of the model's samples; the size is the side of a square, or height and width.
+        labels: whether classes are needed. If not, ambiguous classes are left out with a warning.
 
     Raises:
-        ValueError: nothing there, nothing readable, a shape that the model does not take, classes that are not clear, or
-            more than is kept in memory.
+        ValueError: the source does not exist, nothing in it is readable, its samples have another shape, needed classes are
+            ambiguous, or the pictures take too much memory.
     """
     shape = shape_of(channels, size)
     if source == "bundled-text":
@@ -76,7 +75,7 @@ def load_images(source: str | Path, *, channels: int, size: int | tuple[int, int
 
 
 def arrays_in(source: str | Path, shape: tuple[int, ...], *, labels: bool) -> Samples | None:
-    """What needs no decoding, an .npz or a table of arrays, if the source is that; ValueError if it has another shape."""
+    """Reads an .npz or a table of arrays; None for other sources. ValueError if the samples have another shape."""
     path = ASSETS / "fashion_mnist" / "images.npz" if source == "bundled" else Path(source)
     samples: Samples
     if path.suffix.lower() == ".npz":
@@ -96,9 +95,7 @@ def arrays_in(source: str | Path, shape: tuple[int, ...], *, labels: bool) -> Sa
 def pictures_in(source: str | Path, channels: int) -> Pictures:
     """The encoded pictures of a source."""
     if channels not in (1, 3):
-        raise ValueError(
-            f"pictures have 1 or 3 channels, the model takes {channels}; give it latents in an .npz or a table"
-        )
+        raise ValueError(f"pictures have 1 or 3 channels, the model takes {channels}; give latents in an .npz or a table")
     path = Path(source)
     kind = path.suffix.lower()
     if is_table(path):
@@ -106,7 +103,7 @@ def pictures_in(source: str | Path, channels: int) -> Pictures:
     if (path / "dataset_dict.json").is_file():
         raise ValueError(f"{path} holds several tables; give one of them, such as {path / 'train'}")
     if (path / MADE_OF).is_file():
-        raise ValueError(f"the table in {path} is not complete; go on with the command that began it")
+        raise ValueError(f"the table in {path} is not complete; repeat the command that began it")
     if path.is_dir():
         folder = Folder(path)
         shards = [] if folder.has_pictures else [path / file for file in sorted(folder.files) if file.suffix == ".tar"]
@@ -127,23 +124,23 @@ def pictures_in(source: str | Path, channels: int) -> Pictures:
 
 
 def shape_of(channels: int, size: int | tuple[int, int]) -> tuple[int, int, int]:
-    """(C, H, W) of a size that is a side, or height and width."""
+    """(C, H, W) of a size that is the side of a square, or height and width."""
     height, width = (size, size) if isinstance(size, int) else size
     return channels, height, width
 
 
 def bytes_of(pictures: Pictures, shape: tuple[int, int, int]) -> int:
-    """What the decoded pictures take; ValueError where that is beyond reason."""
+    """Bytes of the decoded pictures; ValueError if they expand too much."""
     needed = len(pictures) * math.prod(shape)
     check_growth(pictures.source, needed, pictures.on_disk)
     return needed
 
 
 def decoded(pictures: Pictures, shape: tuple[int, int, int]) -> Iterator[tuple[int, Tensor]]:
-    """Each picture that can be read, with its number, one after another; what cannot is told at the end.
+    """Number and pixels of each readable picture. A warning at the end lists the others.
 
     Raises:
-        ValueError: none can be read.
+        ValueError: no picture is readable.
     """
     found, corrupt = len(pictures), 0
     named: list[str] = []

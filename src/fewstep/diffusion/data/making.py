@@ -1,4 +1,4 @@
-"""make_table(): whatever holds images becomes a table on the disk, once and for all."""
+"""`make_table`: writes images from any source as a table on the disk."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from .labels import read_labels
 from .load import arrays_in, bytes_of, decoded, pictures_in, shape_of
 from .table import IMAGE, LABEL, LATENTS, Table, arrays_of, write_table
 
-BATCH = 2**26  # bytes of samples that are written at once
+BATCH = 2**26  # bytes of samples that are written in one batch
 
 
 def make_table(
     source: str | Path, out: str | Path, *, channels: int, size: int | tuple[int, int], labels: bool = True
 ) -> Table:
-    """Writes as a table what `load_images` reads, in the same order; memory does not grow with it.
+    """Writes the images that `load_images` reads as a table, in the same order and with little memory.
 
-    A training or a score sees the same rows from the table as from the same data in memory.
+    A training or a score sees the same rows as from the data in memory.
 
     Args:
         source, channels, size, labels: as for `load_images`.
-        out: folder of the table, where nothing stands yet. It appears once all of it is on the disk.
+        out: folder of the table, which must not exist. It appears when it is complete.
 
     Raises:
-        ValueError: what `load_images` raises, there is something at `out`, or it has no room for the table.
-        OSError: it could not be written.
+        ValueError: see `load_images`; or `out` exists, or the disk has no room for the table.
+        OSError: the table could not be written.
     """
     needs("data")
     out = Path(out)
@@ -50,7 +50,7 @@ def make_table(
 
 
 class _Plan(NamedTuple):
-    """A table to write: its rows, and what is known of them before they are read."""
+    """A table to write: its rows, and their shape, size and classes."""
 
     rows: Iterator[tuple[Tensor, int]]
     shape: tuple[int, ...]
@@ -72,7 +72,7 @@ class _Plan(NamedTuple):
         return known | ({LABEL: label} if self.labelled else {})
 
     def batches(self, entries: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The rows, some at a time; their number goes into the receipt."""
+        """The rows in batches; their number goes into the receipt."""
         entries["rows"], rows = 0, iter(self.rows)
         one = torch.empty(self.shape, dtype=self.dtype, device="meta").nbytes
         while some := list(islice(rows, max(1, BATCH // one))):
@@ -85,7 +85,7 @@ class _Plan(NamedTuple):
 def _plan(source: str | Path, shape: tuple[int, int, int], *, labels: bool) -> _Plan:
     ready = arrays_in(source, shape, labels=labels)
     if isinstance(ready, Table):
-        raise ValueError(f"{source} is a table already; give it as data")
+        raise ValueError(f"{source} is a table already; give it to --data")
     if ready is not None:
         one, labelled = ready.raw([0]), ready.label_range is not None
         rows = ((ready.raw([k])[0], int(ready.cond(k).get(CLASS, -1))) for k in range(len(ready)))

@@ -1,4 +1,4 @@
-"""Files beside pictures that say their classes, as common data set tools write them."""
+"""Metadata files with the classes or captions of pictures, as common data set tools write them."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ CAPTIONS = ("text", "caption")  # columns of captions, the preferred first
 
 
 def is_metadata(file: PurePosixPath) -> bool:
-    """Whether a file of this name may say the classes of pictures."""
+    """Whether a file has the name of a metadata file."""
     return file.name in READERS
 
 
 def metadata_labels(
     tree: Tree, pictures: Sequence[PurePosixPath], source: str, columns: Sequence[str] = (LABEL,)
 ) -> list[object] | None:
-    """What the metadata files say of each picture, None for a picture without; None if there are no such files.
+    """The label or caption of each picture in metadata files, None where it is missing; None without such files.
 
-    Where there are such files, folders are no classes: they are how the pictures were dealt into shards.
+    With metadata files, folders are shards and not classes.
 
     Args:
-        tree, pictures, source: where the files are, the pictures in it, and what it is called in messages.
-        columns: that may say it, the preferred first; by default the label.
+        tree, pictures, source: the folder or archive, the pictures in it, and its name for messages.
+        columns: columns to read, the preferred first; by default `label`.
 
     Raises:
-        ValueError: a file cannot be understood, two say different things of a picture, or pictures are left out.
+        ValueError: a file cannot be read, two entries contradict each other, or pictures are left out.
     """
     what = "classes" if LABEL in columns else "captions"
     said: dict[PurePosixPath, object] = {}
@@ -55,12 +55,12 @@ def metadata_labels(
                 picture = PurePosixPath(posixpath.normpath(file.parent / name.replace("\\", "/")))
                 before = said.setdefault(picture, label)
                 if label is not None and before is not None and label != before:
-                    raise ValueError(f"{picture} is said to be {before!r} and {label!r}")
+                    raise ValueError(f"{picture} has both {before!r} and {label!r}")
                 said[picture] = before if label is None else label
         except RecursionError:
             raise ValueError(f"{file} in {source} is nested without end") from None
         except (ValueError, csv.Error) as error:
-            raise ValueError(f"{file} in {source} does not say the {what} of pictures: {error}") from error
+            raise ValueError(f"{file} in {source} does not hold the {what} of pictures: {error}") from error
     if not described:
         return None
     names = " and ".join(map(str, files[:2]))
@@ -69,7 +69,7 @@ def metadata_labels(
         if left_out:
             raise ValueError(
                 f"{names} in {source} leaves out {len(left_out)} of {len(pictures)} pictures, the first is {left_out[0]}; "
-                "add them there or take them away"
+                "add them there or remove the pictures"
             )
     absent = said.keys() - set(pictures)
     if absent:
@@ -78,7 +78,7 @@ def metadata_labels(
 
 
 def _table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> Iterator[tuple[str, object]]:
-    """Rows with a column `file_name` and perhaps one of the `columns`, as `datasets` reads them."""
+    """Names and values of rows with a column `file_name` and perhaps one of the `columns`, as in `datasets`."""
     for number, row in enumerate(rows, 1):
         name = row.get(NAME) if isinstance(row, Mapping) else None
         if not isinstance(name, str):
@@ -109,7 +109,7 @@ def _parquet(content: bytes, columns: Sequence[str]) -> Iterator[tuple[str, obje
 
 
 def _dataset_json(content: bytes, columns: Sequence[str]) -> Iterator[tuple[str, object]] | None:
-    """The `{"labels": [[path, class], …]}` or `{"labels": null}` of StyleGAN's and EDM's tools; others say nothing here."""
+    """Reads `{"labels": [[path, class], …]}` or `{"labels": null}` of StyleGAN's and EDM's tools; else None."""
     said = json.loads(content)
     if not isinstance(said, dict) or "labels" not in said or LABEL not in columns:
         return None

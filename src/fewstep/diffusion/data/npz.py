@@ -1,4 +1,4 @@
-"""Arrays in an .npz: images or latents, and their classes."""
+"""Images or latents and their classes in .npz files."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def save_images(images: Images, path: Path) -> None:
 
 
 def read_npz(path: Path, *, labels: bool) -> Images:
-    """The samples in `path`; see `load_images`."""
+    """Reads the samples in `path`; see `load_images`."""
     arrays = _arrays(path)
     pixels = _latents(arrays["latents"], path) if "latents" in arrays else _images(arrays, path)
     if not len(pixels):
-        raise ValueError(f"{path} holds no samples")
+        raise ValueError(f"{path} holds no samples; give another file")
     said = read_labels(lambda: _labels(arrays, len(pixels), str(path)), str(path), needed=labels)
     return Images(pixels, *said)
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays in `path` that we know the names of, their sizes checked before any memory is taken.
+    """Reads the arrays named in `ARRAYS`. Their sizes are checked before memory is taken.
 
     Raises:
-        ValueError: no such file, not plain arrays, or larger than they may be.
+        ValueError: the file does not exist, holds no plain arrays, or is too large.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}; check the path given as data")
@@ -71,24 +71,24 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # a broken file makes zipfile and numpy raise anything
+    except Exception as error:  # zipfile and numpy raise anything for a broken file
         reason = str(error)[:200] or type(error).__name__
         raise ValueError(f"{path} is not a readable .npz of plain arrays: {reason}") from error
 
 
 def _size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
-    """The bytes that an array says it takes; ValueError if it is not one of plain numbers or texts, or not all there."""
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the others know no bound
+    """The bytes of an array by its header; ValueError if it does not hold plain values or is incomplete."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # other methods have no bound on memory
         raise ValueError(f"{entry.filename} is neither stored nor deflated")
     with archive.open(entry) as file:
-        if np.lib.format.read_magic(file) != (1, 0):  # the others are for names of columns
+        if np.lib.format.read_magic(file) != (1, 0):  # other versions are for structured arrays
             raise ValueError("it holds tables")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
     size = math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or size > entry.file_size:
-        raise ValueError(f"an array of {shape} is not all there")
+        raise ValueError(f"an array of {shape} is incomplete")
     return size
 
 

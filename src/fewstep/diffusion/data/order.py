@@ -1,4 +1,4 @@
-"""The order in which a training sees its examples: chance, in no memory."""
+"""The random order in which a training sees its examples, computed without memory."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from hashlib import blake2b
 
 from ...core.seeds import derive
 
-TURNS = 16  # four are enough for many examples; all orders of a handful are equally likely only after more
+TURNS = 16  # four are enough for many examples; a handful needs more until all orders are equally likely
 
 
 @dataclass(frozen=True)
 class Order:
-    """Which example stands in which row of an endless run over `count` of them.
+    """Which example is in which row of an endless run over `count` examples.
 
-    Each epoch of `count` rows holds every example once, in an order of its own. The example of a row is computed from the
-    seed and the row, so a billion examples take no more memory than one.
+    Each epoch of `count` rows has every example once, in its own random order. The example of a row is computed from the
+    seed and the row, so memory does not grow with `count`.
 
-    An epoch's order is a Feistel network on pairs of digits. A place is low + base·high, and in turns a hash of the one
-    digit is added to the other. Each turn can be undone, so the whole is a permutation. A few pairs lie beyond the last
-    example; from those the network is applied again until it comes back.
+    The order of an epoch is a Feistel network on two digits. A place is low + base·high, and in turns a hash of one digit
+    is added to the other. Each turn is invertible, so the whole is a permutation. A result beyond the last example
+    is mapped again.
 
     Reference: Black and Rogaway 2002, Ciphers with Arbitrary Finite Domains, methods 2 and 3.
     """
@@ -38,7 +38,7 @@ class Order:
         return place
 
     def _mixed(self, place: int, key: bytes) -> int:
-        base = math.isqrt(self.count - 1) + 1  # the least whose square holds all
+        base = math.isqrt(self.count - 1) + 1  # the least base with base² >= count
         sizes = base, -(-self.count // base)
         digits = [place % base, place // base]
         for turn in range(TURNS):

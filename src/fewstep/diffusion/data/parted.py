@@ -1,4 +1,4 @@
-"""Tables that are made part by part, for work of hours; see `core.parts`. Here the parts are those of the result itself."""
+"""Tables that are made in parts, for long work; see `core.parts`. The parts are files of the table itself."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Part:
 
     Attributes:
         latents: float32 samples (B, *).
-        cond: what they are about, a row each; its shared values are those of all parts.
-        columns: further columns, their feature of `datasets` and their B values by their names.
-        notes: numbers that the table's receipt sums up over all parts, such as network calls.
+        cond: their conditions, B rows; the shared values are the same in all parts.
+        columns: further columns by name: their feature of `datasets` and their B values.
+        notes: numbers that the table's receipt sums over all parts, such as network calls.
     """
 
     latents: Tensor
@@ -40,7 +40,7 @@ class Part:
     notes: Mapping[str, int] = field(default_factory=dict)
 
     def as_columns(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Features and values of all columns. A class is a column `label`."""
+        """Features and values of all columns. Classes are the column `label`."""
         import datasets
 
         features = {LATENTS: arrays_of(self.latents.shape[1:], "float32")}
@@ -64,19 +64,19 @@ def make_in_parts(
     *,
     title: str,
 ) -> Table:
-    """The table in `folder`, made where it is not there yet, by all processes of the run together.
+    """The table in `folder`. All processes together make what is missing.
 
     Args:
-        folder: of the table.
-        facts: what decides the rows, for the receipt; a table of other facts is not taken for this one.
+        folder: folder of the table.
+        facts: everything that the rows depend on, for the receipt. A table with other facts is refused.
         ranges: the examples of each part.
-        make: makes a part of them; may leave some of them out.
-        conditions: what lies beside the rows.
-        title: what the work is called where it is shown.
+        make: makes a part of some examples; it may leave some out.
+        conditions: returns the conditions that are kept outside of the rows.
+        title: title of the progress bar.
 
     Raises:
-        ValueError: another process writes there, or something else stands there.
-        Interrupted: the work was told to stop; all parts that are there are kept.
+        ValueError: another process writes there, or the folder holds something else.
+        Interrupted: the command was told to stop; finished parts are kept.
     """
     facts = plain(dict(facts))
     if is_table(folder) and (folder / MADE_OF).exists():
@@ -91,7 +91,7 @@ def make_in_parts(
 
     with together() as here, begun(folder, facts, here, what=WHAT):
         missing = [k for k in range(len(ranges)) if not part_file(folder, k, len(ranges)).exists()]
-        here.meet()  # all see the same parts missing, before the first is written
+        here.meet()  # all processes find the same parts missing before one is written
         share(missing, [len(part) for part in ranges], write, here, folder=folder, title=title)
         here.meet()
         if here.is_main:
@@ -107,7 +107,7 @@ def notes_in(folder: Path) -> dict[str, int]:
 
 
 def _complete(folder: Path, facts: Mapping[str, Any], parts: int, conditions: Conditions) -> None:
-    """Makes a table of all parts."""
+    """Completes the table from its parts."""
     import datasets
     import pyarrow
 
@@ -121,7 +121,7 @@ def _complete(folder: Path, facts: Mapping[str, Any], parts: int, conditions: Co
     if not rows:
         for file in (folder / MADE_OF, *(part_file(folder, k, parts) for k in range(parts))):
             file.unlink()
-        raise ValueError(f"nothing could be made for the table in {folder}; see what was skipped")
+        raise ValueError(f"the table in {folder} would be empty, because everything was skipped; see the warnings")
     for schema in schemas:
         if not schema.equals(schemas[0]):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What encoded pictures are, wherever they are kept."""
+"""Encoded pictures, from any kind of source."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Pictures(Protocol):
     """Encoded pictures of a folder, a zip or a table.
 
     Attributes:
-        source: where they are, for messages.
-        on_disk: the bytes that they take there.
-        labels: of all of them; ValueError where that is not clear.
-        captions: of all of them; ValueError where one has none.
+        source: their source, for messages.
+        on_disk: bytes that they take on the disk.
+        labels: their classes; ValueError if these are ambiguous.
+        captions: their captions; ValueError if one is missing.
     """
 
     source: str
@@ -25,10 +25,10 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, k: int) -> str:
-        """What picture `k` is called, for messages."""
+        """The name of picture `k`, for messages."""
 
     def read(self, k: int) -> bytes:
-        """The content of picture `k`; ValueError where it cannot be had."""
+        """The content of picture `k`; ValueError if it cannot be read."""
 
     @property
     def labels(self) -> Labels: ...
@@ -37,20 +37,20 @@ class Pictures(Protocol):
 
 
 def captions_of(said: Sequence[object], names: Callable[[int], str], source: str) -> list[str]:
-    """What was said of each picture, as captions; the picture of each is called `names(k)`.
+    """Checks the captions of all pictures; picture k has the name `names(k)`.
 
     Raises:
-        ValueError: one of them is no text.
+        ValueError: a picture has no caption, or one that is no text.
     """
     without = [k for k, caption in enumerate(said) if not (isinstance(caption, str) and caption.strip())]
     if without:
         raise ValueError(
-            f"{len(without)} of {len(said)} pictures in {source} have no caption, the first is {names(without[0])}; give "
-            "each one: `file_name` and `text` in a metadata.jsonl, a .txt beside the picture, or a column `text`"
+            f"{len(without)} of {len(said)} pictures in {source} have no caption, the first is {names(without[0])}; add "
+            "them: `file_name` and `text` in a metadata.jsonl, a .txt beside the picture, or a column `text`"
         )
     return [str(caption) for caption in said]
 
 
 def shown(name: object) -> str:
-    """A name as it may go to a terminal: what cannot be printed is escaped."""
+    """A name for a terminal, with characters escaped that cannot be printed."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(name))

@@ -1,4 +1,4 @@
-"""One encoded picture becomes uint8 pixels: upright, opaque, of 8 bits, of the size that is asked for."""
+"""Decodes a picture to uint8 pixels: upright, opaque, with 8 bits, at a given size."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
     from PIL.ImageFile import ImageFile
 
-# Pixels behind a signature that tells them apart: nothing that runs a program (EPS), nothing that is known by name alone.
+# Formats with a signature. None that runs a program (EPS), and none that is recognised by its name alone.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "QOI")
-BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # of TIFF
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 UNSIGNED, UNDEFINED = 1, 4  # sample formats
 WHITE_IS_ZERO = 0
 
@@ -37,7 +37,7 @@ def formats() -> tuple[str, ...]:
 
 @cache
 def suffixes() -> frozenset[str]:
-    """How the names of such files end, in lower case."""
+    """The suffixes of these formats, in lower case."""
     from PIL import Image
 
     known = Image.registered_extensions()
@@ -47,23 +47,23 @@ def suffixes() -> frozenset[str]:
 def decode(content: bytes, channels: int, height: int, width: int) -> Tensor:
     """The first frame of a picture as uint8 (channels, height, width).
 
-    It is turned as its EXIF orientation says, laid on white where transparent, and cut to the largest rectangle of that
-    form in its middle, which is resized by antialiased bicubic interpolation.
+    It is rotated by its EXIF orientation, gets a white background where it is transparent, and is cropped around its centre
+    and resized by antialiased bicubic interpolation.
 
     Args:
-        content: of a file in one of `FORMATS`.
+        content: content of a file in one of `FORMATS`.
         channels: 1 for grey, 3 for colour.
         height, width: in pixels.
 
     Raises:
-        ValueError: it is something else, broken, too large, or does not say which number is black and which is white.
+        ValueError: the content is something else, broken or too large, or has values without a defined white.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with _bounded(), Image.open(io.BytesIO(content), formats=formats()) as file:
             file.load()
-            with suppress(Exception):  # EXIF data may be broken in any way; the pixels are turned before the rest is read
+            with suppress(Exception):  # broken EXIF data must not prevent reading the pixels
                 ImageOps.exif_transpose(file, in_place=True)
             picture = _on_white(_eight_bits(file, content)).convert("RGB")
             picture = picture.convert("L") if channels == 1 else picture
@@ -72,14 +72,14 @@ def decode(content: bytes, channels: int, height: int, width: int) -> Tensor:
         raise ValueError(f"more than {max_pixels():,} pixels; set {MAX_PIXELS} to allow more") from None
     except UnidentifiedImageError:
         raise ValueError(f"not one of {', '.join(formats())}") from None
-    except Exception as error:  # Pillow raises anything on a broken file
+    except Exception as error:  # Pillow raises anything for a broken file
         raise ValueError(str(error) or type(error).__name__) from error
     return torch.from_numpy(np.array(picture)).view(height, width, channels).permute(2, 0, 1).contiguous()
 
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """Pillow takes pictures up to our bound, fails beyond it, and keeps its remarks on a file's oddities to itself."""
+    """In this context Pillow raises an error beyond `max_pixels` and gives no other warnings."""
     from PIL import Image
 
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels()
@@ -93,19 +93,19 @@ def _bounded() -> Iterator[None]:
 
 
 def _eight_bits(file: ImageFile, content: bytes) -> Picture:
-    """The loaded `file` with 8 bits a channel, its transparent colour in the same numbers.
+    """The loaded `file` with 8 bits per channel, and its transparent colour in the same values.
 
-    Pillow cuts greys of more bits off at 255 and leaves 16-bit greys of TIFFs whose white is 0 as negatives.
+    Pillow itself would clip greys of more bits at 255, and leave 16-bit greys of TIFFs with white at 0 inverted.
     """
     from PIL import Image
 
     tags = getattr(file, "tag_v2", {})
     formats_said = set(tags.get(SAMPLE_FORMAT, ())) - {UNSIGNED, UNDEFINED}
     if file.mode == "F" or (file.mode == "I" and tags) or formats_said:
-        raise ValueError("floats, signed numbers or more than 16 bits: which number is white? Save it with 8 or 16 bits")
+        raise ValueError("floats, signed numbers or more than 16 bits have no defined white; save it with 8 or 16 bits")
     clear = file.info.get("transparency")
     if not file.mode.startswith("I"):
-        depth = content[24] if file.format == "PNG" else 8  # of the header; the transparent colour is given in its terms
+        depth = content[24] if file.format == "PNG" else 8  # in the header; the transparent colour has this depth
         if file.mode == "L" and depth < 8 and clear is not None:
             file.info["transparency"] = clear * 255 // (2**depth - 1)
         elif file.mode == "RGB" and depth == 16 and clear is not None:

@@ -1,4 +1,4 @@
-"""Rows of (image, noise) that depend on the seed and the row number alone."""
+"""Training rows of sample and noise, as a function of seed and row number."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..cond import NOTHING, Cond
 from .examples import Source
 from .order import Order
 
-Row = tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Tensor]  # x0, eps, t, conditions by their names, chance u
+Row = tuple[Tensor, Tensor, Tensor, dict[str, Tensor], Tensor]  # x0, eps, t, conditions by name, u
 
 
 class Batch(NamedTuple):
-    """What one training step sees: x0 and eps (B, C, H, W), noise levels t, conditions, chance u in [0, 1), (B,) each."""
+    """A batch of rows: x0 and eps (B, *), noise levels t (B,), conditions, and uniform random u in [0, 1), (B,)."""
 
     x0: Tensor
     eps: Tensor
@@ -33,10 +33,10 @@ class Batch(NamedTuple):
 
 
 class Rows(Dataset[Row]):
-    """Row k of training: sample k of an endless shuffled run over `data`, with its own noise.
+    """The rows of a training: an endless shuffled run over `data`, each row with its own noise.
 
     A row is a function of (seed, k) alone. So the order of the data, the noise and the mirroring are the same for any
-    number of processes and loader workers. A resumed run needs nothing but the number of its next row.
+    number of processes and loader workers, and a resumed run needs only the number of its next row.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class Rows(Dataset[Row]):
         takes: Collection[str] | None = None,
         dropped: tuple[float, Cond] = (0.0, NOTHING),
     ) -> None:
-        """`noise` makes noise levels (B,) of standard normal z (B,); `takes` are the conditions that are wanted, all by
-        default; `dropped` is the share of rows that get the conditions that stand for none, and those, one row."""
+        """`noise` takes standard normal z (B,) to noise levels (B,). `takes` names the conditions of a row, by default all.
+        `dropped` is the share of rows that get the null condition, and this condition, one row."""
         self.data = data
         self.noise = noise
         self.seed = seed
@@ -76,7 +76,7 @@ class Rows(Dataset[Row]):
     def batches(
         self, start: int, stop: int, batch: int, *, rank: int = 0, world: int = 1, workers: int = 0
     ) -> Iterator[Batch]:
-        """Batches of `batch` rows from row `start` to `stop`, of which this process gets every `world`-th batch."""
+        """Batches of `batch` rows from row `start` to `stop`; process `rank` of `world` gets every `world`-th batch."""
         firsts = range(start + rank * batch, stop, world * batch)
         slices = (list(range(row, min(row + batch, stop))) for row in firsts)  # lazy: a run has millions of rows
         loader = DataLoader(self, batch_sampler=slices, num_workers=workers, pin_memory=torch.cuda.is_available())

@@ -1,7 +1,7 @@
-"""Tables: samples on disk, mapped into memory, in the folders that `datasets` reads and writes.
+"""Tables: samples on disk, mapped into memory, in folders of `datasets`.
 
-All rows have the same number of bytes, so the place of each is known. A row is read without the others and needs no
-decoding. The system keeps what was read while there is room, once for all processes.
+All rows have the same number of bytes, so each can be read alone and without decoding. The operating system caches what was
+read, once for all processes.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from .images import channels_first
 from .labels import Labels, labels_of
 
 IMAGE, LATENTS, LABEL = "image", "latents", "label"
-STATE, INFO = "state.json", "dataset_info.json"  # of a folder of `datasets`
-NOTES = b"fewstep"  # what a part says of itself
+STATE, INFO = "state.json", "dataset_info.json"  # files in a folder of `datasets`
+NOTES = b"fewstep"  # key of the notes of a part
 
 
 def is_table(path: Path) -> bool:
-    """Whether a folder is one that `datasets` wrote with `save_to_disk`."""
+    """Whether a folder was written by `save_to_disk` of `datasets`."""
     return (path / STATE).is_file() and (path / INFO).is_file()
 
 
@@ -46,34 +46,34 @@ def open_folder(path: Path) -> Any:
 
     try:
         rows = datasets.load_from_disk(str(path), keep_in_memory=False)
-        rows.data.validate()  # that no row lies beyond the end of its file
+        rows.data.validate()  # raises if rows are missing at the end of a file
     except Exception as error:  # the errors of datasets and of pyarrow have no common base
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if isinstance(error, IndexError):  # of no files it asks for the first
+        if isinstance(error, IndexError):  # datasets raises it for a table without files
             said = "it holds 0 rows"
         raise ValueError(f"{path} is not a readable table: {said}") from error
     return rows
 
 
 def holds_arrays(features: Mapping[str, Any]) -> bool:
-    """Whether the rows hold samples as they are, and not as encoded pictures."""
+    """Whether the rows hold arrays and not encoded pictures."""
     return any(_shape(features[name]) for name in (LATENTS, IMAGE) if name in features)
 
 
 class Table(Samples):
-    """Samples in a folder that `datasets.load_from_disk` reads: what `make_table` writes, or anybody else.
+    """Samples in a folder that `datasets.load_from_disk` reads, such as one that `make_table` wrote.
 
     The samples are the column `latents`, floats of any shape, or the column `image`, uint8 of shape (C, H, W), (H, W, C)
     or (H, W). The column `label` holds classes as whole numbers; a `ClassLabel` names them. A column `cond.NAME` holds
-    another condition, whose rows have one shape. What all rows share lies in files beside the table. Other columns are
-    left alone. A pickled table is its path.
+    another condition, whose rows have one shape. Shared conditions are in files beside the rows. Other columns are ignored.
+    A table is pickled as its path.
     """
 
     def __init__(self, path: str | Path, *, labelled: bool = True) -> None:
-        """`labelled` says whether to take the classes.
+        """Opens the table in `path`, with its classes if `labelled`.
 
         Raises:
-            ValueError: it is damaged, empty, or holds no such columns.
+            ValueError: the table is damaged, empty, or has no such columns.
         """
         self.path, self.labelled = Path(path).resolve(), labelled
         rows = open_folder(self.path)
@@ -84,8 +84,8 @@ class Table(Samples):
             raise ValueError(f"{path} holds 0 rows; write the table again, or give another")
         if kept is None:
             raise ValueError(
-                f"{path} holds {len(rows)} rows of {sorted(rows.features)}; a table has a column `{IMAGE}` of uint8 arrays "
-                f"or `{LATENTS}` of floats, each of one shape"
+                f"{path} holds {len(rows)} rows of {sorted(rows.features)}; it needs a column `{IMAGE}` of uint8 arrays or "
+                f"`{LATENTS}` of floats, all of one shape"
             )
         self._features = rows.features
         self._samples = _Column(rows.data.column(name), kept, f"{name} in {path}")
@@ -119,7 +119,7 @@ class Table(Samples):
         latents = raw.float()
         if not latents.isfinite().all():
             bad = next(k for k, latent in zip(rows, latents, strict=True) if not latent.isfinite().all())
-            raise ValueError(f"row {bad} of {self.path} holds numbers that are not finite; leave such rows out")
+            raise ValueError(f"row {bad} of {self.path} holds numbers that are not finite; remove such rows")
         return latents
 
     def cond(self, k: int) -> Mapping[str, Tensor]:
@@ -127,7 +127,7 @@ class Table(Samples):
         rows = {name: meant(column[k], kinds.get(name)) for name, column in self._cond.items()}
         for name, value in rows.items():
             if value.is_floating_point() and not value.isfinite().all():
-                raise ValueError(f"{name} in row {k} of {self.path} holds numbers that are not finite; leave such rows out")
+                raise ValueError(f"{name} in row {k} of {self.path} holds numbers that are not finite; remove such rows")
         return rows if self.label_range is None else rows | {CLASS: torch.tensor(int(self._labels[k]))}
 
     @property
@@ -140,7 +140,7 @@ class Table(Samples):
 
     @cached_property
     def fingerprint(self) -> str:
-        """What `datasets` calls its content."""
+        """The fingerprint of `datasets`."""
         return str(read_json(self.path / STATE, "a table has it").get("_fingerprint"))
 
     @property
@@ -154,10 +154,10 @@ class Table(Samples):
 
     @cached_property
     def kinds(self) -> Labels:
-        """The classes that there are, each once.
+        """The distinct classes.
 
         Raises:
-            ValueError: they are not whole numbers, not all rows have one, or there are fewer names.
+            ValueError: the classes are no whole numbers, some rows have none, or there are too few names.
         """
         import pyarrow.compute
 
@@ -165,8 +165,8 @@ class Table(Samples):
             return Labels()
         if not pyarrow.types.is_integer(self._label_column.type):
             raise ValueError(
-                f"`{LABEL}` in {self.path} holds {self._label_column.type}; a table has whole numbers there, with names "
-                f"by `class_encode_column({LABEL!r})` of datasets"
+                f"`{LABEL}` in {self.path} holds {self._label_column.type}; make it whole numbers, for names with "
+                f"`class_encode_column({LABEL!r})` of datasets"
             )
         names = getattr(self._features[LABEL], "names", None)
         counted = pyarrow.compute.value_counts(self._label_column).to_pylist()
@@ -181,7 +181,7 @@ class Table(Samples):
 
 
 class _Column:
-    """The values of a column where they lie in the file, an array (*shape) a row."""
+    """The values of a column in the mapped file, one array (*shape) per row."""
 
     def __init__(self, column: Any, shape: tuple[int, ...], what: str) -> None:
         import pyarrow
@@ -191,9 +191,9 @@ class _Column:
                 _flat(chunk).to_numpy(zero_copy_only=True).reshape(-1, *shape) for chunk in column.chunks if len(chunk)
             ]
             if [len(chunk) for chunk in chunks] != [len(chunk) for chunk in column.chunks if len(chunk)]:
-                raise ValueError("its rows are of several shapes")
+                raise ValueError("its rows have several shapes")
         except (pyarrow.ArrowException, ValueError) as error:
-            raise ValueError(f"{what} cannot be read where it lies: {error}") from error
+            raise ValueError(f"{what} cannot be mapped into memory: {error}") from error
         self._chunks: list[NDArray[Any]] = chunks
         self._ends = list(accumulate(map(len, chunks)))
         self.dtype = chunks[0].dtype
@@ -205,23 +205,23 @@ class _Column:
         if not 0 <= k < len(self):
             raise IndexError(k)
         number = bisect_right(self._ends, k)
-        row: NDArray[Any] = self._chunks[number][k - self._ends[number]]  # from the chunk's end
+        row: NDArray[Any] = self._chunks[number][k - self._ends[number]]  # counted from the chunk's end
         return row
 
 
 def write_table(
     folder: Path, features: dict[str, Any], batches: Iterable[Mapping[str, Any]], conditions: Conditions | None = None
 ) -> None:
-    """Writes a table into an empty folder, a batch at a time.
+    """Writes a table into an empty folder, batch by batch.
 
-    Arrays are lists of fixed lengths inside each other: no offsets stand between the numbers, and the shape stands in the
-    type. `datasets`' own `Array3D` is lists of any lengths, and its arrays are read as well.
+    Arrays are nested lists of fixed lengths, so their shape is in the type and the numbers need no offsets. `Array3D` of
+    `datasets`, which has lists of any length, can be read as well.
 
     Args:
-        folder: where nothing stands yet; see `atomic_folder`.
-        features: what `datasets` calls the columns; see `arrays_of`.
-        batches: some rows of all columns each, arrays (B, *) or lists of B values.
-        conditions: what lies beside columns of conditions.
+        folder: an empty folder; see `atomic_folder`.
+        features: the columns as features of `datasets`; see `arrays_of`.
+        batches: rows of all columns, as arrays (B, *) or lists of B values.
+        conditions: the conditions that are kept outside of the rows.
     """
     write_part(folder, 0, 1, features, batches)
     complete_table(folder, 1, features, conditions)
@@ -235,7 +235,7 @@ def write_part(
     batches: Iterable[Mapping[str, Any]],
     notes: Mapping[str, int] | None = None,
 ) -> None:
-    """Writes a part of a table, complete or not there, with `notes` on it; `complete_table` makes a table of them all."""
+    """Writes a part of a table atomically, with `notes`. `complete_table` makes a table of all parts."""
     import datasets
     import pyarrow
 
@@ -248,7 +248,7 @@ def write_part(
 
 
 def part_notes(file: Path) -> tuple[Any, dict[str, int], int]:
-    """The columns of a part, the notes on it and its number of rows."""
+    """The schema of a part, its notes and its number of rows."""
     import pyarrow
 
     with pyarrow.memory_map(str(file)) as content, pyarrow.ipc.open_stream(content) as stream:
@@ -257,7 +257,7 @@ def part_notes(file: Path) -> tuple[Any, dict[str, int], int]:
 
 
 def part_file(folder: Path, part: int, parts: int) -> Path:
-    """Where part number `part` of `parts` stands, as `datasets` names it."""
+    """The file of part number `part` of `parts`, as `datasets` names it."""
     return folder / f"data-{part:05}-of-{parts:05}.arrow"
 
 
@@ -269,14 +269,14 @@ def complete_table(
     *,
     fingerprint: str | None = None,
 ) -> None:
-    """Makes a table of the parts in `folder`: what says so is written last.
+    """Makes a table of the parts in `folder`. The file that marks it as complete is written last.
 
     Args:
-        folder: where all parts stand.
-        parts: how many.
-        features: as they were written with.
-        conditions: what lies beside columns of conditions.
-        fingerprint: of the content; a new one by chance if left out.
+        folder: the folder with all parts.
+        parts: number of parts.
+        features: the features of the parts.
+        conditions: the conditions that are kept outside of the rows.
+        fingerprint: fingerprint of the content; by default a random one.
     """
     import datasets
 
@@ -305,7 +305,7 @@ def arrays_of(shape: Sequence[int], dtype: str) -> Any:
 
 
 def _nested(values: Any, kind: Any) -> Any:
-    """Arrays (B, *) as lists of fixed lengths inside each other, over the same memory."""
+    """Arrays (B, *) as nested lists of fixed lengths, over the same memory."""
     import pyarrow
 
     if not isinstance(values, np.ndarray):
@@ -317,7 +317,7 @@ def _nested(values: Any, kind: Any) -> Any:
 
 
 def _flat(array: Any) -> Any:
-    """The numbers of nested lists, where they lie."""
+    """The numbers of nested lists, without copying."""
     import pyarrow
 
     if isinstance(array, pyarrow.ExtensionArray):
@@ -328,7 +328,7 @@ def _flat(array: Any) -> Any:
 
 
 def _shape(feature: Any) -> tuple[int, ...] | None:
-    """Of the arrays of a column; None if it holds anything else, or arrays of several shapes."""
+    """The shape of the arrays in a column; None if it holds anything else, or arrays of several shapes."""
     import datasets
 
     if isinstance(feature, (datasets.Array2D, datasets.Array3D, datasets.Array4D, datasets.Array5D)):
