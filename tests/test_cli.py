@@ -367,7 +367,7 @@ def test_conditional_models_train_tune_sample_and_score(place, monkeypatch, caps
         with pytest.raises(SystemExit):
             fewstep(monkeypatch, command)
     said = capsys.readouterr().err
-    assert "needs a --label" in said and "no labels to draw" in said
+    assert "needs a --label" in said and "the data have no labels" in said
     save_images(Images(noise_images(40, size=28).pixels, torch.arange(40)), place / "many.npz")
     for command in (
         "sample run --out samples --label 3",

@@ -260,7 +260,7 @@ COMMANDS: dict[str, tuple[Callable[[Place], object], str, str]] = {
         pickle_alone("image"), "sample checkpoint --steps 1 --out samples", "holds more than plain tensors"
     ),
     "sample: a single file": (single_file, "sample model.pt --steps 1 --out samples", "model.pt holds weights"),
-    "import: a pickle": (pickled_network, "import edm.pkl --out out", "which none of the networks needs"),
+    "import: a pickle": (pickled_network, "import edm.pkl --out out", "which no network that fewstep reads needs"),
     "import: tensors": (single_file, "import model.pt --out out", "holds more than plain tensors"),
     "settle: code in the features": (
         code_alone("vision"), "settle sound/image --features checkpoint --out settle", "does not know evil"

@@ -232,7 +232,7 @@ def test_an_adapter_meets_its_own_base_or_a_sentence(tmp_path) -> None:
         other = tiny()
         other.network.conv_out.weight[0, 0, 0, 0] += 1
     save(Model(other, Heun()), base)
-    with pytest.raises(ValueError, match="belongs to another base"):
+    with pytest.raises(ValueError, match="are not those with which the adapter"):
         load(run)
     note = json.loads((run / "fewstep.json").read_text())
     for wrong, sentence in (

@@ -82,7 +82,7 @@ def test_web_data_sets_are_read_where_they_lie(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ({}, "2 of 2 pictures in .* have no caption, the first is a/1.png; give each one"),
+        ({}, "2 of 2 pictures in .* have no caption, the first is a/1.png; add them"),
         ({"a/2.txt": b"blue"}, "1 of 2 pictures in .* have no caption, the first is a/1.png"),
         ({"a/1.txt": b" ", "a/2.txt": b"blue"}, "1 of 2 pictures in .* have no caption, the first is a/1.png"),
         ({"a/1.txt": b"\xff\xfe", "a/2.txt": b"blue"}, "a/1.txt in .* is no caption"),

@@ -190,7 +190,7 @@ def test_conditions_that_do_not_fit_are_refused_before_the_first_step(tmp_path) 
 def test_damaged_conditions_are_one_sentence(tmp_path, said: str) -> None:
     table_of(tmp_path / "table", rows_of(), None)
     (tmp_path / "table" / "conditions.json").write_text(said)
-    with pytest.raises(ValueError, match=r"conditions\.json (is not valid|holds a list|does not say)") as caught:
+    with pytest.raises(ValueError, match=r"conditions\.json (is not valid|holds a list|does not describe)") as caught:
         Table(tmp_path / "table")
     assert "\n" not in str(caught.value)
 

@@ -202,8 +202,8 @@ def test_an_export_that_says_other_things_does_not_appear(stock, stock_here, mon
 
 def test_what_has_no_adapter_or_no_loader_is_refused() -> None:
     plain = FAMILIES["UNet2D, VP"]()[0]
-    with pytest.raises(ValueError, match="only a LoRA student has an adapter"):
+    with pytest.raises(ValueError, match="only LoRA students have an adapter"):
         export_adapter(Model(plain, Segments(2)), "nowhere")
     adapt(plain, LoRA(2))
-    with pytest.raises(ValueError, match="loads no adapters into a UNet2DModel; take --form pipeline"):
+    with pytest.raises(ValueError, match="loads no adapters into a UNet2DModel; use --form pipeline"):
         export_adapter(Model(plain, Segments(2)), "nowhere")

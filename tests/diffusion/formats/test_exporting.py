@@ -133,7 +133,7 @@ def test_rounding_is_no_error(tmp_path, prediction: str, walk) -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_another_timestep_is_an_error(tmp_path, prediction: str) -> None:
     with pytest.raises(
-        ValueError, match=r"differ from ours by up to .* 8 times as far as float32 rounding.*; nothing was exported"
+        ValueError, match=r"differ from ours by up to .* 8 times the effect of float32 rounding.*; nothing was exported"
     ):
         export(dataclasses.replace(loud(prediction), walk=Beside(2)), tmp_path / "out")
     assert os.listdir(tmp_path) == []

@@ -192,7 +192,7 @@ CASES: list[tuple[Break, str]] = [
     (text(WEIGHTS, header({"a": tensor(0, 8), "b": tensor(4, 12)}, bytes(12))), "cut off or no safetensors"),
     (text(WEIGHTS, header({"a": tensor(0, 1 << 50)}, bytes(8))), "cut off or no safetensors"),
     (text(WEIGHTS, header({"a": tensor(0, 8, "F7")}, bytes(8))), "cut off or no safetensors"),
-    (text(WEIGHTS, header({})), "more layers than there are weights \\(0\\)"),
+    (text(WEIGHTS, header({})), "more layers than it has weights \\(0\\)"),
     (text(WEIGHTS, header({str(k): tensor(0, 0) for k in range(99)})), "missing, such as conv_in.bias, 99 unknown"),
     (instead(WEIGHTS, Path.mkdir), "there are no weights"),
     (instead(WEIGHTS, os.mkfifo), "there are no weights"),

@@ -65,12 +65,12 @@ def test_the_bundled_model_is_what_it_claims_to_be_on_whatever_samples(teacher, 
     ("wrong", "sentence"),
     [
         (lambda d: scheduled(d, beta_schedule="linear", beta_end=0.02), "another schedule"),
-        (lambda d: scheduled(d, beta_end=0.02), "mixing its answer"),
+        (lambda d: scheduled(d, beta_end=0.02), "mixing its output"),
         (lambda d: Denoiser(d.network, Karras(sigma_data=1.0), d.prediction), "does not denoise"),  # another time and scale
         (lambda d: Denoiser(d.network, d.schedule, epsilon), "does not denoise"),
         (lambda d: shuffled(d, "conv_in"), "does not denoise"),
-        (lambda d: shuffled(d, "up_blocks.2.resnets.1.conv2"), "weights are out of place"),
-        (lambda d: shuffled(d, "up_blocks.2.resnets.0.conv1"), "weights are out of place"),
+        (lambda d: shuffled(d, "up_blocks.2.resnets.1.conv2"), "its weights are broken"),
+        (lambda d: shuffled(d, "up_blocks.2.resnets.0.conv1"), "its weights are broken"),
     ],
     ids=["linear betas", "other betas", "scale", "prediction", "first layer", "last layer", "late layer"],
 )
@@ -131,5 +131,5 @@ def test_a_consistency_model_of_others_is_no_denoiser(tmp_path) -> None:
 def test_the_check_of_a_checkpoint_tests_it_on_data(place, monkeypatch, capsys) -> None:
     fewstep(monkeypatch, "check teacher --data data.npz --n 8")  # random weights, noise for pictures
     said = capsys.readouterr().out
-    assert "It does not denoise these data" in said and "At σ = 0 a sample stays as it is" in said
+    assert "It does not denoise these data" in said and "At σ = 0 a sample is unchanged" in said
     assert "1,000 samples in 4 calls about" in said

@@ -80,7 +80,7 @@ def test_dinov2_features_load_from_a_folder(tmp_path) -> None:
 @pytest.mark.parametrize("name", ["./nowhere", "inception"])
 def test_missing_extractors_say_what_to_do(name: str) -> None:
     with pytest.raises(
-        (ValueError, ModuleNotFoundError), match=r"nowhere is no known extractor|pip install .fewstep.inception"
+        (ValueError, ModuleNotFoundError), match=r"nowhere is neither an extractor|pip install .fewstep.inception"
     ):
         extractor(name)
 

@@ -70,7 +70,7 @@ def test_a_ledger_of_pipelines_asks_both_for_the_same(place, tmp_path) -> None:
     found = ledger_checkpoints(pipeline, str(place / "run"), scoring, teacher_calls=3).ledger
     denoising = [line for line in found.lines if line.group == "denoising"]
     assert len(denoising) == 12 and not any(line.asked for line in denoising) and found.calls == (6, 2)
-    assert any(note.startswith("Guidance makes an answer sharper") for note in found.notes)
+    assert any(note.startswith("Guidance makes predictions sharper") for note in found.notes)
     assert {"agreement", "at as few calls", "quality", "variety", "copying", "looks"} <= {
         line.group for line in found.lines
     }

@@ -1,1 +1,1 @@
-"""Checkpoints in without running their code, stock pipelines out, states that survive a crash."""
+"""Reads checkpoints without running their code, and writes stock pipelines."""

@@ -1,4 +1,4 @@
-"""Adapters in files: as `load_lora_weights` of diffusers takes them, and as ComfyUI does."""
+"""Adapter files for `load_lora_weights` of diffusers and for ComfyUI."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...core.weights import check_finite, read_weights
 
 FILE = "pytorch_lora_weights.safetensors"  # diffusers' name
 COMFY = "comfyui_lora.safetensors"
-METADATA = "lora_adapter_metadata"  # where diffusers keeps what peft has to know
+METADATA = "lora_adapter_metadata"  # diffusers' key for the configuration of peft
 IN_COMFY = {  # transformers whose layers ComfyUI knows by diffusers' names
     "AuraFlowTransformer2DModel", "FluxTransformer2DModel", "PixArtTransformer2DModel", "QwenImageTransformer2DModel",
     "SD3Transformer2DModel", "ZImageTransformer2DModel",
@@ -23,12 +23,12 @@ IN_COMFY = {  # transformers whose layers ComfyUI knows by diffusers' names
 
 
 def write_adapter(folder: Path, network: nn.Module, factors: Mapping[str, Tensor]) -> None:
-    """Writes the file that `load_lora_weights` of the network's pipeline takes.
+    """Writes the file for `load_lora_weights` of the network's pipeline.
 
     Args:
-        folder: where to.
-        network: what is adapted.
-        factors: PLACE.lora_A.weight and PLACE.lora_B.weight of each layer; B·A is added as it is.
+        folder: folder for the file.
+        network: the adapted network.
+        factors: PLACE.lora_A.weight and PLACE.lora_B.weight of each layer; B·A is added with scale 1.
     """
     from safetensors.torch import save_file
 
@@ -46,7 +46,7 @@ def write_adapter(folder: Path, network: nn.Module, factors: Mapping[str, Tensor
 
 
 def write_for_comfyui(folder: Path, network: nn.Module, factors: Mapping[str, Tensor]) -> None:
-    """Writes the same under the names that ComfyUI has: kohya's for a UNet, diffusers' own for a transformer.
+    """Writes the factors under ComfyUI's names: those of kohya for a UNet, those of diffusers for a transformer.
 
     Raises:
         ValueError: ComfyUI does not know this network's layers by diffusers' names.
@@ -69,17 +69,17 @@ def write_for_comfyui(folder: Path, network: nn.Module, factors: Mapping[str, Te
 
 
 def check_for_comfyui(network: nn.Module) -> None:
-    """Raises ValueError where ComfyUI has no names for the network's layers."""
+    """Raises ValueError if ComfyUI has no names for the network's layers."""
     kind = type(network).__name__
     if kind != "UNet2DConditionModel" and kind not in IN_COMFY:
         raise ValueError(f"ComfyUI does not know the layers of a {kind} by diffusers' names; leave --form comfyui out")
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
-    """The factors that `write_adapter` wrote.
+    """Reads the factors that `write_adapter` wrote.
 
     Raises:
-        ValueError: the file is broken, or holds other things or numbers that are not finite.
+        ValueError: the file is broken, or holds other tensors or values that are not finite.
     """
     weights = read_weights(folder, (FILE,))
     check_finite(weights.items(), folder)
@@ -98,5 +98,5 @@ def is_adapter(folder: Path) -> bool:
 
 
 def part_of(network: nn.Module) -> str:
-    """What a pipeline calls such a network."""
+    """The name of the network's part in a pipeline."""
     return "unet" if "UNet" in type(network).__name__ else "transformer"

@@ -1,4 +1,4 @@
-"""export(): a student as a folder that stock diffusers samples, verified before it appears."""
+"""`export`: writes a student as a folder for stock diffusers, and verifies it before it appears."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .pipelines import stock_pipeline
 from .rounding import one_step_off
 from .verifying import Agreement, lines_of, said_by
 
-EXPORTED = (NOTE, "README.md")  # by these an earlier export is known
+EXPORTED = (NOTE, "README.md")  # files of an earlier export
 
 
 def export(
@@ -35,26 +35,24 @@ def export(
     card: Mapping[str, Any] | None = None,
     seeds: Sequence[int] = range(4),
 ) -> Agreement:
-    """Writes `model` as a stock few-step pipeline with a model card, and verifies it in a fresh process.
+    """Writes `model` as a stock few-step pipeline with a model card, and verifies it in a new process.
 
-    The fresh process loads the folder with plain diffusers and samples the same seeds as our own sampler. The folder
-    appears only if they agree. A student of a text-to-image or other conditional pipeline is written as that pipeline;
-    see `export_asked`.
+    The new process loads the folder with plain diffusers and samples the same seeds as our sampler. The folder appears only
+    if the images agree. A student with a pipeline is written as that pipeline; see `export_asked`.
 
     Args:
-        model: a student that `stock_pipeline` can carry.
-        folder: where to; only an earlier export there is replaced.
-        walk: another than the model's own, as `Model.walk_in` gives it. It is what is verified. A consistency function
-            takes any number of steps afterwards. The folder of a student of any number of calls takes this number alone.
-        card: facts for the model card, a line each.
-        seeds: of the samples compared; a class-conditional student's classes take turns.
+        model: a student that `stock_pipeline` supports.
+        folder: folder to write; only an earlier export there is replaced.
+        walk: replaces the model's own walk; see `Model.walk_in`. It is verified. A consistency function takes any number of
+            steps afterwards, and the folder of a student of any number of calls takes only this number.
+        card: facts for the model card, one line each.
+        seeds: seeds of the samples that are compared; classes take turns.
 
     Returns:
-        The largest difference over all samples, and what was allowed.
+        The largest difference over all samples, and the allowed one.
 
     Raises:
-        ValueError: there is no stock pipeline for it, the stock pipeline gives other images, or something else is at
-            `folder`.
+        ValueError: there is no stock pipeline for the model, its images differ, or `folder` holds something else.
     """
     check_free(Path(folder))
     if model.pipeline is not None:
@@ -81,7 +79,7 @@ def export(
 
 
 def _pictures(x0: Tensor) -> Tensor:
-    """As pipelines give them: channels last, in [0, 1]."""
+    """Samples x0 as pictures (B, H, W, C) in [0, 1], as pipelines return them."""
     return (x0 / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
@@ -90,11 +88,11 @@ def _labels(denoiser: Denoiser, count: int) -> Tensor | None:
 
 
 def check_free(folder: Path) -> None:
-    """Raises ValueError where nothing can be written, or an export would replace anything but an earlier export."""
+    """Raises ValueError if nothing can be written, or if `folder` holds anything but an earlier export."""
     writable(folder.parent)
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not empty and not all((folder / name).exists() for name in EXPORTED):
-        raise ValueError(f"{folder} is there already and is no earlier export; choose another folder with --out")
+        raise ValueError(f"{folder} exists and is no earlier export; choose another folder with --out")
 
 
 def _card(name: str, steps: int, denoiser: Denoiser, facts: Mapping[str, Any]) -> str:

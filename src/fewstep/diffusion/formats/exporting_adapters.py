@@ -1,4 +1,4 @@
-"""export_adapter(): a LoRA student as a file that stock diffusers loads, verified before it appears."""
+"""`export_adapter`: writes a LoRA student as a file for stock diffusers, and verifies it before it appears."""
 
 from __future__ import annotations
 
@@ -38,26 +38,24 @@ def export_adapter(
     form: Form = "adapter",
     card: Mapping[str, Any] | None = None,
 ) -> Agreement:
-    """Writes the adapter of `model` as `load_lora_weights` of diffusers takes it, and verifies it in a fresh process.
+    """Writes the adapter of `model` for `load_lora_weights` of diffusers, and verifies it in a new process.
 
-    The stock scheduler that a pipeline needs with it lies in scheduler/.
-
-    The fresh process loads the base with plain diffusers and the adapter into it. Then it calls the network at the levels
-    of the walk. The folder appears only if the answers are the student's.
+    The stock scheduler for a pipeline is written into scheduler/. The new process loads base and adapter with plain
+    diffusers and calls the network at the levels of the walk. The folder appears only if the outputs agree.
 
     Args:
         model: a LoRA student, on the CPU.
-        folder: where to; only an earlier export there is replaced.
-        walk: another than the model's own. A student of any number of calls becomes an adapter for this one.
-        form: comfyui writes a second file, under the names that ComfyUI has for the layers.
-        card: facts for the model card, a line each.
+        folder: folder to write; only an earlier export there is replaced.
+        walk: replaces the model's own walk. A student of any number of calls becomes an adapter for this walk.
+        form: "comfyui" writes a second file with ComfyUI's names of the layers.
+        card: facts for the model card, one line each.
 
     Returns:
-        The largest difference, and what was allowed.
+        The largest difference of the outputs, and the allowed one.
 
     Raises:
-        ValueError: it is no LoRA student, stock diffusers loads no adapters into such a network, the outputs differ, or
-            something else is at `folder`.
+        ValueError: the model is no LoRA student, stock diffusers loads no adapters into its network, the outputs differ, or
+            `folder` holds something else.
     """
     check_free(Path(folder))
     check_adapter(model, form)
@@ -83,24 +81,24 @@ def export_adapter(
 
 
 def check_adapter(model: Model, form: Form) -> None:
-    """Raises ValueError where `model` is no LoRA student, or nobody could load its adapter in this form."""
+    """Raises ValueError if `model` is no LoRA student, or its adapter could not be loaded in this form."""
     if not is_adapted(model.denoiser.network):
-        raise ValueError("only a LoRA student has an adapter, and this is none; leave --form out, or tune one with --lora")
+        raise ValueError("only LoRA students have an adapter, and this model is none; leave --form out")
     if without_loader := _without_loader(model):
         raise ValueError(
-            f"stock diffusers loads no adapters into a {without_loader}; take --form pipeline, which fuses it with its base"
+            f"stock diffusers loads no adapters into a {without_loader}; use --form pipeline, which fuses it with its base"
         )
     if form == "comfyui":
         check_for_comfyui(model.denoiser.network)
 
 
 def usual_form(model: Model) -> Form:
-    """The adapter alone, if there is one and stock diffusers loads it."""
+    """The default form: adapter if stock diffusers can load it, else pipeline."""
     return "adapter" if is_adapted(model.denoiser.network) and not _without_loader(model) else "pipeline"
 
 
 def _without_loader(model: Model) -> str:
-    """The name of what stock diffusers loads no adapters into, "" if it does."""
+    """The class into which stock diffusers loads no adapters, or ""."""
     import diffusers
 
     kinds = {type(model.denoiser.network): "load_lora_adapter"}
@@ -111,12 +109,12 @@ def _without_loader(model: Model) -> str:
 
 @torch.no_grad()
 def _said(denoiser: Denoiser, levels: Tensor) -> tuple[tuple[Any, Any], Tensor, Tensor]:
-    """How the network is called along a walk, what it says, and what it says where the levels are a rounding higher."""
+    """The arguments and outputs of the network along a walk, and its outputs at levels one rounding step higher."""
     seen: list[tuple[Any, Any, Tensor]] = []
 
     def see(_: object, given: Any, named: Any, output: Any) -> None:
         said = output if isinstance(output, Tensor) else output[0]
-        seen.append((given, named, torch.stack(said) if isinstance(said, list) else said))  # some give a list of samples
+        seen.append((given, named, torch.stack(said) if isinstance(said, list) else said))  # some return a list of samples
 
     lows = torch.cat([levels[1:], levels.new_zeros(1)]).float()
     cond = denoiser.blank.expand(len(levels)).until(lows)
@@ -132,7 +130,7 @@ def _said(denoiser: Denoiser, levels: Tensor) -> tuple[tuple[Any, Any], Tensor, 
 
 
 def _stock_said(adapter: Path, network: Path, part: str, call: tuple[Any, Any]) -> Tensor:
-    """What a fresh process gets from the base with the adapter."""
+    """The outputs of base and adapter in a new process."""
     variants = [name.split("-")[0] for name in weight_files(network, WEIGHTS)[0].name.split(".")[1:-1]]
     with TemporaryDirectory() as scratch:
         calls = Path(scratch) / "calls.pt"
@@ -160,13 +158,13 @@ An adapter, tuned with fewstep, that makes a few-step generator of its base:
 
 
 def _known_to_diffusers(base: str) -> str:
-    """Where plain diffusers finds a base: what comes with fewstep has a name that only fewstep knows."""
+    """The name of a base for plain diffusers: a path for bundled models, whose names only fewstep knows."""
     bundled = base.startswith("bundled")
     return str(folder_of(base, "diffusers folder", bundled="teacher").resolve()) if bundled else base
 
 
 def _example(name: str, model: Model, walk: Walk, scheduler: Any) -> str:
-    """How plain diffusers takes the adapter; guidance is off, as it is tuned in."""
+    """An example for plain diffusers. Guidance is off, because the student has it built in."""
     base = _known_to_diffusers(base_of(model.denoiser.network))
     load = f"""import torch
 from diffusers import DiffusionPipeline

@@ -1,4 +1,4 @@
-"""export_asked(): a student of a pipeline that is asked for something, as that pipeline, verified before it appears."""
+"""`export_asked`: writes a student of a pipeline as that pipeline, and verifies it before it appears."""
 
 from __future__ import annotations
 
@@ -30,18 +30,21 @@ def export_asked(
 ) -> Agreement:
     """Writes `model` as its own pipeline with a stock few-step scheduler and a model card, and verifies it.
 
-    A fresh process loads the folder with plain diffusers and samples the same seeds for some prompts or classes. Only if
-    its latents are ours does the folder appear. Guidance is off in it, as it is tuned in.
+    A new process loads the folder with plain diffusers and samples the same seeds for some prompts or classes. The folder
+    appears only if the latents agree. Guidance is off in it, because the student has it built in.
 
     Args:
         model: a student with a pipeline, on the CPU.
-        folder: where to; it is free or an earlier export.
-        walk: another than the model's own. The folder takes this number of steps.
-        card: facts for the model card, a line each.
-        seeds: of the samples compared.
+        folder: folder to write; it must be free or an earlier export.
+        walk: replaces the model's own walk. The folder is for this number of steps.
+        card: facts for the model card, one line each.
+        seeds: seeds of the samples that are compared.
+
+    Returns:
+        The largest difference of the latents, and the allowed one.
 
     Raises:
-        ValueError: no stock scheduler takes it along the walk, or the stock pipeline gives other latents.
+        ValueError: no stock scheduler samples as the walk does, or the latents of the stock pipeline differ.
     """
     assert model.pipeline is not None
     pipeline, chosen = model.pipeline, walk or model.walk
@@ -67,7 +70,7 @@ def export_asked(
 def _stock_latents(
     folder: Path, pipeline: Pipeline, told: Mapping[str, object], asked: Asked, seeds: Sequence[int]
 ) -> Tensor:
-    """What a fresh process samples."""
+    """The latents that a new process samples."""
     rows: list[dict[str, object]] = [{} for _ in asked]
     if pipeline.prompted:
         rows = [{"prompt": each} for each in asked]
@@ -81,13 +84,13 @@ def _stock_latents(
 
 
 def example(name: str, pipeline: Pipeline, told: Mapping[str, object], asked: Asked) -> str:
-    """A program that samples the exported folder `name` by plain diffusers, and shows what comes out."""
+    """A line of Python that samples the exported folder `name` by plain diffusers."""
     words = [f"{key}={value!r}" for key, value in told.items()]
     if pipeline.prompted:
         words.insert(0, repr(asked[-1]))
     elif pipeline.by_class:
         words.insert(0, f"class_labels=[{asked[-1]}]")
-    # in one precision: transformers reads a part as it was saved, and diffusers in float32
+    # one precision for all parts: transformers would load a part as it was saved, and diffusers in float32
     return f"DiffusionPipeline.from_pretrained({name!r}, torch_dtype=torch.float32)({', '.join(words)})[0]"
 
 
@@ -98,7 +101,7 @@ tags: [few-step, consistency, fewstep]
 ---
 # {name}
 
-A few-step generator, tuned from a diffusion pipeline with fewstep. Guidance is tuned in, so it is off. Plain diffusers
+A few-step generator, tuned from a diffusion pipeline with fewstep. Guidance is built in, so it is off. Plain diffusers
 samples it:
 
 ```python

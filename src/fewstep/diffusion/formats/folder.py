@@ -1,4 +1,4 @@
-"""Diffusers folders in and out: load() gives a model, save() a folder that load() reads back."""
+"""Diffusers folders: `load` reads a model, and `save` writes one."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ from .pipelines import stock_pipeline
 from .trained import scheduler_config
 
 NOTE = "fewstep.json"
-ENDS = "second_time.safetensors"  # what a student of any number of calls has beside its network
-FORMAT = 1  # of the note
-WALKS = {"Consistency": Consistency, "Segments": Segments}  # what a student can be
+ENDS = "second_time.safetensors"  # second time of a student of any number of calls
+FORMAT = 1  # format of the note
+WALKS = {"Consistency": Consistency, "Segments": Segments}  # walks of students
 
 
 def load(source: str | Path, *, call: Mapping[str, object] | None = None) -> Model:
-    """The model in a diffusers folder or hub repository: any pipeline with one network that denoises.
+    """Loads the model in a diffusers folder or hub repository: any pipeline with one denoising network.
 
-    The scheduler's configuration says which parametrisation it is. Weights come from safetensors or from plain tensors in
-    a .bin file; no code of the checkpoint runs.
+    The scheduler's configuration determines the parametrisation. Weights are read from safetensors or from plain tensors in
+    a .bin file. No code of the checkpoint runs.
 
     Args:
         source: a folder, the folder of a run, the id of a hub repository, or "bundled" for the small model that comes with
             the package.
-        call: arguments for the stock pipeline beside prompts and noise, where its own defaults are not wanted, such as
-            height and width; those that a student was tuned with lie beside it.
+        call: further arguments of the stock pipeline, such as height and width; by default those with which a student was
+            tuned.
 
     Returns:
-        The model in float32, on the CPU, in evaluation mode. A student walks as it was tuned; everything else is a
-        diffusion model and is sampled with Heun's method.
+        The model in float32 on the CPU, in evaluation mode. A student has the walk that it was tuned for; a diffusion model
+        is sampled with Heun's method.
 
     Raises:
-        ValueError: nothing there, not such a checkpoint, or an adapter whose base is another one now.
+        ValueError: the source does not exist or is no such checkpoint, or the base of an adapter has changed.
     """
     folder = _folder(source)
     if is_adapter(folder):
@@ -74,12 +74,11 @@ def load(source: str | Path, *, call: Mapping[str, object] | None = None) -> Mod
 
 
 def save(model: Model, folder: str | Path) -> None:
-    """Writes a diffusers pipeline that says all of `model` to `folder`, atomically; `load` reads it back.
+    """Writes `model` as a diffusers folder, atomically; `load` reads it.
 
-    A model with a pipeline is written as that pipeline, with all its other parts. Of the others, stock diffusers samples
-    VP and EDM models of a UNet2DModel. For some networks there is no stock pipeline: EDM's own time, flow matching in
-    pixels, VP with classes, DiTs without their decoder. Then the folder holds the parts, and stock diffusers refuses it.
-    It also refuses a student of any number of calls; `export` makes a pipeline of it for each number.
+    A model with a pipeline is written as that pipeline with all its parts. Of the other models, stock diffusers samples
+    those of a UNet2DModel with VP or EDM. It refuses folders of EDM's own time, flow matching in pixels, VP with classes,
+    DiTs without a decoder, and students of any number of calls; `export` writes such students for one number of calls.
     """
     from diffusers import DDPMPipeline
     from safetensors.torch import save_file
@@ -104,7 +103,7 @@ def save(model: Model, folder: str | Path) -> None:
 
 
 def _save_pipeline(model: Model, pipeline: Pipeline, folder: Path) -> None:
-    """The whole pipeline with the model's network in the place of its own."""
+    """Writes the whole pipeline with the model's network in place of its own."""
     from safetensors.torch import save_file
 
     with atomic_folder(folder) as temporary:
@@ -115,7 +114,7 @@ def _save_pipeline(model: Model, pipeline: Pipeline, folder: Path) -> None:
 
 
 def carry(source: Path, folder: Path, network: Any, scheduler: Any = None) -> None:
-    """Writes the pipeline in `source` into `folder` with `network`, and `scheduler` if given, in the place of its own."""
+    """Writes the pipeline in `source` into `folder` with another `network`, and another `scheduler` if given."""
     parts = read_parts(source)
     index = read_json(source / "model_index.json", "a diffusers pipeline folder has one at its top")
     index[parts.network] = ["diffusers", type(network).__name__]
@@ -126,16 +125,16 @@ def carry(source: Path, folder: Path, network: Any, scheduler: Any = None) -> No
     for part in (*parts.others, *(["scheduler"] if scheduler is None else [])):
         (folder / part).mkdir(exist_ok=True)
         for name, file in files_of(source, part).items():
-            shutil.copyfile(file, folder / part / name)  # a link would let whoever changes the one change the other
+            shutil.copyfile(file, folder / part / name)  # a link would change with its source
     network.save_pretrained(folder / parts.network)
 
 
 def write_note(
     folder: Path, walk: Walk, *, base: Mapping[str, str] | None = None, pipeline: Pipeline | None = None
 ) -> None:
-    """Notes in a student's folder how it is sampled, what its adapter belongs to, and how its pipeline is called.
+    """Writes into a student's folder how it is sampled, the base of its adapter, and the arguments of its pipeline.
 
-    Stock diffusers does not mind the file.
+    Stock diffusers ignores the file.
     """
     said = {"walk": plain(walk)} if isinstance(walk, (Consistency, Segments)) else {}
     said |= {"base": base} if base else {}
@@ -145,7 +144,7 @@ def write_note(
 
 
 def _save_adapter(model: Model, folder: Path) -> None:
-    """What was trained beside a base: the factors, the second time, and which base it was."""
+    """Writes the factors, the second time, and which base they belong to."""
     from safetensors.torch import save_file
 
     denoiser, network = model.denoiser, model.denoiser.network
@@ -159,7 +158,7 @@ def _save_adapter(model: Model, folder: Path) -> None:
 
 
 def _adapted(folder: Path) -> Model:
-    """The student whose adapter lies in `folder`, around its base."""
+    """Loads the student whose adapter is in `folder`, with its base."""
     base = read_json(inside(folder, NOTE), "it says which base the adapter belongs to").get("base")
     if not (isinstance(base, dict) and all(isinstance(base.get(name), str) for name in ("source", "weights"))):
         raise ValueError(f"{NOTE} in {folder} does not say which base the adapter belongs to; save the student again")
@@ -169,8 +168,8 @@ def _adapted(folder: Path) -> Model:
     model = load(place, call=_call(folder))
     if mark_of(model.denoiser.network) != base["weights"]:
         raise ValueError(
-            f"the adapter in {folder} belongs to another base than {base['source']}, whose weights are not those that it "
-            f"was tuned beside; write where its own is into {NOTE}"
+            f"the weights of {base['source']} are not those with which the adapter in {folder} was tuned; write the path "
+            f"of its base into {NOTE}"
         )
     denoiser = _told(folder, model.denoiser) if inside(folder, ENDS).exists() else model.denoiser
     put_factors(denoiser, read_adapter(folder), base=base["source"])
@@ -178,7 +177,7 @@ def _adapted(folder: Path) -> Model:
 
 
 def _has_pipeline(denoiser: Denoiser) -> bool:
-    """Whether stock diffusers samples it in many steps or in few."""
+    """Whether stock diffusers has a pipeline for it."""
     if type(denoiser.network).__name__ != "UNet2DModel" or isinstance(denoiser, TwoTimes):
         return False
     if isinstance(denoiser.schedule, Karras):
@@ -187,14 +186,14 @@ def _has_pipeline(denoiser: Denoiser) -> bool:
 
 
 def _name_no_pipeline(folder: Path) -> None:
-    """The base class of all pipelines cannot be made, where a DDPMPipeline of these parts would make wrong images."""
+    """Names the abstract base class as the pipeline, because a DDPMPipeline would make wrong images of these parts."""
     file = folder / "model_index.json"
     index = read_json(file, "a pipeline writes it") | {"_class_name": "DiffusionPipeline"}
     file.write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _told(folder: Path, denoiser: Denoiser) -> TwoTimes:
-    """The student of any number of calls whose second time lies beside its network."""
+    """The student of any number of calls around `denoiser`, with the second time in `folder`."""
     student, weights = TwoTimes(denoiser), read_weights(folder, (ENDS,))
     check_finite(weights.items(), folder)
     forms, found = (
@@ -230,23 +229,23 @@ def _walk(folder: Path, denoiser: Denoiser) -> Walk:
 
 
 def _call(folder: Path) -> dict[str, object]:
-    """What the pipeline in `folder` is called with, as the student in it was tuned."""
+    """The arguments of the pipeline in `folder` with which its student was tuned."""
     note = inside(folder, NOTE)
     call = read_json(note, "it says how the student is sampled").get("call", {}) if note.exists() else {}
     if not isinstance(call, dict):
-        raise ValueError(f"{note} says that the pipeline is called with {call!r:.80}, not with arguments by their names")
+        raise ValueError(f"{note} says that the pipeline is called with {call!r:.80}, which is no dictionary of arguments")
     return call
 
 
 def _receipt(folder: Path) -> dict[str, Any]:
-    """Of the run that made the model in `folder`, {} if that does not lie beside it."""
+    """The receipt of the run that made the model in `folder`; {} without one."""
     file = folder.parent / "receipt.json"
     made_here = folder.name == "model" or folder.name.startswith("model-")
     return read_json(file, "it says how the model was made") if made_here and file.exists() else {}
 
 
 def network_folder(source: str | Path, part: str) -> Path:
-    """Where the network of a checkpoint lies, which its pipeline calls `part`."""
+    """The folder of a checkpoint's network, which is the part `part` of its pipeline."""
     return part_folder(_folder(source), part)
 
 

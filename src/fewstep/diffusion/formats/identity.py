@@ -1,4 +1,4 @@
-"""What a pipeline is known by: all but its network and its scheduler, which is what gives latents their meaning."""
+"""The identity of a pipeline: a hash of all parts but network and scheduler, which determine what latents mean."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from ...core.source import read_json
 from .opening import files_of
 from .parts import read_parts
 
-SAMPLE = 1 << 16  # bytes of each file of weights, at its begin, its middle and its end
+SAMPLE = 1 << 16  # bytes that are read at the beginning, the middle and the end of each file of weights
 
 
 def identity_of(folder: Path) -> str:
-    """The same for a teacher and for its students, and another where a text encoder or a decoder is another.
+    """A hash that is the same for a teacher and its students, and differs for other text encoders or decoders.
 
-    Of weights some bytes are read, so that it takes no time; how a library of another version writes its name into a
-    configuration does not count.
+    Only some bytes of the weights are read, to be fast. Names of library versions in configurations are ignored.
     """
     said = hashlib.sha256()
     for part in sorted(read_parts(folder).others):

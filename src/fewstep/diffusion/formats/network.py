@@ -1,4 +1,4 @@
-"""A diffusers network from its folder: every weight is there, finite and in its place, or a sentence says which is not."""
+"""Reads a diffusers network from its folder and checks that all weights are there, of the right shape and finite."""
 
 from __future__ import annotations
 
@@ -17,32 +17,31 @@ from ..denoiser import takes_of
 from .parts import NETWORKS, OURS, WERE_CALLED
 
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # diffusers' names
-MOST = 1 << 20  # of any number in a network's configuration
-TABLES = 256 << 20  # bytes of what a network computes once, such as a transformer's places
-WIDEST = 1 << 14  # of a picture's side
+MOST = 1 << 20  # largest number in a network's configuration
+TABLES = 256 << 20  # bytes of a network's buffers at most, such as positional embeddings
+WIDEST = 1 << 14  # pixels of a picture's side at most
 # diffusers' names for the weights of attention before 0.13
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-WRAPPERS = {"module", "_orig_mod"}  # torch's own, wherever they stand in a name
+WRAPPERS = {"module", "_orig_mod"}  # parts that torch adds anywhere in a name
 
 
 def read_network(folder: Path) -> nn.Module:
-    """The network in `folder`, in float32 on the CPU, in evaluation mode.
+    """Reads the network in `folder`, in float32 on the CPU, in evaluation mode.
 
-    A learned variance is cut off: what is left gives the mean alone, exactly as before, and stock pipelines sample it.
+    The output channels of a learned variance are removed. The mean is unchanged, and stock pipelines can sample it.
 
     Args:
-        folder: with config.json and weights.
+        folder: folder with config.json and weights.
 
     Raises:
-        ValueError: its configuration describes no network that fewstep knows, its weights are not those of that network,
-            or some are not finite.
+        ValueError: the configuration describes no supported network, or the weights do not fit it or are not finite.
     """
     config = read_json(inside(folder, "config.json"), "it says how the network is built")
     kind = _kind(folder, config)
     settings = _settings(folder, kind, config)
     weights = read_weights(folder, WEIGHTS)
     _check_depth(folder, settings, len(weights))
-    with torch.device("meta"):  # costs no memory, whatever the sizes
+    with torch.device("meta"):  # takes no memory
         plan = _build(folder, kind, settings)
         _try(folder, plan)
     weights = _named(weights, plan)
@@ -50,7 +49,7 @@ def read_network(folder: Path) -> nn.Module:
     if kind not in OURS and plan.config["out_channels"] == 2 * plan.config["in_channels"]:
         settings["out_channels"] = plan.config["in_channels"]
         weights |= _mean(weights, kind, plan.config["in_channels"])
-    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and all are replaced
+    with torch.random.fork_rng(devices=[]):  # the initial weights are random and are replaced
         network: nn.Module = _build(folder, kind, settings)
     network.load_state_dict(weights)
     check_finite(network.state_dict().items(), folder)
@@ -58,15 +57,14 @@ def read_network(folder: Path) -> nn.Module:
 
 
 def read_any_network(folder: Path, kind: str) -> nn.Module:
-    """Any network of diffusers that denoises, as it is, in float32 on the CPU, in evaluation mode.
+    """Reads any denoising network of diffusers unchanged, in float32 on the CPU, in evaluation mode.
 
     Args:
-        folder: with config.json and weights.
-        kind: its class, as the pipeline says.
+        folder: folder with config.json and weights.
+        kind: class of the network by its pipeline.
 
     Raises:
-        ValueError: its configuration describes no such network, its weights are not those of that network, or some are not
-            finite.
+        ValueError: the configuration describes no such network, or the weights do not fit it or are not finite.
     """
     import diffusers
     from accelerate import init_empty_weights
@@ -74,7 +72,7 @@ def read_any_network(folder: Path, kind: str) -> nn.Module:
     config = read_json(inside(folder, "config.json"), "it says how the network is built")
     said = config.get("_class_name")
     if not isinstance(said, str) or WERE_CALLED.get(said, said) != kind:
-        raise ValueError(f"config.json in {folder} describes a {said!r:.80}, its pipeline says that it is a {kind}")
+        raise ValueError(f"config.json in {folder} describes a {said!r:.80}, but its pipeline says that it is a {kind}")
     _check_bits(folder, config)
     known = inspect.signature(getattr(diffusers, kind).__init__).parameters
     settings = {name: value for name, value in config.items() if name in known and name != "self"}
@@ -90,8 +88,8 @@ def read_any_network(folder: Path, kind: str) -> nn.Module:
             network: nn.Module = _build(folder, kind, settings)
     except TooLargeError:
         raise ValueError(
-            f"config.json in {folder} describes a network far larger than the {elements(weights.values()):,} numbers that "
-            "the weights beside it hold"
+            f"config.json in {folder} describes a network far larger than the {elements(weights.values()):,} numbers of "
+            "its weights"
         ) from None
     weights = _named(weights, network)
     _check_names(folder, network.state_dict(), weights)
@@ -103,7 +101,7 @@ def read_any_network(folder: Path, kind: str) -> nn.Module:
 
 
 def _is_sound(value: Any, depth: int = 0) -> bool:
-    """Whether a setting is made of words, numbers of a size that networks have, and short lists of them."""
+    """Whether a setting holds texts, numbers within ± MOST, and short lists or dictionaries of them."""
     if isinstance(value, list | dict):
         inner = value.values() if isinstance(value, dict) else value
         return depth < 4 and len(value) <= 1000 and all(_is_sound(each, depth + 1) for each in inner)
@@ -111,7 +109,7 @@ def _is_sound(value: Any, depth: int = 0) -> bool:
 
 
 def class_of(kind: str) -> Any:
-    """The class of a network that fewstep reads: diffusers', or one of ours where diffusers has none."""
+    """The class of a network that fewstep reads, of diffusers or of fewstep."""
     import diffusers
 
     return getattr(import_module(OURS[kind], __package__), kind) if kind in OURS else getattr(diffusers, kind)
@@ -128,13 +126,11 @@ def _kind(folder: Path, config: Mapping[str, Any]) -> str:
 
 def _check_bits(folder: Path, config: Mapping[str, Any]) -> None:
     if config.get("quantization_config") is not None:
-        raise ValueError(
-            f"the network in {folder} is quantised (quantization_config); give the checkpoint with all its bits"
-        )
+        raise ValueError(f"the network in {folder} is quantised (quantization_config); give a checkpoint in full precision")
 
 
 def _settings(folder: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What `config` says of the network itself and not of the library that wrote it."""
+    """The entries of `config` that are arguments of the network, checked."""
     known = inspect.signature(class_of(kind).__init__).parameters
     settings = {name: value for name, value in config.items() if name in known and name != "self"}
     for name, value in settings.items():
@@ -145,7 +141,7 @@ def _settings(folder: Path, kind: str, config: Mapping[str, Any]) -> dict[str, A
 
 
 def _like(value: Any, default: Any) -> bool:
-    """Whether a setting is of the kind of its default: a list for a tuple, a number for a number."""
+    """Whether a setting has the type of its default: a list for a tuple, a number for a number."""
     if value is None or default is None:
         return True
     kinds = {tuple: list, int: int | float, float: int | float}
@@ -159,11 +155,11 @@ def _is_setting(item: Any) -> bool:
 
 
 def _check_depth(folder: Path, settings: Mapping[str, Any], weights: int) -> None:
-    """A network of more layers than it has weights would only cost time."""
+    """Raises ValueError if there are more layers than weights, before time is spent on building them."""
     layers = [settings[name] for name in ("layers_per_block", "num_layers") if isinstance(settings.get(name), int)]
     blocks = [len(value) for value in settings.values() if isinstance(value, list)]
     if max(layers, default=1) * max(blocks, default=1) > weights:
-        raise ValueError(f"config.json in {folder} describes more layers than there are weights ({weights}) beside it")
+        raise ValueError(f"config.json in {folder} describes more layers than it has weights ({weights})")
 
 
 def _build(folder: Path, kind: str, settings: Mapping[str, Any]) -> Any:
@@ -171,31 +167,31 @@ def _build(folder: Path, kind: str, settings: Mapping[str, Any]) -> Any:
         return class_of(kind)(**settings)
     except TooLargeError:
         raise
-    except Exception as error:  # whatever a constructor says of arguments that it was not made for
+    except Exception as error:  # constructors raise anything for arguments that they do not support
         raise ValueError(f"config.json in {folder} describes no {kind} ({_said(error)})") from error
 
 
 @torch.no_grad()
 def _try(folder: Path, plan: Any) -> None:
-    """Calls the network once, for its shapes alone: it gives as many channels as it takes, or twice as many."""
+    """Checks by a call without data that the network returns as many channels as it takes, or twice as many."""
     config = plan.config
     channels, size = config["in_channels"], config["sample_size"]
     sides = [size, size] if isinstance(size, int) else size
     if sides is None:
-        return  # whoever needs a size says that it is missing
+        return  # a missing size is reported where it is needed
     if not (isinstance(sides, list | tuple) and len(sides) == 2 and all(_is_side(side) for side in sides)):
         raise ValueError(f"config.json in {folder} says sample_size = {size!r}, not a picture's side from 1 to {WIDEST}")
     cond = {name: torch.zeros(1, dtype=torch.long) for name in takes_of(plan)}
     try:
         given = plan(torch.empty(1, channels, *sides), torch.ones(1), **cond).sample.shape
-    except Exception as error:  # whatever goes wrong inside a network of odd settings
+    except Exception as error:  # networks with wrong settings raise anything
         raise ValueError(f"the network that config.json in {folder} describes cannot be called ({_said(error)})") from error
     if sum(table.nbytes for table in plan.buffers()) > TABLES:
-        raise ValueError(f"config.json in {folder} says sample_size = {size!r}, for which no memory would do")
+        raise ValueError(f"config.json in {folder} says sample_size = {size!r}, which takes too much memory")
     if given not in [(1, outputs, *sides) for outputs in (channels, 2 * channels)]:
         raise ValueError(
             f"the network in {folder} makes {_times(given[1:])} of {_times((channels, *sides))}; "
-            "a denoiser gives what it takes"
+            "a denoiser returns the shape that it takes"
         )
 
 
@@ -204,13 +200,13 @@ def _is_side(side: Any) -> bool:
 
 
 def _named(weights: Mapping[str, Tensor], plan: nn.Module) -> dict[str, Tensor]:
-    """`weights` under the names that the network has for them: without wrappers' prefixes, attention by its new names."""
+    """`weights` under the network's names: without prefixes of wrappers, and with the new names of attention."""
     expected = plan.state_dict().keys()
     names = {name: _unwrapped(name) for name in weights if name != "n_averaged"}  # the count of torch's AveragedModel
     while not expected & set(names.values()) and len({name.partition(".")[0] for name in names.values()}) == 1:
         names = {name: short.partition(".")[2] for name, short in names.items()}
     names = {name: short if short in expected else _new_name(short) for name, short in names.items()}
-    if len(set(names.values())) < len(names):  # two copies, one of them wrapped: what does not fit will be said
+    if len(set(names.values())) < len(names):  # two copies, one of them wrapped; `_check_names` reports them
         return dict(weights)
     return {short: weights[name] for name, short in names.items()}
 
@@ -240,7 +236,7 @@ def _check_names(folder: Path, expected: Mapping[str, Tensor], weights: Mapping[
 
 
 def _mean(weights: Mapping[str, Tensor], kind: str, channels: int) -> dict[str, Tensor]:
-    """The last layer without the rows that make the variance: the second half of the channels, of each pixel in a patch."""
+    """The last layer without the rows of the variance: the second half of the channels, for each pixel of a patch."""
     last = {"UNet2DModel": "conv_out", "DiTTransformer2DModel": "proj_out_2"}[kind]
     names = [f"{last}.weight", f"{last}.bias"]
     return {name: weights[name].unflatten(0, (-1, 2 * channels))[:, :channels].flatten(0, 1) for name in names}

@@ -1,4 +1,4 @@
-"""A stock pipeline from its folder, by diffusers and without any code of the folder's."""
+"""Opens a stock pipeline by diffusers without running any code of its folder."""
 
 from __future__ import annotations
 
@@ -19,26 +19,23 @@ from .parts import Parts
 
 CONFIGURATIONS = ("config.json", "tokenizer_config.json", "generation_config.json", "preprocessor_config.json")
 WEIGHTS = re.compile(r"((?:diffusion_pytorch_)?model)(?:\.\w+)?\.safetensors(\.index(?:\.\w+)?\.json)?")
-DATA = (".safetensors", ".txt", ".model", ".jinja")  # beside JSON, what the parts of a pipeline are made of
+DATA = (".safetensors", ".txt", ".model", ".jinja")  # files of a pipeline's parts besides JSON
 
 
 def open_pipeline(folder: Path, parts: Parts, network: nn.Module) -> Any:
-    """The stock pipeline in `folder` around `network`, all else in float32 on the CPU, in evaluation mode.
+    """Opens the stock pipeline in `folder` around `network`; its other parts are in float32 on the CPU, in evaluation mode.
 
-    diffusers sees a copy of the folder with nothing in it but weights as safetensors, vocabularies and JSON without what
-    names code.
+    diffusers sees a copy of the folder that holds only safetensors, vocabularies, and JSON without entries that name code.
 
     Raises:
-        ValueError: a part is missing, broken or kept as pickles, or needs a library that is not there.
+        ValueError: a part is missing, broken or pickled, or needs a library that is not installed.
     """
     import diffusers
 
     kind = getattr(diffusers, parts.pipeline)
     for part, name in (parts.others | {"scheduler": "scheduler"}).items():
         if not inside(folder, part).is_dir():
-            raise ValueError(
-                f"{folder} says that its {part} is a {name}, but there is no folder {part} in it; fetch it again"
-            )
+            raise ValueError(f"{folder} says that its {part} is a {name}, but has no folder {part}; download it again")
     with _cleaned(folder, parts) as place, _quietly():
         try:
             pipeline = kind.from_pretrained(
@@ -46,7 +43,7 @@ def open_pipeline(folder: Path, parts: Parts, network: nn.Module) -> Any:
             )
         except (KeyboardInterrupt, MemoryError):
             raise
-        except BaseException as error:  # the tokenizers' library panics with errors of a class of its own
+        except BaseException as error:  # the tokenizers library raises BaseException
             said = in_short(error).replace(str(place), str(folder))
             raise ValueError(f"diffusers cannot open the {parts.pipeline} in {folder}: {said}") from error
     for part in pipeline.components.values():
@@ -57,7 +54,7 @@ def open_pipeline(folder: Path, parts: Parts, network: nn.Module) -> Any:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the bars of diffusers, which count the parts of a pipeline."""
+    """In this context diffusers shows no progress bars."""
     from diffusers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -71,7 +68,7 @@ def _quietly() -> Iterator[None]:
 
 @contextmanager
 def _cleaned(folder: Path, parts: Parts) -> Iterator[Path]:
-    """A copy of the folder without code: JSON that was read and checked, and links to what holds none."""
+    """A copy of the folder without code: checked JSON files, and links to files that hold no code."""
     with TemporaryDirectory() as temporary:
         place = Path(temporary)
         index = read_json(inside(folder, "model_index.json"), "a diffusers pipeline folder has one at its top")
@@ -88,12 +85,12 @@ def _cleaned(folder: Path, parts: Parts) -> Iterator[Path]:
 
 
 def files_of(folder: Path, part: str) -> dict[str, Path]:
-    """The files of one part of a pipeline, its weights, vocabularies and configurations, by the names to open them under.
+    """Weights, vocabularies and configurations of one part of a pipeline, by the names under which they are opened.
 
-    A variant of the weights such as fp16 is opened as the weights themselves where they are not there, and else left out.
+    A variant of the weights, such as fp16, is used only if there are no weights without a variant.
 
     Raises:
-        ValueError: one is a link that leads out of the folder, or there are several variants and nothing else.
+        ValueError: a link leads out of the folder, or there are several variants and no weights without one.
     """
     files = [inside(folder / part, file.name) for file in sorted(inside(folder, part).iterdir())]
     held = {file.name: file for file in files if file.suffix in (".json", *DATA) and file.is_file()}
@@ -102,12 +99,12 @@ def files_of(folder: Path, part: str) -> dict[str, Path]:
     for name in () if is_whole else held.keys() - found.keys():
         if _plain(name) in found:
             both = " and ".join(sorted((name, found[_plain(name)].name)))
-            raise ValueError(f"{folder / part} holds {both}; rename the one that is meant to {_plain(name)}")
+            raise ValueError(f"{folder / part} holds {both}; rename the one to use to {_plain(name)}")
         found[_plain(name)] = held[name]
     return found
 
 
 def _plain(name: str) -> str:
-    """The name of a file of weights, or of their index, without its variant; any other name as it is."""
+    """The name of a file of weights or of their index without its variant; other names unchanged."""
     said = WEIGHTS.fullmatch(name)
     return name if said is None else f"{said[1]}.safetensors{'.index.json' if said[2] else ''}"

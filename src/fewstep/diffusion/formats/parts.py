@@ -1,4 +1,4 @@
-"""What a pipeline folder is made of: which part is its network, and what else stands beside it."""
+"""The parts of a pipeline folder: its network and the others."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ OURS = {
     "SongUNet": ".foreign.song",
     "EDM2UNet": ".foreign.edm2",
     "ScalarUNet": ".foreign.scalar",
-}  # and where they are, imported when one is read
+}  # networks of fewstep and their modules, which are imported when they are read
 NETWORKS = ("UNet2DModel", "DiTTransformer2DModel", *OURS)
-WERE_CALLED = {"Transformer2DModel": "DiTTransformer2DModel"}  # published DiTs bear the older name
-HOMES = ("diffusers.models.unets.", "diffusers.models.transformers.")  # where diffusers keeps what denoises
+WERE_CALLED = {"Transformer2DModel": "DiTTransformer2DModel"}  # older class names of published DiTs
+HOMES = ("diffusers.models.unets.", "diffusers.models.transformers.")  # diffusers' modules of denoising networks
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a pipeline folder says it is made of.
+    """The parts of a pipeline folder by its model_index.json.
 
     Attributes:
-        pipeline: its class.
-        network: the name of the one part that denoises.
-        kind: the class of that part.
+        pipeline: class of the pipeline.
+        network: name of the denoising network.
+        kind: class of the denoising network.
         others: the classes of all parts but the network and the scheduler.
     """
 
@@ -37,7 +37,7 @@ class Parts:
 
     @property
     def is_bare(self) -> bool:
-        """Whether it is one of the networks that are sampled without a pipeline."""
+        """Whether it is a network that is sampled without a pipeline."""
         return self.kind in NETWORKS and not self.others
 
 
@@ -45,7 +45,7 @@ def read_parts(folder: Path) -> Parts:
     """The parts of the pipeline in `folder`.
 
     Raises:
-        ValueError: no pipeline folder, no network or several in it, or parts that only their own code could read.
+        ValueError: it is no pipeline folder, has no network or several, or has parts that need their own code.
     """
     index = read_json(inside(folder, "model_index.json"), "a diffusers pipeline folder has one at its top")
     classes = _classes(folder, index)
@@ -75,17 +75,17 @@ def read_parts(folder: Path) -> Parts:
 
 
 def is_network(name: str) -> bool:
-    """Whether there is a network of that class that denoises: in diffusers, or here."""
+    """Whether diffusers or fewstep has a denoising network of that class."""
     return name in OURS or str(getattr(_of_diffusers(name), "__module__", "")).startswith(HOMES)
 
 
 def is_ours(library: str, name: str) -> bool:
-    """Whether it is a network that diffusers does not have and fewstep does."""
+    """Whether it is a network of fewstep."""
     return name in OURS and library.startswith("fewstep.")
 
 
 def part_folder(folder: Path, part: str) -> Path:
-    """Where `part` lies: in a folder of its name; old repositories keep the parts of a pipeline at its top."""
+    """The folder of `part`: that of its name, or in old repositories the pipeline's own folder."""
     return folder / part if inside(folder, part).is_dir() else folder
 
 
@@ -96,7 +96,7 @@ def _of_diffusers(name: str) -> Any:
 
 
 def _check_known(folder: Path, pipeline: object, classes: dict[str, tuple[str, str]]) -> None:
-    """Raises ValueError where the pipeline or a part of it is not of diffusers and transformers."""
+    """Raises ValueError if the pipeline or one of its parts is neither of diffusers nor of transformers."""
     import diffusers
     from diffusers import pipelines
 
@@ -105,23 +105,23 @@ def _check_known(folder: Path, pipeline: object, classes: dict[str, tuple[str, s
     if not is_pipeline or kind is diffusers.DiffusionPipeline:
         raise ValueError(
             f"model_index.json in {folder} names the pipeline {pipeline!r:.80} of "
-            f"{', '.join(sorted(name for _, name in classes.values()))}, which diffusers does not have, and fewstep "
+            f"{', '.join(sorted(name for _, name in classes.values()))}, which diffusers does not have; fewstep "
             "runs no code of a checkpoint"
         )
     for part, (library, name) in classes.items():
         if library not in ("diffusers", "transformers") and not hasattr(pipelines, library):
             raise ValueError(
-                f"the {part} in {folder} is a {library}.{name}, which neither diffusers nor transformers has, and fewstep "
+                f"the {part} in {folder} is a {library}.{name}, which neither diffusers nor transformers has; fewstep "
                 "runs no code of a checkpoint"
             )
 
 
 def _classes(folder: Path, index: dict[str, object]) -> dict[str, tuple[str, str]]:
-    """Library and class of each part that is there."""
+    """Library and class of each part that is not left out."""
     classes = {}
     for part, entry in index.items():
         if not (isinstance(entry, list) and len(entry) == 2) or part.startswith("_") or entry[1] is None:
-            continue  # a setting, such as the names of a DiT's classes, or a part that was left out
+            continue  # a setting, such as the class names of a DiT, or a part that is left out
         library, name = entry
         if not (isinstance(library, str) and isinstance(name, str) and part.isidentifier()):
             raise ValueError(f"model_index.json in {folder} says {entry!r} of its part {part!r}, not a library and a class")

@@ -1,4 +1,4 @@
-"""The stock diffusers pipelines that sample a student: which one, and how it must be set."""
+"""The stock diffusers pipelines and schedulers that sample a student, and their settings."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def stock_pipeline(denoiser: Denoiser, walk: Walk) -> DiffusionPipeline:
-    """The stock pipeline that takes `denoiser` along `walk`: the same levels, the same noise from the same seeds.
+    """The stock pipeline that samples `denoiser` as `walk` does: at the same levels, with the same noise for each seed.
 
-    A student that is told where its segments end becomes a plain one for this walk, and a LoRA is fused with its base.
+    A `TwoTimes` is baked for this walk, and a LoRA is fused with its base.
 
     Raises:
-        ValueError: there is none, and why; a sentence for before the tuning.
+        ValueError: there is no such pipeline; the message says why.
     """
     if is_adapted(denoiser.network):
         denoiser = fused(denoiser)
@@ -43,10 +43,10 @@ def stock_pipeline(denoiser: Denoiser, walk: Walk) -> DiffusionPipeline:
 
 
 def few_step_scheduler(denoiser: Denoiser, walk: Walk, pipeline: Pipeline) -> Any:
-    """The stock scheduler with which `pipeline` takes the student in the place of its network along `walk`.
+    """The stock scheduler with which `pipeline` samples the student as `walk` does.
 
     Raises:
-        ValueError: there is none, and why; a sentence for before the tuning.
+        ValueError: there is no such scheduler; the message says why.
     """
     if not isinstance(walk, Consistency | Segments):
         raise ValueError(f"only few-step generators are exported, and {walk} samples a diffusion model")
@@ -62,7 +62,7 @@ def few_step_scheduler(denoiser: Denoiser, walk: Walk, pipeline: Pipeline) -> An
 
 
 def check_exportable(denoiser: Denoiser, walk: Walk, pipeline: Pipeline | None) -> None:
-    """Raises ValueError where no stock pipeline takes the student along `walk`."""
+    """Raises ValueError if no stock pipeline samples the student as `walk` does."""
     if pipeline is None:
         stock_pipeline(denoiser, walk)
     else:
@@ -70,19 +70,19 @@ def check_exportable(denoiser: Denoiser, walk: Walk, pipeline: Pipeline | None) 
 
 
 def plain(denoiser: Denoiser, walk: Walk) -> Denoiser:
-    """A student in the checkpoint's own architecture for this walk: a LoRA is fused, a second time baked."""
+    """The student for this walk in the checkpoint's architecture: a LoRA is fused, and a second time is baked."""
     denoiser = fused(denoiser) if is_adapted(denoiser.network) else denoiser
     return baked(denoiser, walk.levels(denoiser)) if isinstance(denoiser, TwoTimes) else denoiser
 
 
 def _flow(schedule: Rectified, walk: Consistency | Segments, pipeline: Pipeline) -> Any:
-    """Euler or LCM on the levels of the schedule, whether the pipeline hands its scheduler even ones or none."""
+    """Euler or LCM scheduler on the schedule's levels, if the pipeline gives its scheduler even levels or none."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchLCMScheduler
 
     handed = pipeline.manner.sigmas
     if handed is not None and any(abs(u - 1 + k / len(handed)) > 1e-4 for k, u in enumerate(handed)):
         raise ValueError(
-            "this pipeline hands its scheduler noise levels of its own, which no stock scheduler replaces; sample the "
+            "this pipeline gives its scheduler noise levels of its own, which no stock scheduler can replace; sample the "
             "student with fewstep"
         )
     last = float(schedule.grid(walk.steps)[-1])
@@ -103,8 +103,8 @@ def _vp(denoiser: Denoiser, schedule: DiscreteVP) -> DiffusionPipeline:
 def _lcm(denoiser: Denoiser, schedule: DiscreteVP) -> Any:
     from diffusers import LCMScheduler
 
-    # original_inference_steps = T makes the pipeline's n timesteps T − 1 − floor(i·T/n); f has a skip connection of its
-    # own, so LCM's is shut by a large timestep_scaling, at every timestep but 0
+    # With original_inference_steps = T the pipeline's n timesteps are T − 1 − ⌊i·T/n⌋. f has its own skip connection, so a
+    # large timestep_scaling disables that of LCM at every timestep but 0.
     return LCMScheduler.from_config(
         schedulers.vp_config(denoiser, schedule), original_inference_steps=schedule.num_train_timesteps,
         clip_sample=False, timestep_spacing="leading", timestep_scaling=1e6,
@@ -116,8 +116,8 @@ def _edm(denoiser: Denoiser, schedule: Karras, walk: Consistency) -> DiffusionPi
 
     if schedule.time_scale != 250:
         raise ValueError(
-            "this network was trained with EDM's own time, ln σ/4, and stock pipelines give it 250·ln σ; sample "
-            "its student with fewstep, or, if it came from a file of EDM, import that with --consistency-time and tune it"
+            "this network has EDM's own time, ln σ/4, and stock pipelines give 250·ln σ; sample its student with fewstep, "
+            "or import a file of EDM with --consistency-time and tune that"
         )
     settings = schedule.consistency_settings(walk.middle, denoiser.identity)
     return ConsistencyModelPipeline(unet=denoiser.network, scheduler=CMStochasticIterativeScheduler(**settings))
@@ -137,10 +137,9 @@ def _multistep(denoiser: Denoiser, walk: Segments) -> DiffusionPipeline:
 
 
 def _first_order(denoiser: Denoiser, schedule: DiscreteVP, steps: int) -> Any:
-    """DDIM where the segments divide the schedule's timesteps.
+    """DDIM if the number of segments divides the number of timesteps, else the first-order DPM solver.
 
-    Where they do not, DDIMScheduler goes to a level beside the one where it calls the network next, so the same step is
-    taken by the first-order DPM solver.
+    If it does not, a step of DDIMScheduler ends at another level than that at which the next call begins.
     """
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 

@@ -1,4 +1,4 @@
-"""What float32 alone does to a model's samples, measured on the model: no other difference is an error of the format."""
+"""Measures the effect of float32 rounding on a model's samples, to tell it from errors of an export."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-STEP = 2.0**-23  # from a float32 to the next, in parts of it
+STEP = 2.0**-23  # relative distance of a float32 to the next
 
 
 @contextmanager
 def one_step_off(denoiser: nn.Module) -> Iterator[None]:
-    """Inside the block every call of `denoiser` gets its state rounded to float32, and its noise level one step higher.
+    """In this context each call of `denoiser` gets x rounded to float32, and sigma one float32 step higher.
 
-    A network answers such a call as another one would that rounds differently. So its samples move as far as rounding
-    moves them, at this noise level, prediction and number of calls.
+    The samples then differ as much as by other rounding, for this walk and prediction.
 
     Args:
-        denoiser: called with x (B, *) and sigma (B,), both float64, and whatever else.
+        denoiser: called with x (B, *) and sigma (B,), both float64, and further arguments.
     """
 
     def move(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Diffusers' scheduler configurations, both ways: what a network was trained for is a schedule and a prediction."""
+"""Converts configurations of diffusers' schedulers into a schedule and a prediction, and back."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ..denoiser import Denoiser, discrete_vp
 from ..prediction import Preconditioned, Prediction, Trigonometric, clean, epsilon, unit_score, v_prediction, velocity
 from ..schedule import NO_OFFSET, PURE_NOISE, DiscreteVP, Exploding, Karras, Rectified, Schedule, TrigFlow
 
-PREDICTIONS = {"epsilon": epsilon, "v_prediction": v_prediction, "sample": clean}  # as diffusers calls them
-EVERYWHERE = ("linear", "scaled_linear", "squaredcos_cap_v2")  # beta schedules that all of its VP schedulers have
+PREDICTIONS = {"epsilon": epsilon, "v_prediction": v_prediction, "sample": clean}  # names in diffusers
+EVERYWHERE = ("linear", "scaled_linear", "squaredcos_cap_v2")  # beta schedules of all VP schedulers
 
 
 def read(config: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
-    """What a network was trained for, as the configuration of its diffusers scheduler says.
+    """The schedule and prediction of a network from the configuration of its diffusers scheduler.
 
     Raises:
-        ValueError: the scheduler, or what it says the network predicts, is not known.
+        ValueError: the scheduler or its prediction_type is not supported.
     """
     kind = str(config.get("_class_name", ""))
     own = _read_flow(config, kind) if _is_flow(config) else _read_own(config, kind)
@@ -29,18 +29,18 @@ def read(config: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
         raise ValueError(f"the scheduler {kind or 'without a name'} does not say how the network was trained")
     predicts = config.get("prediction_type", "epsilon")
     if predicts not in PREDICTIONS:
-        raise ValueError(f"a network that predicts {predicts!r} is unknown; {', '.join(PREDICTIONS)} are known")
+        raise ValueError(f"the prediction_type {predicts!r} is unknown; {', '.join(PREDICTIONS)} are known")
     return discrete_vp(config), PREDICTIONS[predicts]
 
 
 def _is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether it is a scheduler of flow models, or a DPM or UniPC solver that is set for them."""
+    """Whether it is a scheduler of flow models, or a DPM or UniPC solver with settings for them."""
     by_setting = config.get("prediction_type") == "flow_prediction" and bool(config.get("use_flow_sigmas"))
     return by_setting or str(config.get("_class_name", "")).startswith("FlowMatch")
 
 
 def _read_flow(config: Mapping[str, Any], kind: str) -> tuple[Schedule, Prediction]:
-    # diffusers has no setting for where sampling starts, `write` leaves it there
+    # sigma_max is no setting of diffusers; `write` adds it
     ours = kind.startswith("FlowMatch")
     shift = float(config.get("shift" if ours else "flow_shift", 1.0))
     schedule = Rectified(shift=shift, time_scale=float(config.get("num_train_timesteps", 1000)))
@@ -50,7 +50,7 @@ def _read_flow(config: Mapping[str, Any], kind: str) -> tuple[Schedule, Predicti
 
 
 def _read_own(config: Mapping[str, Any], kind: str) -> tuple[Schedule, Prediction] | None:
-    """What the schedulers say that are neither of flows nor of timesteps with betas."""
+    """Reads schedulers of other kinds: EDM, consistency, TrigFlow and variance exploding; None for all others."""
     predicts = config.get("prediction_type", "epsilon")
     if kind == "CMStochasticIterativeScheduler":
         data, low, high = _numbers(config, "sigma_data", "sigma_min", "sigma_max")
@@ -64,7 +64,7 @@ def _read_own(config: Mapping[str, Any], kind: str) -> tuple[Schedule, Predictio
     if kind == "SCMScheduler":
         data, high = _numbers({"sigma_max": 80.0} | dict(config), "sigma_data", "sigma_max")
         return TrigFlow(data, sigma_max=high), Trigonometric(data)
-    if kind == "IPNDMScheduler":  # α = cos t, σ = sin t, and t is told as a part of π/2
+    if kind == "IPNDMScheduler":  # α = cos t, σ = sin t, and the time is t/(π/2)
         return TrigFlow(1.0, sigma_max=PURE_NOISE, time_scale=2 / math.pi), Trigonometric(1.0)
     if kind == "ScoreSdeVeScheduler":
         low, high = _numbers(config, "sigma_min", "sigma_max")
@@ -73,7 +73,7 @@ def _read_own(config: Mapping[str, Any], kind: str) -> tuple[Schedule, Predictio
 
 
 def write(denoiser: Denoiser) -> Any:
-    """The diffusers scheduler from whose configuration `read` makes the denoiser's schedule and prediction again."""
+    """The diffusers scheduler whose configuration `read` converts back to the denoiser's schedule and prediction."""
     from diffusers import (
         CMStochasticIterativeScheduler,
         DDPMScheduler,
@@ -98,7 +98,7 @@ def write(denoiser: Denoiser) -> Any:
         return flow
     if isinstance(schedule, TrigFlow):
         trigflow = SCMScheduler(sigma_data=schedule.sigma_data)
-        trigflow.register_to_config(sigma_max=schedule.sigma_max)  # it has no such setting of its own
+        trigflow.register_to_config(sigma_max=schedule.sigma_max)  # diffusers has no such setting
         return trigflow
     if isinstance(schedule, Exploding):
         return ScoreSdeVeScheduler(sigma_min=schedule.sigma_min / 2, sigma_max=schedule.highest / 2)
@@ -109,7 +109,7 @@ def write(denoiser: Denoiser) -> Any:
 
 
 def vp_config(denoiser: Denoiser, schedule: DiscreteVP) -> dict[str, Any]:
-    """The configuration of a stock VP scheduler of any kind: those that lack a beta schedule are given its betas."""
+    """The configuration for any stock VP scheduler; beta schedules that some lack are replaced by their betas."""
     config = dict(write(denoiser).config)
     if schedule.beta_schedule in EVERYWHERE or schedule.trained_betas is not None:
         return config

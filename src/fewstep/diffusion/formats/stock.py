@@ -1,4 +1,4 @@
-"""Run as a script in a fresh process: samples a folder with stock diffusers and nothing of ours.
+"""A script for a new process: samples a folder by stock diffusers, without fewstep.
 
 python stock.py OUT.npy FOLDER '{"steps": 2, "seeds": [0, 1], "labels": null}'
 """
@@ -12,12 +12,12 @@ from diffusers import DiffusionPipeline
 
 
 def main(out: str, folder: str, asked: str) -> None:
-    """Writes the images (B, H, W, C) in [0, 1] that the pipeline in `folder` makes of the seeds."""
+    """Writes the images (B, H, W, C) in [0, 1] that the pipeline in `folder` draws for the seeds."""
     sample(out, folder, **json.loads(asked))
 
 
 def sample(out: str, folder: str, steps: int, seeds: list[int], labels: list[int] | None) -> None:
-    """The same, of what was asked for."""
+    """Samples with these arguments; see `main`."""
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(

@@ -1,4 +1,4 @@
-"""Run as a script in a fresh process: a base with an adapter, by stock diffusers and nothing of ours.
+"""A script for a new process: calls a base with an adapter by stock diffusers, without fewstep.
 
 python stock_adapter.py OUT.npy NETWORK ADAPTER PART VARIANT CALLS.pt
 """
@@ -13,7 +13,7 @@ import torch
 
 
 def main(out: str, network: str, adapter: str, part: str, variant: str, calls: str) -> None:
-    """Writes what the network in a folder says with the adapter in another, called as the file of `calls` has it."""
+    """Writes the output of the network in one folder with the adapter in another, for the arguments in `calls`."""
     kind = getattr(diffusers, json.loads((Path(network) / "config.json").read_text())["_class_name"])
     model = kind.from_pretrained(network, local_files_only=True, variant=variant or None, torch_dtype=torch.float32)
     model.load_lora_adapter(adapter, prefix=part, use_safetensors=True)

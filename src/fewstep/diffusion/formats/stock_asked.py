@@ -1,4 +1,4 @@
-"""Run as a script in a fresh process: samples a pipeline for prompts or classes, by stock diffusers and nothing of ours.
+"""A script for a new process: samples a pipeline for prompts or classes by stock diffusers, without fewstep.
 
 python stock_asked.py OUT.npy FOLDER '{"told": {"num_inference_steps": 2}, "rows": [{"prompt": "a"}], "seeds": [0],
     "shape": [4, 8, 8]}'
@@ -15,16 +15,16 @@ from diffusers import DiffusionPipeline
 
 
 def main(out: str, folder: str, asked: str) -> None:
-    """Writes where the scheduler of the pipeline in `folder` ends, (B, *), for each row that is asked for."""
+    """Writes the last states of the scheduler of the pipeline in `folder`, (B, *), one for each prompt or class."""
     sample(out, folder, **json.loads(asked))
 
 
 def sample(
     out: str, folder: str, told: dict[str, Any], rows: list[dict[str, Any]], seeds: list[int], shape: list[int] | None
 ) -> None:
-    """The same, of what was asked for.
+    """Samples with these arguments; see `main`.
 
-    The noise that a pipeline begins with and the fresh noise of its scheduler come from one generator a seed.
+    The initial noise of a sample and the fresh noise of the scheduler come from one generator with the sample's seed.
     """
     pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""What a scheduler's configuration says about how the network was trained, with its settings checked."""
+"""Reads and checks the scheduler's configuration, which says how the network was trained."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MOST_TIMESTEPS = 100_000
 
 
 def scheduler_config(folder: Path) -> dict[str, Any]:
-    """The configuration of the scheduler in `folder`; what it leaves out is as diffusers would have it.
+    """Reads the configuration of the scheduler in `folder`, with diffusers' defaults for missing settings.
 
     Raises:
-        ValueError: there is none, or a setting that says how the network was trained cannot be.
+        ValueError: there is no configuration, or a setting is out of its range.
     """
     file = inside(folder, "scheduler_config.json")
     said = {
@@ -38,7 +38,7 @@ def scheduler_config(folder: Path) -> dict[str, Any]:
 
 
 def _defaults(kind: str) -> dict[str, Any]:
-    """What diffusers takes for settings that a configuration leaves out; nothing for a scheduler that it does not have."""
+    """The defaults of a diffusers scheduler; {} for one that diffusers does not have."""
     import diffusers
 
     made = getattr(diffusers, kind, None) if kind.endswith("Scheduler") else None

@@ -1,4 +1,4 @@
-"""What exports are verified by: stock diffusers in a fresh process, and how far its numbers are from ours."""
+"""Verifies exports: stock diffusers computes in a new process, and its values are compared with ours."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ...core.progress import progress
 from ...core.receipt import plain
 from .rounding import STEP
 
-ROOM = 8  # times what float32 moves our own numbers by is allowed; stock pipelines with random networks needed up to 3
-SECONDS = 15.0  # that a fresh process is expected to take: most of it goes into its imports
+ROOM = 8  # allowed difference in multiples of float32 rounding; stock pipelines of random networks needed up to 3
+SECONDS = 15.0  # expected time of a new process, mostly for its imports
 
 
 class Agreement(NamedTuple):
-    """How well what stock diffusers makes of an export agrees with ours.
+    """How well the values of stock diffusers agree with ours.
 
     Attributes:
-        largest: difference of all numbers compared, in parts of `whole`.
-        allowed: several times what float32 rounding moves ours by.
-        whole: what these are parts of.
-        unit: how many of them make the whole.
+        largest: largest difference, in units of `whole`.
+        allowed: allowed difference, ROOM times the effect of float32 rounding.
+        whole: name of the reference value.
+        unit: number of these units in the whole range.
     """
 
     largest: float
@@ -40,33 +40,33 @@ class Agreement(NamedTuple):
 
     @classmethod
     def of(cls, theirs: Tensor, ours: Tensor, moved: Tensor, whole: str, *, size: float, unit: float = 1.0) -> Agreement:
-        """That of their numbers and ours, which rounding has `moved`; all of one shape, and of this size at most."""
+        """Compares `theirs` with `ours`, given ours with rounding, `moved`; all of one shape, relative to `size`."""
         apart, rounding = (float((each - ours).abs().max()) / size for each in (theirs, moved))
         return cls(unit * apart, unit * ROOM * max(rounding, STEP), whole, unit)
 
     def __str__(self) -> str:
         whole = f"{self.unit:g} {self.whole}" if self.unit != 1 else f"the {self.whole}"
         return (
-            f"by up to {self.largest:.2g} of {whole} (allowed: {self.allowed:.2g}, {ROOM} times as far as float32 rounding "
-            "moves ours)"
+            f"by up to {self.largest:.2g} of {whole} (allowed: {self.allowed:.2g}, {ROOM} times the effect of float32 "
+            "rounding)"
         )
 
     def check(self, what: str) -> None:
-        """Raises ValueError where the difference is more than is allowed; `what` begins the sentence."""
+        """Raises ValueError if the difference is larger than allowed; `what` begins the message."""
         if not self.largest <= self.allowed:
             raise ValueError(f"{what} {self}; nothing was exported")
 
 
 def said_by(script: ModuleType, *given: str | Path, seconds: float = SECONDS) -> Tensor:
-    """The numbers that a script of stock diffusers, and nothing of ours, writes in a fresh process.
+    """The array that a script of stock diffusers writes in a new process without fewstep.
 
     Args:
-        script: its main(out, *given) writes an array to the file `out`.
+        script: module whose main(out, *given) writes an array to the file `out`.
         given: its other arguments.
-        seconds: that it is expected to take.
+        seconds: expected time, for the progress bar.
 
     Raises:
-        ValueError: it failed, and the last thing that it said.
+        ValueError: the script failed; the message holds its last line.
     """
     with TemporaryDirectory() as scratch:
         out = Path(scratch) / "said.npy"
@@ -75,7 +75,7 @@ def said_by(script: ModuleType, *given: str | Path, seconds: float = SECONDS) ->
 
 
 def run(script: ModuleType, given: list[str], seconds: float) -> None:
-    """Runs a script in a fresh process; see `said_by`."""
+    """Runs a script in a new process; see `said_by`."""
     command = [sys.executable, "-I", str(script.__file__), *given]
     with (
         progress("verifying", seconds) as done,
@@ -88,11 +88,13 @@ def run(script: ModuleType, given: list[str], seconds: float) -> None:
             except subprocess.TimeoutExpired:
                 done(1)
     if process.returncode:
-        last = (said.strip().splitlines() or ["it ended without a word"])[-1][:500]  # of a traceback the error itself
-        raise ValueError(f"stock diffusers cannot take what was exported: {last}")
+        last = (said.strip().splitlines() or ["it ended without a message"])[-1][
+            :500
+        ]  # the last line of a traceback is the error
+        raise ValueError(f"stock diffusers cannot load the export: {last}")
 
 
 def lines_of(facts: Mapping[str, Any]) -> str:
-    """What a model card says of the facts, a line each."""
+    """The facts as lines of a model card."""
     said = {key: value if isinstance(value, str) else json.dumps(plain(value)) for key, value in facts.items()}
     return "\n".join(f"- **{key}**: {value}" for key, value in said.items())

@@ -1,1 +1,1 @@
-"""What was gained and what was lost, with intervals."""
+"""Measures what was gained and lost, with intervals."""

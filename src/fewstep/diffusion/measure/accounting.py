@@ -1,4 +1,4 @@
-"""A ledger is made: both checkpoints are sampled from the same seeds and asked the same questions."""
+"""Makes a ledger of two checkpoints from samples of the same seeds and errors on the same images."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ from .matching import Match
 from .scores import Array
 from .seen import Seen, Setting, sampled
 
-MOST_CLASSES = 20  # with lines of their own
-CLASSIFIED = 2000  # real images whose classes a classifier is asked for
+MOST_CLASSES = 20  # classes at most that get lines of their own
+CLASSIFIED = 2000  # real images that are classified
 ANOTHER_TASK = (
-    "A consistency function answers with where the path ends and not with the mean of what may be there, so its denoising "
-    "error exceeds a diffusion model's by as much as ends differ; those lines inform and are not judged."
+    "A consistency function predicts the end of the path and not the mean of all possible samples, so its denoising error "
+    "is larger than a diffusion model's; those lines inform and are not judged."
 )
 GUIDED = (
-    "Guidance makes an answer sharper than the mean of what may be there, so a guided checkpoint's denoising error exceeds "
-    "that of one that is not; those lines inform and are not judged."
+    "Guidance makes predictions sharper than the mean of all possible samples, so a guided checkpoint's denoising error is "
+    "larger than that of an unguided one; those lines inform and are not judged."
 )
 
 ADVICE = {
     "denoising": "It denoises worse than before: tune less, with a lower rate, "
     "--freeze or --lora, or lower its --strength.",
-    "agreement": "It left the teacher's own solutions: tune longer by the teacher's hops, or take more calls.",
-    "at as few calls": "It is worse than the checkpoint it came from at as many calls, so nothing was gained by it: tune "
-    "again with a lower rate.",
+    "agreement": "Its samples left those of the teacher: tune longer with a teacher's hops, or take more calls.",
+    "at as few calls": "It is worse than the checkpoint it came from at as many calls, so nothing was gained: tune again "
+    "with a lower rate.",
     "quality": "Its pictures are further from real ones: take more calls or tune longer.",
-    "variety": "It shows less of what there is: take more calls, lower the guidance, or tune on more data.",
-    "classes": "Some classes suffered more than others: see whether the data hold enough of them.",
+    "variety": "Its samples vary less: take more calls, lower the guidance, or tune on more data.",
+    "classes": "Some classes got worse than others: see whether the data hold enough of them.",
     "copying": "It copies training images: tune on more of them, or for a shorter time.",
-    "prompts": "It shows less of what it is asked for: raise the guidance that it is tuned with, or tune on more prompts.",
-    "looks": "Its look changed where scores may not mind: compare pictures side by side, and take an earlier state.",
+    "prompts": "Its pictures match their prompts less: raise the guidance in tuning, or tune on more prompts.",
+    "looks": "Its pictures look different, which scores may miss: compare them side by side, or take an earlier state.",
 }
 
 
@@ -73,25 +73,24 @@ def take_stock(
     precision: str = "no",
     within: float = 0.1,
 ) -> tuple[Ledger, list[Point]]:
-    """What the change from one model to the other gained and lost.
+    """Measures what the change from one model to another gained and lost.
 
     Args:
-        before: a diffusion model, as it is sampled.
+        before: a diffusion model and its sampler.
         after: its student, or the same diffusion model after another change.
-        images: real ones, in an order of chance.
+        images: real images in random order.
         views: representations, at least two.
-        n: samples; half as many real images are denoised.
-        denoises: whether the second was made to denoise; see `made_to_denoise`.
-        prompts: what pipelines are asked for in turn; classes as often as the real images have them if left out.
-        judge: says how well a picture matches its prompt.
-        seed: of the first sample and of the noise.
-        batch: samples at once.
+        n: number of samples; half as many real images are denoised.
+        denoises: whether `after` is a denoiser; see `made_to_denoise`.
+        prompts: prompts for pipelines, which take turns; by default classes as often as the real images have them.
+        judge: scores how well a picture matches its prompt.
+        seed: seed of the first sample and of the noise.
+        batch: number of samples at once.
         precision: "no" (float32) or "bf16" in the models.
         within: see `Ledger`.
 
     Returns:
-        The ledger; and the points of the first, of the first in as few calls as the second where those are fewer, and of
-        the second.
+        The ledger, and the points of `before`, of `before` in as few calls as `after` if those are fewer, and of `after`.
     """
     networks = {view.name: view.network for view in views}
     check_enough(n, len(images))
@@ -102,13 +101,13 @@ def take_stock(
 
 
 class Observed(NamedTuple):
-    """Both checkpoints as they were seen on the same seeds.
+    """Statistics of both checkpoints on the same seeds.
 
     Attributes:
-        settings: the first, the first in as few calls as the second where those are fewer, and the second.
-        seen: what was seen of each.
-        told: what the samples are about.
-        levels: σ of the denoising errors, which are of the first rows (m, K).
+        settings: before, before in as few calls as after if those are fewer, and after.
+        seen: returns the statistics of a setting.
+        told: conditions of the samples.
+        levels: σ of the denoising errors, which the first rows have, (m, K).
     """
 
     settings: list[Setting]
@@ -133,10 +132,10 @@ def observed(
     folder: Path | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Iterator[Observed]:
-    """Samples both checkpoints and denoises real images by them, batch by batch, by all processes of a command.
+    """Samples both checkpoints and denoises real images by them, in batches and by all processes.
 
     Args:
-        networks: extractors by name; the first one's classifier, if it has one, says which class a picture shows.
+        networks: extractors by name. The classifier of the first, if it has one, gives the classes of pictures.
         folder, facts: as for `sampled`.
     """
     known: dict[Pipeline, Telling] = {}
@@ -174,7 +173,7 @@ def observed(
 def balanced(
     found: Observed, images: Samples, views: Sequence[View], *, denoises: bool, batch: int, within: float
 ) -> tuple[Ledger, list[Point]]:
-    """The ledger that was observed, and the points of each setting; see `take_stock`."""
+    """The ledger of what was observed, and the points of the settings; see `take_stock`."""
     points = [scored(setting, found.seen(0, k), views, batch=batch) for k, setting in enumerate(found.settings)]
     own, as_few, changed = points[0], points[-2], points[-1]
     before, after = (found.settings[place].denoiser for place in (0, -1))
@@ -190,13 +189,13 @@ def balanced(
 
 
 def lines_of(pair: Pair, as_few: Point, images: Samples, told: Telling) -> tuple[list[Line], str]:
-    """All lines that samples show, and what held-out images say of copying.
+    """All lines from samples, and a sentence on copying.
 
     Args:
         pair: samples before and after.
-        as_few: those before in as few calls as after; the same as before where that takes no fewer.
-        images: real ones.
-        told: what the samples are about.
+        as_few: those before in as few calls as after; `pair.before` if after takes no fewer.
+        images: real images.
+        told: conditions of the samples.
     """
     copied, said = copying(pair, pair.first.real.features)
     lines = agreement(pair, as_few)
@@ -209,24 +208,24 @@ def lines_of(pair: Pair, as_few: Point, images: Samples, told: Telling) -> tuple
 
 
 def made_to_denoise(model: Model) -> bool:
-    """Whether a model answers with the mean of what may be there: diffusion models, and students just below the level."""
+    """Whether a model predicts the mean of all possible samples: diffusion models, and a `TwoTimes` just below σ."""
     return not model.is_student or isinstance(model.denoiser, TwoTimes)
 
 
 def _clean(before: Setting, images: Samples, own: Tensor, rows: range) -> Tensor:
-    """What is denoised, (B, *): real images, or what a pipeline makes of its own pictures, whose prompts are known."""
+    """The clean samples to denoise, (B, *): real images, or a pipeline's own pictures, whose prompts are known."""
     if before.pipeline is None:
         return torch.stack([images.x0(k) for k in rows])
     return before.pipeline.encode(own[: len(rows)]).float().cpu()
 
 
 def _place(networks: Mapping[str, nn.Module]) -> torch.device:
-    """Where the first of them looks at pictures."""
+    """The device of the first extractor."""
     return next(next(iter(networks.values())).parameters(), torch.empty(0)).device
 
 
 def _alike(told: Telling) -> Numbers | None:
-    """Which samples have the same condition, as integers; None if all have."""
+    """An integer for each sample, equal for equal conditions; None if there are no conditions."""
     if not told.cond.rows:
         return None
     rows = torch.cat([value.reshape(len(value), -1).double().cpu() for value in told.cond.rows.values()], 1)
@@ -236,7 +235,7 @@ def _alike(told: Telling) -> Numbers | None:
 
 
 def _classes(pair: Pair, images: Samples, told: Telling) -> list[Line]:
-    """Lines of each class that a classifier sees, or that was asked for; none where nobody knows classes."""
+    """Lines of each class, by a classifier or by the conditions; none if the classes are not known."""
     count = min(len(images), CLASSIFIED)
     if "class" in pair.before.each:
         classify: Any = pair.first.network.classify
@@ -249,7 +248,7 @@ def _classes(pair: Pair, images: Samples, told: Telling) -> list[Line]:
         return []
     kinds = int(max(real.max(), *(each.max() for each in seen))) + 1
     if kinds > MOST_CLASSES:
-        return []  # a line of each would say nothing at this n
+        return []  # too few samples of each class
     unnamed = tuple(f"class {k}" for k in range(kinds))
     names = getattr(pair.first.network, "classes", None) or images.classes or unnamed
     return classes(pair, seen, real, names, free=not told.cond.rows)

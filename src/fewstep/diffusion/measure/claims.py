@@ -1,4 +1,4 @@
-"""Whether a checkpoint is what its files say: what a trained denoiser must satisfy on real samples, a sentence each."""
+"""Tests whether a checkpoint is what its files say, by properties of a trained denoiser on real samples."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from ..two_times import TwoTimes
 from .denoising import JUST_BELOW, levels_of, noise_of
 from .scores import Array
 
-TOLERATED = 1.1  # high up a good answer is the mean, which few real samples do not know exactly either
-AN_END = 2.0  # a consistency function answers with one of what may be there, and errs by twice as much as their mean does
-LEFT = 0.01  # share of its error that a trained network may leave to be had by mixing its answer with its input
-SURE = 3.0  # standard errors: twelve levels are looked at
-OTHERS = (0.5, 0.64, 0.8, 1.25, 1.56, 2.0)  # levels that a network is told in place of the true one, over it
-BETTER = 0.97  # an error that is so much smaller under another level says that the schedule is another one
-SAME = 1e-4  # of a sample, which f(x, 0) may change
+TOLERATED = (
+    1.1  # tolerance on errors: at high levels the best output is the mean, which a few real samples give only roughly
+)
+AN_END = 2.0  # a consistency function returns one possible sample, whose mean square error is twice that of their mean
+LEFT = 0.01  # share by which mixing output and input may reduce the error of a trained network
+SURE = 3.0  # standard errors, as twelve levels are tested
+OTHERS = (0.5, 0.64, 0.8, 1.25, 1.56, 2.0)  # tried levels relative to the true one
+BETTER = 0.97  # an error smaller by this factor at another level means another schedule
+SAME = 1e-4  # relative change of a sample that f(x, 0) may make
 
 
 class Claim(NamedTuple):
-    """What a checkpoint should satisfy, whether it does, and that in one sentence."""
+    """A property that a checkpoint should have, whether it has it, and a sentence on it."""
 
     name: str
     holds: bool
@@ -39,13 +41,13 @@ class Claim(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """What a denoiser makes of the same samples and noise at each of K levels.
+    """The errors of a denoiser on the same samples and noise at each of K levels.
 
     Attributes:
         levels: σ, (K,).
         errors: mean squares, (N, K).
-        left: share of the error that is left to be had by mixing the answer with its input, (K,), and its standard error.
-        seconds: of a row in the network.
+        left, unsure: share by which mixing output and input reduces the error, and its standard error, (K,) each.
+        seconds: time per row of the network.
     """
 
     levels: Tensor
@@ -56,7 +58,7 @@ class Answers:
 
 
 class Told:
-    """A schedule that tells its network another level than the true one: `factor` times it."""
+    """A schedule that gives the network the time of `factor` times the true level."""
 
     def __init__(self, schedule: Schedule, factor: float) -> None:
         self.schedule, self.factor = schedule, factor
@@ -71,15 +73,15 @@ class Told:
 def claims(
     denoiser: Denoiser, x0: Tensor, cond: Cond, *, real: Tensor, mean: bool = True, levels: Tensor | None = None
 ) -> tuple[list[Claim], float]:
-    """All claims that real samples can test, and the seconds that the network takes for a row.
+    """Tests all claims on real samples. Returns them and the seconds per network row.
 
     Args:
-        denoiser: on its device, in evaluation mode.
-        x0: real samples (N, *) that are denoised.
-        cond: a row each.
-        real: as many real samples as are at hand (M, *); they say what is known of the data without a network.
-        mean: whether it is a diffusion model, which answers with the mean of what may be there; a student need not.
-        levels: falling, (K,); twelve of those that it was trained on if left out.
+        denoiser: the denoiser on its device, in evaluation mode.
+        x0: real samples (N, *) to denoise.
+        cond: conditions, N rows.
+        real: as many real samples as are available (M, *), for the linear filter.
+        mean: whether it is a diffusion model, which predicts the mean of all possible samples; a student need not.
+        levels: falling, (K,); by default twelve between the lowest and the highest level of the schedule.
     """
     levels = levels_of(denoiser) if levels is None else levels
     found = [identity(denoiser, x0, cond, float(levels[-1]))]
@@ -87,9 +89,9 @@ def claims(
     broken = ~np.isfinite(answers.errors).all(0)
     if broken.any():
         level = float(levels[int(broken.argmax())])
-        said = f"It is broken: a checkpoint answers with numbers that are not finite at σ = {level:.2g}."
+        said = f"It is broken: it returns numbers that are not finite at σ = {level:.2g}."
         return [*found, Claim("finite", False, said)], answers.seconds
-    found.append(Claim("finite", True, f"All its answers are finite numbers, at {len(levels)} noise levels."))
+    found.append(Claim("finite", True, f"All its outputs are finite at {len(levels)} noise levels."))
     found.append(_denoises(answers, filtered(real, x0, levels), mean))
     if mean:
         found.append(_calibrated(denoiser, x0, cond, answers, real.mean(0)))
@@ -98,17 +100,17 @@ def claims(
 
 @torch.no_grad()
 def identity(denoiser: Denoiser, x0: Tensor, cond: Cond, lowest: float) -> Claim:
-    """f(x, 0) = x, or at the level where the checkpoint's parametrisation has it; and what it does at its lowest level."""
+    """Tests f(x, σ) = x at σ = `identity`, and reports the change at the lowest level."""
     x = x0.to(denoiser.device)
     at = denoiser.identity
     name, size = f"f(x, {at:g}) = x", float(x.square().mean().sqrt())
     apart = float((_answer(denoiser, x, at, cond) - x).square().mean().sqrt())
     moved = float((_answer(denoiser, x, lowest, cond) - x).square().mean().sqrt())
-    below = f"at its lowest level, σ = {lowest:.2g}, it moves a real sample by {moved:.2g}"
+    below = f"at its lowest level, σ = {lowest:.2g}, it changes a real sample by {moved:.2g}"
     if apart <= SAME * size:
-        return Claim(name, True, f"At σ = {at:g} a sample stays as it is; {below}.")
+        return Claim(name, True, f"At σ = {at:g} a sample is unchanged; {below}.")
     return Claim(
-        name, False, f"At σ = {at:g} it changes a sample by {apart:.2g}, so it can be sampled, and not be tuned; {below}."
+        name, False, f"At σ = {at:g} it changes a sample by {apart:.2g}, so it can be sampled but not tuned; {below}."
     )
 
 
@@ -116,11 +118,11 @@ def identity(denoiser: Denoiser, x0: Tensor, cond: Cond, lowest: float) -> Claim
 def asked_at(
     denoiser: Denoiser, x0: Tensor, cond: Cond, levels: Tensor, *, centre: Tensor, seed: int = 0, batch: int = 64
 ) -> Answers:
-    """The answers of a denoiser at these levels; row k has the same noise at all of them.
+    """The errors of a denoiser at these levels; row k has the same noise at all of them.
 
-    What is left: take the answers f + a·(f − centre) + b·(x − f). For a denoiser that has learned the mean of what may be
-    there, a = b = 0 is best, because its error is orthogonal to every function of x. Another level than the one that it
-    believes in, or a layer out of order, leaves something to be had.
+    `left` compares f with f + a·(f − centre) + b·(x − f). For a denoiser that predicts the mean of all possible samples,
+    a = b = 0 is best, because its error is orthogonal to every function of x. A wrong schedule or a broken layer makes
+    other a and b better.
 
     Reference: the orthogonality of the conditional mean, as in Efron 2011, Tweedie's Formula and Selection Bias.
     """
@@ -145,13 +147,12 @@ def asked_at(
 
 
 def filtered(real: Tensor, x0: Tensor, levels: Tensor, *, seed: int = 0) -> Array:
-    """The errors of the best linear filter on x0 (N, *) with the noise of `asked_at`, (N, K): what a spectrum alone knows.
+    """The errors (N, K) of the best linear filter on x0 (N, *) with the noise of `asked_at`.
 
-    On average it is below σ², the error of leaving the noise where it is, and below the variance, that of answering with
-    the mean.
+    On average they are below σ², the error of returning x, and below the variance, the error of returning the mean.
 
     Args:
-        real: samples (M, *) that the spectrum is taken of.
+        real: samples (M, *) for the spectrum.
         x0, levels, seed: as for `asked_at`.
 
     Reference: Wiener 1949, Extrapolation, Interpolation, and Smoothing of Stationary Time Series.
@@ -168,7 +169,7 @@ def filtered(real: Tensor, x0: Tensor, levels: Tensor, *, seed: int = 0) -> Arra
 
 
 def _denoises(answers: Answers, linear: Array, mean: bool) -> Claim:
-    """Its error must be below that of the best linear filter at each level; by chance a few samples say otherwise."""
+    """Tests that the error is below that of the best linear filter at each level, by more than chance."""
     sigma, allowed = answers.levels.numpy(), (1 if mean else AN_END) * TOLERATED
     found, ratio = answers.errors.mean(0), answers.errors.mean(0) / linear.mean(0)
     more = answers.errors - allowed * linear
@@ -196,35 +197,35 @@ def _why(mean: bool) -> str:
 
 
 def _calibrated(denoiser: Denoiser, x0: Tensor, cond: Cond, answers: Answers, centre: Tensor) -> Claim:
-    """Nothing may be left to be had at any level; where something is, another level that is told may be the cause."""
+    """Tests that mixing output and input does not reduce the error; if it does, other levels are tried as the cause."""
     sigma, surely = answers.levels, answers.left - SURE * answers.unsure
     worst = int(surely.argmax())
     if surely[worst] <= LEFT:
         most = int(answers.left.argmax())
         return Claim("calibrated", True, (
-            f"It is calibrated: mixing its answer with its input takes at most {_share(answers, most)} of its error away."
+            f"It is calibrated: mixing its output with its input reduces its error by at most {_share(answers, most)}."
         ))  # fmt: skip
     told = (
-        f"It is not calibrated: at σ = {float(sigma[worst]):.2g} mixing its answer with its input takes "
-        f"{_share(answers, worst)} of its error away, of which a trained denoiser leaves none"
+        f"It is not calibrated: at σ = {float(sigma[worst]):.2g} mixing its output with its input reduces its error by "
+        f"{_share(answers, worst)}, and that of a trained denoiser not at all"
     )
     level, own = sigma[worst : worst + 1], float(answers.errors[:, worst].mean())
     errors = {factor: _told(denoiser, x0, cond, level, factor, centre) for factor in OTHERS}
     factor = min(errors, key=lambda each: errors[each])
     if errors[factor] < BETTER * own:
         return Claim("calibrated", False, (
-            f"{told}. Told σ = {factor * float(level):.2g} there, it errs {1 - errors[factor] / own:.0%} less: it was "
-            "trained with another schedule than its files say."
+            f"{told}. Given σ = {factor * float(level):.2g} there, its error is {1 - errors[factor] / own:.0%} smaller: it "
+            "was trained with another schedule than its files say."
         ))  # fmt: skip
     return Claim("calibrated", False, (
-        f"{told}. No other level that it is told helps: weights are out of place, or it was trained on other data."
+        f"{told}. No other level helps: its weights are broken, or it was trained on other data."
     ))  # fmt: skip
 
 
 def _told(denoiser: Denoiser, x0: Tensor, cond: Cond, level: Tensor, factor: float, centre: Tensor) -> float:
-    """The error where the network is told another level."""
-    other = copy(denoiser)  # the same network under a schedule of its own
-    other.schedule = Told(denoiser.schedule, factor)  # type: ignore[assignment]  # it passes on all that it lacks
+    """The error if the network is given the time of another level."""
+    other = copy(denoiser)  # the same network with another schedule
+    other.schedule = Told(denoiser.schedule, factor)  # type: ignore[assignment]  # it forwards all other attributes
     return float(asked_at(other, x0, cond, level, centre=centre).errors.mean())
 
 
@@ -234,7 +235,7 @@ def _share(answers: Answers, k: int) -> str:
 
 
 def _gain(error: Tensor, ways: Tensor) -> tuple[float, float]:
-    """The share of errors (N, D) that the best sum of ways (N, D, 2) takes away, and its standard error over the rows."""
+    """The share by which the best sum of ways (N, D, 2) reduces errors (N, D), and its standard error over rows."""
     size = error.square().sum().clamp(min=1e-30)
     gram, along = torch.einsum("ndi,ndj->ij", ways, ways), torch.einsum("ndi,nd->i", ways, error)
     best = torch.linalg.pinv(gram, hermitian=True) @ along

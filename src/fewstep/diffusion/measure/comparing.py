@@ -1,4 +1,4 @@
-"""Models beside each other: scored against real images, with a table, a plot and pictures in a folder."""
+"""Compares models by scores against real images, with a plot and pictures in a folder."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from .seen import Matching, Setting, sampled
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found.
+    """The result of a comparison.
 
     Attributes:
-        points: of each setting.
-        real: how the real images look.
-        recommended: where on the dial to stand, if that was asked.
+        points: one point per setting.
+        real: looks of the real images.
+        recommended: the recommended setting, if one was asked for.
     """
 
     points: list[Point]
@@ -43,14 +43,14 @@ class Comparison:
     recommended: Recommended | None
 
     def without_arrays(self) -> Comparison:
-        """The figures alone."""
+        """The figures without arrays."""
         said = self.recommended
         points = [point.without_arrays() for point in self.points]
         return Comparison(points, self.real, said and said._replace(point=said.point.without_arrays()))
 
 
 def image_shape(denoiser: Denoiser) -> tuple[int, int, int]:
-    """(C, H, W) of the images that it makes; ValueError if it makes anything else."""
+    """The shape (C, H, W) of a model's images; ValueError if its samples are no pictures."""
     if not isinstance(denoiser.space, Pixels):
         shape = "x".join(map(str, denoiser.space.shape))
         raise ValueError(f"this model makes samples of {shape} that are no pictures, and only pictures can be scored")
@@ -58,7 +58,7 @@ def image_shape(denoiser: Denoiser) -> tuple[int, int, int]:
 
 
 def common_shape(settings: Sequence[Setting]) -> tuple[int, int, int]:
-    """(C, H, W) of the images that all of them make; ValueError if there is no such shape."""
+    """The common shape (C, H, W) of the images of all settings; ValueError if they differ."""
     shapes = {setting.pipeline: _shape(setting) for setting in settings}
     first = shapes[settings[0].pipeline]
     for setting in settings:
@@ -88,31 +88,31 @@ def compare(
     decided_by: Mapping[str, Any] | None = None,
     **facts: Any,
 ) -> Comparison:
-    """Scores `settings` on the same seeds; leaves measure.json, quality.png, samples.png and pictures/ in `out`.
+    """Scores `settings` on the same seeds; writes measure.json, quality.png, samples.png and pictures/ into `out`.
 
-    All processes of the command sample; the main one scores and writes, and the points of the others hold no arrays.
+    All processes sample. The main process scores and writes, and the points of the others have no arrays.
 
     Args:
-        settings: models and how they are sampled; those called "teacher" are what the others are held against.
-        images: real ones, in an order of chance.
-        out: the folder.
-        n: samples for each score.
-        networks: the extractors, by name; see `features.extractors`.
-        bundled: whether the images are some of those that come with the package.
-        seed: of the first sample.
-        batch: samples at once.
+        settings: models and how they are sampled. Those named "teacher" are the reference.
+        images: real images in random order.
+        out: folder for the results.
+        n: number of samples for each score, at least 20.
+        networks: feature extractors by name; see `features.extractors`.
+        bundled: whether the images are bundled ones.
+        seed: seed of the first sample; the others count up from it.
+        batch: number of samples at once.
         precision: "no" (float32) or "bf16" in the models.
-        prompts: what pipelines are asked for in turn; classes as often as the real images have them if left out.
-        judge: says how well a picture matches its prompt; see `matching.match`.
-        within: asks where on the dial to stand: how much worse than the teacher's best, as a share, is good enough.
-        decided_by: what decides the samples beside their number; what is kept of others is not taken for theirs.
-        facts: for the receipt.
+        prompts: prompts for pipelines, which take turns; by default classes as often as the real images have them.
+        judge: scores how well a picture matches its prompt; see `matching.match`.
+        within: asks for a recommendation; share by which a good enough distance may exceed the teacher's best.
+        decided_by: everything else that the samples depend on, so that saved parts of others are not reused.
+        facts: further entries of the receipt.
 
     Raises:
-        ValueError: latents in place of images, or no classes where a model wants some.
+        ValueError: the data are latents or too few, or a model needs classes and the data have none.
     """
     if images.raw([0]).dtype != torch.uint8:
-        raise ValueError("these data are latents; only images can be compared with")
+        raise ValueError("these data are latents; give images to compare with")
     check_enough(n, len(images))
     first = next(iter(networks))
     cond = partial(told, images=images, n=n, prompts=prompts, known={})
@@ -141,7 +141,7 @@ def _comparison(points: list[Point], real: Looks, views: Sequence[View], within:
 
 
 def _entries(found: Comparison, views: Sequence[View]) -> dict[str, Any]:
-    """What measure.json says of it."""
+    """The entries of measure.json."""
     points, first = found.points, views[0].name
     entries: dict[str, Any] = {"points": [point.summary() for point in points], "real": found.real._asdict()}
     teachers = [point for point in points if point.name == "teacher"]
@@ -158,7 +158,7 @@ def _entries(found: Comparison, views: Sequence[View]) -> dict[str, Any]:
 
 
 def matches(judge: Match | None, prompts: Sequence[str] | None) -> Matching | None:
-    """How well pictures show what they were asked for, by their numbers; None where nobody judges."""
+    """A function that scores how well pictures match their prompts; None without a judge or prompts."""
     if judge is None or not prompts:
         return None
     return lambda pictures, rows: judge(pictures, in_turn(prompts, rows))
@@ -166,24 +166,24 @@ def matches(judge: Match | None, prompts: Sequence[str] | None) -> Matching | No
 
 @dataclass(frozen=True)
 class Telling:
-    """Conditions, and which of them each sample is about; no more rows are made than are asked for."""
+    """Distinct conditions, and the row of them for each sample."""
 
     cond: Cond
     rows: Tensor
 
     def part(self, rows: slice) -> Cond:
-        """Those of these samples."""
+        """The conditions of some samples."""
         return self.cond.part(self.rows[rows])
 
     def whole(self) -> Cond:
-        """Those of all."""
+        """The conditions of all samples."""
         return self.cond.part(self.rows)
 
 
 def told(
     setting: Setting, images: Samples, n: int, prompts: Sequence[str] | None, known: dict[Pipeline, Telling]
 ) -> Telling:
-    """What a model is given: classes, or whatever its pipeline makes of classes or prompts, which is kept in `known`."""
+    """The conditions of `n` samples: classes, or those that a pipeline makes of classes or prompts, cached in `known`."""
     pipeline, denoiser = setting.pipeline, setting.denoiser
     if pipeline is None:
         return Telling(_labels(denoiser, images, n), torch.arange(n))
@@ -198,9 +198,9 @@ def told(
 
 
 def _labels(denoiser: Denoiser, images: Samples, n: int) -> Cond:
-    """Classes as often as the real images have them, in their order."""
+    """The classes of the real images, in their order."""
     if not denoiser.takes:
         return NOTHING
     if images.label_range is None:
-        raise ValueError("this model is conditional on classes, but the data have no labels to draw them from")
+        raise ValueError("this model is conditional on classes, but the data have no labels; give labelled data")
     return labelled(torch.stack([images.cond(k % len(images))[CLASS] for k in range(n)]))

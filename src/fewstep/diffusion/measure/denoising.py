@@ -1,4 +1,4 @@
-"""Denoising error by noise level: what a checkpoint knows of real samples, before any sampler has a say in it."""
+"""Denoising error on real samples by noise level, which does not depend on a sampler."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..noise import karras
 from ..two_times import TwoTimes
 from .scores import Array
 
-HIGHEST = 80.0  # higher up noise alone is seen, and all answer with the mean of the data
-JUST_BELOW = 0.99  # where a student of any number of calls is asked to end, over the level: there it is a diffusion model
+HIGHEST = 80.0  # above it the input is pure noise, and every denoiser returns the mean of the data
+JUST_BELOW = 0.99  # lo over σ for a student of any number of calls, where it is a diffusion model
 
 
 def levels_of(*denoisers: Denoiser, count: int = 12) -> Tensor:
-    """Karras' levels, falling, within what all the denoisers were trained on, (count,) float64."""
+    """Karras' levels, falling, within the range of all denoisers and at most 80, (count,) float64."""
     low = max(denoiser.schedule.sigma_min for denoiser in denoisers)
     high = min(HIGHEST, *(denoiser.schedule.sigma_max for denoiser in denoisers))
     return karras(count, low, high)
@@ -37,22 +37,22 @@ def errors(
     precision: str = "no",
     first: int = 0,
 ) -> Array:
-    """The mean square over values of f(x0 + σ·eps, σ) − x0 at each level, (N, K).
+    """The mean square of f(x0 + σ·eps, σ) − x0 for each row and level, (N, K).
 
-    Row k has the same noise at all levels and for any denoiser, so two of them are compared in pairs.
+    Row k has the same noise at all levels and for all denoisers, so that denoisers are compared in pairs.
 
     Args:
-        denoiser: f, on its device. A `TwoTimes` is asked for the end of a segment just below σ.
+        denoiser: f, on its device. A `TwoTimes` is called with a segment that ends just below σ.
         x0: real samples (N, *).
-        cond: a row each.
+        cond: conditions, N rows.
         levels: σ, (K,).
-        seed: of the noise.
-        batch: rows at once.
+        seed: seed of the noise.
+        batch: number of rows at once.
         precision: "no" (float32) or "bf16" in the network.
-        first: the number of the first row, where these are some of more.
+        first: number of the first row, if these are a part of all rows.
 
     Raises:
-        ValueError: an answer that is not finite.
+        ValueError: an output is not finite.
     """
     found = []
     with progress("denoising", len(x0) * len(levels)) as done:
@@ -69,14 +69,12 @@ def errors(
     broken = ~np.isfinite(every).all(0)
     if broken.any():
         level = float(levels[int(broken.argmax())])
-        raise ValueError(
-            f"a checkpoint answers with numbers that are not finite at σ = {level:.2g}; its weights are broken"
-        )
+        raise ValueError(f"a checkpoint returns numbers that are not finite at σ = {level:.2g}; its weights are broken")
     return every
 
 
 def noise_of(x: Tensor, seed: int, start: int = 0) -> Tensor:
-    """The noise of rows `start` on, like x (B, *), the same for any denoiser."""
+    """The noise of B rows from row `start` on, of the shape of x (B, *), the same for all denoisers."""
     seeds = [derive(seed, 0x1ED6E2, k) for k in range(start, start + len(x))]
     return normal(generators(seeds), x.shape[1:], x.device)
 

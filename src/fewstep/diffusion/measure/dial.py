@@ -1,4 +1,4 @@
-"""The dial: quality against network calls, every setting on the same seeds and in more than one representation."""
+"""The dial: quality against network calls, with the same seeds for all settings and in several representations."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .seen import FEATURES, Matching, Seen, Setting, Told, sampled
 
 logger = logging.getLogger(__name__)
 
-COMPARED = 10_000  # samples and real images at most for scores that hold each against each
+COMPARED = 10_000  # samples and real images at most for scores of all pairs
 
 
 class Looks(NamedTuple):
-    """What a glance sees, in grey levels of 0 to 255, of an image and on average.
+    """Simple statistics of images, in grey levels of 0 to 255, averaged over images.
 
     Attributes:
         grey: mean brightness.
-        contrast: the mean deviation within an image.
-        sharpness: the mean difference between neighbouring pixels.
-        saturation: how far the strongest colour of a pixel is from the weakest; 0 in grey images.
+        contrast: standard deviation within an image.
+        sharpness: mean difference between neighbouring pixels.
+        saturation: mean difference of a pixel's largest and smallest channel; 0 for grey images.
     """
 
     grey: float
@@ -41,12 +41,12 @@ class Looks(NamedTuple):
 
     @classmethod
     def of(cls, images: Tensor) -> Looks:
-        """Those of uint8 images (N, C, H, W)."""
+        """The mean looks of uint8 images (N, C, H, W)."""
         return cls(*map(float, cls.each(images).mean(0)))
 
     @staticmethod
     def each(images: Tensor) -> Tensor:
-        """Those of every uint8 image (N, C, H, W), (N, 4)."""
+        """The looks of each uint8 image (N, C, H, W), (N, 4)."""
         pixels = images.float()
         steps = [pixels.diff(dim=axis).abs().flatten(1).mean(1) for axis in (-1, -2)]
         colour = (pixels.amax(1) - pixels.amin(1)).flatten(1).mean(1)
@@ -55,7 +55,7 @@ class Looks(NamedTuple):
 
     @classmethod
     def over(cls, images: Samples) -> Looks:
-        """Those of the first 10,000 images of a data set."""
+        """The mean looks of the first 10,000 images of a data set."""
         count = min(10_000, len(images))
         seen = torch.cat([cls.each(part) for part in in_parts(images, count)])
         return cls(*map(float, seen.mean(0)))
@@ -66,18 +66,20 @@ class Point:
     """One measured setting.
 
     Attributes:
-        name, sampler: of the setting.
-        nfe: network calls a sample, counted at the network.
+        name, sampler: name and sampler of the setting.
+        nfe: network calls per sample, as counted at the network.
         n: number of samples.
-        frechet: distance to the real images with its 95 % interval, by the name of the view.
-        sliced: sliced Wasserstein distance to as many real images, by the name of the view.
-        kid, coverage: in the first view, of the first 10,000 samples: the kernel distance; precision, recall, density and
-            coverage against as many real images.
+        frechet: Fréchet distance to the real images with its 95 % interval, by view.
+        sliced: sliced Wasserstein distance to as many real images, by view.
+        kid, coverage: kernel distance, and precision, recall, density and coverage, of the first 10,000 samples against as
+            many real images in the first view.
         looks: mean grey, contrast, sharpness and saturation.
-        seconds: spent sampling, over all processes; images_per_second of one, at that batch on that device.
-        images: the first ones, uint8 (at most 64, C, H, W). features: (n, D) by the name of the view.
-        match: how well the pictures match what was asked for.
-        each: further numbers of every sample, (n, *) by name.
+        seconds: time of sampling, summed over all processes.
+        device, batch: where and in which batches they were sampled.
+        images: the first pictures, uint8 (at most 64, C, H, W).
+        features: features (n, D) by view.
+        match: mean score of how well pictures match their prompts; None without a judge.
+        each: further values of every sample by name, (n, *).
     """
 
     name: str
@@ -98,7 +100,7 @@ class Point:
     each: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
 
     def without_arrays(self) -> Point:
-        """The figures alone."""
+        """The point without arrays."""
         return replace(self, images=self.images[:0], features={}, each={})
 
     @property
@@ -106,7 +108,7 @@ class Point:
         return self.n / self.seconds
 
     def summary(self) -> dict[str, Any]:
-        """What goes into a JSON: everything but the arrays."""
+        """The entries for a JSON: everything but the arrays."""
         return {
             "name": self.name,
             "sampler": self.sampler,
@@ -135,17 +137,20 @@ def score(
     cond: Cond = NOTHING,
     match: Matching | None = None,
 ) -> Point:
-    """Samples `seeds`, rounds to uint8 and scores what the extractors of the `views` see.
+    """Samples `seeds`, rounds to uint8 and scores the samples in the `views`.
 
     Args:
-        setting: what to measure.
-        seeds: one a sample; the same for every setting that is to be compared.
+        setting: model and sampler.
+        seeds: one per sample; use the same for all settings to compare.
         views: representations, at least two (`features.views`). Precision, recall, KID and the sliced distance use as
             many real images as there are seeds.
-        batch: samples at once.
+        batch: number of samples at once.
         precision: "no" (float32) or "bf16" in the network.
-        cond: passed to the denoiser, one row a seed.
-        match: says of images (B, C, H, W) and their numbers how well each matches what was asked for, (B,).
+        cond: conditions, one row per seed.
+        match: scores (B,) of how well images (B, C, H, W), given with their numbers, match their prompts.
+
+    Raises:
+        ValueError: there are fewer than 20 samples or real images.
     """
     return scores([setting], seeds, views, batch=batch, precision=precision, cond=lambda _: cond, match=match)[0]
 
@@ -160,7 +165,7 @@ def scores(
     cond: Callable[[Setting], Told] = lambda setting: NOTHING,
     match: Matching | None = None,
 ) -> list[Point]:
-    """A point of each setting on the same seeds; see `score`. `cond` says what a model is given."""
+    """One point per setting on the same seeds; see `score`. `cond` returns the conditions of a setting."""
     check_enough(len(seeds), len(views[0].real.features))
     networks = {view.name: view.network for view in views}
     made = sampled(
@@ -172,7 +177,7 @@ def scores(
 
 
 def check_enough(n: int, real: int) -> None:
-    """Raises ValueError where there are too few samples or real images for scores with intervals."""
+    """Raises ValueError if there are too few samples or real images for scores with intervals."""
     if n < 20:
         raise ValueError(f"a score with an interval needs at least 20 samples, got n = {n}")
     if real < 20:
@@ -180,7 +185,7 @@ def check_enough(n: int, real: int) -> None:
 
 
 def scored(setting: Setting, seen: Seen, views: Sequence[View], *, batch: int) -> Point:
-    """The point that samples make, of which this was seen."""
+    """The point of a setting from the statistics of its samples."""
     features, first = seen.features, views[0]
     n, device = len(seen.each["looks"]), str(setting.denoiser.device)
     some, some_real = features[first.name][:COMPARED], first.real.features[: min(n, COMPARED)]
@@ -202,7 +207,7 @@ def scored(setting: Setting, seen: Seen, views: Sequence[View], *, batch: int) -
         match=_mean(seen.each["match"]) if "match" in seen.each else None,
         each={name: value for name, value in seen.each.items() if not name.startswith(FEATURES)},
     )
-    if point.seconds > SHORT:  # else the table comes soon enough
+    if point.seconds > SHORT:  # otherwise the table follows soon
         found = ", ".join(f"{distance} ({name})" for name, distance in point.frechet.items())
         logger.info("%s, %.0f calls: Fréchet distance %s", setting.name, point.nfe, found)
     return point
@@ -222,38 +227,38 @@ def _sliced(features: Array, view: View) -> Estimate:
 
 
 def difference(a: Point, b: Point, view: View) -> Estimate:
-    """Fréchet distance of `a` minus that of `b`, paired: both on the same seeds."""
+    """Fréchet distance of `a` minus that of `b`, paired over the same seeds."""
     assert a.n == b.n
     ours, theirs = a.features[view.name], b.features[view.name]
     return jackknife(lambda rows: frechet(ours[rows], view.real) - frechet(theirs[rows], view.real), a.n)
 
 
 def ratio(a: Point, b: Point, view: View) -> Estimate:
-    """Fréchet distance of `a` over that of `b`, paired: both on the same seeds."""
+    """Fréchet distance of `a` over that of `b`, paired over the same seeds."""
     assert a.n == b.n
     ours, theirs = a.features[view.name], b.features[view.name]
     return jackknife(lambda rows: frechet(ours[rows], view.real) / frechet(theirs[rows], view.real), a.n)
 
 
 class Recommended(NamedTuple):
-    """Where on the dial to stand, and why; the nearest place where none is good enough."""
+    """The recommended point and why; the nearest point if none is good enough."""
 
     point: Point
     sentence: str
 
 
 def recommend(points: Sequence[Point], views: Sequence[View], *, within: float = 0.05) -> Recommended:
-    """The fewest network calls whose quality is within a share of the best that `teacher` reaches.
+    """The point of fewest network calls whose distance exceeds the teacher's best by at most the share `within`.
 
-    The best is the teacher's in the first view; what is good enough must be so in every one.
+    The teacher's best is that in the first view; the condition must hold in every view.
     """
     if not within >= 0:
-        raise ValueError(f"a tolerance is a share of 0 or more, got {within}")
+        raise ValueError(f"within must be 0 or more, got {within}")
     main = views[0].name
     best = min((point for point in points if point.name == "teacher"), key=lambda point: point.frechet[main].value)
 
     def behind(point: Point) -> float:
-        """How many times the best one's distance, in the view where that is most."""
+        """The ratio to the best distance, in the view in which it is largest."""
         return max(point.frechet[view.name].value / best.frechet[view.name].value for view in views)
 
     def times(point: Point) -> str:

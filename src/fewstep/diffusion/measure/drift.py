@@ -15,13 +15,12 @@ from ..two_times import TwoTimes
 
 
 def drift(before: Denoiser, after: Denoiser) -> list[Drift]:
-    """Of each layer in the order in which the data meet them, from the input to the output.
+    """The drift of each layer, in the order from input to output.
 
-    A LoRA counts as what it makes of the weights that it changes. The second time of a student of any number of calls has
-    no counterpart and is left out.
+    A LoRA is fused first. The second time of a student of any number of calls has no counterpart and is left out.
 
     Raises:
-        ValueError: the networks are not of the same form.
+        ValueError: the networks have different architectures.
     """
     return moved(_weights(before), _weights(after), met(before.network, partial(_ask, before)))
 

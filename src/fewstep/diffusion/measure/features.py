@@ -1,4 +1,4 @@
-"""Feature extractors: images in, one vector an image out; every score says which one it used."""
+"""Feature extractors: one vector per image. Every score names its extractor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Extractor = Callable[[Tensor], Tensor]  # uint8 images (B, C, H, W) -> features 
 
 
 class View(NamedTuple):
-    """How an extractor sees images, and how real ones look to it."""
+    """A feature extractor and its reference of real images."""
 
     name: str
     network: nn.Module
@@ -35,33 +35,33 @@ class View(NamedTuple):
 
     @classmethod
     def of(cls, name: str, network: nn.Module, images: Samples, *, bundled: bool = False) -> View:
-        """That of real images; see `reference`."""
+        """The view of these real images; see `reference`."""
         return cls(name, network, reference(network, images, bundled=bundled))
 
 
 def views(features: str, images: Samples, *, bundled: bool = False) -> list[View]:
-    """The two representations that every score stands in.
+    """The two representations in which every score is computed.
 
     Args:
-        features: name of the first; see `extractors`.
-        images: real ones.
+        features: name of the first extractor; see `extractors`.
+        images: real images.
         bundled: see `reference`.
     """
     return [View.of(name, network, images, bundled=bundled) for name, network in extractors(features).items()]
 
 
 def extractors(features: str) -> dict[str, nn.Module]:
-    """`features` and one without training beside it, by name, on the best device.
+    """The extractor `features` and an untrained one, by name, on the best device.
 
-    A student that darkens its backgrounds a little pleases the one, and the eye sees it as the other does: one
-    representation is never enough.
+    Two are used because a trained one can miss differences that the eye and an untrained one see, such as darker
+    backgrounds.
     """
     beside = "pixels" if features == "random" else "random"
     return {name: on_device(extractor(name)) for name in (features, beside)}
 
 
 def fitting(features: str, shape: Sequence[int]) -> dict[str, nn.Module]:
-    """The same, tried on an image of this shape, (C, H, W), before the work begins."""
+    """See `extractors`; the first is tested on an image of this shape, (C, H, W), and raises ValueError if that fails."""
     networks = extractors(features)
     extract(networks[features], torch.zeros(1, *shape, dtype=torch.uint8))
     return networks
@@ -76,7 +76,7 @@ def extractor(name: str) -> nn.Module:
             transformers vision model, whose pooled output is taken.
 
     Raises:
-        ValueError: no such extractor, or its package is not installed.
+        ValueError: the extractor does not exist, or its package is not installed.
     """
     ours: dict[str, Callable[[], nn.Module]] = {
         "fashion": FashionFeatures.bundled, "random": RandomFeatures, "pixels": PixelFeatures,
@@ -87,7 +87,7 @@ def extractor(name: str) -> nn.Module:
 
 @torch.no_grad()
 def extract(network: Extractor, images: Tensor, batch: int = 250) -> Array:
-    """Features (N, D) in float64 of uint8 images (N, C, H, W), on the extractor's device if it is a module."""
+    """Features (N, D) float64 of uint8 images (N, C, H, W), computed on the extractor's device if it is a module."""
     return np.concatenate([_seen(network, part) for part in track(torch.split(images, batch), "looking at images")])
 
 
@@ -98,16 +98,16 @@ def _seen(network: Extractor, images: Tensor) -> Array:
 
 
 def in_parts(images: Samples, count: int, batch: int = 250) -> Iterator[Tensor]:
-    """The first `count` of them, uint8 (B, C, H, W) at once."""
+    """The first `count` images in batches, uint8 (B, C, H, W)."""
     for start in track(range(0, count, batch), "looking at images"):
         yield images.raw(range(start, min(start + batch, count)))
 
 
 @torch.no_grad()
 def reference(network: nn.Module, images: Samples, *, bundled: bool = False) -> Reference:
-    """The reference that real uint8 images make, looked at some at a time; of many of them it is kept, see `kept`.
+    """The reference of real uint8 images, computed in batches. For many images it is cached; see `kept`.
 
-    If they are some of those that come `bundled`, the features that come along have it of all 60,000 images.
+    For `bundled` images and features, mean and covariance are those of all 60,000 images.
     """
     made = kept(network, images, lambda: Reference.over(_seen(network, part) for part in in_parts(images, len(images))))
     if bundled and isinstance(network, FashionFeatures):
@@ -119,8 +119,8 @@ def reference(network: nn.Module, images: Samples, *, bundled: bool = False) -> 
 class FashionFeatures(nn.Module):
     """The bundled extractor: the last hidden layer of a small Fashion-MNIST classifier.
 
-    `forward` takes uint8 images (B, 1, 28, 28) and returns features (B, 128); `classify` returns logits (B, 10), whose
-    classes are called as in `classes`.
+    `forward` takes uint8 images (B, 1, 28, 28) and returns features (B, 128); `classify` returns logits (B, 10) of the
+    classes named in `classes`.
     """
 
     classes = NOUNS
@@ -136,7 +136,7 @@ class FashionFeatures(nn.Module):
 
     @classmethod
     def bundled(cls) -> FashionFeatures:
-        """The trained network that comes with the package, in evaluation mode."""
+        """The bundled trained network, in evaluation mode."""
         from safetensors.torch import load_file
 
         network = cls()
@@ -149,7 +149,7 @@ class FashionFeatures(nn.Module):
         if images.shape[1:] != (1, 28, 28):
             raise ValueError(
                 f"the bundled features take 1x28x28 images, these are {'x'.join(map(str, images.shape[1:]))}; "
-                "--features random takes any"
+                "use --features random"
             )
         features: Tensor = self.body(images.float() / 127.5 - 1)
         return features
@@ -164,11 +164,11 @@ def _block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
 
 
 class RandomFeatures(nn.Module):
-    """Small convolutional networks that nobody has trained, so nothing taught them what to overlook; (B, 128).
+    """Untrained convolutional networks, which have learned to ignore nothing; features (B, 128).
 
-    Four networks side by side, each of four 3×3 convolutions with a ReLU, a mean over 2×2 pixels after each; the features
-    are the spatial means at the four scales. Every second filter has mean 0 and sees edges, blur and noise, the others
-    brightness as well. They take images of any size, grey or in colour, and hang on `seed` alone.
+    They are four parallel networks of four 3×3 convolutions with ReLU, each followed by a mean over 2×2 pixels. The
+    features are the spatial means at the four scales. Every second filter has mean 0 and responds to edges, blur and noise; the
+    others respond to brightness as well. Images may have any size, grey or in colour. The weights depend on `seed` alone.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -187,11 +187,11 @@ class RandomFeatures(nn.Module):
             h = layer(h).relu()
             means.append(h.mean((2, 3)))
             h = avg_pool2d(h, 2, ceil_mode=True)
-        return 10 * torch.cat(means, 1)  # distances of the order of those on trained features
+        return 10 * torch.cat(means, 1)  # so that distances have the order of those of trained features
 
 
 class PixelFeatures(nn.Module):
-    """The image itself as a thumbnail of 8×8 values in [−1, 1], (B, 64) in grey, (B, 192) in colour."""
+    """A thumbnail of 8×8 pixels with values in [−1, 1]: (B, 64) for grey, (B, 192) for colour."""
 
     def forward(self, images: Tensor) -> Tensor:
         return interpolate(images.float() / 127.5 - 1, (8, 8), mode="bilinear", antialias=True).flatten(1)
@@ -208,7 +208,7 @@ class InceptionFeatures(nn.Module):
         try:
             self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
         except OSError as error:
-            raise ValueError(f"the weights of the Inception features could not be fetched: {error}") from error
+            raise ValueError(f"the weights of the Inception features could not be downloaded: {error}") from error
 
     def forward(self, images: Tensor) -> Tensor:
         (features,) = self.network(_colour(images))
@@ -216,7 +216,7 @@ class InceptionFeatures(nn.Module):
 
 
 class TransformersFeatures(nn.Module):
-    """A transformers vision model's pooled output, (B, D), at 224 pixels by antialiased bicubic; DINOv2 for FD-DINOv2."""
+    """Pooled output (B, D) of a transformers vision model at 224 pixels; DINOv2 for FD-DINOv2."""
 
     mean: Tensor
     std: Tensor
@@ -230,15 +230,15 @@ class TransformersFeatures(nn.Module):
             folder = folder_of(source, VISION, bundled="features")
         except ValueError as error:
             known = "random, pixels, fashion, inception"
-            raise ValueError(f"{source} is no known extractor ({known}) nor a vision model: {error}") from error
+            raise ValueError(f"{source} is neither an extractor ({known}) nor a vision model: {error}") from error
         config = load_config(folder, read_config(folder, VISION))
         self.network = load_network(folder, config, AutoModel, "vision model", dtype=torch.float32, pickled=True)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # of ImageNet
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))  # those of ImageNet
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1))
         try:
             with torch.no_grad():
                 self(torch.zeros(1, 3, 224, 224, dtype=torch.uint8))
-        except Exception as error:  # other kinds of model take or give other things
+        except Exception as error:  # other models have other inputs or outputs
             raise ValueError(f"{source} is no vision model that pools 224 pixels: {in_short(error)}") from error
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What real images look like to an extractor, kept from one command to the next: known by content, and no code in it."""
+"""A cache of the references of real images, which are identified by content."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ...core.files import atomic_file, clear
 from ..data import Samples
 from .scores import Reference
 
-WORTH = 20_000  # images from which keeping pays
-FOLDER = "FEWSTEP_CACHE"  # variable that names another folder; empty keeps nothing
+WORTH = 20_000  # images from which a reference is kept
+FOLDER = "FEWSTEP_CACHE"  # environment variable for another folder; empty keeps nothing
 BATCH = 1000
-LIMIT = 2 * 2**30  # bytes of all that is kept
-TRIED = 8  # images, by which a network is known as well
+LIMIT = 2 * 2**30  # bytes of all references at most
+TRIED = 8  # images whose features are part of the name
 
 
 def kept(network: nn.Module, images: Samples, make: Callable[[], Reference]) -> Reference:
-    """What `make` computes of all images, or what an earlier command kept of the very same images and network.
+    """The reference that `make` computes, or that an earlier command kept for the same images and network.
 
-    Both are known by their content, so nothing has to be cleared when data or weights change. A file that is damaged is
-    made again, and where nothing can be written nothing is kept. Beyond `LIMIT` those go that were not used for longest.
+    Images and network are identified by their content, so the cache never has to be cleared. A damaged file is made again.
+    If nothing can be written, nothing is kept. Beyond `LIMIT` the files that were not used for longest are removed.
     """
     place = "" if len(images) < WORTH else _place()
     if not place:
@@ -37,11 +37,11 @@ def kept(network: nn.Module, images: Samples, make: Callable[[], Reference]) -> 
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), open(file, "rb") as content:
         held = np.load(content, allow_pickle=False)
         found = Reference(held["mean"], held["cov"], int(held["n"]), held["features"].astype(np.float64))
-        with suppress(OSError):  # used just now
+        with suppress(OSError):  # marks the file as used
             os.utime(file)
         return found
     made = make()
-    short = made.features.astype(np.float32)  # extractors answer in it
+    short = made.features.astype(np.float32)  # the dtype of extractors
     if np.array_equal(short, made.features):
         with suppress(OSError), atomic_file(file) as content:
             np.savez(content, mean=made.mean, cov=made.cov, n=np.array(made.n), features=short)
@@ -50,9 +50,9 @@ def kept(network: nn.Module, images: Samples, make: Callable[[], Reference]) -> 
 
 
 def _shrink(folder: Path) -> None:
-    """Removes what was not used for longest until the rest is within the limit. The last one used always stays.
+    """Removes the files that were not used for longest, until the rest is within the limit. The last one used stays.
 
-    Other processes may do the same meanwhile, and one that is reading a file reads it to its end.
+    Other processes may do the same at the same time. A process that is reading a removed file can read it to its end.
     """
     with suppress(OSError):
         clear(folder)
@@ -68,16 +68,16 @@ def _shrink(folder: Path) -> None:
 
 
 def _place() -> str:
-    """The folder; "" where there is none, as for a user without a home."""
+    """The folder of the cache; "" if there is none, as for a user without a home folder."""
     home = os.path.expanduser("~")
     return os.environ.get(FOLDER, "" if home == "~" else os.path.join(home, ".cache", "fewstep"))
 
 
 @torch.no_grad()
 def _name(network: nn.Module, images: Samples) -> str:
-    """A hash of the network's form and weights, of where it is computed, and of all images in their order.
+    """A hash of the network's architecture and weights, the device, and all images in their order.
 
-    And of what it says of the first images: its code may be another one than it was.
+    It includes the features of the first images, because the extractor's code may change.
     """
     device = next(network.parameters(), torch.empty(0)).device
     said = f"{network!r} {device.type} {torch.__version__} {tuple(images.shape)} {len(images)}"

@@ -1,4 +1,4 @@
-"""The lines of a ledger: each compares two checkpoints by pairs, the same seeds or the same images with the same noise."""
+"""The lines of a ledger. Each compares two checkpoints in pairs: same seeds, or same images and noise."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .dial import Looks, Point, difference
 from .features import View
 from .scores import Array, Coverage, covered, kid, met_by, mind, nearest, radii, vendi
 
-NEAR = 0.05  # share of real images that count as near to a training image
+NEAR = 0.05  # share of held-out real images that count as near to a training image
 Numbers = NDArray[np.intp]
-COMPARED = 5000  # samples at most that are held each against each, once for each group that is left out
-FEWEST = 20  # samples of a class, or of a condition, that are scored by themselves
+COMPARED = 5000  # samples at most in scores of all pairs, which are computed once per jackknife group
+FEWEST = 20  # samples of a class or condition at least to score them alone
 
 
 class Pair(NamedTuple):
-    """Samples of the same seeds before and after, with the views they are scored in; see `Point`."""
+    """Samples of the same seeds before and after, and the views of their scores; see `Point`."""
 
     before: Point
     after: Point
@@ -39,13 +39,13 @@ class Pair(NamedTuple):
         return self.views[0]
 
     def seen(self, view: View | None = None) -> tuple[Array, Array]:
-        """Features before and after, (n, D) each, in the first view unless told otherwise."""
+        """Features before and after, (n, D) each, by default in the first view."""
         name = (view or self.first).name
         return self.before.features[name], self.after.features[name]
 
 
 def denoising(before: Array, after: Array, levels: Tensor, *, asked: bool) -> list[Line]:
-    """A line a noise level, of errors (n, K) from the same images and noise."""
+    """One line per noise level, from errors (n, K) on the same images and noise."""
     return [
         replace(paired("denoising", f"error at σ = {level:.2g}", a, b, unit=float(a.mean()), asked=asked), level=level)
         for level, a, b in zip(levels.tolist(), before.T, after.T, strict=True)
@@ -53,9 +53,9 @@ def denoising(before: Array, after: Array, levels: Tensor, *, asked: bool) -> li
 
 
 def agreement(pair: Pair, as_few: Point) -> list[Line]:
-    """How far samples are from the teacher's own solution of the same noise, 1 being as far as another seed's.
+    """Distances of samples from the teacher's samples of the same seeds, relative to those of other seeds.
 
-    Before is the teacher itself in as few calls, `as_few`; its own solution are the samples of `pair.before`.
+    The teacher's samples are `pair.before`. "Before" is the teacher in as few calls, `as_few`.
     """
     name, own = pair.first.name, pair.before
     ends = {
@@ -67,7 +67,7 @@ def agreement(pair: Pair, as_few: Point) -> list[Line]:
         if other_seed > 0:
             apart = [np.linalg.norm(x - solution, axis=1) / other_seed for x in (few, after)]
             lines.append(paired("agreement", f"distance in {what}", *apart, unit=1.0))
-    others = own.each.get("another", np.empty(0))  # told when the pictures were there
+    others = own.each.get("another", np.empty(0))  # computed while the pictures were in memory
     others = others[np.isfinite(others)]
     if others.any():
         apart = [point.each["apart"] / others.mean() for point in (as_few, pair.after)]
@@ -76,7 +76,7 @@ def agreement(pair: Pair, as_few: Point) -> list[Line]:
 
 
 def quality(pair: Pair, group: str = "quality") -> list[Line]:
-    """Fréchet and Monge distances to the real images in each view."""
+    """Fréchet and Monge Inception distances to the real images in each view."""
     lines = []
     for view in pair.views:
         name, n = Path(view.name).name, pair.after.n
@@ -94,11 +94,11 @@ def _minds(ours: Array, theirs: Array, real: Array) -> Estimate:
 
 
 def variety(pair: Pair, groups: Numbers | None = None) -> list[Line]:
-    """Precision, recall, density and coverage; and how many different samples there are of one condition.
+    """Precision, recall, density and coverage, and the Vendi score of samples of one condition.
 
     Args:
-        pair: of points.
-        groups: which samples have the same condition, (n,) integers; all have it if left out.
+        pair: samples before and after.
+        groups: integers (n,), equal for samples of one condition; by default all have the same.
     """
     ours, theirs = (features[:COMPARED] for features in pair.seen())
     groups = None if groups is None else groups[:COMPARED]
@@ -135,14 +135,14 @@ def variety(pair: Pair, groups: Numbers | None = None) -> list[Line]:
 
 
 def classes(pair: Pair, shown: Sequence[Numbers], real: Numbers, names: Sequence[str], *, free: bool) -> list[Line]:
-    """Of each class its share of the samples, and the kernel distance to the real ones of that class.
+    """The share of each class among the samples, and the kernel distance to real images of that class.
 
     Args:
-        pair: of points.
-        shown: the class of each sample before and after, (n,) each.
-        real: that of each real image in the first view, (m,).
-        names: of class 0, 1, …
-        free: whether the model chooses the class of a sample; if it is asked for one, shares say nothing.
+        pair: samples before and after.
+        shown: class of each sample before and after, (n,) each.
+        real: class of each real image in the first view, (m,).
+        names: names of class 0, 1, …
+        free: whether the model chooses the class of a sample; otherwise there are no lines of shares.
     """
     ours, theirs = pair.seen()
     some = pair.first.real.features[: len(real)]
@@ -161,27 +161,27 @@ def classes(pair: Pair, shown: Sequence[Numbers], real: Numbers, names: Sequence
 
 
 def _kids(ours: Array, theirs: Array, real: Array, chosen: tuple[Flags, Flags]) -> Estimate:
-    """The difference of the kernel distances of those that are chosen on either side."""
+    """The difference of the kernel distances of the chosen samples after and before."""
     a, b = chosen
     return jackknife(lambda rows: kid(theirs[rows[b[rows]]], real) - kid(ours[rows[a[rows]]], real), len(ours))
 
 
 def _wider(found: Estimate, of_each: Array) -> Estimate:
-    """The interval with what comes of the choice of real images, (m,), of which recall and coverage are shares."""
+    """Widens an interval by the variance from the choice of real images, (m,), over which recall and coverage average."""
     beside = stats.t.ppf(0.975, GROUPS - 1) * of_each.std(ddof=1) / len(of_each) ** 0.5
     reach = math.hypot(found.high - found.value, beside)
     return Estimate(found.value, found.value - reach, found.value + reach)
 
 
 def copying(pair: Pair, real: Array) -> tuple[Line, str]:
-    """The share of samples that are nearer to a training image than all but 5 % of real held-out images are.
+    """The share of samples nearer to a training image than 95 % of held-out real images are.
 
     Args:
-        pair: of points.
-        real: features of the data (m, D); the last ones, at most as many as there are samples, are held out.
+        pair: samples before and after.
+        real: features of the data (m, D). The last quarter, and at most as many as there are samples, is held out.
 
     Returns:
-        The line, and what held-out images say of the samples after: Fisher's exact test against them.
+        The line, and a sentence with Fisher's exact test of the samples after against held-out images.
     """
     ours, theirs = pair.seen()
     held = min(len(ours), len(real) // 4)
@@ -195,19 +195,19 @@ def copying(pair: Pair, real: Array) -> tuple[Line, str]:
     p = float(stats.fisher_exact(table, alternative="greater").pvalue)
     more = "more than" if p <= NEAR else "no more than chance beyond"
     return line, (
-        f"Copying after the change: {hits / len(after):.1%} of the samples are so near to an image of the data as "
+        f"Copying after the change: {hits / len(after):.1%} of the samples are as near to an image of the data as "
         f"{by_chance / held:.1%} of {held} held-out real images are, {more} these (p = {p:.2g})."
     )
 
 
 def matching(pair: Pair) -> Line:
-    """How well pictures show what their prompts ask for, one each."""
+    """The mean score of how well pictures match their prompts."""
     before, after = (point.each["match"] for point in pair[:2])
     return paired("prompts", "match", before, after, unit=float(before.mean()), best=math.inf)
 
 
 def looks(pair: Pair, real: Looks) -> list[Line]:
-    """Brightness, contrast, sharpness and saturation, best where those of the real images are."""
+    """Brightness, contrast, sharpness and saturation; best are the values of real images."""
     before, after = (point.each["looks"].T for point in pair[:2])
     lines = []
     for name, a, b, best in zip(Looks._fields, before, after, real, strict=True):
@@ -217,9 +217,9 @@ def looks(pair: Pair, real: Looks) -> list[Line]:
 
 
 def apart(pictures: Sequence[Tensor]) -> list[dict[str, Array]]:
-    """How far the pictures (B, C, H, W) of each model are from those of the first, and in the first from another seed's.
+    """Distances of each model's pictures (B, C, H, W) to those of the first, and in the first to those of another seed.
 
-    A picture that is alone in its batch has no other: not a number.
+    The distance to another seed is NaN in a batch of one picture.
     """
     first = pictures[0].flatten(1).double().numpy()
     found = [{"apart": np.linalg.norm(each.flatten(1).double().numpy() - first, axis=1)} for each in pictures]
@@ -233,6 +233,6 @@ Shown = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def shown(classify: Shown, images: Tensor, batch: int = 250) -> Numbers:
-    """The class that a classifier sees in each uint8 image (N, C, H, W), (N,)."""
+    """The classes (N,) of uint8 images (N, C, H, W) by a classifier."""
     found: Numbers = torch.cat([classify(part).argmax(1) for part in torch.split(images, batch)]).cpu().numpy()
     return found

@@ -1,4 +1,4 @@
-"""Whether a picture shows what its prompt asks for."""
+"""Scores how well pictures match their prompts."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from .features import FashionFeatures
 
 
 class Match(Protocol):
-    """Says how well pictures match their prompts."""
+    """A function that scores how well pictures match their prompts."""
 
     def __call__(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Of uint8 pictures (B, C, H, W) and B prompts, a number each, (B,), the larger the better."""
+        """The scores (B,) of uint8 pictures (B, C, H, W) and B prompts; larger is better."""
 
 
 def match(name: str) -> Match:
     """The judge called `name`, on the best device.
 
     Args:
-        name: `clothes` (bundled, of the bundled text-to-image model's captions), or the folder or hub id of a CLIP model,
-            whose CLIP score is taken.
+        name: `clothes` for the captions of the bundled text-to-image model, or the folder or hub id of a CLIP model for
+            the CLIP score.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: `name` is neither.
     """
     judge = ClothesMatch() if name == "clothes" else ClipMatch(name)
     return on_device(judge.eval())
 
 
 class ClothesMatch(nn.Module):
-    """Of the bundled text-to-image model: 1 where the garment and its colour are those of the prompt, else 0.
+    """The judge for the bundled text-to-image model: 1 if garment and colour are those of the prompt, else 0.
 
-    The bundled classifier looks at the garment, of which it knows 92 % in real pictures. The colour is the nearest in angle
-    to the picture's mean one.
+    The bundled classifier, which is right for 92 % of real pictures, decides the garment. The colour is that of the palette
+    with the smallest angle to the picture's mean colour.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class ClothesMatch(nn.Module):
     def forward(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
         unknown = next((prompt for prompt in prompts if prompt not in CAPTIONS), None)
         if unknown is not None:
-            raise ValueError(f"the bundled pictures have no caption {unknown!r}; one of theirs is {CAPTIONS[1]!r}")
+            raise ValueError(f"the bundled pictures have no caption {unknown!r}; give captions such as {CAPTIONS[1]!r}")
         pictures = pictures.to(self.garments.head.weight.device)
         asked = torch.tensor([CAPTIONS.index(prompt) for prompt in prompts], device=pictures.device)
         grey = pictures.amax(1, keepdim=True)[..., EDGE:-EDGE, EDGE:-EDGE]
@@ -65,11 +65,11 @@ class ClothesMatch(nn.Module):
 
 
 class ClipMatch(nn.Module):
-    """The CLIP score: 100 times the cosine between picture and prompt as a CLIP model embeds them, at least 0.
+    """The CLIP score: 100 times the cosine of the CLIP embeddings of picture and prompt, at least 0.
 
-    Pictures are resized to what the model takes by antialiased bicubic and not cropped.
+    Pictures are resized to the model's size by antialiased bicubic interpolation, without cropping.
 
-    Reference: Hessel et al. 2021, CLIPScore (which has 250 times where this has 100).
+    Reference: Hessel et al. 2021, CLIPScore, with the factor 100 in place of 250.
     """
 
     mean: Tensor
@@ -87,11 +87,13 @@ class ClipMatch(nn.Module):
         config = load_config(folder, read_config(folder, what))
         self.network = load_network(folder, config, AutoModel, "CLIP model", dtype=torch.float32, pickled=True)
         self.tokenizer = load_tokenizer(folder)
-        self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1))  # of CLIP's training
+        self.register_buffer(
+            "mean", torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+        )  # as in CLIP's training
         self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1))
         try:
             self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"])
-        except Exception as error:  # other kinds of model take or give other things
+        except Exception as error:  # other models have other inputs or outputs
             raise ValueError(f"{source} is no CLIP model of pictures and text: {in_short(error)}") from error
 
     @torch.no_grad()

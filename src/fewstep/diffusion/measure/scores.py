@@ -1,4 +1,4 @@
-"""Scores on feature vectors. Features are float arrays (N, D), a row a sample."""
+"""Scores of feature vectors. Features are float arrays (N, D), one row per sample."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from scipy import linalg
 from scipy.spatial.distance import cdist
 
 Array = NDArray[np.float64]
-AT_ONCE = 1000  # rows that are held against all others
-KEPT = 50_000  # features of real samples, for scores that hold single ones against each other
+AT_ONCE = 1000  # rows that are compared with all others at once
+KEPT = 50_000  # features of real samples in memory, for scores of pairs of samples
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What real data looks like: mean (D,) and covariance (D, D) over `n` samples, and the first real features (M, D)."""
+    """Statistics of real data: mean (D,) and covariance (D, D) of `n` samples, and the first features (M, D)."""
 
     mean: Array
     cov: Array
@@ -28,12 +28,12 @@ class Reference:
 
     @classmethod
     def of(cls, features: Array) -> Reference:
-        """The reference that these features are."""
+        """The reference of these features (n, D)."""
         return cls.over([features])
 
     @classmethod
     def over(cls, parts: Iterable[Array]) -> Reference:
-        """The reference that parts of features (m, D) are, one after another; no more than the first `KEPT` stay in memory.
+        """The reference of features in parts (m, D). Only the first `KEPT` rows are kept in memory.
 
         Reference: Chan, Golub and LeVeque 1983, Algorithms for Computing the Sample Variance, eq. 2.1.
         """
@@ -57,7 +57,7 @@ class Reference:
 def frechet(features: Array, reference: Reference) -> float:
     """Fréchet distance between Gaussians: |μ − μ_r|² + tr(Σ + Σ_r − 2(Σ Σ_r)^½).
 
-    Its bias grows as 1/n: two values compare at the same number of samples only. With Inception features it is the FID.
+    Its bias is proportional to 1/n, so values are comparable only at the same n. With Inception features it is the FID.
 
     Reference: Heusel et al. 2017, GANs Trained by a Two Time-Scale Update Rule, eq. 6.
     """
@@ -77,7 +77,7 @@ def _root(cov: Array) -> Array:
 
 
 def kid(features: Array, real: Array) -> float:
-    """Kernel distance: the unbiased squared MMD with kernel (x·y/D + 1)³; unlike Fréchet's it has no bias at small n.
+    """Kernel distance: the unbiased squared MMD with kernel (x·y/D + 1)³.
 
     Reference: Bińkowski et al. 2018, Demystifying MMD GANs.
     """
@@ -97,22 +97,22 @@ def kid(features: Array, real: Array) -> float:
 
 
 def _some(rows: Array) -> list[Array]:
-    """Rows in parts, so that memory grows with their number and not with its square."""
+    """Rows in parts, so that memory grows linearly with their number."""
     return np.split(rows, range(AT_ONCE, len(rows), AT_ONCE))
 
 
 def directions(d: int, count: int) -> Array:
-    """Unit vectors (d, count), evenly spread by chance and the same at every call."""
+    """Random unit vectors (d, count), uniformly distributed and the same at every call."""
     drawn = np.random.default_rng(0).standard_normal((count, d)).T
     unit: Array = drawn / np.linalg.norm(drawn, axis=0)
     return unit
 
 
 def sliced(features: Array, real: Array, count: int = 128) -> float:
-    """Sliced Wasserstein distance: W1 along a direction, the mean over `count` of them. Its unit is that of the features.
+    """Sliced Wasserstein distance: the mean of W1 over `count` directions, in units of the features.
 
-    It sees whole distributions, where Fréchet's sees mean and covariance, and needs no more samples than dimensions. Like
-    Fréchet's its bias falls with n: two values compare at the same number of samples only.
+    It compares whole distributions and not only mean and covariance, and does not need more samples than dimensions. Its
+    bias falls with n, so values are comparable only at the same n.
 
     Reference: Bonneel et al. 2015, Sliced and Radon Wasserstein Barycenters of Measures; there W2.
     """
@@ -121,9 +121,9 @@ def sliced(features: Array, real: Array, count: int = 128) -> float:
 
 
 def mind(features: Array, real: Array, count: int = 128) -> float:
-    """Monge Inception distance: 3·D·W2² along a direction, the mean over `count` of them. Its unit is that of Fréchet's.
+    """Monge Inception distance: the mean of 3·D·W2² over `count` directions, in units of the Fréchet distance.
 
-    Its bias falls with n as well, but it needs a tenth of the samples that a Fréchet distance needs.
+    Its bias falls with n as well, but it needs a tenth of the samples of a Fréchet distance.
 
     Reference: Berthet et al. 2026, MIND: Monge Inception Distance for Generative Models Evaluation.
     """
@@ -132,20 +132,20 @@ def mind(features: Array, real: Array, count: int = 128) -> float:
 
 
 def _transport(features: Array, real: Array, count: int) -> tuple[Array, Array]:
-    """Along each direction how far each share of the samples is carried: shares (K,), distances (K, count)."""
+    """Optimal transport along each direction: shares of the samples (K,), and their distances (K, count)."""
     along = directions(features.shape[1], count)
     ours, theirs = np.sort(features @ along, 0), np.sort(real @ along, 0)
     n, m = len(ours), len(theirs)
-    # both quantile functions are steps; between two neighbours of these cuts, in units of 1/(n·m), neither moves
+    # both quantile functions are constant between neighbours of these cuts, which are in units of 1/(n·m)
     cuts = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
     widths = np.diff(cuts, prepend=0) / (n * m)
     return widths, ours[(cuts - 1) // m] - theirs[(cuts - 1) // n]
 
 
 def vendi(features: Array) -> float:
-    """How many different samples there are, 1 to n: exp of the entropy of the eigenvalues of K/n, K their cosines.
+    """Vendi score, the effective number of different samples, 1 to n: exp of the entropy of the eigenvalues of K/n.
 
-    It grows with n: two values compare at the same number of samples only.
+    K holds the cosines of the features. The score grows with n, so values are comparable only at the same n.
 
     Reference: Friedman and Dieng 2023, The Vendi Score, eq. 2; the matrix with D rows has the same eigenvalues.
     """
@@ -157,12 +157,12 @@ def vendi(features: Array) -> float:
 
 
 def nearest(features: Array, others: Array, batch: int = 250) -> Array:
-    """Distance of each (N, D) to the nearest of the others (M, D), (N,)."""
+    """Distance of each row (N, D) to the nearest of `others` (M, D), (N,)."""
     return np.concatenate([cdist(part, others).min(1) for part in np.split(features, range(batch, len(features), batch))])
 
 
 class Coverage(NamedTuple):
-    """precision, recall (k = 3), density and coverage (k = 5)."""
+    """Precision and recall with k = 3 neighbours, density and coverage with k = 5."""
 
     precision: float
     recall: float
@@ -171,7 +171,7 @@ class Coverage(NamedTuple):
 
 
 def coverage(features: Array, real: Array) -> Coverage:
-    """How much of the samples looks real (precision, density) and how much of the real is met (recall, coverage).
+    """Shares of samples that look real (precision, density) and of real samples that are covered (recall, coverage).
 
     Reference: Kynkäänniemi et al. 2019, Improved Precision and Recall, eq. 2 (k = 3); Naeem et al. 2020, Reliable
     Fidelity and Diversity Metrics, eq. 4-5 (k = 5).
@@ -192,17 +192,17 @@ def coverage(features: Array, real: Array) -> Coverage:
 
 
 def _radii(rows: Array) -> Array:
-    """`radii` of rows among themselves."""
+    """The `radii` of rows (N, D) among themselves, (N, 2)."""
     return np.concatenate([radii(cdist(part, rows)) for part in _some(rows)])
 
 
 def radii(within: Array) -> Array:
-    """Distances of each to its 3rd and its 5th neighbour, (N, 2), from those among all, (N, N)."""
-    return np.partition(within, (3, 5), axis=1)[:, [3, 5]]  # the nearest is itself
+    """Distances of each sample to its 3rd and 5th neighbour, (N, 2), from all distances (N, N)."""
+    return np.partition(within, (3, 5), axis=1)[:, [3, 5]]  # index 0 is the sample itself
 
 
 def covered(across: Array, of_real: Array, within: Array) -> Coverage:
-    """The same from distances: of real ones (M,) to samples (M, n), among samples (n, n), and the `radii` of the real."""
+    """See `coverage`; from distances of real to samples (M, n), among samples (n, n), and `radii` of the real (M, 2)."""
     recalled, met = met_by(across, of_real, within)
     return Coverage(
         precision=float((across <= of_real[:, :1]).any(0).mean()),
@@ -213,7 +213,7 @@ def covered(across: Array, of_real: Array, within: Array) -> Coverage:
 
 
 def met_by(across: Array, of_real: Array, within: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which real ones recall and coverage count, (M,) each."""
+    """The real samples that recall and coverage count, (M,) each."""
     recalled: NDArray[np.bool_] = np.asarray((across <= radii(within)[None, :, 0]).any(1))
     met: NDArray[np.bool_] = np.asarray((across <= of_real[:, 1:]).any(1))
     return recalled, met

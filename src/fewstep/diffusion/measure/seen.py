@@ -1,4 +1,4 @@
-"""Samples as scores see them: numbers of each, kept in place of its picture, made part by part by all processes."""
+"""Statistics of samples for scores, which are kept in place of pictures and made in parts by all processes."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from ..walk import Walk, sample
 from .features import extract
 from .scores import Array
 
-SHOWN = 64  # the first pictures of a setting, which are kept
+SHOWN = 64  # pictures of a setting that are kept
 FEATURES = "features of "
-Matching = Callable[[Tensor, range], Tensor]  # pictures (B, C, H, W) and their numbers -> how well each matches, (B,)
+Matching = Callable[[Tensor, range], Tensor]  # pictures (B, C, H, W) and their numbers -> scores of matching, (B,)
 Extra = Callable[[Sequence[Tensor], range], Sequence[Mapping[str, Array]]]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A model and how to sample it: `name` is its line in the plot, `pipeline` the one that decodes its samples, if any."""
+    """A model and how to sample it. `name` is its line in the plot; `pipeline` decodes its samples, if there is one."""
 
     name: str
     denoiser: Denoiser
@@ -47,25 +47,25 @@ class Setting:
 
     @property
     def calls(self) -> int:
-        """Rows of the network that a sample takes."""
+        """Network rows per sample."""
         return self.walk.calls * (2 if isinstance(self.denoiser, Guided) else 1)
 
 
 class Told(Protocol):
-    """What a model is given for all samples, of which only some rows are made at once; a `Cond` is one."""
+    """The conditions of all samples, of which `part` makes some rows; a `Cond` is one."""
 
     def part(self, rows: slice) -> Cond: ...
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What is kept of samples.
+    """Statistics of samples.
 
     Attributes:
-        each: numbers of every sample, (n, *) by name: what extractors see, how it looks, whatever was asked for.
+        each: values of every sample by name, (n, *): features, looks and further ones.
         images: the first pictures, uint8 (at most `SHOWN`, C, H, W).
-        rows: of the network that they took.
-        seconds: spent sampling, over all processes.
+        rows: network rows that the samples took.
+        seconds: time of sampling, summed over all processes.
     """
 
     each: dict[str, NDArray[Any]]
@@ -75,12 +75,12 @@ class Seen:
 
     @property
     def features(self) -> dict[str, Array]:
-        """(n, D) by the name of the extractor."""
+        """Features (n, D) by the name of the extractor."""
         return {name.removeprefix(FEATURES): value for name, value in self.each.items() if name.startswith(FEATURES)}
 
     @classmethod
     def joined(cls, parts: Sequence[Seen]) -> Seen:
-        """Those of several parts, one after another."""
+        """The statistics of several parts, joined in their order."""
         each = {name: np.concatenate([part.each[name] for part in parts]) for name in parts[0].each}
         images = torch.cat([part.images for part in parts])[:SHOWN]
         return cls(each, images, sum(part.rows for part in parts), sum(part.seconds for part in parts))
@@ -101,26 +101,25 @@ def sampled(
     folder: Path | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Iterator[Callable[[int, int], Seen]]:
-    """Samples settings and looks at them, a batch of a group at once; yields a function that gives what was seen.
+    """Samples settings in batches and computes statistics of the samples.
 
-    All processes of a command share the batches, and those that are there when it is killed are not made again. Memory does
-    not grow with the pictures.
+    All processes share the batches. Finished batches are kept, so that an interrupted command does not repeat them.
 
     Args:
-        groups: settings; those of a group are looked at together.
-        seeds: one a sample, the same for all.
-        networks: extractors, by name.
-        batch: samples at once.
+        groups: groups of settings; the pictures of a group are compared with each other.
+        seeds: one per sample, the same for all settings.
+        networks: extractors by name.
+        batch: number of samples at once.
         precision: "no" (float32) or "bf16" in the models.
-        cond: what a model is given, a row a seed.
-        match: how well pictures match what was asked for.
-        looks: numbers of each picture.
-        extra: further numbers of each sample, from the pictures of all settings of a group.
-        folder: where batches are kept; nowhere if left out, which several processes cannot share.
-        facts: what decides the samples beside their number and the batches.
+        cond: returns the conditions of a setting, one row per seed.
+        match: scores how well pictures match their prompts.
+        looks: computes values of each picture.
+        extra: computes further values of each sample from the pictures of all settings of a group.
+        folder: folder for finished batches; None keeps none and is for a single process.
+        facts: everything that the samples depend on besides their number and the batches.
 
     Yields:
-        Of group and place in it, what was seen of all its samples.
+        A function (group, place in it) -> statistics of all samples of that setting.
     """
     ranges = in_ranges(len(seeds), batch)
     told: dict[int, Told] = {}
@@ -162,7 +161,7 @@ def sampled(
 def _drawn(
     setting: Setting, seeds: Sequence[int], told: Told, rows: range, precision: str, done: Callable[[int], None]
 ) -> tuple[Tensor, tuple[int, float]]:
-    """Samples x0 of one batch, the rows of the network that they took, and seconds."""
+    """Samples x0 of one batch, their network rows, and the seconds."""
     denoiser, start = setting.denoiser.eval(), time.perf_counter()
     cond = told.part(slice(rows.start, rows.stop))
     with (
@@ -184,7 +183,7 @@ def _write(file: Path, part: Sequence[Seen]) -> None:
 
 
 def _short(values: NDArray[Any]) -> NDArray[Any]:
-    """In float32 where that holds every number."""
+    """The values in float32 if that is exact."""
     if values.dtype != np.float64:
         return values
     short = values.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What to measure: a teacher and its students, each as it is sampled at a number of network calls."""
+"""The settings of teacher and students at several numbers of network calls."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ..pipeline import Pipeline
 from ..walk import DDIM, Heun
 from .seen import Setting
 
-HEUN_FROM = 20  # calls from which the teacher is sampled with Heun's method; at 11 DDIM still leads, docs/log/teacher.md
+HEUN_FROM = 20  # number of calls from which the teacher uses Heun's method; at 11 DDIM is better, see docs/log/teacher.md
 
 
 def diffusion_settings(
     teacher: Denoiser, nfe: Sequence[int], name: str = "teacher", pipeline: Pipeline | None = None
 ) -> list[Setting]:
-    """The teacher as a diffusion model: DDIM for few calls, Heun's method for many (an odd number of calls)."""
+    """A diffusion model at these numbers of calls: DDIM for few, Heun's method (an odd number of calls) for many."""
     walks = [Heun((calls + 1) // 2) if calls >= HEUN_FROM else DDIM(calls) for calls in nfe]
     return [Setting(name, teacher, walk, pipeline) for walk in walks]
 
@@ -24,9 +24,9 @@ def diffusion_settings(
 def student_settings(
     student: Model, steps: Sequence[int], *, name: str = "student", middle: float | None = None
 ) -> list[Setting]:
-    """A student as it was tuned: in its own number of segments, or in any number of steps if it takes that.
+    """A student in its own number of segments, or in the given numbers of steps if it takes any.
 
-    A diffusion model is sampled as one.
+    For a diffusion model see `diffusion_settings`.
     """
     if not student.is_student:
         return diffusion_settings(student.denoiser, steps, name, student.pipeline)

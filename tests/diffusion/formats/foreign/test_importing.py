@@ -186,24 +186,24 @@ def wrong(case: str, folder: Path) -> Path:
         "there is no file": lambda: folder / "none.pkl",
         "is no .pkl": onnx,
         "is cut off or no pickle": cut,
-        "holds no network, alone or as ema": lambda: write(folder / "other.pkl", {"net": 3}),
+        "holds no network, neither alone nor as ema": lambda: write(folder / "other.pkl", {"net": 3}),
         "has the preconditioning of VP": lambda: pickled("VPPrecond", _init_kwargs={}),
-        "does not say how its network was made": lambda: pickled("EDMPrecond"),
-        "says hypernetwork of its network": lambda: said(folder, weights, hypernetwork=True),
-        "says that dropout of its network is 'x'": lambda: said(folder, weights, dropout="x"),
+        "does not hold the settings of its network": lambda: pickled("EDMPrecond"),
+        "has the setting hypernetwork": lambda: said(folder, weights, hypernetwork=True),
+        "invalid setting dropout = 'x'": lambda: said(folder, weights, dropout="x"),
         "says sigma_data = -1": lambda: said(folder, weights, sigma_data=-1),
         "does not say whether it is a diffusion model": lambda: pt(weights),
         "holds no network of EDM": lambda: pt({"a.weight": torch.ones(2)}),
         "holds several networks (one, two)": lambda: pt({"one": dict(weights), "two": dict(weights)}),
         "is damaged, or holds more than plain tensors": lambda: pt({"a": Canary(folder / "canary")}),
-        "as published; fetch it again": lambda: pt(weights | {"enc.strange.weight": torch.ones(2)}),
+        "so it is no published": lambda: pt(weights | {"enc.strange.weight": torch.ones(2)}),
         "has no emb_noise.weight": lambda: pt({"emb_fourier.freqs": torch.ones(4)} | only(weights)),
         "has no first layer": lambda: pt({"map_layer0.weight": torch.ones(4, 4)}),
         "holds values that are not finite": lambda: pt(spoilt(weights)),
         "which UNet2DModel would normalise in other groups": lambda: pt(narrow()),
-        "larger together than the file": lambda: pt(same),
+        "larger in total than the file": lambda: pt(same),
         "more parts than any network": lambda: pt(wide()),
-        "is told two times": lambda: pt(weights | {"map_layer0.weight": torch.ones(64, 32)}),
+        "has two times": lambda: pt(weights | {"map_layer0.weight": torch.ones(64, 32)}),
         "another shape of": lambda: pt(giant(made("EDM2", classes=False)[0])),
         "no multiples of 1048576": lambda: pt(weights | first),
         "leave --consistency-time out": lambda: pt(dict(weights)),
@@ -244,13 +244,13 @@ def spoilt(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 WRONG = (
-    "there is no file", "is no .pkl", "is cut off or no pickle", "holds no network, alone or as ema",
-    "has the preconditioning of VP", "does not say how its network was made", "says hypernetwork of its network",
-    "says that dropout of its network is 'x'", "says sigma_data = -1", "does not say whether it is a diffusion model",
+    "there is no file", "is no .pkl", "is cut off or no pickle", "holds no network, neither alone nor as ema",
+    "has the preconditioning of VP", "does not hold the settings of its network", "has the setting hypernetwork",
+    "invalid setting dropout = 'x'", "says sigma_data = -1", "does not say whether it is a diffusion model",
     "holds no network of EDM", "holds several networks (one, two)", "is damaged, or holds more than plain tensors",
-    "as published; fetch it again", "has no emb_noise.weight", "has no first layer", "holds values that are not finite",
-    "leave --consistency-time out", "larger together than the file", "more parts than any network", "another shape of",
-    "no multiples of 1048576", "is told two times",
+    "so it is no published", "has no emb_noise.weight", "has no first layer", "holds values that are not finite",
+    "leave --consistency-time out", "larger in total than the file", "more parts than any network", "another shape of",
+    "no multiples of 1048576", "has two times",
 )  # fmt: skip
 
 
@@ -277,7 +277,7 @@ def test_an_imported_folder_is_sampled_and_tuned_like_any(tmp_path: Path, capsys
     save_images(noise_images(16, size=16, channels=3, labels=True), tmp_path / "images.npz")
     run(monkeypatch, "tune teacher --data images.npz --out run --images 16 --batch 8")
     assert fewstep.load("run").is_student
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists; choose another"):
         fewstep.import_checkpoint("a.pkl", "run")
 
 

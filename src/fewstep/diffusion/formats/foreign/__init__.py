@@ -1,1 +1,1 @@
-"""Checkpoint files of other code bases: read without their code, and networks of ours where diffusers has none."""
+"""Imports checkpoint files of other code bases without running their code, and has the networks that diffusers lacks."""

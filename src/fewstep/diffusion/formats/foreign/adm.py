@@ -1,4 +1,4 @@
-"""ADM networks (EDM's DhariwalUNet, openai's UNetModel) as diffusers' UNet2DModel, which computes the same."""
+"""Converts ADM networks (EDM's DhariwalUNet, openai's UNetModel) to an equivalent UNet2DModel of diffusers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from torch import Tensor
 from .ladder import Rung, ladder
 from .pickles import RefusedError
 
-SIZES = {(1, 2, 3, 4): 64, (1, 1, 2, 3, 4): 128, (1, 1, 2, 2, 4, 4): 256}  # what openai's code gives a size's networks
+SIZES = {
+    (1, 2, 3, 4): 64,
+    (1, 1, 2, 3, 4): 128,
+    (1, 1, 2, 2, 4, 4): 256,
+}  # channel multipliers of openai's networks by size
 RESIDUAL = {"norm0": "norm1", "conv0": "conv1", "affine": "time_emb_proj", "norm1": "norm2", "conv1": "conv2",
             "skip": "conv_shortcut"}  # fmt: skip
 WHOLE = {"map_layer0": "time_embedding.linear_1", "map_layer1": "time_embedding.linear_2", "out_norm": "conv_norm_out",
@@ -27,16 +31,16 @@ OPENAI_WHOLE = {"time_embed.0": "map_layer0", "time_embed.2": "map_layer1", "out
 def in_diffusers(
     weights: Mapping[str, Tensor], size: int, *, head: int, interleaved: bool = True
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The settings and the weights of the UNet2DModel that computes what a DhariwalUNet of these `weights` computes.
+    """The settings and weights of the UNet2DModel that is equivalent to a DhariwalUNet with these `weights`.
 
     Args:
-        weights: by EDM's names.
+        weights: weights by EDM's names.
         size: side of the pictures.
         head: channels of an attention head.
-        interleaved: whether q, k and v of a channel stand side by side, as in EDM, or one behind the other.
+        interleaved: whether q, k and v are interleaved by channel, as in EDM, or concatenated.
 
     Raises:
-        RefusedError: no UNet2DModel computes the same.
+        RefusedError: no UNet2DModel is equivalent.
     """
     down, up = rungs(weights, size)
     levels = len({rung.size for rung in down})
@@ -66,10 +70,10 @@ def in_diffusers(
 
 
 def from_openai(weights: Mapping[str, Tensor], size: int | None) -> tuple[int, dict[str, Tensor]]:
-    """The size of the pictures, and the weights of openai's UNetModel by EDM's names; q, k and v stay where they are.
+    """The size of the pictures, and the weights of openai's UNetModel by EDM's names; q, k and v keep their order.
 
     Raises:
-        RefusedError: it is made of other blocks, or its channels do not say the size.
+        RefusedError: the network has other blocks, or its channels do not determine the size.
     """
     ups = [k for k in range(1000) if _has_up(weights, k)]
     count = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("output_blocks.")), default=-1)
@@ -77,14 +81,14 @@ def from_openai(weights: Mapping[str, Tensor], size: int | None) -> tuple[int, d
     blocks = count // levels - 1
     if blocks < 1 or count % levels or any(name.endswith(".op.weight") for name in weights):
         raise RefusedError(
-            "has other blocks than openai's published networks (resblock_updown), so no UNet2DModel is the same"
+            "has other blocks than openai's published networks (resblock_updown), so no UNet2DModel is equivalent"
         )
     widths = [_width(weights, f"input_blocks.{1 + level * (blocks + 1)}.0") for level in range(levels)]
     stem = len(weights["input_blocks.0.0.weight"])
     size = size or SIZES.get(tuple(width // stem for width in widths))
     if size is None:
         raise RefusedError(
-            f"has {levels} sizes of {widths} channels, which do not say how large its pictures are; give --size"
+            f"has {levels} sizes of {widths} channels, which do not determine the size of its pictures; give --size"
         )
     down, up = ladder(size, weights["input_blocks.0.0.weight"].shape[1], stem, widths, blocks)
     places = {
@@ -103,7 +107,7 @@ def from_openai(weights: Mapping[str, Tensor], size: int | None) -> tuple[int, d
     for name, weight in weights.items():
         said = _edm_name(name, places, down[0])
         if said in named:
-            raise RefusedError(f"has {name} twice; fetch it again")
+            raise RefusedError(f"has {name} twice; download it again")
         named[said] = weight[..., None] if said.endswith(("qkv.weight", "proj.weight")) and weight.ndim == 3 else weight
     if "map_label.weight" in named:
         named["map_label.weight"] = named["map_label.weight"].T
@@ -111,7 +115,7 @@ def from_openai(weights: Mapping[str, Tensor], size: int | None) -> tuple[int, d
 
 
 def rungs(weights: Mapping[str, Tensor], size: int, layer: str = "conv0") -> tuple[tuple[Rung, ...], tuple[Rung, ...]]:
-    """Encoder and decoder of a network whose weights have EDM's names; `layer` is the first of a block."""
+    """Encoder and decoder of a network by its weights under EDM's names; `layer` is the first layer of a block."""
     found = [re.fullmatch(rf"enc\.(\d{{1,5}})x\1_block(\d{{1,5}})\.{layer}\.weight", name) for name in weights]
     blocks = [(int(each[1]), int(each[2])) for each in found if each]
     sides = sorted({side for side, _ in blocks}, reverse=True)
@@ -130,12 +134,12 @@ def _has_up(weights: Mapping[str, Tensor], index: int) -> bool:
 def _width(weights: Mapping[str, Tensor], block: str) -> int:
     name = f"{block}.out_layers.3.weight"
     if name not in weights:
-        raise RefusedError(f"has no {name}, which every network of openai has there; fetch it again")
+        raise RefusedError(f"has no {name}, which every network of openai has; download it again")
     return len(weights[name])
 
 
 def _edm_name(name: str, places: Mapping[str, str], first: Rung) -> str:
-    """EDM's name for a weight of openai's."""
+    """EDM's name for a weight of openai's network."""
     if name in OPENAI_WHOLE:
         return OPENAI_WHOLE[name]
     module, _, kind = name.rpartition(".")
@@ -156,24 +160,24 @@ def _shifts_and_scales(weights: Mapping[str, Tensor], rung: Rung) -> bool:
 
 
 def _check_exact(weights: Mapping[str, Tensor], widths: list[int], head: int, *, smallest: int) -> None:
-    """Raises RefusedError where UNet2DModel would differ in what the shapes do not say."""
+    """Raises RefusedError if a UNet2DModel would differ in ways that shapes do not show."""
     told, embedded = weights["map_layer0.weight"].shape[::-1]
     if (told, embedded) != (widths[0], 4 * widths[0]):
         raise RefusedError("has a time embedding of another width than any UNet2DModel, so diffusers has no such network")
-    if min(widths) < smallest:  # EDM has groups of no fewer than four channels, diffusers 32 groups everywhere
+    if min(widths) < smallest:  # EDM has groups of at least four channels, diffusers always 32 groups
         raise RefusedError(
             f"has blocks of fewer than {smallest} channels, which UNet2DModel would normalise in other groups"
         )
     if any(len(weight) % (3 * head) for name, weight in weights.items() if name.endswith(".qkv.weight")):
         raise RefusedError(
-            f"has attention over channels that heads of {head} do not divide; say how wide a head is with --head"
+            f"has attention channels that are no multiple of {head}; give the channels of a head with --head"
         )
 
 
 def _renamed(
     weights: Mapping[str, Tensor], down: tuple[Rung, ...], up: tuple[Rung, ...], levels: int, *, interleaved: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    """Each weight by diffusers' name."""
+    """All weights by diffusers' names."""
     size = down[0].size
     places = {f"enc.{down[0].name}": ("conv_in", "")}
     for rung in down[1:]:
@@ -190,7 +194,7 @@ def _renamed(
             yield f"{WHOLE[module]}.{kind}", weight
         elif module in places:
             yield f"{places[module][0]}.{kind}", weight
-        elif name != "map_label.weight" and kind != "resample_filter":  # always that of diffusers here
+        elif name != "map_label.weight" and kind != "resample_filter":  # ADM networks have the same filter as diffusers
             block, _, layer = module.rpartition(".")
             if block not in places or layer not in {*RESIDUAL, *OPENAI_ATTENTION.values()}:
                 raise RefusedError(f"has {name:.100}, which no published network of EDM has")
@@ -206,7 +210,7 @@ def _renamed(
 
 
 def _place(at: str, rung: Rung) -> tuple[str, str]:
-    """Where diffusers has a block: its residual part, and its attention."""
+    """Diffusers' names of the residual part and of the attention of a block."""
     if rung.kind in ("down", "up"):
         return f"{at}.{rung.kind}samplers.0", ""
     number = rung.name.rpartition("block")[2] if rung.kind == "block" else rung.kind[-1]
@@ -214,7 +218,7 @@ def _place(at: str, rung: Rung) -> tuple[str, str]:
 
 
 def _split(weight: Tensor, *, interleaved: bool) -> tuple[Tensor, ...]:
-    """q, k and v of what makes all three, channels of a head together."""
+    """Splits a joint weight into q, k and v, with the channels of a head together."""
     if len(weight) % 3:
         raise RefusedError("has attention that is not made of queries, keys and values")
     return weight.unflatten(0, (-1, 3)).unbind(1) if interleaved else weight.chunk(3)

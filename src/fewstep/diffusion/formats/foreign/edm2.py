@@ -1,4 +1,4 @@
-"""The network of EDM2's checkpoints, whose layers keep the magnitude of what they are given, with its parameter names."""
+"""The magnitude-preserving network of EDM2's checkpoints, with its published parameter names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .ladder import Rung, doubled, halved, ladder
 
 
 def normalized(x: Tensor, dims: Sequence[int] = ()) -> Tensor:
-    """`x` over the root of its mean square along `dims`, by default all but the first. Reference: eq. 30, with ε = 1e-4."""
+    """`x` divided by its root mean square along `dims`, by default all but the first. Reference: eq. 30, ε = 1e-4."""
     along = tuple(dims) or tuple(range(1, x.ndim))
     size = math.prod(x.shape[dim] for dim in along)
     length: Tensor = torch.linalg.vector_norm(x, dim=along, keepdim=True, dtype=torch.float32) / size**0.5
@@ -24,23 +24,23 @@ def normalized(x: Tensor, dims: Sequence[int] = ()) -> Tensor:
 
 
 def silu(x: Tensor) -> Tensor:
-    """SiLU over the magnitude that it leaves of a normal variable. Reference: eq. 81."""
+    """SiLU divided by the magnitude of its output for a standard normal input. Reference: eq. 81."""
     return nn.functional.silu(x) / 0.596
 
 
 def blend(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """(1 − share)·a + share·b, of the magnitude of either if they are independent. Reference: eq. 88."""
+    """(1 − share)·a + share·b, scaled to the magnitude of either for independent a and b. Reference: eq. 88."""
     return torch.lerp(a, b, share) / math.hypot(1 - share, share)
 
 
 def joined(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """a and b side by side, with shares 1 − share and share of the magnitude. Reference: eq. 103."""
+    """Concatenates a and b with shares 1 − share and share of the magnitude. Reference: eq. 103."""
     scale = math.sqrt(a.shape[1] + b.shape[1]) / math.hypot(1 - share, share)
     return torch.cat([a * (scale * (1 - share) / a.shape[1] ** 0.5), b * (scale * share / b.shape[1] ** 0.5)], 1)
 
 
 class MPFourier(nn.Module):
-    """√2·cos(f·t + φ), with random f and φ that belong to the checkpoint. Reference: eq. 75."""
+    """√2·cos(f·t + φ), with random f and φ, which are stored in the checkpoint. Reference: eq. 75."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -54,11 +54,11 @@ class MPFourier(nn.Module):
 
 
 class MPConv(nn.Module):
-    """A linear layer or convolution whose weights are used at unit magnitude. Reference: eq. 47 and 66.
+    """A linear layer or convolution with weights normalised to unit magnitude. Reference: eq. 47 and 66.
 
-    In training the stored weights are set to unit magnitude as well, or their gradients would shrink as they grow. That
-    is done where gradients are computed: a target that is computed between the student's call and its gradient must not
-    touch the weights.
+    In training the stored weights are normalised as well, because gradients would shrink as weights grow. This is done only
+    in calls with gradient: a target that is computed between the student's call and its backward pass must not change the
+    weights.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 0) -> None:
@@ -79,13 +79,13 @@ class MPConv(nn.Module):
 
 
 class Block(nn.Module):
-    """A block of the encoder or the decoder, with attention where `attention` says so. Reference: fig. 21.
+    """A block of the encoder or the decoder. Reference: fig. 21.
 
     Args:
-        heads: of attention; 0 for none.
-        encodes: whether it stands in the encoder.
-        balances: how much the residual branch counts beside the main one, and attention.
-        clip: activations lie within ± clip; None where they are unbounded.
+        heads: number of attention heads; 0 for no attention.
+        encodes: whether it is in the encoder.
+        balances: share of the residual branch, and of attention, in its sum with the main branch.
+        clip: bound on activations, ± clip; None for no bound.
     """
 
     def __init__(
@@ -128,8 +128,8 @@ class Block(nn.Module):
 class EDM2UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """F(x, time, class_labels) of EDM's preconditioning, where time is ln σ/4.
 
-    Its settings are those that EDM2's files say of themselves, some under diffusers' names; see `SongUNet`. The estimate of
-    the uncertainty that EDM2 trains beside it is left out: nothing that is sampled or tuned here asks for it.
+    Its settings are those in EDM2's files, some under diffusers' names; see `SongUNet`. EDM2's estimate of the uncertainty
+    is left out, because it is not used in sampling or tuning.
 
     Reference: Karras et al. 2024, Analyzing and Improving the Training Dynamics of Diffusion Models.
     """
@@ -189,7 +189,7 @@ class EDM2UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             label = self.emb_label(nn.functional.one_hot(class_labels, count).to(emb.dtype) * count**0.5)
             emb = blend(emb, label, self.config["label_balance"])
         emb = silu(emb)
-        x = torch.cat([sample, torch.ones_like(sample[:, :1])], 1)  # a channel of ones stands for biases
+        x = torch.cat([sample, torch.ones_like(sample[:, :1])], 1)  # a channel of ones in place of biases
         skips: list[Tensor] = []
         for name, part in self.enc.items():
             x = part(x) if name.endswith("conv") else part(x, emb)

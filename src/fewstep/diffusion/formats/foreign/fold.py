@@ -1,4 +1,4 @@
-"""EDM's time in the time that stock pipelines tell: a change of the first layer of a UNet2DModel's time embedding."""
+"""Converts EDM's time to that of stock pipelines by a change of the first layer of the time embedding."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 
 from ...schedule import Karras
 
-LEVELS = 4096  # noise levels that the change is fitted on; every other one checks it
-SMALLEST = 1e-8  # singular values beside the largest that count: with fewer, no weight grows
-MARGIN = 20.0  # noise levels in training lie so far outside of those that are sampled
+LEVELS = 4096  # noise levels; the change is fitted on one half and checked on the other
+SMALLEST = 1e-8  # singular values relative to the largest; dropping smaller ones keeps the weights small
+MARGIN = 20.0  # factor by which noise levels in training exceed the range of sampling
 
 
 @torch.no_grad()
 def in_consistency_time(network: Any, schedule: Karras) -> float:
-    """Makes a UNet2DModel that was told time_scale·ln σ one that is told 250·ln σ, at the noise levels of training.
+    """Changes a UNet2DModel with the time time_scale·ln σ into one with the time 250·ln σ, at the levels of training.
 
-    With e(t) the sinusoids of a time, e(250·ln σ)·A + a fits e(time_scale·ln σ) by least squares in float64; W·A and
-    W·a + b take the place of the first layer's W and b.
+    With e(t) the sinusoids of a time, e(250·ln σ)·A + a is fitted to e(time_scale·ln σ) by least squares in float64. W·A
+    and W·a + b replace W and b of the first layer.
 
     Returns:
-        The largest difference of that layer's outputs at levels that were not fitted, over its largest output.
+        The largest difference of that layer's outputs at levels that were not fitted, relative to its largest output.
     """
     first, low, high = network.time_embedding.linear_1, schedule.sigma_min / MARGIN, schedule.sigma_max * MARGIN
     levels = torch.logspace(0, 1, LEVELS, base=high / low, dtype=torch.float64) * low

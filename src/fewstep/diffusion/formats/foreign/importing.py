@@ -1,4 +1,4 @@
-"""import_checkpoint(): a file of another code base becomes a folder that load() reads, without its code."""
+"""`import_checkpoint`: converts a file of another code base into a folder for `load`, without running its code."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from .layouts import Layout, recognised
 from .pickles import Node, RefusedError, read_pickle, weights_of
 
 Kind = Literal["diffusion", "consistency"]
-OFFSET = 0.002  # where openai's consistency models are the identity, and where their sampling ends
-# what a file is trained for, as its network's class or loss says, or how its published name begins
+OFFSET = 0.002  # noise level at which openai's consistency models are the identity and their sampling ends
+# training of a file, by the class of its network or loss, or by the beginning of its published name
 CLASSES: dict[str, Kind] = {"EDMPrecond": "diffusion", "EDM2Loss": "diffusion", "EDMLoss": "diffusion",
                             "ECMPrecond": "consistency", "ECMLoss": "consistency"}  # fmt: skip
 BEGINNINGS: dict[str, Kind] = {"edm": "diffusion", "cd_": "consistency", "ct_": "consistency", "ecm": "consistency",
                                "ect": "consistency"}  # fmt: skip
 OTHERS = {"VPPrecond": "VP", "VEPrecond": "VE", "iDDPMPrecond": "iDDPM"}
-DEEPEST, MOST = 4, 100_000  # dicts of tensors within dicts, and what is in all of them
+DEEPEST, MOST = 4, 100_000  # nesting of dictionaries of tensors, and entries in all of them
 
 logger = logging.getLogger("fewstep")
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds: tensors by their names, and what it says of the network they belong to."""
+    """The content of a file: tensors by name, settings of their network, and names of classes."""
 
     tensors: Mapping[str, Tensor]
     told: Mapping[str, Any] = field(default_factory=dict)
@@ -57,35 +57,35 @@ def import_checkpoint(
     part: str | None = None,
     consistency_time: bool = False,
 ) -> Model:
-    """Writes the network in a file of EDM, EDM2, ECT, FastGen or openai/consistency_models as a folder that `load` reads.
+    """Converts the network in a file of EDM, EDM2, ECT, FastGen or openai/consistency_models into a folder for `load`.
 
-    No code of the file runs: a .pkl is read by a machine that knows a dozen names, .pt and .pth by torch's reader of plain
-    tensors. ADM networks become diffusers' UNet2DModel, others a network of fewstep with the published names.
+    No code of the file runs: fewstep reads .pkl files by its own interpreter, which knows a dozen names, and .pt and .pth
+    files by torch's reader of plain tensors. ADM networks become diffusers' UNet2DModel; others become a network of fewstep
+    with the published parameter names.
 
     Args:
-        file: a .pkl, .pt, .pth or .safetensors.
-        out: the folder to write; nothing may be there.
-        kind: what it was trained for, where neither the file nor its name says it.
-        size: side of its pictures, where the tensors do not say it.
-        head: channels of an attention head, 64 in all published files.
-        part: what the names of its weights begin with, where it holds several networks and not one average of them.
-        consistency_time: an ADM network that was told ln σ/4 is told 250·ln σ afterwards, as stock pipelines tell it.
+        file: a .pkl, .pt, .pth or .safetensors file.
+        out: folder to write; it must be empty or not exist.
+        kind: "diffusion" or "consistency", if neither the file nor its name says it.
+        size: side of the pictures, if the tensors do not determine it.
+        head: channels of an attention head; 64 in all published files.
+        part: prefix of the weights' names, if the file holds several networks and not a single average.
+        consistency_time: converts an ADM network with the time ln σ/4 to the time of stock pipelines, 250·ln σ.
 
     Returns:
         The model that was written.
 
     Raises:
-        ValueError: there is no such file, it is broken or holds no network that is known, or what was asked for does not
-            go with it.
+        ValueError: the file does not exist, is broken or holds no known network, or an argument does not fit it.
     """
     file, out = Path(file), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already; choose another folder with --out")
+        raise ValueError(f"{out} exists; choose another folder with --out")
     writable(out.parent)
     try:
         content = _content(file)
         if sum(tensor.nbytes for tensor in content.tensors.values()) > 2 * file.stat().st_size:
-            raise RefusedError("has tensors that are larger together than the file, so it is broken; fetch it again")
+            raise RefusedError("has tensors that are larger in total than the file, so it is broken; download it again")
         trained = kind or _trained(file, content)
         layout = recognised(content.tensors, content.told, size=size, head=head, part=part)
         network = _network(layout)
@@ -100,7 +100,7 @@ def import_checkpoint(
 
 
 def _content(file: Path) -> Content:
-    """What is in a file, by how its name ends."""
+    """Reads a file by its suffix."""
     if not file.is_file():
         there = f"{file} is a folder" if file.is_dir() else f"there is no file {file}"
         raise ValueError(f"{there}; give a .pkl, .pt, .pth or .safetensors file of a network")
@@ -111,11 +111,11 @@ def _content(file: Path) -> Content:
         return Content(_flat(read_torch(file)))
     if ending == ".pkl":
         return _unpickled(read_pickle(file))
-    raise ValueError(f"{file} is no .pkl, .pt, .pth or .safetensors, which fewstep import reads")
+    raise ValueError(f"{file} is no .pkl, .pt, .pth or .safetensors; fewstep import reads only those")
 
 
 def _flat(held: Any) -> dict[str, Tensor]:
-    """The tensors in dicts within dicts, by their dotted names."""
+    """The tensors in nested dictionaries, by dotted names."""
     found: dict[str, Tensor] = {}
     waiting, seen = [("", held, 0)], 0
     while waiting:
@@ -131,19 +131,19 @@ def _flat(held: Any) -> dict[str, Tensor]:
 
 
 def _unpickled(held: Any) -> Content:
-    """The averaged network in a pickle, which is alone or with what trained it."""
+    """The network of a pickle, or the averaged one (`ema`) of a training."""
     network = held.get("ema") if isinstance(held, dict) else held
     beside = [value.kind for value in held.values() if isinstance(value, Node)] if isinstance(held, dict) else []
     if not isinstance(network, Node) or "_modules" not in network.state:
-        raise RefusedError("holds no network, alone or as ema")
+        raise RefusedError("holds no network, neither alone nor as ema")
     told = network.state.get("_init_kwargs")
     if not (isinstance(told, dict) and all(isinstance(name, str) for name in told)):
-        raise RefusedError("does not say how its network was made (_init_kwargs)")
+        raise RefusedError("does not hold the settings of its network (_init_kwargs)")
     return Content(weights_of(network), told, (network.kind, *beside))
 
 
 def _trained(file: Path, content: Content) -> Kind:
-    """What the network in a file was trained for, as the file or its name says."""
+    """Whether the network was trained for diffusion or consistency, by its classes or its name."""
     for said in content.classes:
         if said in OTHERS:
             raise RefusedError(
@@ -155,13 +155,13 @@ def _trained(file: Path, content: Content) -> Kind:
     for begins, kind in BEGINNINGS.items():
         if file.name.lower().startswith(begins):
             return kind
-    raise RefusedError("does not say whether it is a diffusion model or a consistency model; say it with --kind")
+    raise RefusedError("does not say whether it is a diffusion model or a consistency model; give --kind")
 
 
 def _network(layout: Layout) -> nn.Module:
     """The network with its weights, in float32."""
     try:
-        with torch.device("meta"):  # costs no memory, whatever the sizes
+        with torch.device("meta"):  # takes no memory
             plan: nn.Module = class_of(layout.kind)(**layout.settings)
     except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ZeroDivisionError) as error:
         raise RefusedError(f"describes no {layout.kind} ({error!s:.200})") from None
@@ -173,8 +173,8 @@ def _network(layout: Layout) -> nn.Module:
     }
     said = [f"{fault} {min(names):.100}" for fault, names in wrong.items() if names]
     if said:
-        raise RefusedError(f"has {', '.join(said)}, so it is no {layout.kind} as published; fetch it again")
-    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and all are replaced
+        raise RefusedError(f"has {', '.join(said)}, so it is no published {layout.kind}; download it again")
+    with torch.random.fork_rng(devices=[]):  # the initial weights are random and are replaced
         network: nn.Module = class_of(layout.kind)(**layout.settings)
     network.load_state_dict({name: weight.float() for name, weight in found.items()})
     return network
@@ -183,17 +183,19 @@ def _network(layout: Layout) -> nn.Module:
 def _denoiser(
     file: Path, network: nn.Module, layout: Layout, told: Mapping[str, Any], trained: Kind, *, consistency_time: bool
 ) -> Denoiser:
-    """The network with EDM's preconditioning, or that of consistency models."""
+    """The network as a denoiser with the preconditioning of EDM or of consistency models."""
     data = told.get("sigma_data", 0.5)
     if isinstance(data, bool) or not isinstance(data, int | float) or not 0 < data < 1e6:
-        raise ValueError(f"{file} says sigma_data = {reprlib.repr(data):.40}, which is no spread of data; fetch it again")
+        raise ValueError(
+            f"{file} says sigma_data = {reprlib.repr(data):.40}, which is no standard deviation; download it again"
+        )
     schedule = Karras(float(data), time_scale=250.0 if layout.thousandfold else 0.25)
-    # ECT trains without an offset, whatever its network does when it is evaluated; openai's code has one in both
+    # ECT trains without an offset, even if its network has one in evaluation; openai's code has one in both
     offset = OFFSET if layout.thousandfold and trained == "consistency" else 0.0
     if consistency_time and not layout.thousandfold:
         if layout.kind != "UNet2DModel":
             raise ValueError(f"no stock pipeline samples the {layout.kind} in {file}; leave --consistency-time out")
         off = in_consistency_time(network, schedule)
-        logger.info("told 250·ln σ, its time embedding differs by %.1e of its largest value", off)
+        logger.info("given the time 250·ln σ, the time embedding differs by %.1e of its largest value", off)
         schedule = Karras(float(data))
     return Denoiser(network, schedule, Preconditioned(float(data), offset))

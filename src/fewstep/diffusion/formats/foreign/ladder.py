@@ -1,4 +1,4 @@
-"""The order of blocks that EDM's three networks share: down an encoder, up a decoder, a skip connection a block."""
+"""The common order of blocks of EDM's three networks: an encoder, and a decoder with skip connections."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Rung(NamedTuple):
     """One block of an encoder or decoder.
 
     Attributes:
-        name: as the published networks call it, such as 32x32_block0.
+        name: its name in published networks, such as 32x32_block0.
         kind: conv, down, block, in0, in1 or up.
         size: side of its feature maps in pixels.
-        inputs, outputs: channels; a decoder's blocks have those of the skip connection among their inputs.
+        inputs, outputs: channels; inputs of a decoder's block include the skip connection.
         last: whether it is the last of its size.
     """
 
@@ -33,11 +33,11 @@ def ladder(
     """The encoder and the decoder.
 
     Args:
-        size: side of the pictures in pixels; it halves from width to width.
+        size: side of the pictures in pixels; it is halved for each further width.
         inputs: channels of the pictures.
         stem: channels of the first convolution.
         widths: channels of each size.
-        blocks: of each size in the encoder; the decoder has one more.
+        blocks: number of blocks per size in the encoder; the decoder has one more.
 
     Reference: Ronneberger et al. 2015, U-Net; Karras et al. 2022, Elucidating the Design Space, app. F.
     """
@@ -66,7 +66,7 @@ def halved(x: Tensor, taps: Tensor, *, pad: bool = True) -> Tensor:
 
 
 def doubled(x: Tensor, taps: Tensor) -> Tensor:
-    """`x` (B, C, H, W) at twice its size; constants stay what they are."""
+    """`x` (B, C, H, W) at twice its size; constant pictures stay constant."""
     return nn.functional.conv_transpose2d(
         x, 4 * _kernel(x, taps), stride=2, padding=(len(taps) - 1) // 2, groups=x.shape[1]
     )

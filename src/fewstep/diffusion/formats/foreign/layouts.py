@@ -1,4 +1,4 @@
-"""Which published network a file's tensors are, by their names and shapes, and what it is as a network here."""
+"""Recognises published networks by the names and shapes of their tensors."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from .adm import from_openai, in_diffusers, rungs
 from .pickles import RefusedError
 
-# a weight that tells a layout, and those beside its network's that nobody needs: what augmentation and uncertainty are told
+# a weight that identifies each layout, and beginnings of weights that are not needed: augmentation and uncertainty
 SIGNS = {"openai": "input_blocks.0.0.weight", "edm": "map_layer0.weight", "edm2": "emb_fourier.freqs"}
 NEEDLESS = ("map_augment.", "logvar_", "n_averaged")
 HEAD = 64  # channels of an attention head in all published networks
-# what files say of networks that the shapes do not say: EDM's names and diffusers'
+# settings in files that shapes do not determine, and those that they do, by EDM's names
 UNSHAPED = {"dropout", "label_balance", "concat_balance", "channels_per_head", "res_balance", "attn_balance", "clip_act",
             "resample_filter"}  # fmt: skip
 SHAPED = {"img_resolution", "img_channels", "in_channels", "out_channels", "label_dim", "augment_dim", "model_channels",
@@ -31,7 +31,7 @@ ELSEWHERE = {"use_fp16", "sigma_data", "sigma_min", "sigma_max", "label_dropout"
 
 @dataclass(frozen=True)
 class Layout:
-    """A network that is known: its class here, its settings, its weights, and whether its time is 250·ln σ, not ln σ/4."""
+    """A recognised network: its class, settings and weights, and whether its time is 250·ln σ instead of ln σ/4."""
 
     kind: str
     settings: Mapping[str, Any]
@@ -42,22 +42,22 @@ class Layout:
 def recognised(
     tensors: Mapping[str, Tensor], told: Mapping[str, Any], *, size: int | None, head: int | None, part: str | None
 ) -> Layout:
-    """The network that these tensors are.
+    """Recognises the network of these tensors.
 
     Args:
-        tensors: by their names, whatever stands before those of the network.
-        told: what the file says of how the network was made.
-        size: side of the pictures, where the tensors do not say it.
-        head: channels of an attention head; 64 unless told otherwise.
-        part: what the names of the network begin with, where there are several.
+        tensors: tensors by name, with any prefix.
+        told: settings of the network in the file.
+        size: side of the pictures, if the tensors do not determine it.
+        head: channels of an attention head; 64 by default.
+        part: prefix of the network's names, if there are several networks.
 
     Raises:
-        RefusedError: no known network, several, or one that says what no known network does.
+        RefusedError: there is no known network or several, or a setting is not supported.
     """
     layout, weights = _chosen(tensors, part)
     unknown = told.keys() - UNSHAPED - SHAPED - ELSEWHERE
     if unknown:
-        raise RefusedError(f"says {min(unknown):.100} of its network, which no published one has")
+        raise RefusedError(f"has the setting {min(unknown):.100}, which no published network has")
     for name in UNSHAPED & told.keys():
         _check(name, told[name])
     if layout == "openai":
@@ -81,7 +81,7 @@ def recognised(
 
 
 def _chosen(tensors: Mapping[str, Tensor], part: str | None) -> tuple[str, dict[str, Tensor]]:
-    """The layout, and the weights of its one network, or of the one average of it."""
+    """The layout, and the weights of its only network or of the only average."""
     found = {
         name.removesuffix(sign): layout
         for name in tensors
@@ -106,7 +106,7 @@ def _size(weights: Mapping[str, Tensor]) -> int:
     found = [re.fullmatch(r"enc\.(\d{1,5})x\1_conv\.weight", name) for name in weights]
     sizes = [int(each[1]) for each in found if each]
     if len(sizes) != 1:
-        raise RefusedError("has no first layer that says the size of its pictures; fetch it again")
+        raise RefusedError("has no first layer with the size of its pictures; download it again")
     return sizes[0]
 
 
@@ -116,7 +116,7 @@ def _song(weights: Mapping[str, Tensor], size: int) -> dict[str, Any]:
     _check_multiples(channels, embedded, told)
     if told != channels and "map_noise.freqs" not in weights:  # FastGen's mean flow looks like this
         raise RefusedError(
-            "is told two times, or waves of another width than any published network; fewstep reads none of it"
+            "has two times, or a time embedding of another width than any published network; fewstep does not read it"
         )
     beside = {"residual": "_aux_residual.weight", "skip": "_aux_skip.weight"}
     return _ladder(weights, size, channels, "qkv") | {
@@ -150,7 +150,7 @@ def _edm2(weights: Mapping[str, Tensor], size: int, told: Mapping[str, Any], hea
 
 
 def _ladder(weights: Mapping[str, Tensor], size: int, unit: int, attention: str, *, layer: str = "conv0") -> dict[str, Any]:
-    """What EDM's three networks have in common; `unit` is what their channels are multiples of."""
+    """The common settings of EDM's three networks; their channels are multiples of `unit`."""
     down, _ = rungs(weights, size, layer=layer)
     widths = {rung.size: rung.outputs for rung in down if rung.kind == "block"}
     _check_multiples(unit, *widths.values())
@@ -166,26 +166,26 @@ def _ladder(weights: Mapping[str, Tensor], size: int, unit: int, attention: str,
 def _check_multiples(unit: int, *widths: int) -> None:
     if not unit or any(not width or width % unit for width in widths):
         raise RefusedError(
-            f"has layers of widths that are no multiples of {unit}, so it is no published network; fetch it again"
+            f"has layers of widths that are no multiples of {unit}, so it is no published network; download it again"
         )
 
 
 def _check(name: str, value: Any) -> None:
-    """Raises RefusedError where a setting is nothing that a network could have."""
+    """Raises RefusedError if a setting is not valid."""
     each = value if isinstance(value, list | tuple) and name == "resample_filter" and 0 < len(value) <= 16 else [value]
     numbers = (isinstance(one, int | float) and not isinstance(one, bool) and 0 <= one <= 1 << 20 for one in each)
     if not all(numbers) and not (name == "clip_act" and value is None):
-        raise RefusedError(f"says that {name} of its network is {reprlib.repr(value):.40}, which cannot be; fetch it again")
+        raise RefusedError(f"has the invalid setting {name} = {reprlib.repr(value):.40}; download it again")
 
 
 def _of(weights: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in weights:
-        raise RefusedError(f"has no {name}, which every such network has; fetch it again")
+        raise RefusedError(f"has no {name}, which every such network has; download it again")
     return weights[name]
 
 
 def _taps(weights: Mapping[str, Tensor]) -> list[int]:
-    """Of the filter that resamples, whose rows and columns are multiples of it."""
+    """The taps of the resampling filter, whose rows and columns are multiples of them."""
     filters = [weight for name, weight in weights.items() if name.endswith(".resample_filter") and weight.ndim == 4]
     if not filters:
         return [1, 1]
@@ -194,7 +194,7 @@ def _taps(weights: Mapping[str, Tensor]) -> list[int]:
 
 
 def _scalars(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gains that FastGen keeps as lists of one number."""
+    """The weights with gains as scalars, which FastGen stores as lists of one number."""
     return {
         name: weight.reshape(()) if name.endswith("_gain") and weight.shape == (1,) else weight
         for name, weight in weights.items()

@@ -1,7 +1,7 @@
-"""Pickled networks of EDM, EDM2 and ECT as plain data: a machine of ours that calls nothing which the file names.
+"""Reads pickled networks of EDM, EDM2 and ECT as plain data, by an interpreter that calls nothing the file names.
 
-Such a file carries the source of its classes, which the code that wrote it runs when it reads the file. Here a name stands
-for one of a few functions of this module, or the file is refused; objects become inert nodes.
+Such a file holds the source of its classes, which its own code base would run. Here a name stands for one of a few
+functions of this module, or the file is refused. Objects become nodes without behaviour.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ import torch
 from torch import Tensor
 
 LARGEST = 16 << 30  # bytes of a file
-STEPS, HIGH, DEEP = 5_000_000, 20_000, 100  # instructions of a file, objects that wait at once, collections within others
-LINE = 1 << 16  # bytes of what ends with a line
+STEPS, HIGH, DEEP = 5_000_000, 20_000, 100  # instructions in a file, objects on the stack, nested collections
+LINE = 1 << 16  # bytes of a line
 DTYPES = {
     "torch.DoubleStorage": torch.float64, "torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16,
     "torch.BFloat16Storage": torch.bfloat16, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
     "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }  # fmt: skip
-MAGIC = 0x1950A86A20F9469CFC6C  # of what torch.save wrote before its files were archives
+MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save's format before archives
 TORCHS_OWN = "torch.nn.modules."
 VALUES = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
     "BINUNICODE8",
-}  # fmt: skip  # instructions that say a value
+}  # fmt: skip  # instructions that push a value
 DICTS = ("collections.OrderedDict", "dnnlib.util.EasyDict")
 UNRUN = "nothing of it was run"
 
 
 class RefusedError(ValueError):
-    """What is wrong with a file, as the end of a sentence about it."""
+    """A file is refused. The message continues a sentence that begins with the file's name."""
 
 
 @dataclass
 class Node:
-    """An object of a class that nobody looks for: its name, and what the file says of it."""
+    """An object of any class: the name of the class and the object's state."""
 
     kind: str
     state: dict[Any, Any] = field(default_factory=dict)
@@ -52,46 +52,46 @@ class Node:
 
 @dataclass(frozen=True)
 class Name:
-    """What a file means to call or to make an object of."""
+    """The name of a function or class in a file."""
 
     name: str
 
 
 def read_pickle(path: Path) -> Any:
-    """What a pickle holds, of dicts, lists, tuples, numbers, strings, bytes, tensors and nodes.
+    """Reads a pickle of dictionaries, lists, tuples, numbers, strings, bytes, tensors and nodes.
 
     Raises:
-        ValueError: it is cut off, larger than any network, or asks for anything that these networks are not made of.
+        ValueError: the file is incomplete, larger than any network, or contains anything that these networks do not need.
     """
     size = path.stat().st_size
     if size > LARGEST:
-        raise ValueError(f"{path} is larger than {LARGEST >> 30} GiB, so it is none of the networks that fewstep reads")
+        raise ValueError(f"{path} is larger than {LARGEST >> 30} GiB, so it is no network that fewstep reads")
     with path.open("rb") as file:
         try:
             return _Machine(2 * size).run(_Source(file, size))
         except RefusedError as said:
             raise ValueError(f"{path} {said}") from None
         except (ValueError, TypeError, LookupError, OverflowError) as error:
-            raise ValueError(f"{path} is cut off or no pickle; fetch it again") from error
+            raise ValueError(f"{path} is cut off or no pickle; download it again") from error
 
 
 def weights_of(module: Node) -> dict[str, Tensor]:
-    """The parameters and buffers of a module that was read, by their dotted names.
+    """The parameters and buffers of a module, by dotted names.
 
     Raises:
-        RefusedError: modules within modules without end, or what should be a tensor is none.
+        RefusedError: modules are nested too deeply, or a parameter is no tensor.
     """
     found: dict[str, Tensor] = {}
     waiting, seen = [("", module, 0)], 0
     while waiting:
         prefix, node, depth = waiting.pop()
-        seen += 1 + len(node.state.get("_modules") or ())  # one that is there twice is two
+        seen += 1 + len(node.state.get("_modules") or ())  # a module that is used twice counts twice
         if depth > 16 or seen > HIGH or len(found) > HIGH:
-            raise RefusedError("holds modules within modules without end, so it is no network")
+            raise RefusedError("has modules that are nested too deeply, so it is no network")
         for kind in ("_parameters", "_buffers"):
             for name, tensor in _entries(node, kind):
                 if tensor is not None and not isinstance(tensor, Tensor):
-                    raise RefusedError(f"has no tensor as {prefix}{name}; fetch it again")
+                    raise RefusedError(f"has no tensor as {prefix}{name}; download it again")
                 if tensor is not None:
                     found[f"{prefix}{name}"] = tensor
         waiting += [
@@ -103,12 +103,12 @@ def weights_of(module: Node) -> dict[str, Tensor]:
 def _entries(node: Node, kind: str) -> Iterator[tuple[str, Any]]:
     entries = node.state.get(kind, {})
     if not isinstance(entries, dict):
-        raise RefusedError(f"has no names in the {kind[1:]} of one of its modules; fetch it again")
+        raise RefusedError(f"has no names in the {kind[1:]} of one of its modules; download it again")
     yield from ((f"{name:.100}", value) for name, value in entries.items() if isinstance(name, str))
 
 
 class _Source:
-    """A file that is not asked for more than it has, whatever a length in it says."""
+    """A file whose reads are bounded by its size, whatever a length in it claims."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self.file, self.size = file, size
@@ -126,7 +126,7 @@ class _Source:
 
 
 class _Machine:
-    """Follows pickles. It has so many instructions for all of them, and bytes for all tensors, whatever they repeat."""
+    """An interpreter of pickles with a limit on instructions and on bytes of tensors over all of them."""
 
     def __init__(self, room: int) -> None:
         self.steps, self.room = STEPS, room
@@ -135,9 +135,9 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, source: _Source) -> Any:
-        """What one pickle holds."""
+        """Reads one pickle."""
         self.stack, self.marks, self.memo = [], [], {}
-        for opcode, argument, _ in pickletools.genops(source):  # type: ignore[arg-type]  # it asks a file for no more than a source has
+        for opcode, argument, _ in pickletools.genops(source):  # type: ignore[arg-type]  # a source has the methods that are used
             self.steps -= 1
             if self.steps < 0 or len(self.stack) > HIGH or len(self.marks) > DEEP:
                 raise RefusedError("is nested deeper or has more parts than any network")
@@ -189,10 +189,10 @@ class _Machine:
             case "BINPERSID":
                 stack.append(_promised(*self._last(1)))
             case _:
-                raise RefusedError(f"asks for {code} of Python's pickle machine, which no network needs; {UNRUN}")
+                raise RefusedError(f"has the pickle instruction {code}, which no network needs; {UNRUN}")
 
     def _last(self, count: int) -> list[Any]:
-        """The last objects that wait, taken away; none from before a mark."""
+        """Pops the last `count` objects; ValueError if they are not after the last mark."""
         first = len(self.stack) - count
         if first < (self.marks[-1] if self.marks else 0):
             raise ValueError("nothing there")
@@ -201,18 +201,18 @@ class _Machine:
         return items
 
     def _marked(self) -> list[Any]:
-        """All since the last mark."""
+        """Pops all objects after the last mark."""
         at = self.marks.pop()
         return self._last(len(self.stack) - at)
 
     def _made(self, called: Any, given: Any, *, new: bool) -> Any:  # noqa: PLR0911
-        """What a name makes of its arguments: data, whatever the name means elsewhere."""
+        """The data that a known name stands for with its arguments."""
         if not isinstance(called, Name) or not isinstance(given, tuple):
-            raise RefusedError(f"calls what is no name; {UNRUN}")
+            raise RefusedError(f"calls something other than a name; {UNRUN}")
         match called.name, given:
             case name, () if name in DICTS:
                 return {}
-            case "_codecs.encode", (str(text), "latin1"):  # how bytes were pickled for Python 2
+            case "_codecs.encode", (str(text), "latin1"):  # bytes as pickled for Python 2
                 self._take(len(text))
                 return text.encode("latin1")
             case "builtins.set" | "__builtin__.set", ([],):
@@ -236,15 +236,15 @@ class _Machine:
         raise RefusedError(f"calls {called.name:.200} in a way that no network does; {UNRUN}")
 
     def _take(self, count: int) -> None:
-        """Uses so many bytes of memory; a file that repeats its own parts has none left."""
+        """Counts bytes of memory; a file that repeats its own parts exceeds the limit."""
         self.room -= count
         if self.room < 0:
-            raise RefusedError("has tensors that are larger together than the file, so it is broken")
+            raise RefusedError("has tensors that are larger in total than the file, so it is broken")
 
     def _stored(self, data: bytes) -> Tensor:
-        """The numbers of a tensor, from the pickles in a pickle that torch.save once wrote, and the bytes behind them.
+        """The values of a tensor in an old format of torch.save: several pickles, followed by bytes.
 
-        torch.load would read them too, but it also reads what nobody writes here: archives, and files of tar.
+        torch.load is not used, because it also reads archives and .tar files.
         """
         self._take(len(data))
         outer = self.stack, self.marks, self.memo
@@ -263,7 +263,7 @@ class _Machine:
 
 @dataclass(frozen=True)
 class _Promised:
-    """Numbers of a tensor that stand behind the pickle."""
+    """Values of a tensor that follow the pickle."""
 
     dtype: torch.dtype
     key: str
@@ -278,49 +278,49 @@ def _promised(said: Any) -> _Promised:
 
 
 def _name(module: Any, name: Any) -> Name:
-    """A name of the few that stand for something here."""
-    if not (isinstance(module, str) and isinstance(name, str)):  # a tuple of tuples of … would take for ever to write
+    """A known name; RefusedError for any other."""
+    if not (isinstance(module, str) and isinstance(name, str)):  # nested tuples could take forever to print
         raise ValueError("no name")
     full = f"{module}.{name}"
     if full not in KNOWN and not full.startswith(TORCHS_OWN):
         raise RefusedError(
-            f"asks for {full:.100}, which none of the networks needs that fewstep reads; {UNRUN}. Save the weights alone, "
-            "as torch.save(network.state_dict(), FILE), with the code that made it"
+            f"needs {full:.100}, which no network that fewstep reads needs; {UNRUN}. Save only the weights with its own "
+            "code: torch.save(network.state_dict(), FILE)"
         )
     return Name(full)
 
 
 def _told(target: Any, state: Any) -> None:
-    """Gives a state to a node; that of a numpy type says the order of its bytes."""
+    """Sets the state of a node; a numpy dtype has its byte order as state."""
     match target, state:
         case Node(), dict():
             target.state = state
         case np.dtype(), (int(), "<" | "|" | "=", *_):
             pass
         case _:
-            raise RefusedError(f"gives a state to what has none; {UNRUN}")
+            raise RefusedError(f"sets a state of something that has none; {UNRUN}")
 
 
 def _filled(target: Any, items: list[Any]) -> dict[Any, Any]:
-    """The dict with what stands in `items`: a key, its value, a key, …"""
+    """Adds `items` (key, value, key, …) to the dictionary."""
     if not isinstance(target, dict) or len(items) % 2:
         raise ValueError("no dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, str | int | float | None):  # a tuple of tuples of … would take for ever to hash
-            raise RefusedError("has keys that are neither words nor numbers, so it holds no network")
+        if not isinstance(key, str | int | float | None):  # nested tuples could take forever to hash
+            raise RefusedError("has keys that are neither texts nor numbers, so it holds no network")
         target[key] = value
     return target
 
 
 def _view(held: Tensor, start: int, size: tuple[Any, ...], stride: tuple[Any, ...]) -> Tensor:
-    """The tensor of that shape within its numbers; none that would count a number twice."""
+    """The tensor of that shape within its values; RefusedError if it is larger than them."""
     if len(size) != len(stride) or len(size) > 8 or any(type(n) is not int or n < 0 for n in (start, *size, *stride)):
         raise ValueError("no shape")
     if math.prod(size) == 0:
         return held.new_empty([min(side, 1) for side in size])
     end = start + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
     if end >= len(held) or math.prod(size) > len(held):
-        raise RefusedError("has a tensor that is larger than its numbers; fetch it again")
+        raise RefusedError("has a tensor that is larger than its values; download it again")
     return held.as_strided(size, stride, start)
 
 

@@ -1,4 +1,4 @@
-"""An ADM network that is told a number where others are told a class."""
+"""An ADM network that takes a number in place of a class."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ...cond import Tokens
 class ScalarUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """F(x, time, number) of EDM's preconditioning, where time is 250·ln σ: a UNet2DModel and an embedding of a number.
 
-    Its settings are those of `UNet2DModel`. `number` (B,) is what the network was trained with, such as how difficult a
-    terrain is.
+    Its settings are those of `UNet2DModel`. The meaning of `number` (B,) depends on the training, such as the difficulty of
+    a terrain.
     """
 
     takes: ClassVar[dict[str, Tokens]] = {"number": Tokens(())}

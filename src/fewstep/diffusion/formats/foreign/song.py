@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from .ladder import Rung, doubled, halved, ladder
 
-HALF = 0.5**0.5  # each sum of a block and what it is added to is scaled back to the variance of either
-SMALL = 1e-5  # layers that a block begins without
+HALF = 0.5**0.5  # scales the sum of a block and its input back to the variance of either
+SMALL = 1e-5  # gain of initial weights of layers that start almost at zero
 
 
 class Linear(nn.Linear):
-    """A linear layer with Glorot's uniform first weights and no first bias, times `gain`."""
+    """A linear layer with Glorot's uniform initial weights and zero bias."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -26,14 +26,14 @@ class Linear(nn.Linear):
 
 
 class Conv(nn.Module):
-    """A convolution between resamplings: down before it or, `fused`, behind it; up before it; or resampling alone.
+    """A convolution with resampling before it, or resampling alone.
 
     Args:
-        kernel: side of its kernel; 0 for none.
+        kernel: side of the kernel; 0 for no convolution.
         resample: "down", "up" or "".
-        taps: of the filter that resamples.
-        fused: down behind the convolution, whose border is then as wide as both need.
-        gain: of the first weights.
+        taps: taps of the resampling filter.
+        fused: downsampling after the convolution, with one padding for both.
+        gain: gain of the initial weights.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Conv(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, with attention behind it where `attention` says so: h/√2 of each sum."""
+    """A residual block, followed by self-attention if `attention`; each sum is scaled by 1/√2."""
 
     def __init__(self, rung: Rung, embedded: int, dropout: float, taps: Sequence[int], *, attention: bool) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Block(nn.Module):
         return HALF * (x + self._attended(x)) if self.attention else x
 
     def _attended(self, x: Tensor) -> Tensor:
-        """One head over all pixels; q, k and v of a channel stand side by side."""
+        """Self-attention with one head over all pixels; q, k and v are interleaved by channel."""
         q, k, v = self.qkv(self.norm2(x)).flatten(2).unflatten(1, (-1, 3)).transpose(1, 3).unbind(2)
         seen = nn.functional.scaled_dot_product_attention(q, k, v)
         attended: Tensor = self.proj(seen.transpose(1, 2).unflatten(2, x.shape[2:]))
@@ -97,7 +97,7 @@ class Block(nn.Module):
 
 
 class Fourier(nn.Module):
-    """cos and sin of 2π·f·t at random frequencies f, which belong to the checkpoint."""
+    """cos and sin of 2π·f·t at random frequencies f, which are stored in the checkpoint."""
 
     def __init__(self, channels: int, scale: float = 16.0) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Fourier(nn.Module):
 
 
 class Positional(nn.Module):
-    """cos and sin of f·t, with f from 1 to exactly 1/10000, evenly in ln f."""
+    """cos and sin of f·t, with f from 1 to exactly 1/10000, evenly spaced in ln f."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -124,9 +124,9 @@ class Positional(nn.Module):
 class SongUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """F(x, time, class_labels) of EDM's preconditioning, where time is ln σ/4.
 
-    Its settings are those that EDM's files say of themselves, three of them under diffusers' names: `sample_size` is
-    img_resolution, `num_class_embeds` label_dim, `layers_per_block` num_blocks. Augmentation labels are left out: a network
-    that is sampled is told none, and then they add nothing.
+    Its settings are those in EDM's files, three of them under diffusers' names: `sample_size` is img_resolution,
+    `num_class_embeds` is label_dim, and `layers_per_block` is num_blocks. Augmentation labels are left out, because they
+    are not used in sampling.
 
     Reference: Song et al. 2021, Score-Based Generative Modeling through SDEs, app. H; Karras et al. 2022, Elucidating the
     Design Space, app. F.2.
@@ -154,7 +154,7 @@ class SongUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().__init__()
         said = (embedding_type, encoder_type, decoder_type)
         if any(word not in KINDS[place] for place, word in enumerate(said)):
-            raise ValueError(f"a SongUNet has no embedding, encoder and decoder of the kinds {', '.join(map(str, said))}")
+            raise ValueError(f"a SongUNet does not support the embedding, encoder and decoder {', '.join(map(str, said))}")
         told, embedded = model_channels * channel_mult_noise, model_channels * channel_mult_emb
         self.map_noise = Fourier(told) if embedding_type == "fourier" else Positional(told)
         self.map_label = Linear(num_class_embeds, told) if num_class_embeds else None
@@ -214,7 +214,7 @@ class SongUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _embedded(self, time: Tensor, labels: Tensor | None) -> Tensor:
         waves = self.map_noise(time)
-        emb = torch.cat(waves.chunk(2, 1)[::-1], 1)  # as the score SDE code has them: sin, then cos
+        emb = torch.cat(waves.chunk(2, 1)[::-1], 1)  # sin, then cos, as in the code of score SDEs
         if self.map_label is not None:
             assert labels is not None
             count = self.map_label.in_features
@@ -227,12 +227,12 @@ KINDS = (("positional", "fourier"), ("standard", "skip", "residual"), ("standard
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """32 groups, of at least four channels each."""
+    """A group norm of at most 32 groups, of at least four channels each."""
     return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
 
 
 def _beside(kind: str, rung: Rung, aside: int, taps: Sequence[int]) -> dict[str, Conv]:
-    """How the picture itself reaches a smaller size beside the blocks."""
+    """The layers that bring the picture itself to a smaller size."""
     name = f"{rung.size}x{rung.size}_aux"
     if kind == "residual":
         return {f"{name}_residual": Conv(aside, rung.outputs, 3, resample="down", taps=taps, fused=True)}
@@ -244,6 +244,6 @@ def _beside(kind: str, rung: Rung, aside: int, taps: Sequence[int]) -> dict[str,
 
 @torch.no_grad()
 def _first(layer: nn.Module, gain: float = 1.0) -> None:
-    """Glorot's uniform weights times `gain`, no bias."""
+    """Sets Glorot's uniform weights times `gain`, and zero bias."""
     nn.init.xavier_uniform_(layer.weight, gain)  # type: ignore[arg-type]
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
