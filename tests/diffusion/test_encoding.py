@@ -258,7 +258,7 @@ def test_what_hangs_on_the_prompts_and_is_told_for_all_rows_at_once_is_refused(s
     conditions = pipeline.conditions(PROMPTS)[0]
     first = replace(conditions, shared={"lengths": (3, 4)})
     monkeypatch.setattr(pipeline, "_manner", replace(pipeline.manner, first=first))
-    with pytest.raises(ValueError, match="told another lengths for other prompts"):
+    with pytest.raises(ValueError, match="another lengths for other prompts"):
         pipeline.conditions(PROMPTS[:1])
 
 

@@ -188,7 +188,7 @@ def test_the_command_is_the_function_and_a_run_goes_on_from_an_adapter(place, mo
         training=Training(images=8, batch=8),
     )  # fmt: skip
     assert not factors_of(full.denoiser.network) and all(p.requires_grad for p in full.denoiser.parameters())
-    with pytest.raises(ValueError, match=r"rank 2, which --lora 2 alone"):
+    with pytest.raises(ValueError, match=r"rank 2; tune it with --lora 2 alone"):
         tune_checkpoint("a", Lessons("data.npz"), Run(Path("d")), loss=Loss(segments=2), training=Training(lora=3))
 
 

@@ -167,8 +167,9 @@ class RandomFeatures(nn.Module):
     """Untrained convolutional networks, which have learned to ignore nothing; features (B, 128).
 
     They are four parallel networks of four 3×3 convolutions with ReLU, each followed by a mean over 2×2 pixels. The
-    features are the spatial means at the four scales. Every second filter has mean 0 and responds to edges, blur and noise; the
-    others respond to brightness as well. Images may have any size, grey or in colour. The weights depend on `seed` alone.
+    features are the spatial means at the four scales. Every second filter has mean 0 and responds to edges, blur and
+    noise; the others respond to brightness as well. Images may have any size, grey or in colour. The weights depend on
+    `seed` alone.
     """
 
     def __init__(self, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Settling: how early a teacher's trajectory already knows its end."""
+"""Settling: how early a diffusion model's trajectories predict their final images."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Settling:
 
     Attributes:
         sigmas: noise level of each call, (K,).
-        distances: over the mean distance between final images of different seeds, (n, K): 1 is an unrelated image.
-        within: what counts as settled.
-        calls: of the network for a trajectory, counted at the network.
+        distances: distances relative to the mean distance between final images of different seeds, (n, K).
+        within: largest distance that counts as settled.
+        calls: network calls per trajectory, as counted at the network.
     """
 
     sigmas: Tensor
@@ -45,22 +45,22 @@ class Settling:
 
     @property
     def shares(self) -> Array:
-        """Share of the network calls spent when each estimate is known, (K,)."""
+        """Share of the network calls made until each estimate, (K,)."""
         steps = len(self.sigmas)
         return np.arange(1, steps + 1) / steps
 
     def curve(self, quantile: float) -> Array:
-        """The quantile over seeds at each call, (K,)."""
+        """A quantile of the distances over seeds, at each call, (K,)."""
         return np.quantile(self.distances, quantile, axis=0)
 
     def settled_at(self) -> Array:
-        """Calls until each seed's estimate is within the tolerance for good, (n,) of 1 … K."""
+        """Number of calls after which each seed's distance stays within `within`, (n,) from 1 to K."""
         outside = self.distances > self.within
         last_outside = np.where(outside.any(1), outside.shape[1] - 1 - outside[:, ::-1].argmax(1), -1)
         return last_outside + 2
 
     def sentence(self) -> str:
-        """What it means for the number of steps, in one sentence."""
+        """The result in one sentence."""
         steps, calls = len(self.sigmas), self.settled_at()
         half, most = (int(np.quantile(calls, q, method="higher")) for q in (0.5, 0.9))
         return (
@@ -75,9 +75,9 @@ class Walked:
     """A batch of trajectories.
 
     Attributes:
-        distances: in feature space, of the estimate after each call from the final image, (B, K).
+        distances: distance of the estimate after each call to the final image in feature space, (B, K).
         ends: features of the final images, (B, D).
-        rows: of the network that they took.
+        rows: network rows of the batch.
     """
 
     distances: Array
@@ -99,26 +99,30 @@ def settled(
     folder: Path | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Iterator[Settling]:
-    """Walks the DDIM trajectories of `seeds` and measures, after each call, how far the estimate is from the end.
+    """Walks the DDIM trajectories of `seeds` and measures the distance of each estimate of x0 to the final image.
 
-    All processes of a command share the batches. Those that are there when it is killed are not walked again.
+    All processes share the batches. Finished batches are kept, so that an interrupted command does not repeat them.
 
     Args:
-        denoiser: the teacher, on its device.
-        seeds: one a trajectory.
+        denoiser: the diffusion model, on its device.
+        seeds: one per trajectory, at least 2.
         network: the feature extractor.
-        steps: network calls of a trajectory, on the schedule's own grid.
-        within: the distance, as a share of that between unrelated images, that counts as settled.
-        batch: samples at once.
+        steps: network calls per trajectory, on the schedule's own grid; at least 2.
+        within: distance that counts as settled, as a share of that between unrelated images; above 0.
+        batch: number of trajectories at once.
         precision: "no" (float32) or "bf16" in the network.
-        cond: passed to the denoiser, one row a seed.
-        folder: where batches are kept until the block ends well; nowhere if left out, which several processes cannot share.
-        facts: what decides the trajectories beside their number and the batches.
+        cond: conditions, one row per seed.
+        folder: folder for finished batches, until the context ends without an error; None keeps none and is for a single
+            process.
+        facts: everything that the trajectories depend on besides their number and the batches.
+
+    Raises:
+        ValueError: a number is out of its range, the conditions do not fit, or all final images are the same.
     """
     if len(seeds) < 2 or steps < 2:
         raise ValueError(f"settling needs at least two seeds and two steps, got {len(seeds)} and {steps}")
     if not within > 0 or batch < 1:
-        raise ValueError(f"`within` is a positive share and `batch` at least 1, got {within} and {batch}")
+        raise ValueError(f"`within` must be above 0 and `batch` at least 1, got {within} and {batch}")
     denoiser.eval().check(cond)
     grid, ranges = DDIM(steps).levels(denoiser), in_ranges(len(seeds), batch)
 

@@ -189,7 +189,7 @@ class _Machine:
             case "BINPERSID":
                 stack.append(_promised(*self._last(1)))
             case _:
-                raise RefusedError(f"has the pickle instruction {code}, which no network needs; {UNRUN}")
+                raise RefusedError(f"asks for {code} of a pickle interpreter, which no network needs; {UNRUN}")
 
     def _last(self, count: int) -> list[Any]:
         """Pops the last `count` objects; ValueError if they are not after the last mark."""
@@ -284,7 +284,7 @@ def _name(module: Any, name: Any) -> Name:
     full = f"{module}.{name}"
     if full not in KNOWN and not full.startswith(TORCHS_OWN):
         raise RefusedError(
-            f"needs {full:.100}, which no network that fewstep reads needs; {UNRUN}. Save only the weights with its own "
+            f"asks for {full:.100}, which no network that fewstep reads needs; {UNRUN}. Save only the weights with its own "
             "code: torch.save(network.state_dict(), FILE)"
         )
     return Name(full)
