@@ -27,7 +27,7 @@ from .walk import Consistency, Segments, Walk
 
 FLOAT, HALF = 4, 2  # bytes of a number
 KNOWN = 1000  # real samples for the claims that need no network
-TUNED = 5  # time of a training image in network calls: one forward pass, one for the target, and a backward pass
+TUNED = 5  # time of a training image in network calls: 1 forward, 2 for hop and target, 2 backward
 MOMENTS = 2  # moments that Adam keeps per trained number
 
 

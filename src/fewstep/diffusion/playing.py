@@ -26,7 +26,7 @@ from .walk import DDIM, Walk, sample
 
 Side = Literal["model", "few", "teacher"]
 KINDS = {".png": "image/png", ".wav": "audio/wav"}
-MOST = 16  # samples at once; with more than one network batch `fewstep sample` would draw others
+MOST = 16  # samples at once: a single network batch, so that `fewstep sample` gives the same bytes
 MOST_STEPS = 50  # end of the sliders
 
 

@@ -118,7 +118,7 @@ CASES: list[tuple[Break, str]] = [
     (says(INDEX, **{"../unet": ["diffusers", "UNet2DModel"]}), "not a library and a class"),
     (says(INDEX, second=["diffusers", "UNet2DModel"]), "one network"),
     (says(INDEX, _class_name=3, unet=["diffusers", "UNet2DConditionModel"]), "UNet2DConditionModel"),
-    (says(INDEX, text_encoder=["transformers", "CLIPTextModel"]), "there is no folder text_encoder"),
+    (says(INDEX, text_encoder=["transformers", "CLIPTextModel"]), "has no folder text_encoder"),
     (says(INDEX, text_encoder=["its_own_code", "Encoder"]), r"a its_own_code\.Encoder, which neither diffusers nor"),
     (says(INDEX, _class_name=["pipeline", "Own"], vae=["diffusers", "AutoencoderKL"]), "fewstep runs no code"),
     (says(INDEX, _class_name="DiffusionPipeline", vae=["diffusers", "AutoencoderKL"]), "fewstep runs no code"),
