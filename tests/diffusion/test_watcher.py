@@ -183,7 +183,7 @@ def test_a_missing_library_is_a_sentence(place, monkeypatch, capsys) -> None:
     monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(SystemExit) as stopped:
         fewstep(monkeypatch, "tune teacher --data data.npz --out run --track wandb")
-    assert stopped.value.code == 2 and "wandb is not installed" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "wandb needs a package that is not installed" in capsys.readouterr().err
     assert not Path("run").exists()
 
 

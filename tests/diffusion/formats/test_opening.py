@@ -57,7 +57,7 @@ CASES: list[tuple[Break, str]] = [
     (says(NETWORK, layers_per_block=1 << 19), "far larger than|describes no"),
     (says(NETWORK, cross_attention_dim=10**9), "cross_attention_dim = 1000000000"),
     (lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "there are no weights"),
-    (lambda folder: shutil.rmtree(folder / "vae"), "there is no folder vae"),
+    (lambda folder: shutil.rmtree(folder / "vae"), "has no folder vae"),
     (lambda folder: (folder / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"x"), "diffusers cannot open"),
     (lambda folder: (folder / "tokenizer" / "tokenizer_config.json").write_text("["), "not valid JSON"),
     (lambda folder: (folder / "tokenizer" / "merges.txt").symlink_to("/etc/passwd"), "leads out of its folder"),
