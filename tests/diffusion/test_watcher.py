@@ -287,5 +287,5 @@ def test_samples_are_scored_against_what_the_run_learns_from() -> None:
     seen = extract(RandomFeatures(), data.raw(range(40)))
     assert np.allclose(watch.views[0].real.mean, seen.mean(0))
     paths = Paths(torch.zeros(4, 3, 1, 8, 8).half(), torch.tensor([2.0, 1.0, 0.0]), torch.zeros(1))
-    with pytest.raises(ValueError, match="--look-score compares pictures"):
+    with pytest.raises(ValueError, match="--look-score needs data that are pictures"):
         watch_of(Watching(look_score=20), student, paths, tiny(), DDIM(3))

@@ -133,5 +133,5 @@ def test_two_variants_and_no_weights_are_refused(tmp_path) -> None:
     (tmp_path / "part").mkdir()
     for variant in ("fp16", "bf16"):
         (tmp_path / "part" / f"model.{variant}.safetensors").touch()
-    with pytest.raises(ValueError, match=r"bf16.safetensors and .*; rename the one that is meant to model"):
+    with pytest.raises(ValueError, match=r"bf16.safetensors and .*; rename the one to use to model"):
         files_of(tmp_path, "part")
