@@ -65,7 +65,7 @@ def test_from_training_to_export(place, monkeypatch, capsys) -> None:
     fewstep(monkeypatch, tune + "16")
     fewstep(monkeypatch, tune + "32 --resume")
     fewstep(monkeypatch, "sample run/model --out samples --n 5 --seed 7")
-    measure = "measure run/model --teacher run0/model --data data.npz --out scores --n 40 --steps 1 2 --teacher-calls 1 21"
+    measure = "measure run/model --teacher run0/model --data data.npz --out scores --n 20 --steps 1 2 --teacher-calls 1 21"
     fewstep(monkeypatch, measure)
     fewstep(monkeypatch, "export run/model --out exported --measured scores/measure.json")
     fewstep(monkeypatch, "report scores run -o both.html")
@@ -99,7 +99,7 @@ def test_from_training_to_export(place, monkeypatch, capsys) -> None:
 
 def test_sample_k_is_the_same_in_any_batch(place, monkeypatch) -> None:
     for out, more in (("a", "--n 6"), ("b", "--n 6 --batch 2"), ("c", "--n 1 --seed 4")):
-        fewstep(monkeypatch, f"sample teacher --out {out} {more}")
+        fewstep(monkeypatch, f"sample teacher --out {out} --steps 4 {more}")
     pictures = [np.asarray(Image.open(place / out / "000004.png")).astype(int) for out in "abc"]
     assert all(abs(picture - pictures[0]).max() <= 1 for picture in pictures)  # float rounding may cross one grey level
 
@@ -196,7 +196,7 @@ def test_multistep_distillation_from_paths_to_the_dial(place, monkeypatch, capsy
     fewstep(monkeypatch, "sample run --out samples --n 2")
     assert json.loads((place / "samples" / "receipt.json").read_text())["nfe_per_sample"] == 2
     dial = (
-        "dial run one/model --teacher teacher --data data.npz --n 40 --steps 1 --teacher-calls 1 3 --within 5% --out dial"
+        "dial run one/model --teacher teacher --data data.npz --n 20 --steps 1 --teacher-calls 1 3 --within 5% --out dial"
     )
     fewstep(monkeypatch, dial)
     scores = json.loads((place / "dial" / "measure.json").read_text())
@@ -362,8 +362,8 @@ def test_conditional_models_train_tune_sample_and_score(place, monkeypatch, caps
     fewstep(monkeypatch, "train labelled.npz --out run0 --conditional --images 8 --batch 8 --widths 8 16")
     fewstep(monkeypatch, "tune run0/model --data labelled.npz --out run --images 8 --batch 8")
     fewstep(monkeypatch, "sample run/model --out samples --n 2 --label 1")
-    fewstep(monkeypatch, "measure run/model --data labelled.npz --out scores --n 40 --steps 1")
-    for command in ("sample run/model --out samples", "measure run/model --data data.npz --out scores --n 40 --steps 1"):
+    fewstep(monkeypatch, "measure run/model --data labelled.npz --out scores --n 20 --steps 1")
+    for command in ("sample run/model --out samples", "measure run/model --data data.npz --out scores --n 20 --steps 1"):
         with pytest.raises(SystemExit):
             fewstep(monkeypatch, command)
     said = capsys.readouterr().err
@@ -372,7 +372,7 @@ def test_conditional_models_train_tune_sample_and_score(place, monkeypatch, caps
     for command in (
         "sample run --out samples --label 3",
         "settle run0 --out settle --label 9",
-        "measure run --data many.npz --out scores --n 40 --steps 1",
+        "measure run --data many.npz --out scores --n 20 --steps 1",
         "tune run0 --data many.npz --out more --images 8 --batch 8",
     ):
         with pytest.raises(SystemExit):
