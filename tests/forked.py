@@ -17,6 +17,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from subprocess import DEVNULL, PIPE
 from typing import IO
 
@@ -63,8 +64,9 @@ class Forked:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        if self.returncode is None:
-            os.kill(self.pid, number)
+        if self.poll() is None:
+            with suppress(ProcessLookupError):  # it ended just now
+                os.kill(self.pid, number)
 
     def __enter__(self) -> Forked:
         return self
@@ -100,15 +102,17 @@ def set_aside() -> None:
     torch.set_num_threads(1)
     gc.freeze()  # else each process looks through all that was imported
     minders = set[int]()
-    while (message := socket.recv_fds(asked, 1 << 18, 3))[0]:
-        minders -= {minder for minder in minders if os.waitpid(minder, os.WNOHANG)[0]}
-        if not (minder := os.fork()):
-            asked.close()
-            _mind(*message[:2])
-        minders.add(minder)
-        for each in message[1]:
-            os.close(each)
-    os._exit(0)
+    try:
+        while (message := socket.recv_fds(asked, 1 << 18, 3))[0]:
+            minders -= {minder for minder in minders if os.waitpid(minder, os.WNOHANG)[0]}
+            if not (minder := os.fork()):
+                asked.close()
+                _mind(*message[:2])
+            minders.add(minder)
+            for each in message[1]:
+                os.close(each)
+    finally:
+        os._exit(0)  # whatever fails here, no second pytest goes on
 
 
 def _mind(work: bytes, streams: list[int]) -> None:

@@ -243,10 +243,10 @@ def in_ranges(count: int, size: int) -> list[range]:
 
 
 def of_texts(count: int, batch: int) -> list[range]:
-    """The ranges that `count` texts are divided into, `BATCHES` batches each behind the first.
+    """The numbers 0 to count − 1 in ranges: the first is one batch, the others are `BATCHES` batches each.
 
-    Near the end of a part the batch is no longer refilled, so longer parts waste less. The first part is one batch alone,
-    so that something is kept soon.
+    Near the end of a part the batch is no longer refilled, so longer parts waste less. The first part is short, so that
+    something is kept soon.
     """
     edges = [0, *range(batch, count, BATCHES * batch), count]
     return [range(start, stop) for start, stop in pairwise(edges) if start < stop]

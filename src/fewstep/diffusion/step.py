@@ -76,7 +76,7 @@ class Step:
 
 
 def averages_in(state: dict[str, Any], denoiser: Denoiser) -> list[Denoiser]:
-    """The `Step.emas` of a saved `Step.state()`. The state's student is loaded into `denoiser`, where the run began.
+    """The `Step.emas` of a saved `Step.state()`. `denoiser`, with which the run began, becomes the state's student.
 
     Raises:
         ValueError: see `take_up`.

@@ -31,7 +31,7 @@ class Rule:
     hierarchical, learned), or as many as --schedule says (low-confidence, margin, entropy, random). wino decides more, and
     takes back tokens that the rest of the text does not support."""
     block_length: int | None = None
-    """The text is decided in blocks of this length, one after another; --gen-length gives a single block. By
+    """The text is decided in blocks of this length, one after another. A length of --gen-length makes a single block. By
     default 32, or the length of the blocks that the model was trained on, which this length must then divide."""
     confidence: float | None = None
     """For threshold, klass, credit, hierarchical and learned; by default 0.99."""

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Prompt = dict[
-    str, Any
-]  # {"prompt": a text or a conversation} or {"messages": a conversation}, with the line's other entries
+# {"prompt": a text or a conversation} or {"messages": a conversation}, with the line's other entries
+Prompt = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class EarlyCommit(Around):
         return (wide(step.index + self.first) / step.steps).clamp(max=1)
 
     def known(self, step: Step) -> Tensor:
-        """g, (B,): +inf if all positions of the region are decided, −inf if the region never had one."""
+        """g, (B,): +inf if no position of the region counts any more, −inf if the region never had one."""
         region = self._region(step.open)
         counted = region if self.over == "region" else region & step.masked
         g = statistic_of(step.gap, counted, self.statistic).masked_fill(~counted.any(1), torch.inf)

@@ -103,9 +103,8 @@ def scored(lm: Any, exam: Exam, manager: Any, out: Path, seed: int, **facts: Any
             apply_chat_template=exam.chat, log_samples=False, random_seed=seed, numpy_random_seed=seed,
             torch_random_seed=seed, fewshot_random_seed=seed,
         )  # fmt: skip
-        scores: Scores = here.meet(
-            found["results"] if here.is_main else None
-        )  # the harness gives scores to the main process only
+        # the harness gives scores to the main process only
+        scores: Scores = here.meet(found["results"] if here.is_main else None)
         entries["results"] = scores
         for cost in ("nfe", "positions"):
             if each := getattr(lm, cost, None):

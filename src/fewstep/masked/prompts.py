@@ -251,9 +251,7 @@ class StopStrings:
 def text_of(tokenizer: PreTrainedTokenizerBase, tokens: list[int], given: int = 0, stop: Sequence[str] = ()) -> str:
     """The text of generated tokens, up to the first stop string after the first `given` tokens."""
 
-    def text(
-        part: list[int],
-    ) -> str:  # without cleaning up, so that the text of some tokens stays the same when more follow
+    def text(part: list[int]) -> str:  # not cleaned up, so that it stays the same when more tokens follow
         return str(tokenizer.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     whole, start = text(tokens), len(text(tokens[:given]))

@@ -21,10 +21,8 @@ KINDS = (  # entries that tell each kind of result; the first kind that fits is 
     ("run", {"recipe", "steps", "loss", "images_per_second"}),
 )
 MADE_BY = "measure, dial, ledger, settle, tune, forecast, decode --out, calibrate, settle-text, ledger-text or proxy --out"
-LINES = (
-    ("answers", {"text", "tokens", "nfe"}),
-    ("changes", {"prompt", "before", "after"}),
-)  # the same for each line of a .jsonl
+# the same for each line of a .jsonl
+LINES = (("answers", {"text", "tokens", "nfe"}), ("changes", {"prompt", "before", "after"}))
 LONGEST = 64 << 20  # bytes; larger files are not read
 
 
