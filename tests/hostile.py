@@ -332,6 +332,7 @@ LANGUAGE: dict[str, Spoil] = {
     "type: vocabulary": entries(vocab_size=[40]),
     "fewer layers than weights": entries(num_hidden_layers=1),
     "another architecture": entries(model_type="opt"),
+    "generation: settings that cannot be": text('{"max_new_tokens": "many", "num_beams": [1]}', "generation_config.json"),
 }
 TOKENIZERS: dict[str, Spoil] = {
     "tokenizer: code alone": only_code_tokenizer,
@@ -350,6 +351,7 @@ TOKENIZERS: dict[str, Spoil] = {
     "tokenizer: a model of nothing": text(
         '{"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}}', "tokenizer.json"
     ),
+    "tokenizer: a giant": lambda kind, folder, outside: os.truncate(folder / "tokenizer.json", 1 << 40),
     "tokenizer: a pipe": lambda kind, folder, outside: (
         (folder / "tokenizer.json").unlink(),
         os.mkfifo(folder / "tokenizer.json"),

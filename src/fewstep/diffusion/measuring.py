@@ -302,10 +302,10 @@ def _compared(settings: Sequence[Setting], scoring: Scoring, prompts: Sequence[s
     channels, height, width = shape = common_shape(settings)
     taken = scoring.features or ("fashion" if scoring.data == "bundled" else "random")
     networks = fitting(taken, shape)
-    named = scoring.match or ("clothes" if scoring.data == "bundled-text" and prompts else None)
-    judge = None if named is None else match(named)
     if scoring.match and not prompts:
         raise ValueError("--match needs prompts; give --prompts as well, or leave it out")
+    named = scoring.match or ("clothes" if scoring.data == "bundled-text" and prompts else None)
+    judge = None if named is None else match(named)
     conditional = prompts is None and any(setting.denoiser.classes for setting in settings)
     images = load_images(scoring.data, channels=channels, size=(height, width), labels=conditional).shuffled()
     return _Against(images, networks, taken, judge, named)

@@ -186,8 +186,7 @@ class Pipeline:
     def guided(self, denoiser: Denoiser, guidance: float, null: Cond) -> Denoiser:
         """`denoiser` with the pipeline's guidance at that scale; ValueError if the pipeline has none."""
         guide = self.manner.guide
-        if guide is None:
-            raise ValueError("this pipeline has no classifier-free guidance; leave --guidance out")
+        assert guide is not None, "a pipeline with a null condition has guidance"
         return Guided(denoiser, guidance + guide.plus, null, keeps_norm=guide.keeps_norm)
 
     @torch.no_grad()

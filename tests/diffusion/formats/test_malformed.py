@@ -180,6 +180,7 @@ CASES: list[tuple[Break, str]] = [
     (says(SCHEDULER, rescale_betas_zero_snr="yes"), "rescale_betas_zero_snr = 'yes'"),
     (says(SCHEDULER, _class_name="CMStochasticIterativeScheduler", sigma_data=0), "sigma_data = 0"),
     (says(SCHEDULER, _class_name="CMStochasticIterativeScheduler", sigma_min=90.0), "sigma_max = 80"),
+    (says(SCHEDULER, _class_name="EDMEulerScheduler", prediction_type="v_prediction"), "not known, only epsilon"),
     (says(SCHEDULER, _class_name="EDMEulerScheduler", sigma_max=-1), "sigma_max = -1"),
     (says(SCHEDULER, _class_name="EDMEulerScheduler", sigma_max="80"), "sigma_max = '80'"),
     (says(SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler", shift=float("inf")), "shift = inf"),
@@ -264,6 +265,7 @@ def test_a_note_says_how_a_student_is_sampled(model, walk: object) -> None:
         ("tune model --data data.npz --out out", text(WEIGHTS, b"")),
         ("export model --out out", weights(lambda tensors: tensors["conv_in.bias"].fill_(float("inf")))),
         ("settle model --out out", bomb),
+        ("sample model --out out", says(CONFIG, sample_size=None)),
         ("measure model --data data.npz --out out", text("fewstep.json", "[]")),
     ],
 )

@@ -210,6 +210,10 @@ def test_a_published_dit_bears_the_older_name(tmp_path) -> None:
         theirs = network.eval()(x, time, class_labels=labels).sample
     torch.testing.assert_close(ours, theirs[:, :4])
     assert not torch.allclose(ours, theirs[:, 4:])
+    config["sample_size"] = 5000  # whose table of places alone would take 400 MB
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="sample_size = 5000, which takes too much memory"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize(("pipeline", "part"), [("DiTPipeline", "vae"), ("LDMPipeline", "vqvae")])

@@ -55,6 +55,7 @@ CASES: list[tuple[Break, str]] = [
     (says(TEXT, attn_implementation="own/kernel"), "native code from elsewhere"),
     (says(NETWORK, _class_name="UNet2DModel"), "its pipeline says that it is a UNet2DConditionModel"),
     (says(NETWORK, layers_per_block=1 << 19), "far larger than|describes no"),
+    (lambda folder: (folder / "fewstep.json").write_text('{"call": ["height"]}'), "which is no dictionary of arguments"),
     (says(NETWORK, cross_attention_dim=10**9), "cross_attention_dim = 1000000000"),
     (lambda folder: (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "there are no weights"),
     (lambda folder: shutil.rmtree(folder / "vae"), "has no folder vae"),

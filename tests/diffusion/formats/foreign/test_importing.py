@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -264,6 +265,66 @@ def test_what_is_wrong_is_said_in_one_sentence(sentence: str, tmp_path: Path, ca
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.startswith("fewstep: ") and said.count("\n") == 1 and sentence in said
     assert not (tmp_path / "out").exists() and not (tmp_path / "in" / "canary").exists()
+
+
+@pytest.fixture(scope="module")
+def openai() -> Weights:
+    weights = Weights()
+    settings, _ = OPENAI["scale and shift"]
+    published.openai(weights, torch.randn(1, 3, 64, 64), torch.tensor([75.0]), None, classes=0, **settings)
+    return weights
+
+
+BLOCK, ATTENTION = "input_blocks.1.0", "middle_block.1.qkv"
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    ({"input_blocks.2.0.op.weight": 1}, "other blocks than openai's published networks"),
+    ({"input_blocks.0.0.weight": (16, 3, 3, 3)}, r"has 4 sizes of \[32, 64, 96, 128\] channels, .*; give --size"),
+    ({"input_blocks.1.1.in_layers.0.weight": 32}, r"has input_blocks\.1\.[01]\.in_layers\.0\.weight twice"),
+    ({f"{BLOCK}.out_layers.3.weight": None}, "which every network of openai has"),
+    ({"middle_block.0.strange.weight": 1}, r"has middle_block\.0\.strange\.weight, which no published network of openai"),
+    ({"time_embed.0.weight": (128, 64)}, "a time embedding of another width"),
+    ({f"{ATTENTION}.weight": (3 * 80, 128, 1)}, "attention channels that are no multiple of 32"),
+    ({f"{ATTENTION}.bias": 5}, "not made of queries, keys and values"),
+])  # fmt: skip
+def test_what_is_no_published_network_of_openai_is_refused(openai, tmp_path: Path, change: dict, sentence: str) -> None:
+    changed = dict(openai) | {name: torch.ones(shape or 0) for name, shape in change.items()}
+    for name in [name for name, shape in change.items() if shape is None]:
+        del changed[name]
+    with pytest.raises(ValueError, match=sentence):
+        fewstep.import_checkpoint(saved(tmp_path / "ct.pt", changed), tmp_path / "out", kind="consistency", head=32)
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    ({"enc.16x16_block0.conv0.weight": None}, "other blocks than a network for pictures of that size"),
+    ({"enc.16x16_block0.strange.weight": torch.ones(1)}, "which no published network of EDM has"),
+])  # fmt: skip
+def test_what_is_no_published_network_of_edm_is_refused(tmp_path: Path, change: dict, sentence: str) -> None:
+    changed = {name: weight for name, weight in (made("ADM", classes=False)[0] | change).items() if weight is not None}
+    with pytest.raises(ValueError, match=sentence):
+        fewstep.import_checkpoint(edm_file(tmp_path / "a.pkl", "ADM", changed), tmp_path / "out")
+
+
+def test_a_configuration_of_no_such_network_is_refused(tmp_path: Path) -> None:
+    weights, *_ = made("DDPM++", classes=False)
+    fewstep.import_checkpoint(edm_file(tmp_path / "a.pkl", "DDPM++", weights), tmp_path / "out")
+    config = tmp_path / "out" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"encoder_type": "cubic"}))
+    with pytest.raises(ValueError, match="the embedding, encoder and decoder positional, cubic, standard"):
+        fewstep.load(tmp_path / "out")
+
+
+def test_one_of_several_networks_is_the_part_that_is_named(tmp_path: Path) -> None:
+    weights, *_ = made("DDPM++", classes=False)
+    both = {"one": {name: torch.zeros_like(weight) for name, weight in weights.items()}, "two": dict(weights)}
+    file = saved(tmp_path / "ect.pt", both)
+    found = fewstep.import_checkpoint(file, tmp_path / "out", part="two", kind="diffusion").denoiser.network
+    alone = saved(tmp_path / "alone.pt", weights)
+    wanted = fewstep.import_checkpoint(alone, tmp_path / "alone", kind="diffusion").denoiser.network
+    assert all(a.equal(b) for a, b in zip(found.state_dict().values(), wanted.state_dict().values(), strict=True))
+    with pytest.raises(ValueError, match=r"several networks \(one, two\); say which one with --part"):
+        fewstep.import_checkpoint(file, tmp_path / "other", part="three", kind="diffusion")
 
 
 def test_an_imported_folder_is_sampled_and_tuned_like_any(tmp_path: Path, capsys, monkeypatch) -> None:

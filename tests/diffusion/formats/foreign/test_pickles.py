@@ -19,7 +19,7 @@ from hostile import CANARY, Canary
 from persisted import EasyDict, Persistent, module, write
 
 import fewstep
-from fewstep.diffusion.formats.foreign.pickles import Node, read_pickle, weights_of
+from fewstep.diffusion.formats.foreign.pickles import LARGEST, Node, read_pickle, weights_of
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -64,6 +64,11 @@ def bomb(levels: int) -> bytes:
     return b"\x80\x04)" + b"".join(b"q%ch%c\x86" % (k, k) for k in range(levels)) + b"."
 
 
+def _legacy_floats(count: int) -> bytes:
+    return torch.zeros(count).__reduce_ex__(4)[1][0].__reduce__()[1][0]
+
+
+NUMBER, FOUR = b"\x80\x04cnumpy.core.multiarray\nscalar\n", _legacy_floats(4)
 RAW: dict[str, tuple[bytes, str]] = {
     "os.system": (b"cos\nsystem\n(S'touch CANARY'\ntR.", "asks for os.system"),
     "posix": (b"cposix\nsystem\n(S'touch CANARY'\ntR.", "asks for posix.system"),
@@ -107,6 +112,10 @@ RAW: dict[str, tuple[bytes, str]] = {
     "itself": (b"]q\x00h\x00a.", "holds no network"),
     "numbers of nothing": (stored(b"abc") + b".", "cut off"),
     "numbers of another pickle": (stored(b"cos\nsystem\n(S'touch CANARY'\ntR.") + b".", "asks for os.system"),
+    "something put into a dict": (b"}I1\na.", "cut off"),
+    "a number of another width": (NUMBER + b"(cnumpy\ndtype\n(S'f8'\nI0\nI1\ntRC\x03abctR.", "cut off"),
+    "no tensor's numbers": (stored(pickle.dumps(0) * 5) + b".", "cut off"),
+    "fewer numbers than are promised": (stored(FOUR[:-4]) + b".", "cut off"),
     "an archive of torch": (stored(b"PK\x03\x04" + b"\x00" * 60) + b".", "cut off"),
 }  # fmt: skip
 
@@ -169,6 +178,29 @@ def test_a_sound_pickle_is_read_whole_and_its_source_is_not_run(protocol: int, t
     assert not canary.exists()
 
 
+def test_the_oldest_protocol_is_read_too(tmp_path: Path) -> None:
+    held = {"a": [1, 2.5, None, True], "b": ("x", {"c": {}})}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(held, 0))
+    assert read_pickle(tmp_path / "a.pkl") == held
+    assert read_pickle(write(tmp_path / "b.pkl", [np.float64(2.5), np.int64(3)])) == [2.5, 3]  # of the right width
+
+
+def test_a_file_larger_than_any_network_is_not_opened(tmp_path: Path) -> None:
+    with (tmp_path / "a.pkl").open("wb") as file:
+        file.truncate(LARGEST + 1)  # takes no room
+    with pytest.raises(ValueError, match=r"is larger than [0-9]+ GiB"):
+        read_pickle(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize(("state", "sentence"), [
+    ({"_modules": {"conv": Node("Conv", {"_parameters": {"weight": 3}})}}, r"has no tensor as conv\.weight"),
+    ({"_buffers": [torch.ones(1)]}, "has no names in the buffers of one of its modules"),
+])  # fmt: skip
+def test_what_holds_no_tensors_by_their_names_is_no_network(state: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        weights_of(Node("Net", state))
+
+
 TENSORS = {
     "float16": drawn(3, 4).half(),
     "bfloat16": drawn(5).bfloat16(),
@@ -201,10 +233,6 @@ def test_tensors_larger_than_their_numbers_are_refused(size, stride, start: int,
     broken = Calls(torch._utils._rebuild_tensor_v2, Numbers(), start, size, stride, False, {})
     with pytest.raises(ValueError, match=r"larger than its values|cut off"):
         read_pickle(write(tmp_path / "a.pkl", broken))
-
-
-def _legacy_floats(count: int) -> bytes:
-    return torch.zeros(count).__reduce_ex__(4)[1][0].__reduce__()[1][0]
 
 
 def test_numbers_that_are_loaded_again_and_again_are_bounded(tmp_path: Path) -> None:

@@ -148,7 +148,6 @@ class _Machine:
                 self.stack.append(argument)
             else:
                 self._step(opcode.name, argument)
-        raise ValueError("no end")
 
     def _step(self, code: str, argument: Any) -> None:  # noqa: PLR0912
         stack = self.stack
