@@ -6,6 +6,7 @@ threads. So one is set aside when all tests are collected, and forks itself when
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
@@ -96,6 +97,7 @@ def set_aside() -> None:
     if child:
         asked.close()
         _asking[:] = [asking]
+        atexit.register(asking.close)
         return
     asking.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at the terminal is for those who work
