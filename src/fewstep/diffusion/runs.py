@@ -112,9 +112,8 @@ def run(
         ):
             saver = Saver(out / "state.pt", kept, spent, accelerator, interrupt, save_every, look)
             steps = tune(denoiser, data, state=state, accelerator=accelerator, **recipe)
-            last = (
-                _driven(steps, recipe, show, saver) if seen != recipe["images"] else None
-            )  # or only the models are missing
+            # without a step left only the models are missing
+            last = _driven(steps, recipe, show, saver) if seen != recipe["images"] else None
             state = saver.whole(last) if last else state
             assert state is not None  # from this run, or from the one before
             averages = last.emas if last else averages_in(state, denoiser)

@@ -29,7 +29,7 @@ EDGE = 2  # black pixels around each picture, because pipelines need sides that 
 class Clothes(Samples):
     """Coloured pictures, uint8 (3, 32, 32). Sample k is the grey picture k // 6 in colour k mod 6.
 
-    Black stays black, and white becomes the colour.
+    Black stays black, and white becomes the colour. The largest of a pixel's three values is the grey one, except in green.
 
     Attributes:
         grey: pictures (1, 28, 28) of Fashion-MNIST, with their classes.

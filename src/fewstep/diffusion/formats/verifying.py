@@ -88,10 +88,8 @@ def run(script: ModuleType, given: list[str], seconds: float) -> None:
             except subprocess.TimeoutExpired:
                 done(1)
     if process.returncode:
-        last = (said.strip().splitlines() or ["it ended without a message"])[-1][
-            :500
-        ]  # the last line of a traceback is the error
-        raise ValueError(f"stock diffusers cannot load the export: {last}")
+        last = (said.strip().splitlines() or ["it ended without a message"])[-1]  # of a traceback: the error
+        raise ValueError(f"stock diffusers cannot load the export: {last[:500]}")
 
 
 def lines_of(facts: Mapping[str, Any]) -> str:

@@ -20,9 +20,7 @@ from ..two_times import TwoTimes
 from .denoising import JUST_BELOW, levels_of, noise_of
 from .scores import Array
 
-TOLERATED = (
-    1.1  # tolerance on errors: at high levels the best output is the mean, which a few real samples give only roughly
-)
+TOLERATED = 1.1  # on errors: at high levels the best output is the mean, which a few real samples give only roughly
 AN_END = 2.0  # a consistency function returns one possible sample, whose mean square error is twice that of their mean
 LEFT = 0.01  # share by which mixing output and input may reduce the error of a trained network
 SURE = 3.0  # standard errors, as twelve levels are tested

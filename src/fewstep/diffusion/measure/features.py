@@ -217,7 +217,7 @@ class InceptionFeatures(nn.Module):
 
 
 class TransformersFeatures(nn.Module):
-    """Pooled output (B, D) of a transformers vision model at 224 pixels; DINOv2 for FD-DINOv2."""
+    """Pooled output (B, D) of a transformers vision model at 224 pixels, by antialiased bicubic; DINOv2 for FD-DINOv2."""
 
     mean: Tensor
     std: Tensor

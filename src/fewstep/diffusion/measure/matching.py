@@ -87,9 +87,8 @@ class ClipMatch(nn.Module):
         config = load_config(folder, read_config(folder, what))
         self.network = load_network(folder, config, AutoModel, "CLIP model", dtype=torch.float32, pickled=True)
         self.tokenizer = load_tokenizer(folder)
-        self.register_buffer(
-            "mean", torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-        )  # as in CLIP's training
+        # mean and standard deviation are those of CLIP's training
+        self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1))
         try:
             self(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), ["a"])

@@ -11,11 +11,8 @@ from torch import Tensor
 from .ladder import Rung, ladder
 from .pickles import RefusedError
 
-SIZES = {
-    (1, 2, 3, 4): 64,
-    (1, 1, 2, 3, 4): 128,
-    (1, 1, 2, 2, 4, 4): 256,
-}  # channel multipliers of openai's networks by size
+# channel multipliers of openai's networks -> side of their pictures
+SIZES = {(1, 2, 3, 4): 64, (1, 1, 2, 3, 4): 128, (1, 1, 2, 2, 4, 4): 256}
 RESIDUAL = {"norm0": "norm1", "conv0": "conv1", "affine": "time_emb_proj", "norm1": "norm2", "conv1": "conv2",
             "skip": "conv_shortcut"}  # fmt: skip
 WHOLE = {"map_layer0": "time_embedding.linear_1", "map_layer1": "time_embedding.linear_2", "out_norm": "conv_norm_out",
