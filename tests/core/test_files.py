@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import resource
@@ -11,9 +12,21 @@ from subprocess import PIPE
 import pytest
 import torch
 from forked import Forked
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from fewstep.core.files import alone_in, atomic_file, atomic_folder, clear, load_state, save_state, writable, writable_file
+from fewstep.core import files
+from fewstep.core.files import (
+    alone_in,
+    atomic_file,
+    atomic_folder,
+    clear,
+    disk_errors,
+    load_state,
+    save_state,
+    writable,
+    writable_file,
+)
 
 
 def test_state_round_trip(tmp_path) -> None:
@@ -196,6 +209,41 @@ def test_one_process_has_a_folder_for_itself_until_it_dies(tmp_path, writer) -> 
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("by_another", [False, True])
+def test_a_lock_whose_owner_has_just_removed_its_file_is_none(tmp_path, monkeypatch, by_another: bool) -> None:
+    """Whoever comes between the opening and the locking; a third may have made the file anew."""
+    lock = files.fcntl.flock
+
+    def late(file, how: int) -> None:
+        (tmp_path / files.LOCK).unlink()
+        if by_another:
+            (tmp_path / files.LOCK).touch()
+        lock(file, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with pytest.raises(ValueError, match="another process is writing into"), alone_in(tmp_path):
+        pass
+
+
+def test_where_files_cannot_be_locked_nobody_is_kept_out(tmp_path, monkeypatch) -> None:
+    def none(file, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", none)
+    with alone_in(tmp_path / "run"):
+        (tmp_path / "run" / "state.pt").touch()
+    assert os.listdir(tmp_path / "run") == ["state.pt"]
+
+
+def test_only_what_the_disk_refuses_becomes_an_oserror(tmp_path) -> None:
+    for error, kept in (
+        (SafetensorError("os error 28, no space"), OSError), (SafetensorError("invalid header"), SafetensorError),
+        (RuntimeError("shapes differ"), RuntimeError),
+    ):  # fmt: skip
+        with pytest.raises(kept), disk_errors(tmp_path / "a"):
+            raise error
+
+
 def test_a_folder_that_was_not_written_into_is_not_left_behind(tmp_path) -> None:
     with pytest.raises(ValueError, match="wrong"), alone_in(tmp_path / "run"):
         raise ValueError("wrong")
@@ -219,6 +267,9 @@ def test_code_in_a_state_never_runs(tmp_path) -> None:
 
 def test_cut_and_missing_states_say_so(tmp_path) -> None:
     save_state(tmp_path / "state.pt", {"weights": torch.zeros(1000)})
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="not a saved state"):
+        load_state(tmp_path / "list.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:2000])
     with pytest.raises(ValueError, match="not a saved state"):
         load_state(tmp_path / "cut.pt")

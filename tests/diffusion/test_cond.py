@@ -5,7 +5,7 @@ import torch
 from conftest import tiny
 from torch import nn
 
-from fewstep.diffusion.cond import NOTHING, Classes, Cond, labelled
+from fewstep.diffusion.cond import NOTHING, Classes, Cond, Tokens, labelled, padded
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.prediction import velocity
 from fewstep.diffusion.schedule import Rectified
@@ -59,6 +59,32 @@ def test_a_network_is_called_by_the_names_of_its_parameters() -> None:
     z = x * (1 - u)
     v = z + torch.tensor([3.0, 4.0])[:, None, None] + 1000 * u + torch.tensor([7.0, 8.0])[:, None, None]
     torch.testing.assert_close(denoiser(x, sigma, cond), z - u * v, rtol=1e-5, atol=1e-4)
+
+
+def test_tokens_differ_in_number_and_not_in_width() -> None:
+    Tokens((4, 8)).check(torch.zeros(2, 7, 8))
+    Tokens(()).check(torch.zeros(2))
+    for kind, rows, said in (
+        (Tokens((4, 8)), torch.zeros(2, 4, 9), "rows of 4x8, not 4x9"),
+        (Tokens((4, 8)), torch.zeros(2, 8), "rows of 4x8, not 8"),
+        (Tokens(()), torch.zeros(2, 3), "rows of one number, not 3"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            kind.check(rows)
+
+
+def test_rows_of_several_lengths_are_padded_where_the_network_can_tell() -> None:
+    short, long = torch.ones(1, 2, 3), torch.ones(1, 4, 3)
+    first, second = padded([Cond({"text": short, "mask": short[..., 0]}), Cond({"text": long, "mask": long[..., 0]})])
+    assert torch.equal(second.rows["text"], long) and first.rows["mask"].tolist() == [[1, 1, 0, 0]]
+    with pytest.raises(ValueError, match=r"text has 2 and 4 tokens .* no mask"):
+        padded([Cond({"text": short}), Cond({"text": long})])
+
+
+def test_what_is_shared_goes_to_the_device_with_all_that_is_in_it() -> None:
+    moved = Cond({}, {"shapes": (torch.zeros(2), (torch.ones(1), 3)), "size": 4}).to("meta").shared
+    first, (second, third) = moved["shapes"]
+    assert (first.device.type, second.device.type, third, moved["size"]) == ("meta", "meta", 3, 4)
 
 
 def test_labels_that_a_network_does_not_know() -> None:

@@ -8,7 +8,8 @@ from conftest import tiny
 from diffusers import DDIMScheduler, DDPMScheduler, ScoreSdeVeScheduler
 from oracle import GaussianOracle, OracleNetwork
 
-from fewstep.diffusion.denoiser import Denoiser, edm, flow, vp
+from fewstep.diffusion.cond import labelled
+from fewstep.diffusion.denoiser import Denoiser, Guided, edm, flow, vp
 from fewstep.diffusion.prediction import Trigonometric, unit_score
 from fewstep.diffusion.schedule import DiscreteVP, Exploding, TrigFlow
 
@@ -150,3 +151,9 @@ def test_unknown_prediction_is_refused() -> None:
     scheduler.register_to_config(prediction_type="score")
     with pytest.raises(ValueError, match="score"):
         vp(torch.nn.Identity(), scheduler)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_guidance_is_a_number(scale: float) -> None:
+    with pytest.raises(ValueError, match="guidance scale must be finite"):
+        Guided(tiny(classes=3), scale, labelled(torch.tensor([2])))

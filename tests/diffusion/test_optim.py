@@ -20,6 +20,14 @@ def test_optimizers_have_no_decay(factory) -> None:
     assert optimizer.defaults["betas"] == (0.8, 0.9) and optimizer.defaults["weight_decay"] == 0
 
 
+def test_dropout_by_size_needs_sizes() -> None:
+    layers = torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Linear(1, 1))
+    Dropout(0.4)(layers)
+    assert layers[0].p == 0.4
+    with pytest.raises(ValueError, match="needs a UNet"):
+        Dropout(0.4, max_size=16)(layers)
+
+
 def test_dropout_only_at_low_resolutions() -> None:
     network = UNet2DModel(
         sample_size=32, in_channels=1, out_channels=1, block_out_channels=(8, 8, 8), norm_num_groups=8, layers_per_block=1,

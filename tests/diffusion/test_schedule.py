@@ -102,6 +102,12 @@ def test_impossible_schedules_are_refused(settings, message: str) -> None:
         DiscreteVP(**settings)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 60.0), (-1.0, 60.0), (80.0, 180.0), (50.0, 40.0), (math.nan, 60.0)])
+def test_noise_that_explodes_begins_above_nothing_and_ends_above_that(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match="sigma_min"):
+        Exploding(low, high)
+
+
 def test_a_shifted_flow_has_the_levels_of_its_scheduler() -> None:
     """The levels between are those of diffusers' flow scheduler, whose own u = 1 is infinitely far away here."""
     for shift in (1.0, 3.0):

@@ -55,6 +55,7 @@ def test_moving_pictures_are_saved_to_the_last_bit(tmp_path) -> None:
 def test_latents_are_kept_as_they_are(tmp_path) -> None:
     space = Latents((4, 2, 2))
     x0 = torch.randn(3, 4, 2, 2) * 9
+    assert torch.equal(space.encode(space.decode(x0)), x0) and space.encode(x0.half()).dtype == torch.float32
     space.save(space.decode(x0), tmp_path, ["a", "b", "c"])
     with np.load(tmp_path / "samples.npz") as kept:
         assert np.array_equal(kept["latents"], x0.numpy()) and kept["names"].tolist() == ["a", "b", "c"]

@@ -147,6 +147,13 @@ def test_a_guided_teacher_never_makes_its_null_class(monkeypatch) -> None:
     assert (paths.states[:, -1].float() - plain).abs().max() > 0.05
 
 
+def test_a_teacher_makes_something() -> None:
+    assert teacher_paths(tiny(classes=3), 5, steps=2).label_range == (0, 2)
+    for make in (teacher_images, teacher_paths):
+        with pytest.raises(ValueError, match="at least one sample"):
+            make(tiny(), 0, steps=2)
+
+
 def test_rows_of_images_keep_their_noise() -> None:
     """Beside paths nothing changed: a row of an image has the noise level drawn for it."""
     rows = Rows(noise_images(), lambda z: z.exp(), seed=0)

@@ -25,7 +25,7 @@ from fewstep.core.device import fast_precision
 from fewstep.core.files import load_state, save_state
 from fewstep.core.nfe import count_nfe
 from fewstep.diffusion.average import Exponential, PowerFunction
-from fewstep.diffusion.data import Images, Rows
+from fewstep.diffusion.data import Images, Paths, Rows
 from fewstep.diffusion.denoiser import Denoiser, discrete_vp
 from fewstep.diffusion.formats import schedulers
 from fewstep.diffusion.hop import Euler, Heun
@@ -227,6 +227,12 @@ def half_frozen() -> torch.nn.Module:
     denoiser.network.down_blocks.requires_grad_(False)
     denoiser.network.mid_block.requires_grad_(False)
     return denoiser
+
+
+def test_a_state_that_has_seen_more_than_is_asked_for_is_refused(images) -> None:
+    state = run(tiny(), images, images=16)[-1].state()
+    with pytest.raises(ValueError, match="already seen more than 8 images"):
+        run(tiny(), images, images=8, state=state)
 
 
 def test_what_is_frozen_is_neither_saved_nor_averaged_and_the_run_resumes(images) -> None:
@@ -458,11 +464,19 @@ def test_a_student_that_was_sampled_between_two_steps_still_trains(images) -> No
     assert torch.equal(weights(sampled.student), weights(whole.student))
 
 
+PATHS = Paths(torch.zeros(8, 3, 1, 8, 8).half(), torch.tensor([2.0, 1.0, 0.0]), torch.zeros(1))
+
+
 @pytest.mark.parametrize(
     ("settings", "data", "message"),
     [
         ({"images": 0}, noise_images(), "at least 1"),
         ({"segments": 0}, noise_images(), "segments must be at least 1"),
+        ({"batch": 0}, noise_images(), "must be at least 1"),
+        ({"max_grad_norm": 0.0}, noise_images(), "above 0"),
+        ({"seed": -1}, noise_images(), "seed"),
+        ({"margin": 0.1}, noise_images(), "margin must be at least 0, and 0 with one segment"),
+        ({"segments": (1, 2)}, PATHS, "paths"),
         ({"accelerator": "fp16"}, noise_images(), "float16"),
         ({"accelerator": "accumulate"}, noise_images(), "multiple of 3"),
     ],

@@ -172,3 +172,24 @@ def test_without_the_hub_a_data_set_comes_from_the_cache_and_nothing_is_tried_ag
     monkeypatch.setattr(datasets, "load_dataset", cached)
     assert load("owner/name-v1.5").pixels.float().mean((0, 2, 3)).tolist() == [0, 0, 255]
     assert datasets.config.HF_HUB_OFFLINE is False
+
+
+def test_the_hub_is_asked_where_it_answers(monkeypatch) -> None:
+    from huggingface_hub.errors import HFValidationError
+
+    def loaded(name: str, split: str) -> datasets.Dataset:
+        assert (name, split, datasets.config.HF_HUB_OFFLINE) == ("owner/name", "train", False)
+        return datasets.Dataset.from_dict(
+            {"image": [{"bytes": png(BLUE), "path": None}]}, datasets.Features(image=datasets.Image())
+        )
+
+    def refused(*_: object, **__: object) -> None:
+        raise HFValidationError("no name of a repository")
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets, "load_dataset", loaded)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
+    assert len(load("owner/name")) == 1
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refused)
+    with pytest.raises(ValueError, match="no name of a repository"):
+        load("owner/name")

@@ -6,6 +6,7 @@ import os
 import stat
 import string
 import struct
+import tarfile
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from pictures import png, put
 from PIL import Image
 
 from fewstep.diffusion.data import load_images
+from fewstep.diffusion.data.load import MADE_OF, pictures_in
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 CLASSES = {"cat/a.png": png(RED), "cat/b.png": png(GREEN, (32, 16)), "dog/c.png": png(BLUE)}
@@ -382,3 +384,32 @@ def test_many_pictures_of_nothing_are_refused_before_they_are_decoded(place, mon
     monkeypatch.undo()
     monkeypatch.setenv("FEWSTEP_MAX_GIB", "0.01")
     assert len(load_images(place, channels=3, size=64)) == 300
+
+
+def test_a_file_that_went_away_after_it_was_found_is_skipped(tmp_path) -> None:
+    pictures = pictures_in(put(tmp_path / "data", CLASSES), 3)
+    (tmp_path / "data" / "cat" / "a.png").unlink()
+    found = {pictures.name(k): k for k in range(len(pictures))}
+    with pytest.raises(ValueError, match="No such file"):
+        pictures.read(next(k for name, k in found.items() if name.endswith("a.png")))
+
+
+def test_hidden_files_of_a_tar_are_no_pictures(tmp_path) -> None:
+    with tarfile.open(tmp_path / "data.tar", "w") as tar:
+        for name, content in (CLASSES | {".hidden/d.png": png(RED), "cat/._a.png": b"mac"}).items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    assert len(load(tmp_path / "data.tar")) == 3
+
+
+def test_what_are_no_pictures_for_the_model_says_so(tmp_path) -> None:
+    put(tmp_path / "data", CLASSES)
+    with pytest.raises(ValueError, match="pictures have 1 or 3 channels, the model takes 4"):
+        load_images(tmp_path / "data", channels=4, size=8)
+    with pytest.raises(ValueError, match="the bundled clothes are 3x32x32"):
+        load_images("bundled-text", channels=1, size=28)
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / MADE_OF).write_text("{}")
+    with pytest.raises(ValueError, match="is not complete"):
+        load_images(tmp_path / "table", channels=3, size=8)

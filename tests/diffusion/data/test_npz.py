@@ -85,6 +85,7 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, caplog, labels, messag
         ({"images": np.zeros((2, 9, 9), np.uint8)}, "1x9x9, the model takes 1x8x8"),
         ({"images": np.array([{"code": "object"}])}, "not a readable .npz of plain arrays: it holds Python objects"),
         ({"images": np.zeros(2, [("a", np.uint8)])}, "must be uint8"),
+        ({"images": np.zeros(1, [(f"column {k}", np.uint8) for k in range(4000)])}, "it holds tables"),
         ({"latents": np.zeros((2, 8, 8), np.float32)}, r"must be floats \(N, C, H, W\), not float32 \(2, 8, 8\)"),
         ({"latents": np.zeros((2, 1, 8, 8), np.int64)}, "must be floats"),
         (
@@ -98,6 +99,7 @@ def test_labels_that_are_no_classes_are_refused(tmp_path, caplog, labels, messag
         ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Stored array in format 2.0")
 def test_bad_arrays(tmp_path, content: dict[str, Any], message: str) -> None:
     np.savez(tmp_path / "data.npz", **content)
     with pytest.raises(ValueError, match=message):

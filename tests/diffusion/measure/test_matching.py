@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_lm import byte_tokenizer, tiny_lm
 
 from fewstep.diffusion.data import load_images
 from fewstep.diffusion.data.clothes import CAPTIONS, COLOURS, Clothes
+from fewstep.diffusion.measure.features import extractor
 from fewstep.diffusion.measure.matching import ClothesMatch, match
 
 
@@ -30,6 +32,7 @@ def test_the_grey_picture_is_the_largest_of_a_pixels_values_but_in_green(clothes
     rows = [0, 7, 14, 22, 23]
     grey = clothes.raw(rows).amax(1)[:, 2:-2, 2:-2]
     assert torch.equal(grey, clothes.grey.raw([k // len(COLOURS) for k in rows])[:, 0])
+    assert clothes.label_range is None and not clothes.cond(0)  # captions in their place
     assert clothes.caption(0).startswith("a white ")
     assert len(clothes) == 60_000
     assert set(CAPTIONS) == {clothes.caption(k) for k in range(600)}
@@ -64,3 +67,9 @@ def test_the_clip_score_is_what_transformers_makes_of_it(tmp_path: Path) -> None
 def test_what_is_no_clip_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither clothes nor a CLIP model"):
         match(str(tmp_path / "none"))
+    tiny_lm().float().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is no CLIP model"):
+        match(str(tmp_path))
+    with pytest.raises(ValueError, match="is no vision model"):
+        extractor(str(tmp_path))

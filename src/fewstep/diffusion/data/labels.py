@@ -34,8 +34,7 @@ class Labels(NamedTuple):
     names: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
-        if self.values is None:
-            return "no classes"
+        assert self.values is not None, "classes that are told are there"
         if self.names is None:
             return f"{len(self.values.unique())} classes that are numbers, {self.values.min()} to {self.values.max()}"
         first = ", ".join(f"{number} {shown(name)}" for number, name in enumerate(self.names[:20]))
