@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 import ranks
 import torch
 from accelerate.state import AcceleratorState
-from forked import Forked, set_aside
+from forked import SECONDS, Forked, set_aside
 
 from fewstep.cli import main
 from fewstep.diffusion.data import Images, save_images
@@ -124,6 +125,8 @@ def _apart() -> Iterator[Callable[..., None]]:
 
         def run(script: str | Path, *given: str) -> None:
             print(json.dumps([os.getcwd(), str(script), *given]), file=process.stdin)
+            if not select.select([process.stdout], [], [], SECONDS)[0]:
+                process.kill()
             assert json.loads(process.stdout.readline()) is None
 
         yield run
