@@ -116,6 +116,24 @@ def test_several_works_of_one_result_stay_until_it_is_there(tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+def test_stopped_in_a_short_work_a_command_says_where_the_works_before_it_are(tmp_path, monkeypatch) -> None:
+    works, asked = Works(tmp_path / "works"), [f"question {k}" for k in range(20)]
+
+    def stopped(part: range) -> list[str]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return ["" for _ in part]
+
+    with pytest.raises(Interrupted, match="stopped; nothing half-written was left"):
+        works.answers("short", asked, 1, stopped)
+    monkeypatch.setattr(parts, "KEPT_AFTER", 0.0)
+    works.answers("long", asked, 1, lambda part: [asked[k] for k in part])
+    monkeypatch.undo()
+    with pytest.raises(Interrupted, match=r"finished parts are in .*works, and the same command goes on") as stop:
+        works.answers("short", asked, 1, stopped)
+    assert stop.value.signal == signal.SIGTERM
+    assert [item.name for item in (tmp_path / "works").iterdir()] == ["long-1"]
+
+
 def test_a_part_is_what_it_was_however_long(tmp_path) -> None:
     part = ["x" * JSON_BYTES, 0.1 + 0.2, float("-inf"), None, {"steps": [-1, 0]}]
     AS_JSON.write(tmp_path / "0.json", part)

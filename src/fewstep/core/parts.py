@@ -29,6 +29,7 @@ T = TypeVar("T")
 MADE_OF = "made_of.json"  # what decides the parts
 ENDED = "ended"  # this file beside the parts says that a process has failed or was stopped, so the others stop too
 BATCHES = 8  # of texts in a part
+STOPPED = "stopped; finished parts are in {}, and the same command goes on"
 KEPT_AFTER = 5.0  # seconds; a single process that needs less keeps its parts in memory
 
 
@@ -163,8 +164,13 @@ class Works:
         ranges = of_texts(len(asked), batch)
         facts = {**self.facts, "asked": said}
         made = in_parts(folder, facts, list(map(len, ranges)), lambda k: answer(ranges[k]), title=title, stays=True)
-        with made as parts:
-            return [each for part in parts for each in part]
+        try:
+            with made as parts:
+                return [each for part in parts for each in part]
+        except Interrupted as stop:
+            if self.folder is None or not self.folder.exists():
+                raise
+            raise Interrupted(STOPPED.format(self.folder), stop.signal) from stop  # those of the works before, too
 
     def end(self) -> None:
         """Removes the parts, once the whole result is written."""
@@ -229,8 +235,8 @@ def share(
                 with as_part(tell, sizes[k]):
                     kept = make(k)
                 if interrupt.by:
-                    said = f"stopped; finished parts are in {folder}, and the same command goes on"
-                    raise Interrupted(said if kept else "stopped; nothing half-written was left", interrupt.by)
+                    said = STOPPED.format(folder) if kept else "stopped; nothing half-written was left"
+                    raise Interrupted(said, interrupt.by)
     except BaseException:
         if ended is not None:
             ended.touch()

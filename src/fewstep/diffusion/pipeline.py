@@ -184,7 +184,7 @@ class Pipeline:
         return torch.cat(made)
 
     def guided(self, denoiser: Denoiser, guidance: float, null: Cond) -> Denoiser:
-        """`denoiser` with the pipeline's guidance at that scale; ValueError if the pipeline has none."""
+        """`denoiser` with the pipeline's guidance at that scale, around a null condition of this pipeline."""
         guide = self.manner.guide
         assert guide is not None, "a pipeline with a null condition has guidance"
         return Guided(denoiser, guidance + guide.plus, null, keeps_norm=guide.keeps_norm)
