@@ -33,6 +33,11 @@ os.fsync = lambda descriptor: None  # a disk takes milliseconds to be sure, and 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in a shell's background ignores Ctrl-C
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The dearest fixture first: what begins late is divided between pytest's workers, and each would make it."""
+    items.sort(key=lambda item: item.path.name != "test_many.py")
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays to the end: a look for garbage passes it over. It took a quarter of all time."""
     gc.freeze()

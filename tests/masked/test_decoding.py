@@ -331,7 +331,7 @@ def test_rules_that_break_the_contract_are_caught() -> None:
     with pytest.raises(ValueError, match="committed nothing"):
         decode(Toy(), [masks("12__")], Lazy())
     assert decode(Toy(), [masks("12__3")], Greedy())[0].ids[[0, 1, 4]].tolist() == [1, 2, 3]
-    with pytest.raises(ValueError, match="got 1 for 2 rows"):
+    with pytest.raises(ValueError, match="got 1 seeds for 2 rows"):
         decode(Toy(), [masks("12__")] * 2, TopK(), seeds=[3])
 
 

@@ -221,7 +221,7 @@ def test_parts_that_are_missing_are_named(model, pipeline: str, part: str) -> No
     index = json.loads((model / "model_index.json").read_text())
     index |= {"_class_name": pipeline, part: ["diffusers", "AutoencoderKL"]}
     (model / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=f"its {part} is a AutoencoderKL, but has no folder {part} in it"):
+    with pytest.raises(ValueError, match=f"its {part} is a AutoencoderKL, but has no folder {part};"):
         load(model)
     (model / "model_index.json").write_text(json.dumps(index | {part: [None, None]}))
     load(model)
