@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +15,14 @@ from safetensors.torch import load_file
 
 from fewstep import Lessons, Loss, Run, Training, tune_checkpoint
 from fewstep.diffusion.checkpoints import _renewed
+from fewstep.diffusion.cond import labelled
+from fewstep.diffusion.denoiser import Guided
 from fewstep.diffusion.formats.folder import load, save
+from fewstep.diffusion.lessons import paths_of, picture_of
 from fewstep.diffusion.model import Model
+from fewstep.diffusion.space import Latents
 from fewstep.diffusion.two_times import TwoTimes
-from fewstep.diffusion.walk import Heun
+from fewstep.diffusion.walk import Heun, Segments
 
 
 def test_the_function_does_what_the_command_does(place, monkeypatch) -> None:
@@ -75,6 +81,53 @@ def test_what_cannot_be_exported_is_said_before_it_is_tuned(
         tune_checkpoint(str(tmp_path / "teacher"), Lessons("missing.npz"), Run(tmp_path / "run"), loss=loss)
     said = [message for message in caplog.messages if "cannot be exported" in message]
     assert [sentence in message for message in said] == ([] if sentence is None else [True])
+
+
+def test_guidance_needs_to_know_what_stands_for_nothing() -> None:
+    teacher, without = Model(tiny(classes=3), Heun()), Model(tiny(), Heun())
+    assert Lessons("x").guided(teacher) is teacher.denoiser
+    guided = Lessons("x", guidance=2.0, null_label=1).guided(teacher)
+    x, sigma, labels = torch.randn(2, 1, 8, 8), torch.tensor([0.5, 3.0]), labelled(torch.tensor([0, 2]))
+    with torch.no_grad():
+        cond, null = (teacher.denoiser(x, sigma, each) for each in (labels, labelled(torch.tensor([1, 1]))))
+        torch.testing.assert_close(guided(x, sigma, labels), null + 2 * (cond - null), rtol=1e-4, atol=1e-5)
+    piped = dataclasses.replace(teacher, pipeline=SimpleNamespace())
+    for lessons, model, said in (
+        (Lessons("x", guidance=2.0), teacher, "needs --null-label"),
+        (Lessons("x", guidance=2.0, null_label=1), without, "needs a conditional checkpoint"),
+        (Lessons("x", guidance=2.0), piped, "encode them again"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            lessons.guided(model)
+
+
+def test_guided_paths_are_kept_with_their_guidance(tmp_path) -> None:
+    teacher = Guided(tiny(classes=3), 2.0, labelled(torch.tensor([1])))
+    told = {"named": "a", "segments": 2, "seed": 0, "precision": "no", "whole": False}
+    paths = paths_of(teacher, tmp_path, 4, **told)
+    assert torch.equal(paths_of(teacher, tmp_path, 4, **told).states, paths.states)
+    with pytest.raises(ValueError, match="guidance"):
+        paths_of(Guided(teacher.denoiser, 3.0, teacher.null), tmp_path, 4, **told)
+
+
+def test_a_student_of_any_number_of_calls_is_no_base_of_a_lora(tmp_path) -> None:
+    """Its second time is in no folder of diffusers."""
+    student = TwoTimes(tiny())
+    with torch.no_grad():
+        for weight in student.ends.parameters():
+            weight.fill_(1.0)
+    save(Model(student, Segments(2)), tmp_path / "any")
+    with pytest.raises(ValueError, match="leave --lora out"):
+        tune_checkpoint(
+            str(tmp_path / "any"), Lessons("missing.npz"), Run(tmp_path / "run"), loss=Loss("any", hop="data"),
+            training=Training(lora=2),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (3, 2, 8, 8)])
+def test_data_sets_hold_pictures_and_latents_alone(shape) -> None:
+    with pytest.raises(ValueError, match="use --data teacher"):
+        picture_of(SimpleNamespace(space=Latents(shape)))
 
 
 def test_a_start_from_new_weights_knows_nothing_of_the_second_time() -> None:

@@ -12,7 +12,7 @@ from fewstep.diffusion.drawing import Wanted, arguments
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.using import sample_checkpoint
-from fewstep.diffusion.walk import Segments
+from fewstep.diffusion.walk import DDIM, Segments, sample
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries alone
 
@@ -74,14 +74,31 @@ def test_videos_sounds_and_classes(tmp_path, family: str, ending: str) -> None:
         ({}, "takes prompts; give --prompt"),
         ({"label": 1}, "give --prompt instead of --label"),
         ({"prompt": "a", "label": 1}, "one of them"),
+        ({"prompt": "a", "middle": 0.8, "steps": 2}, "take --sampler consistency"),
         ({"prompt": "a", "call": ["256"]}, "such as height=256, not '256'"),
         ({"prompt": "a", "call": ["heigth=256"]}, "takes no heigth"),
     ],
 )
 def test_what_is_asked_wrongly_says_so(sd, tmp_path, asked, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        sample_checkpoint(str(sd), tmp_path / "out", n=1, steps=1, **asked)
+        sample_checkpoint(str(sd), tmp_path / "out", **{"n": 1, "steps": 1} | asked)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "label", "sentence"), [("dit", 1000, "0 to 999, not 1000"), ("ldm", 0, "leave --label out")]
+)
+def test_a_class_that_a_pipeline_does_not_know_says_so(folders, tmp_path, family: str, label: int, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        sample_checkpoint(str(folders(family)), tmp_path / "out", n=1, steps=1, label=label)
+
+
+def test_a_teacher_draws_under_guidance_along_another_walk(sd, tmp_path) -> None:
+    model = load(sd)
+    sample_checkpoint(str(sd), tmp_path / "out", prompt="a boot", n=1, steps=2, sampler="ddim", guidance=3.0)
+    cond, null = model.pipeline.conditions(["a boot"])
+    x0 = sample(model.pipeline.guided(model.denoiser, 3.0, null), [0], DDIM(2), cond)
+    assert (picture(tmp_path / "out" / "000000.png") == model.pipeline.decode(x0)[0].permute(1, 2, 0).numpy()).all()
 
 
 def test_a_checkpoint_without_a_pipeline_takes_no_prompt(place, tmp_path) -> None:

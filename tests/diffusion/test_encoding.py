@@ -18,10 +18,12 @@ from torch import nn
 
 from fewstep.diffusion import runs
 from fewstep.diffusion.asked import asked_of, in_turn, prompts_in
+from fewstep.diffusion.captioned import captioned
 from fewstep.diffusion.checkpoints import tune_checkpoint
 from fewstep.diffusion.choices import Lessons, Run, Training
+from fewstep.diffusion.cond import Cond
 from fewstep.diffusion.data import Images, Rows, Table, load_images, save_images
-from fewstep.diffusion.encoding import encode_data, teacher_latents
+from fewstep.diffusion.encoding import Encoder, encode_data, teacher_latents
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.formats.identity import identity_of
 from fewstep.diffusion.model import Model
@@ -343,9 +345,33 @@ def test_a_pipeline_of_classes_encodes_classes(dit, tmp_path) -> None:
     save_images(Images(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.tensor([1000])), tmp_path / "b.npz")
     with pytest.raises(ValueError, match="has the class 1000, and the pipeline knows 0 to 999"):
         encode_data(str(dit), str(tmp_path / "b.npz"), tmp_path / "other")
+    save_images(Images(torch.zeros(1, 3, 16, 16)), tmp_path / "latents.npz")
+    with pytest.raises(ValueError, match="latents"):
+        encode_data(str(dit), str(tmp_path / "latents.npz"), tmp_path / "other")
+    put(tmp_path / "folders", {f"{kind}/a.png": png((9, 9, 9), (16, 16)) for kind in ("7", "3")})
+    assert captioned(str(tmp_path / "folders"), (3, 16, 16), load(dit)).asked == [3, 7]
     save_images(Images(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)), tmp_path / "c.npz")
     with pytest.raises(ValueError, match="has no classes, which this pipeline needs"):
         encode_data(str(dit), str(tmp_path / "c.npz"), tmp_path / "other")
+
+
+def test_all_prompts_are_asked_for_where_a_pipeline_pads_to_no_length(sd, monkeypatch) -> None:
+    """The longest row need not be that of the longest text: here it is one of many tokens and few letters."""
+    pipeline, asked = load(sd).pipeline, ["a", "zzzzzz", "boot boot boot boot"]
+    lengths = {"a": 1, "zzzzzz": 9, "boot boot boot boot": 4}
+
+    def conditions(rows: list[str]) -> tuple[Cond, None]:
+        longest = max(lengths[row] for row in rows)
+        return Cond({"text": torch.ones(len(rows), longest, 2), "mask": torch.ones(len(rows), longest)}), None
+
+    monkeypatch.setattr(pipeline, "conditions", conditions, raising=False)
+    rows = Encoder(pipeline, asked)(asked[:1]).rows
+    assert rows["text"].shape == (1, 9, 2) and rows["mask"].tolist() == [[1] + [0] * 8]
+
+
+def test_sound_is_not_encoded(folders, tmp_path) -> None:
+    with pytest.raises(ValueError, match="makes samples of 2x64"):
+        encode_data(str(folders("dance_diffusion")), str(tmp_path), tmp_path / "table")
 
 
 def test_what_cannot_be_encoded_is_said_before_anything_is_made(sd, tmp_path, monkeypatch) -> None:

@@ -193,6 +193,11 @@ def test_a_run_with_few_looks_says_how_to_have_more(tmp_path) -> None:
     assert not (tmp_path / "run" / "forecast.json").exists()
 
 
+def test_no_run_is_no_forecast() -> None:
+    with pytest.raises(ValueError, match="at least one run"):
+        forecast_runs([])
+
+
 def test_a_folder_that_is_not_there_is_no_run_without_scores(tmp_path) -> None:
     with pytest.raises(ValueError, match="there is no folder"):
         forecast_runs([str(tmp_path / "nothing")])

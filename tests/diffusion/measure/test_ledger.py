@@ -8,11 +8,12 @@ import json
 import math
 from functools import partial
 from html import unescape
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import fewstep, tiny
+from conftest import fewstep, noise_images, tiny
 from rich.console import Console
 from torch import nn
 
@@ -25,13 +26,13 @@ from fewstep.diffusion.data import Images, load_images
 from fewstep.diffusion.denoiser import Denoiser, Guided
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.lora import LoRA, adapt, factors_of, fused
-from fewstep.diffusion.measure.accounting import GUIDED, lines_of, made_to_denoise, take_stock
+from fewstep.diffusion.measure.accounting import GUIDED, _classes, lines_of, made_to_denoise, take_stock
 from fewstep.diffusion.measure.comparing import Telling
 from fewstep.diffusion.measure.denoising import errors, levels_of
 from fewstep.diffusion.measure.dial import score
 from fewstep.diffusion.measure.drift import drift
 from fewstep.diffusion.measure.features import View, views
-from fewstep.diffusion.measure.lines import Pair, apart
+from fewstep.diffusion.measure.lines import Pair, apart, matching
 from fewstep.diffusion.measure.seen import Setting
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.prediction import clean
@@ -288,6 +289,35 @@ def test_the_drift_of_an_adapter_is_what_it_makes_of_the_weights() -> None:
     length = (ours.weight.square().sum() + ours.bias.square().sum()).sqrt()
     assert found[place] == pytest.approx(((theirs.weight - ours.weight).norm() / length).item(), rel=1e-5)
     assert found["conv_in"] == 0
+
+
+def test_prompts_that_are_no_longer_matched_are_a_line() -> None:
+    before, after = (SimpleNamespace(each={"match": match}) for match in (np.arange(40.0), np.arange(40.0) - 3))
+    line = matching(Pair(before, after, ()))
+    assert (line.before, line.after, line.difference) == (19.5, 16.5, (-3, -3, -3)) and line.best == math.inf
+
+
+@pytest.mark.parametrize(("count", "names"), [(3, ["class 0", "class 1", "class 2"]), (30, [])])
+def test_classes_that_were_asked_for_are_scored_one_by_one(count: int, names: list[str]) -> None:
+    """By the conditions where no classifier knows classes; of so many that each has but a few samples none."""
+    data = Images(noise_images(120).pixels, torch.arange(120) % count)
+    told = Telling(labelled(torch.arange(count)), torch.arange(120) % count)
+    view = View.of("means", Averages(), Images(data.pixels.expand(-1, 3, -1, -1)[..., :6, :6]))
+    points = [SimpleNamespace(each={}, features={"means": np.random.default_rng(k).normal(size=(120, 12))}) for k in (1, 2)]
+    found = _classes(Pair(*points, [view]), data, told)
+    assert [line.name for line in found] == [f"KID of {name}" for name in names]
+    assert _classes(Pair(*points, [view]), noise_images(), told) == []
+
+
+def test_a_network_that_returns_no_numbers_is_named_with_its_level(world) -> None:
+    class Broken(Mixture):
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            far = (timestep > 0).view(-1, 1, 1, 1)  # above σ = 1
+            return super().forward(sample, timestep).masked_fill(far, torch.nan)
+
+    broken = Denoiser(Broken(templates()), Karras(sigma_data=0.5, time_scale=0.25), clean, space=Pixels(SHAPE), takes={})
+    with pytest.raises(ValueError, match="not finite at σ = 2; its weights are broken"):
+        errors(broken, torch.zeros(2, *SHAPE), NOTHING, torch.tensor([0.5, 2.0, 9.0]))
 
 
 def test_a_student_of_any_number_of_calls_is_asked_just_below_the_level() -> None:

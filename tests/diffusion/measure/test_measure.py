@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
+from conftest import noise_images, tiny
 from PIL import Image
 from rich.console import Console
 from scipy.ndimage import correlate
@@ -18,6 +18,7 @@ from fewstep.diffusion.data import Images, load_images
 from fewstep.diffusion.measure.dial import Looks, Point, difference, ratio, recommend, score
 from fewstep.diffusion.measure.features import FashionFeatures, RandomFeatures, View, extract, extractor, reference, views
 from fewstep.diffusion.measure.scores import Reference, coverage, frechet, sliced
+from fewstep.diffusion.measure.seen import Setting
 from fewstep.diffusion.measure.settings import diffusion_settings, student_settings
 from fewstep.diffusion.measure.settling import Settling, settled
 from fewstep.diffusion.model import Model
@@ -249,3 +250,23 @@ def test_trajectories_that_know_their_end_are_settled_at_once() -> None:
     same = pytest.raises(ValueError, match="all trajectories end in the same image")
     with same, settled(denoiser, range(4), FashionFeatures.bundled(), steps=3):
         pass
+
+
+def test_numbers_that_cannot_be_are_refused_before_anything_is_walked() -> None:
+    with pytest.raises(ValueError, match="0 or more"):
+        recommend([], [], within=-0.1)
+    for seeds, options, said in (
+        (range(1), {}, "two seeds"), (range(2), {"steps": 1}, "two steps"), (range(2), {"within": 0.0}, "above 0"),
+        (range(2), {"batch": 0}, "at least 1"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said), settled(tiny(), seeds, RandomFeatures(), **options):
+            pass
+
+
+def test_a_score_that_took_long_is_told_at_once(monkeypatch, caplog) -> None:
+    monkeypatch.setattr("fewstep.diffusion.measure.dial.SHORT", -1.0)
+    images = noise_images(24)
+    with caplog.at_level("INFO", "fewstep"):
+        view = View.of("random", RandomFeatures(), images)
+        point = score(Setting("student", tiny(), Consistency(1)), range(20), [view])
+    assert f"student, 1 calls: Fréchet distance {point.frechet['random']} (random)" in caplog.messages

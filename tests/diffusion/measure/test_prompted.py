@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny
 from tiny_pipelines import tiny_pipeline
 
 from fewstep.diffusion.asked import in_turn
 from fewstep.diffusion.checkpoints import tune_checkpoint
 from fewstep.diffusion.choices import Lessons, Run, Training
 from fewstep.diffusion.data import Images, save_images
+from fewstep.diffusion.denoiser import Guided
 from fewstep.diffusion.formats.folder import load
-from fewstep.diffusion.measuring import dial_checkpoints, ledger_checkpoints, measure_checkpoint
+from fewstep.diffusion.measure.comparing import common_shape
+from fewstep.diffusion.measure.seen import Setting
+from fewstep.diffusion.measuring import _teacher_settings, dial_checkpoints, ledger_checkpoints, measure_checkpoint
 from fewstep.diffusion.objective import Loss
 from fewstep.diffusion.scoring import Scoring
 from fewstep.diffusion.walk import DDIM, sample
@@ -79,6 +84,27 @@ def test_a_ledger_of_pipelines_asks_both_for_the_same(place, tmp_path) -> None:
     assert (tmp_path / "ledger" / "ledger.json").exists()
 
 
+def test_the_teachers_guidance_is_that_of_its_students(place, folders) -> None:
+    """Where these differ, or the teacher has none, it has to be said."""
+    students = [replace(load(place / "run"), receipt={"guidance": scale}) for scale in (1.5, 3.0)]
+    scoring = Scoring("missing.npz", place / "none", n=N)
+    (setting,) = _teacher_settings(str(place / "pipeline"), [2], scoring, students[:1], PROMPTS)
+    assert isinstance(setting.denoiser, Guided) and setting.calls == 4
+    with pytest.raises(ValueError, match=r"tuned with different guidance, .*--guidance"):
+        _teacher_settings(str(place / "pipeline"), [2], scoring, students, PROMPTS)
+    with pytest.raises(ValueError, match="leave --guidance out"):
+        _teacher_settings(str(folders("ldm")), [2], replace(scoring, guidance=2.0), [], None)
+
+
+def test_settings_of_several_shapes_are_not_compared(place, folders) -> None:
+    model = load(place / "pipeline")
+    settings = [Setting("a", model.denoiser, DDIM(1), model.pipeline), Setting("b", tiny(channels=3), DDIM(1))]
+    with pytest.raises(ValueError, match="b makes images of another shape than a"):
+        common_shape(settings)
+    with pytest.raises(ValueError, match=r"samples of 4x8x8 that are no pictures"):
+        common_shape([Setting("a", model.denoiser, DDIM(1))])
+
+
 def test_what_cannot_be_asked_is_one_sentence(place, tmp_path) -> None:
     data, run = str(place / "data.npz"), str(place / "run")
     for checkpoint, settings, sentence in (
@@ -88,6 +114,14 @@ def test_what_cannot_be_asked_is_one_sentence(place, tmp_path) -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             measure_checkpoint(checkpoint, Scoring(data, tmp_path / "scores", n=N, **settings))
+    for settings, sentence in (
+        ({"steps": ()}, "at least one number"),
+        ({"teacher": str(place / "pipeline"), "teacher_calls": ()}, "at least one number"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            measure_checkpoint(run, Scoring(data, tmp_path / "scores", n=N), **settings)
+    with pytest.raises(ValueError, match="at least one run"):
+        dial_checkpoints([], run, Scoring(data, tmp_path / "scores", n=N))
     with pytest.raises(ValueError, match="--guidance is for teachers that are pipelines"):
         measure_checkpoint("bundled", Scoring("bundled", tmp_path / "scores", n=N, guidance=2.0), teacher="bundled")
     assert not (tmp_path / "scores").exists()
