@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import ast
+import errno
 import logging
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import fewstep, noise_images
 from safetensors.torch import load_file, save_file
 
+from fewstep import cli
 from fewstep.cli import main
+from fewstep.cli.after import after_exporting, after_measuring
+from fewstep.cli.text import _told
 from fewstep.core import progress
 from fewstep.core.source import ASSETS
 from fewstep.diffusion.data import save_images
+from fewstep.diffusion.formats.folder import load
+from fewstep.diffusion.walk import Segments
+from fewstep.masked.calibration import Calibration
+from fewstep.masked.rules import TopK
 
 README = Path(__file__).parent.parent / "README.md"
 
 
 PROGRAM = """
 import sys
+from fewstep import cli
 from fewstep.cli import main
+from fewstep.cli.after import after_exporting, after_measuring
+from fewstep.cli.text import _told
 for line in sys.argv[1:]:
     sys.argv = ["fewstep", *line.split()]
     main()
@@ -113,3 +126,75 @@ def test_long_work_says_how_far_it_is(place, monkeypatch, caplog) -> None:
         fewstep(monkeypatch, "sample teacher --n 4 --batch 2 --steps 3 --out samples")
     shares = [message for message in caplog.messages if message.startswith("sampling: ")]
     assert [line.split(",")[0] for line in shares] == [f"sampling: {10 * k} %" for k in range(1, 11)]  # 5 calls, 2 batches
+
+
+@pytest.mark.filterwarnings("ignore")  # of the libraries alone
+def test_what_is_next_for_a_pipeline(folders, tmp_path, capsys) -> None:
+    """It learns from latents, so pictures are encoded first; its student is asked by a prompt."""
+    model = load(folders("stable_diffusion"))
+    after_measuring("sd", model, "my pictures", tmp_path)
+    assert next_of(capsys) == "fewstep encode sd 'my pictures' --out latents"
+    student = replace(model, walk=Segments(2))
+    after_exporting(tmp_path / "out", SimpleNamespace(model=student, steps=2))
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(str(tmp_path / "out" / "README.md"))
+    assert said[1] == f"next: fewstep sample {tmp_path / 'out'} --out samples --prompt 'a picture'"
+
+
+def test_a_calibration_that_kept_nothing_says_so(tmp_path) -> None:
+    none = Calibration(TopK(), None, 0.05, 0.1, 40, 0, None, 12.0, 12.0)
+    assert list(_told(none, tmp_path, "early")) == [
+        f"no threshold keeps 95.0% of the answers: {tmp_path} holds --rule alone, 12.0 steps"
+    ]
+    (said,) = _told(replace(none, changed=3, bound=0.15), tmp_path, "rule")
+    assert "holds one token at a step, 12.0 steps; 3 of 40 answers changed (at most 15.0%, with confidence 90%)" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out/model"),
+            2,
+            "fewstep: No space left on device (out/model); make",
+        ),
+        (OSError(errno.EIO, "Input/output error"), 2, "fewstep: Input/output error; make room"),
+        (OSError("the file could not be fetched"), 2, "fewstep: the file could not be fetched\n"),
+        (ModuleNotFoundError("this needs peft", name="peft"), 2, "fewstep: this needs peft, which is not installed"),
+        (BrokenPipeError(), 1, ""),
+    ],
+    ids=str,
+)
+def test_what_goes_wrong_outside_ends_in_a_sentence(tmp_path, monkeypatch, capsys, error, code: int, said: str) -> None:
+    def wrong() -> None:
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "wrong", wrong)
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        with pytest.raises(SystemExit) as stop:
+            fewstep(monkeypatch, "wrong")
+    found = capsys.readouterr().err
+    assert stop.value.code == code and found.startswith(said) and found.count("\n") == (said != "")
+
+
+def test_a_module_that_no_extra_brings_is_a_mistake_of_ours(monkeypatch) -> None:
+    def wrong() -> None:
+        raise ModuleNotFoundError("No module named 'nobody'", name="nobody")
+
+    monkeypatch.setitem(cli.COMMANDS, "wrong", wrong)
+    with pytest.raises(ModuleNotFoundError):
+        fewstep(monkeypatch, "wrong")
+
+
+def test_flags_reach_what_takes_long_or_leaves_the_machine(monkeypatch, capsys) -> None:
+    asked = []
+    monkeypatch.setattr("fewstep.core.hub.push", lambda folder, name, *, private: f"https://hub/{folder}/{name}/{private}")
+    monkeypatch.setattr("fewstep.demo_text.demo_text", lambda out, **options: asked.append((out, options)))
+    fewstep(monkeypatch, "push model owner/name --private")
+    assert capsys.readouterr().out == "https://hub/model/owner/name/True\n"
+    fewstep(monkeypatch, "demo --text --out here")
+    fewstep(monkeypatch, "demo --text --out here --images 64 --n 20 --seed 3")
+    assert asked == [
+        (Path("here"), {"images": 16_000, "n": 300, "seed": 0}), (Path("here"), {"images": 64, "n": 20, "seed": 3}),
+    ]  # fmt: skip

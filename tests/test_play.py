@@ -76,6 +76,14 @@ def test_nobody_but_this_machine_and_this_page_is_answered_and_ctrl_c_ends_it(se
     assert [base64.b64decode(file.partition(",")[2]) for file in found["files"]] == [
         Path(f"samples/{seed:06d}.png").read_bytes() for seed in (5, 6, 7)
     ]
+    page = http.client.HTTPConnection("127.0.0.1", port)
+    for path in ("/", "/offers"):
+        page.request("GET", path)
+        answer = page.getresponse()
+        body = answer.read()
+        assert answer.status == 200 and (
+            json.loads(body)["teacher"] == "teacher" if path == "/offers" else b"<html" in body
+        )
     assert "1000 timesteps, too few" in asked(address, {"side": "few", "n": 1, "steps": 70_000})[1]["sentence"]
 
     connections = psutil.Process(process.pid).net_connections()
@@ -161,6 +169,14 @@ def test_what_cannot_be_drawn_is_one_sentence(student) -> None:
     ):
         with pytest.raises(ValueError, match=sentence):
             player.draw(side, ask)
+    teacher = Player("segments", "teacher").draw("teacher", Ask(teacher_steps=2, n=1, seed=3))
+    assert teacher.command.startswith("fewstep sample teacher ") and "--steps 2" in teacher.command
+    assert teacher.files == Player("teacher").draw("model", Ask(steps=2, n=1, seed=3)).files
+    with pytest.raises(ValueError, match="at most 16 samples"):
+        Ask(n=17)
+    save(Model(tiny(channels=4), Segments(3)), student / "latents")
+    with pytest.raises(ValueError, match="makes latents"):
+        Player("latents")
     with pytest.raises(LeftError):
         player.draw("model", Ask(), lambda: True)
     with pytest.raises(ValueError, match="is a student"):

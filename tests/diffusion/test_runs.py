@@ -11,6 +11,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,6 +127,22 @@ def test_states_are_saved_as_often_as_asked(tmp_path, monkeypatch) -> None:
     steps.clear()
     run(tmp_path / "seldom", save_every=1e9)
     assert steps == [6]
+
+
+def test_numbers_that_cannot_be_leave_nothing(tmp_path) -> None:
+    for recipe, options, said in (({}, {"save_every": -1.0}, "save_every"), ({"batch": 0}, {}, "batch")):
+        with pytest.raises(ValueError, match=said):
+            run(tmp_path / "run", recipe, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_terminal_a_line_is_logged_now_and_then(tmp_path, monkeypatch, caplog) -> None:
+    clock = iter(range(0, 1000, 20))  # a step takes 20 seconds, and a line comes after more than 30
+    monkeypatch.setattr(runs, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with caplog.at_level("INFO", "fewstep"):
+        run(tmp_path / "run", save_every=1e9)
+    lines = [message for message in caplog.messages if "images, " in message and "loss" in message]
+    assert [line.split(",")[0] for line in lines] == ["16 images", "32 images", "48 images"]
 
 
 def test_resuming_what_never_saved_starts_it(tmp_path, whole, caplog) -> None:

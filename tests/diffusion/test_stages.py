@@ -32,7 +32,7 @@ def weights(model) -> torch.Tensor:
 
 def test_each_stage_begins_with_what_the_last_one_made(tmp_path) -> None:
     first, last = stages()
-    model = run_stages(tiny(), stages(), tmp_path / "whole")
+    model = run_stages(tiny(), stages(), tmp_path / "whole", resume=True)  # of nothing, so it begins
     between = run(tiny(), first.data, tmp_path / "first", first.recipe)
     assert torch.equal(weights(model), weights(run(between.denoiser, last.data, tmp_path / "last", last.recipe)))
     assert (tmp_path / "whole" / "two" / "model").exists() and (tmp_path / "whole" / "model").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from conftest import fewstep, fresh, launch, noise_images, tiny
 from PIL import Image
 
@@ -28,9 +29,11 @@ from fewstep.diffusion.measure.features import RandomFeatures, View, extract
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise import ECTGap
 from fewstep.diffusion.optim import Adam, Constant
+from fewstep.diffusion.space import Latents, Pixels, Video
+from fewstep.diffusion.tracking import Tracking
 from fewstep.diffusion.two_times import TwoTimes
 from fewstep.diffusion.walk import DDIM, Segments, sample
-from fewstep.diffusion.watcher import EDGES, Watch, watch_of
+from fewstep.diffusion.watcher import EDGES, Watch, Watcher, watch_of
 from fewstep.diffusion.watching import Watching
 
 RECIPE = {"images": 48, "batch": 8, "gap": ECTGap(q=256, stages=1), "rate": Constant(1e-3), "optimizer": Adam(),
@@ -162,6 +165,59 @@ def test_the_state_of_the_last_look_is_copied_where_a_disk_has_no_second_names(t
         run(tmp_path / "run")
     assert load_state(tmp_path / "run" / "sound.pt")["step"] == 2
     assert sorted(os.listdir(tmp_path / "run")) == ["sound.pt", "state.pt", "watch", "watch.jsonl"]
+
+
+def test_looks_and_states_that_cannot_be_written_cost_the_run_nothing(tmp_path, monkeypatch, caplog, watched) -> None:
+    """A disk that takes neither a row nor a second state: it is told, and the model is the same."""
+    replace = os.replace
+
+    def full(self, row, samples) -> None:
+        if row["step"]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def refused(old, new) -> None:
+        if os.path.basename(new) == "sound.pt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(old, new)
+
+    monkeypatch.setattr(Watcher, "_write", full)
+    monkeypatch.setattr(os, "replace", refused)
+    run(tmp_path / "run", save_every=0)
+    assert "could not be written" in caplog.text and "could not be kept for a collapse" in caplog.text
+    ours, theirs = (load_state(out / "state.pt")["student"] for out in (tmp_path / "run", watched))
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+    assert not list((tmp_path / "run").glob("sound*"))
+
+
+def test_other_trackers_name_the_run_after_its_folder(tmp_path, monkeypatch) -> None:
+    class Tracker:
+        def __init__(self, project: str, name: str) -> None:
+            told.append((project, name))
+
+        def start(self) -> None: ...
+
+        def log(self, values: dict, step: int) -> None:
+            told.append((values, step))
+
+        def finish(self) -> None:
+            told.append("finished")
+
+    told: list = []
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["wandb"])
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Tracker)
+    tracking = Tracking(["wandb"], tmp_path / "my run" / "track")
+    tracking.begin(3)
+    tracking.log({"loss": 0.5}, 4)
+    tracking.show(torch.zeros(2, 2, 3, dtype=torch.uint8), 4)  # this one takes no pictures
+    tracking.end()
+    assert told == [("fewstep", "my run"), ({"loss": 0.5}, 4), "finished"]
+
+
+def test_of_a_film_the_middle_is_shown() -> None:
+    film = torch.rand(2, 3, 5, 4, 6) * 2 - 1
+    space = Video((3, 5, 4, 6), 8.0)
+    assert torch.equal(sheets.pictures(film, space, None), Pixels((3, 4, 6)).decode(film[:, :, 2]))
+    assert sheets.pictures(torch.zeros(1, 4, 2, 2), Latents((4, 2, 2)), None) is None
 
 
 def test_processes_that_hold_a_student_together_watch_it_together(tmp_path) -> None:

@@ -358,7 +358,8 @@ def test_a_network_that_is_told_a_number_is_asked_for_it(tmp_path: Path, capsys,
     known |= {"label_emb.weight": table} | weights
     output = published.openai(known, x, time, torch.tensor([0, 1]), classes=CLASSES, **settings)
     torch.save(dict(weights), tmp_path / "ct.pt")
-    fewstep.import_checkpoint(tmp_path / "ct.pt", tmp_path / "out", kind="consistency", head=32)
+    run(monkeypatch, f"import {tmp_path / 'ct.pt'} --out {tmp_path / 'out'} --kind consistency --head 32")
+    assert f"next: fewstep sample {tmp_path / 'out'} --out samples --number 0\n" in capsys.readouterr().out
     model = fewstep.load(tmp_path / "out")
     assert model.denoiser.takes == {"number": Tokens(())}
     with torch.no_grad():
