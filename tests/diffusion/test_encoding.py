@@ -66,6 +66,9 @@ def test_the_table_holds_what_the_stock_pipeline_makes_and_is_told(sd, tmp_path,
     for k in range(5):
         assert torch.allclose(table.cond(k)["encoder_hidden_states"], cond.rows["encoder_hidden_states"][k], atol=1e-6)
     assert torch.allclose(table.null.rows["encoder_hidden_states"], null.rows["encoder_hidden_states"], atol=1e-6)
+    assert torch.equal(table.shuffled().null.rows["encoder_hidden_states"], table.null.rows["encoder_hidden_states"])
+    with pytest.raises(IndexError):
+        table.raw([5])
     receipt = json.loads((tmp_path / "table" / "receipt.json").read_text())
     assert receipt["notes"] == {"calls": 2, "rows": 5 * 2 * (1 if guidance is None else 2)}
     assert table.conditions.maker == identity_of(sd)

@@ -50,6 +50,14 @@ def test_no_pipeline_walks_the_segments_of_an_edm_student(tmp_path) -> None:
 
 
 @pytest.mark.usefixtures("stock_here")
+def test_segments_that_do_not_divide_a_schedule_of_pure_noise_have_no_pipeline() -> None:
+    scheduler = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    student = vp(tiny().network, scheduler)
+    assert type(stock_pipeline(student, Segments(4))).__name__ == "DDIMPipeline"
+    with pytest.raises(ValueError, match="3 segments do not divide 1000 timesteps"):
+        stock_pipeline(student, Segments(3))
+
+
 def test_other_images_mean_no_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "sample", lambda denoiser, seeds, walk, cond: torch.zeros(len(seeds), 1, 8, 8))
     with pytest.raises(ValueError, match="nothing was exported"):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,11 +13,12 @@ from fewstep.diffusion.data.examples import Samples
 from fewstep.diffusion.formats import exporting_asked as module
 from fewstep.diffusion.formats.exporting import export
 from fewstep.diffusion.formats.folder import load, save
+from fewstep.diffusion.formats.pipelines import few_step_scheduler
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.recipes import ect_cifar10
 from fewstep.diffusion.tuning import tune
 from fewstep.diffusion.two_times import TwoTimes
-from fewstep.diffusion.walk import Consistency, Segments
+from fewstep.diffusion.walk import Consistency, Heun, Segments
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries alone
 
@@ -117,3 +118,15 @@ def test_what_no_stock_scheduler_carries_says_so(folders, tmp_path) -> None:
     model = load(folders("dance_diffusion"))
     with pytest.raises(ValueError, match="no stock scheduler takes few steps on the TrigFlow schedule"):
         export(Model(model.denoiser, Consistency(), pipeline=model.pipeline), tmp_path / "out")
+
+
+def test_walks_that_no_stock_scheduler_takes_say_so(folders) -> None:
+    model = load(folders("flux"), call=CALLS["flux"])
+    with pytest.raises(ValueError, match="only few-step generators"):
+        few_step_scheduler(model.denoiser, Heun(), model.pipeline)
+    manner = model.pipeline.manner
+    assert manner.sigmas is not None
+    few_step_scheduler(model.denoiser, Segments(2), model.pipeline)
+    model.pipeline._manner = replace(manner, sigmas=(1.0, 0.9, 0.2, 0.1))
+    with pytest.raises(ValueError, match="noise levels of its own"):
+        few_step_scheduler(model.denoiser, Segments(2), model.pipeline)

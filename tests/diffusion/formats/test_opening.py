@@ -12,6 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from tiny_pipelines import tiny_pipeline
 
+from fewstep.core.pretrained import load_tokenizer
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.formats.identity import identity_of
 from fewstep.diffusion.formats.opening import files_of
@@ -80,6 +81,18 @@ def test_one_sentence_and_no_code(made: Path, tmp_path: Path, monkeypatch, break
     with pytest.raises(ValueError, match=sentence) as refused:
         load(tmp_path / "broken")
     assert "\n" not in str(refused.value) and not (tmp_path / "ran").exists()
+
+
+def test_ctrl_c_while_it_is_opened_is_no_broken_file(made: Path, monkeypatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffusers.StableDiffusionPipeline.from_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _ = load(made).pipeline.stock
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_tokenizer(made / "tokenizer")
 
 
 def test_what_names_code_is_left_out(made: Path, tmp_path: Path) -> None:

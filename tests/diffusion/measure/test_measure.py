@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
 from functools import partial
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -270,3 +273,29 @@ def test_a_score_that_took_long_is_told_at_once(monkeypatch, caplog) -> None:
         view = View.of("random", RandomFeatures(), images)
         point = score(Setting("student", tiny(), Consistency(1)), range(20), [view])
     assert f"student, 1 calls: Fréchet distance {point.frechet['random']} (random)" in caplog.messages
+
+
+@pytest.mark.parametrize("reached", [False, True])
+def test_inception_is_given_colours_and_its_features_are_taken_as_they_are(monkeypatch, reached: bool) -> None:
+    class Network(torch.nn.Module):
+        def __init__(self, name: str, features: list[str]) -> None:
+            super().__init__()
+            assert (name, features) == ("inception-v3-compat", ["2048"])
+            if not reached:
+                raise OSError("no route to host")
+
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
+            assert images.dtype == torch.uint8
+            return (images.float().flatten(1),)
+
+    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        module.FeatureExtractorInceptionV3 = Network
+        monkeypatch.setitem(sys.modules, name, module)
+    if reached:
+        pixels = noise_images(2).pixels
+        assert torch.equal(extractor("inception")(pixels), pixels.repeat(1, 3, 1, 1).float().flatten(1))
+    else:
+        with pytest.raises(ValueError, match=r"the Inception features could not be .*: no route to host"):
+            extractor("inception")
