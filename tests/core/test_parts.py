@@ -152,3 +152,19 @@ def test_what_is_told_of_an_error_is_that_error() -> None:
 def test_one_process_is_together_alone() -> None:
     with together() as here, together() as inside:
         assert here is inside and here == Processes() and here.is_main and here.meet("said") == "said"
+
+
+def test_parts_of_other_sizes_are_of_another_work(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(parts, "KEPT_AFTER", 0.0)
+    folder = hidden(tmp_path / "result.json")
+
+    def stopped(k: int) -> list[int]:
+        if k:
+            raise RuntimeError("out of power")
+        return [k]
+
+    with pytest.raises(RuntimeError), in_parts(folder, {}, [3, 7], stopped, title="counting"):
+        pass
+    other = in_parts(folder, {}, [5, 5], stopped, title="counting")
+    with pytest.raises(ValueError, match=r"sizes = \[3, 7\], not \[5, 5\]"), other:
+        pass

@@ -119,7 +119,7 @@ def in_parts(
         def keep() -> None:
             nonlocal kept
             if folder is not None and not kept:
-                stack.enter_context(begun(folder, facts, here))
+                stack.enter_context(begun(folder, {**facts, "sizes": list(sizes)}, here))
                 kept = True
             if kept:
                 parts.keep()

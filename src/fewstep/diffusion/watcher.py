@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,7 +183,7 @@ class Watcher:
         self.track.begin(first)
         if not self.looks:
             return
-        self.rows = [row for row in looks_in(self.out) if row["step"] <= first] if state else []
+        self.rows = [row for row in looks_in(self.out) if row.get("step", math.inf) <= first] if state else []
         if not self.rows:
             teacher, device = self.watch.teacher, self.watch.teacher.device
             teachers = self._seen(teacher.to(self.accelerator.device).eval(), [self.watch.teacher_walk], "teacher")
