@@ -141,12 +141,23 @@ def test_what_is_next_for_a_pipeline(folders, tmp_path, capsys) -> None:
     assert said[1] == f"next: fewstep sample {tmp_path / 'out'} --out samples --prompt 'a picture'"
 
 
-def test_a_calibration_that_kept_nothing_says_so(tmp_path) -> None:
+def test_a_calibration_that_kept_nothing_says_so(tmp_path, monkeypatch, capsys) -> None:
     none = Calibration(TopK(), None, 0.05, 0.1, 40, 0, None, 12.0, 12.0)
     assert list(_told(none, tmp_path, "early")) == [
         f"no threshold keeps 95.0% of the answers: {tmp_path} holds --rule alone, 12.0 steps"
     ]
     (said,) = _told(replace(none, changed=3, bound=0.15), tmp_path, "rule")
+    asked = []
+
+    def found(*given: object, write: object, **_: object) -> Calibration:
+        asked.append((*given, write))
+        return none
+
+    monkeypatch.setattr("fewstep.masked.fitting.calibrate_rule_prompts", found)
+    fewstep(monkeypatch, "calibrate bundled --file p.jsonl --out rule.json --of rule --write sglang rule.yaml")
+    assert asked == [("bundled", Path("p.jsonl"), Path("rule.json"), ("sglang", Path("rule.yaml")))]
+    told = capsys.readouterr().out
+    assert "sglang: rule.yaml\n" in told and "rule.json holds one token at a step" in told
     assert "holds one token at a step, 12.0 steps; 3 of 40 answers changed (at most 15.0%, with confidence 90%)" in said
 
 

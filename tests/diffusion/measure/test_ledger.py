@@ -27,7 +27,7 @@ from fewstep.diffusion.denoiser import Denoiser, Guided
 from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.lora import LoRA, adapt, factors_of, fused
 from fewstep.diffusion.measure.accounting import GUIDED, _classes, lines_of, made_to_denoise, take_stock
-from fewstep.diffusion.measure.comparing import Telling
+from fewstep.diffusion.measure.comparing import Telling, compare
 from fewstep.diffusion.measure.denoising import errors, levels_of
 from fewstep.diffusion.measure.dial import score
 from fewstep.diffusion.measure.drift import drift
@@ -39,7 +39,7 @@ from fewstep.diffusion.prediction import clean
 from fewstep.diffusion.schedule import Karras
 from fewstep.diffusion.space import Pixels
 from fewstep.diffusion.two_times import TwoTimes
-from fewstep.diffusion.walk import DDIM, Consistency, Heun
+from fewstep.diffusion.walk import DDIM, Consistency, Heun, sample
 
 SHAPE, SPREAD, N, WALK = (3, 6, 6), 0.12, 100, Heun(16)
 
@@ -295,6 +295,29 @@ def test_prompts_that_are_no_longer_matched_are_a_line() -> None:
     before, after = (SimpleNamespace(each={"match": match}) for match in (np.arange(40.0), np.arange(40.0) - 3))
     line = matching(Pair(before, after, ()))
     assert (line.before, line.after, line.difference) == (19.5, 16.5, (-3, -3, -3)) and line.best == math.inf
+
+
+def test_a_judge_of_prompts_has_its_line(world) -> None:
+    """One that asks for light pictures by one prompt and for dark ones by the other is content with both alike."""
+    images, views = world
+    mean = {"light": 1.0, "dark": -1.0}
+
+    def judge(pictures: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return pictures.float().mean((1, 2, 3)) * torch.tensor([mean[prompt] for prompt in prompts])
+
+    settings = Setting("before", mixture(), WALK), Setting("after", mixture(), WALK)
+    found, points = take_stock(*settings, images, views, n=N, denoises=True, prompts=[*mean], judge=judge)
+    (line,) = [line for line in found.lines if line.name == "match"]
+    sign = torch.tensor([1.0, -1.0]).repeat(N // 2)
+    pixels = (sample(mixture(), range(N), WALK).clamp(-1, 1) + 1) * 127.5
+    assert line.before == line.after == pytest.approx((pixels.mean((1, 2, 3)) * sign).mean().item(), abs=0.05)
+    assert points[0].match is not None
+
+
+def test_latents_are_nothing_to_compare_with(world, tmp_path) -> None:
+    latents = Images(torch.zeros(30, 3, 6, 6))
+    with pytest.raises(ValueError, match="latents"):
+        compare([Setting("student", mixture(), WALK)], latents, tmp_path / "out", n=20, networks={"averages": Averages()})
 
 
 @pytest.mark.parametrize(("count", "names"), [(3, ["class 0", "class 1", "class 2"]), (30, [])])

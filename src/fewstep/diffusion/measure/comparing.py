@@ -175,10 +175,6 @@ class Telling:
         """The conditions of some samples."""
         return self.cond.part(self.rows[rows])
 
-    def whole(self) -> Cond:
-        """The conditions of all samples."""
-        return self.cond.part(self.rows)
-
 
 def told(
     setting: Setting, images: Samples, n: int, prompts: Sequence[str] | None, known: dict[Pipeline, Telling]
