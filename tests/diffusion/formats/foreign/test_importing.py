@@ -285,6 +285,8 @@ BLOCK, ATTENTION = "input_blocks.1.0", "middle_block.1.qkv"
     ({f"{BLOCK}.out_layers.3.weight": None}, "which every network of openai has"),
     ({"middle_block.0.strange.weight": 1}, r"has middle_block\.0\.strange\.weight, which no published network of openai"),
     ({"time_embed.0.weight": (128, 64)}, "a time embedding of another width"),
+    ({f"{BLOCK}.in_layers.2.weight": (40, 32, 3, 3), f"{BLOCK}.out_layers.3.weight": (40, 40, 3, 3),
+      "time_embed.0.weight": (160, 40)}, "describes no UNet2DModel"),
     ({f"{ATTENTION}.weight": (3 * 80, 128, 1)}, "attention channels that are no multiple of 32"),
     ({f"{ATTENTION}.bias": 5}, "not made of queries, keys and values"),
 ])  # fmt: skip
