@@ -94,7 +94,10 @@ class MaskedSpeaker:
         return [as_answer(each) for each in found]
 
     def losses(self, documents: Sequence[str]) -> list[Loss]:
-        found = self.works.answers("texts", documents, self._batch, lambda part: self._lost(documents, part))
+        tokenizer, most = self.decoder.tokenizer, self.decoder.network.max_length
+        most = WINDOW if most is None else min(WINDOW, most - len(leading(tokenizer)))
+        seen = [windows(bare(tokenizer, text), most) for text in documents]
+        found = self.works.answers("texts", documents, self._batch, lambda part: self._lost(seen, part))
         return [Loss(*each) for each in found]
 
     def layers(self) -> list[str]:
@@ -134,15 +137,13 @@ class MaskedSpeaker:
         seeds = [k for k, question in zip(part, some, strict=True) for _ in question.options]
         return likeliest(some, [bound.value for bound in self._bounds(pairs, seeds)])
 
-    def _lost(self, documents: Sequence[str], part: range) -> list[Loss]:
-        tokenizer, most = self.decoder.tokenizer, self.decoder.network.max_length
-        lead = leading(tokenizer)
-        most = WINDOW if most is None else min(WINDOW, most - len(lead))
-        seen = [windows(bare(tokenizer, text), most) for text in documents[: part.stop]]
-        first, seen = sum(map(len, seen[: part.start])), seen[part.start :]
-        pairs = [(lead, window) for text in seen for window in text]
+    def _lost(self, texts: Sequence[Sequence[Sequence[int]]], part: range) -> list[Loss]:
+        """Losses of the texts in `part`, which are given as windows of token ids."""
+        lead, first = leading(self.decoder.tokenizer), sum(map(len, texts[: part.start]))
+        some = texts[as_slice(part)]
+        pairs = [(lead, window) for text in some for window in text]
         bounds = iter(self._bounds(pairs, range(first, first + len(pairs))))  # the k-th window of all texts has seed k
-        return [Loss(-sum(next(bounds).value for _ in text), sum(map(len, text))) for text in seen]
+        return [Loss(-sum(next(bounds).value for _ in text), sum(map(len, text))) for text in some]
 
     def _bounds(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], seeds: Sequence[int]) -> Any:
         device = self.decoder.network.device
