@@ -390,7 +390,7 @@ def test_own_pictures_are_scored_without_naming_features(place, monkeypatch, cap
     fewstep(monkeypatch, "settle own --out settle --n 2 --steps 2")
     said = capsys.readouterr().out
     assert said.count("--features was left out, so untrained (random) ones were taken") == 3
-    assert "next: fewstep export student --steps 1 --out few-step-model --measured dial/measure.json" in said
+    assert "next: fewstep export student --steps 1 --out few-step --measured dial/measure.json" in said
     receipts = [json.loads((place / file).read_text()) for file in ("scores/measure.json", "settle/settle.json")]
     assert [receipt["features"] for receipt in receipts] == ["random", "random"]
     assert list(receipts[0]["points"][0]["frechet"]) == ["random", "pixels"]
@@ -419,7 +419,7 @@ def test_a_table_is_used_like_the_data_it_was_made_of(place, monkeypatch, capsys
     """It is tuned on, and scores are the same: the same pictures in the same order of chance."""
     fewstep(monkeypatch, "table data.npz --like teacher --out table")
     said = capsys.readouterr().out
-    assert "40 rows of 1x28x28 in table" in said and "next: fewstep tune teacher --data table --out few-step" in said
+    assert "40 rows of 1x28x28 in table" in said and "next: fewstep tune teacher --data table --out student" in said
     points = []
     for data in ("data.npz", "table"):
         fewstep(monkeypatch, f"tune teacher --data {data} --out by-{data} --images 16 --batch 8 --precision no")

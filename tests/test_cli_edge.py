@@ -100,19 +100,19 @@ def test_every_command_leads_to_the_next_and_that_works(place, monkeypatch, caps
 
 def test_what_is_next_without_data_and_with_classes(place, monkeypatch, capsys) -> None:
     fewstep(monkeypatch, "sample teacher --n 1 --out samples")
-    assert next_of(capsys) == "fewstep tune teacher --data teacher --out few-step"
+    assert next_of(capsys) == "fewstep tune teacher --data teacher --out student"
     fewstep(monkeypatch, "settle teacher --out settle --n 2 --steps 2")
-    assert next_of(capsys) == "fewstep tune teacher --data teacher --out few-step"
+    assert next_of(capsys) == "fewstep tune teacher --data teacher --out student"
     fewstep(monkeypatch, "tune teacher --data teacher --teacher-images 8 --images 8 --batch 8 --out run")
     assert next_of(capsys) == "fewstep sample run --out samples"
     fewstep(monkeypatch, "sample run --n 1 --out samples")
-    assert next_of(capsys) == "fewstep export run --out few-step-model"
+    assert next_of(capsys) == "fewstep export run --out few-step"
 
     save_images(noise_images(40, size=28, labels=True), place / "with labels.npz")
     train = "fewstep train 'with labels.npz' --conditional --out run0 --images 8 --batch 8 --widths 8 16"
     monkeypatch.setattr(sys, "argv", shlex.split(train))
     main()
-    assert next_of(capsys) == "fewstep tune run0 --data 'with labels.npz' --out few-step"
+    assert next_of(capsys) == "fewstep tune run0 --data 'with labels.npz' --out student"
     fewstep(monkeypatch, "tune run0 --data teacher --teacher-images 8 --images 8 --batch 8 --out student")
     assert next_of(capsys) == "fewstep sample student --out samples --label 0"
     fewstep(monkeypatch, "sample student --out samples --n 1 --label 0")

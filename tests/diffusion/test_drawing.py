@@ -39,7 +39,7 @@ def test_a_teacher_draws_as_its_own_pipeline(sd, tmp_path, monkeypatch, capsys) 
     assert receipt["asked"] == ["a red boot", "a large tree"] and receipt["nfe_per_sample"] == 4
     said = capsys.readouterr().out
     assert "2 samples in out, 4 network calls each" in said
-    assert said.endswith(f"next: fewstep tune {sd} --data teacher --prompts prompts.txt --guidance 3 --out few-step\n")
+    assert said.endswith(f"next: fewstep tune {sd} --data teacher --prompts prompts.txt --guidance 3 --out student\n")
     fewstep(monkeypatch, f"sample {sd} --prompt boot --steps 2 --n 1 --out one")
     assert "write prompts like those it will be used with into prompts.txt" in capsys.readouterr().out
 

@@ -22,10 +22,12 @@ from fewstep.core.interrupts import Interrupted
 from fewstep.diffusion import runs, saving
 from fewstep.diffusion.average import Exponential
 from fewstep.diffusion.data import Images, Table, make_table, save_images
-from fewstep.diffusion.formats.folder import load
+from fewstep.diffusion.formats.folder import load, save
 from fewstep.diffusion.hop import Heun
+from fewstep.diffusion.model import Model
 from fewstep.diffusion.noise import ECTGap
 from fewstep.diffusion.optim import Adam, Constant
+from fewstep.diffusion.walk import DDIM
 
 RECIPE = {"images": 48, "batch": 8, "gap": ECTGap(q=256, stages=1), "rate": Constant(1e-3), "optimizer": Adam(),
           "average": (Exponential(0.5), Exponential(0.9))}  # fmt: skip
@@ -308,3 +310,16 @@ def test_a_run_that_goes_on_in_another_precision_keeps_what_it_was(tmp_path) -> 
     run(tmp_path, {"images": 32}, resume=True, precision="bf16")
     assert receipt(tmp_path)["precision"] == "bf16"
     assert receipt(tmp_path)["changes"] == [{"step": 2, "precision": "no"}]
+
+
+def test_a_run_is_no_pipeline_and_an_unfinished_one_no_checkpoint(tmp_path) -> None:
+    """A run does not begin in an exported folder, and one that was stopped says how to go on."""
+    exported, begun = tmp_path / "exported", tmp_path / "begun"
+    save(Model(tiny(), DDIM(2)), exported)
+    with pytest.raises(ValueError, match="holds a pipeline, which a run would mix its files with"):
+        run(exported)
+    assert not (exported / "state.pt").exists()
+    begun.mkdir()
+    (begun / "state.pt").touch()
+    with pytest.raises(ValueError, match="is a run that has not finished; go on with it by --resume"):
+        load(begun)

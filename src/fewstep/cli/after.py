@@ -31,12 +31,12 @@ def after_sampling(checkpoint: str, model: Model, *, prompts: Path | None = None
     data, teacher = model.receipt.get("source"), model.receipt.get("teacher")
     if not model.is_student:
         asked = _prompted(model, prompts) + (() if guidance is None else ("--guidance", f"{guidance:g}"))
-        say_next("tune", checkpoint, "--data", data if _is_there(data) else "teacher", *asked, "--out", "few-step")
+        say_next("tune", checkpoint, "--data", data if _is_there(data) else "teacher", *asked, "--out", "student")
     elif _is_there(data) and model.pipeline is None:  # a pipeline learned from latents, and pictures are measured
         beside = ("--teacher", teacher) if _is_there(teacher) else ()
         say_next("measure", checkpoint, *beside, "--data", data, "--out", "scores")
     elif _exports(model):
-        say_next("export", checkpoint, "--out", "few-step-model")
+        say_next("export", checkpoint, "--out", "few-step")
 
 
 def after_measuring(checkpoint: str, model: Model, data: str, scores: Path, *at: object) -> None:
@@ -44,9 +44,9 @@ def after_measuring(checkpoint: str, model: Model, data: str, scores: Path, *at:
     if not model.is_student and model.pipeline is not None:
         say_next("encode", checkpoint, data, "--out", "latents")
     elif not model.is_student:
-        say_next("tune", checkpoint, "--data", data, "--out", "few-step")
+        say_next("tune", checkpoint, "--data", data, "--out", "student")
     elif _exports(model):
-        say_next("export", checkpoint, *at, "--out", "few-step-model", "--measured", scores)
+        say_next("export", checkpoint, *at, "--out", "few-step", "--measured", scores)
 
 
 def after_exporting(folder: Path, written: Exported) -> None:

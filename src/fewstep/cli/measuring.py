@@ -196,7 +196,7 @@ def settle(
     print(found.settling.sentence())
     _say_features(found.features, features is None)
     print(f"curve and figures: {out / 'settle.png'}, {out / 'settle.json'}")
-    say_next("tune", checkpoint, "--data", "teacher", "--out", "few-step")
+    say_next("tune", checkpoint, "--data", "teacher", "--out", "student")
 
 
 def read_share(within: str) -> float:

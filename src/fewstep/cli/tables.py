@@ -50,7 +50,7 @@ def table(
     written = make_table(data, out, channels=shape[0], size=shape[1], labels=conditional)
     print(f"{len(written)} rows of {'x'.join(map(str, written.shape))} in {out}")
     if like is not None:
-        say_next("tune", like, "--data", out, "--out", "few-step")
+        say_next("tune", like, "--data", out, "--out", "student")
     elif size[0] == size[-1]:
         say_next("train", out, "--channels", shape[0], "--size", size[0], "--out", "teacher")
 
@@ -77,4 +77,4 @@ def encode(
 
     written = encode_data(checkpoint, data, out, n=n, call=arguments(call) if call else None)
     print(f"{len(written)} rows of {'x'.join(map(str, written.shape))} in {out}")
-    say_next("tune", checkpoint, "--data", out, *(("--call", *call) if call else ()), "--out", "few-step")
+    say_next("tune", checkpoint, "--data", out, *(("--call", *call) if call else ()), "--out", "student")

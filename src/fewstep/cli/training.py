@@ -61,7 +61,7 @@ def train(
         resume=resume,
     )  # fmt: skip
     print(f"the diffusion model is in {out / 'model'}")
-    say_next("tune", out, "--data", data, "--out", "few-step")
+    say_next("tune", out, "--data", data, "--out", "student")
 
 
 def tune(

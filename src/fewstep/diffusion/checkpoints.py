@@ -109,8 +109,8 @@ def tune_checkpoint(
 ) -> Model:
     """Tunes a diffusion checkpoint into a few-step generator and writes it into `run.out`, with state and receipts.
 
-    `tune_checkpoint("bundled", Lessons("bundled"), Run(Path("few-step")))` is `fewstep tune bundled --data bundled --out
-    few-step`. Images, latents and paths of a teacher are made once and kept in the folder.
+    `tune_checkpoint("bundled", Lessons("bundled"), Run(Path("student")))` is `fewstep tune bundled --data bundled --out
+    student`. Images, latents and paths of a teacher are made once and kept in the folder.
 
     Args:
         checkpoint: a diffusers folder or hub id, an earlier run, or `bundled`.

@@ -133,6 +133,8 @@ def check_new(out: Path, *, resume: bool) -> None:
     check_another(out, saved=saved, resume=resume)
     if not saved and (out / "model").exists():
         raise ValueError(f"there is a model in {out} but no state.pt to resume from; choose another folder")
+    if (out / "model_index.json").exists():
+        raise ValueError(f"{out} holds a pipeline, which a run would mix its files with; choose another folder")
 
 
 def few_step(segments: int | Sequence[int]) -> Walk:
