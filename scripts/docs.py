@@ -96,7 +96,7 @@ def _row(action: argparse.Action) -> str:
     written = ", ".join(f"`{option}`" for option in action.option_strings) or f"`{action.dest.upper()}`"
     takes = action.metavar if isinstance(action.metavar, str) else ""
     takes = re.sub(r"\[(\w+) \[\1 \.\.\.\]\]", r"\1 …", takes).replace("{None}|", "")
-    said = " ".join((action.help or "").split())
+    said = " ".join((action.help or "").split()).replace("%%", "%")  # as argparse escapes it
     said = re.sub(r" ?\((default: (None|)|required)\)$", "", said)
     said = re.sub(r"\(default: (.*)\)$", lambda found: f"Default: `{found[1]}`.", said)
     return f"| {written} | {_cell(takes)} | {_cell(said, code=False)} |"
