@@ -14,6 +14,8 @@ from .ledger import LEVEL, Ledger, Line, Verdict
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+NAMED = 20  # parts of a network that a legend names; more would leave no room for the bars
+
 
 def ledger_table(ledger: Ledger, *, folded: str | None = None) -> Table:
     """A table of 80 columns, a row a line; of the group `folded` only the gained and lost lines, and a row for the rest."""
@@ -63,10 +65,11 @@ def show_drift(axes: Axes, drift: Sequence[Drift], *, last: bool = False) -> Non
     kinds = [layer.layer.split(".")[-1 if last else 0] for layer in drift]
     for kind in dict.fromkeys(kinds):
         of = [(k, layer.change) for k, layer in enumerate(drift) if kinds[k] == kind]
-        axes.bar(*zip(*of, strict=True), label=kind)
+        axes.bar(*zip(*of, strict=True), label=kind.lstrip("_") or "network")  # a legend leaves out "" and "_name"
     axes.set(xlabel="layer, from input to output", ylabel="change of the weights over their norm")
     if drift:
         most = max(drift, key=lambda layer: layer.change)
         axes.set_title(f"most: {most.layer}", fontsize=9)
-        axes.legend(fontsize=7, ncols=2)
+        if len(set(kinds)) <= NAMED:
+            axes.legend(fontsize=7, ncols=2)
     axes.grid(alpha=0.3, axis="y")

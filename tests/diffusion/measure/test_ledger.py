@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from html import unescape
 from types import SimpleNamespace
@@ -14,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import fewstep, noise_images, tiny
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 
 from fewstep import write_report
+from fewstep.core.drift import Drift
 from fewstep.core.intervals import Estimate
 from fewstep.core.ledger import Ledger, Line, paired, shares
-from fewstep.core.showing import ledger_table
+from fewstep.core.showing import ledger_table, show_drift
 from fewstep.diffusion.cond import CLASS, NOTHING, Classes, labelled
 from fewstep.diffusion.data import Images, load_images
 from fewstep.diffusion.denoiser import Denoiser, Guided
@@ -36,6 +39,7 @@ from fewstep.diffusion.measure.lines import Pair, apart, matching
 from fewstep.diffusion.measure.seen import Setting
 from fewstep.diffusion.model import Model
 from fewstep.diffusion.prediction import clean
+from fewstep.diffusion.report import plot_ledger
 from fewstep.diffusion.schedule import Karras
 from fewstep.diffusion.space import Pixels
 from fewstep.diffusion.two_times import TwoTimes
@@ -276,6 +280,20 @@ def test_the_drift_is_that_of_the_layer_that_was_reset() -> None:
     assert order.index("conv_in") < order.index("down_blocks.0.resnets.0.conv1") < order.index("conv_out") == len(order) - 1
     with pytest.raises(ValueError, match="not of the same form"):
         drift(before, tiny(channels=3))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("layers", "named"),
+    [(["conv_in", "_mid.0", ""], ["conv_in", "mid", "network"]), ([f"part{k}" for k in range(80)], None), ([], None)],
+)
+def test_a_plot_of_whatever_names_warns_of_nothing(layers, named, tmp_path) -> None:
+    errors = replace(line(0.1, 0.05), group="denoising", before=1.0, after=1.1, level=0.5)
+    plot_ledger(Ledger((errors,), 0.1, tuple(Drift(name, 0.1) for name in layers)), tmp_path / "ledger.png")
+    axes = Figure().subplots()
+    show_drift(axes, [Drift(name, 0.1) for name in layers])
+    legend = axes.get_legend()
+    assert (legend and [text.get_text() for text in legend.get_texts()]) == named
 
 
 def test_the_drift_of_an_adapter_is_what_it_makes_of_the_weights() -> None:
