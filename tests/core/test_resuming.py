@@ -26,7 +26,7 @@ def test_a_run_in_the_way_is_refused_and_a_missing_one_starts(tmp_path: Path, ca
 def test_what_may_change_is_told_and_the_rest_is_refused() -> None:
     before, now = {"rate": 1, "seed": 0, "images": 8}, {"rate": 2, "seed": 0, "images": 9, "clip": 1.0}
     assert check_same(before, now, free=["images"], changing=["rate", "clip", "seed"]) == {"rate": 1, "clip": None}
-    with pytest.raises(ValueError, match=r"this run began with clip = None and would go on with 1\.0"):
+    with pytest.raises(ValueError, match=r"this run began with clip = None and would go on with clip = 1\.0"):
         check_same(before, now, free=["images"], changing=["rate"])
     with pytest.raises(ValueError, match="began with images = 8"):
         check_same(before, now, changing=["rate", "clip"])
@@ -67,3 +67,9 @@ def test_looks_are_what_can_be_read_of_them(tmp_path: Path) -> None:
     ]
     (tmp_path / LOOKS).write_bytes(b"\n".join(lines))
     assert looks_in(tmp_path) == [{"images": 0, "samples": []}, {"images": 8}]
+
+
+def test_all_settings_that_one_option_decides_are_named() -> None:
+    """With another number of segments the margin is another as well."""
+    with pytest.raises(ValueError, match=r"margin = 0, segments = 2 and would go on with margin = 1, segments = 4; resume"):
+        check_same({"segments": 2, "margin": 0, "seed": 1}, {"segments": 4, "margin": 1, "seed": 1})

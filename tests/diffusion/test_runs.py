@@ -260,7 +260,10 @@ def test_a_run_goes_on_with_the_table_that_it_began_with(tmp_path) -> None:
     runs.run(tiny(), table(0), tmp_path / "run", RECIPE, precision="no")
     moved = (tmp_path / "table").rename(tmp_path / "moved")
     runs.run(tiny(), Table(moved), tmp_path / "run", RECIPE | {"images": 56}, resume=True, precision="no")
-    with pytest.raises(ValueError, match=r"this run began with data_fingerprint = \w+ and would go on with \w+; resume it"):
+    with pytest.raises(
+        ValueError,
+        match=r"this run began with data_fingerprint = \w+ and would go on with data_fingerprint = \w+; resume it",
+    ):
         runs.run(tiny(), table(1), tmp_path / "run", RECIPE | {"images": 64}, resume=True, precision="no")
 
 

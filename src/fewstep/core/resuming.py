@@ -65,15 +65,14 @@ def check_same(
         What has changed of `changing`: name -> the value before.
 
     Raises:
-        ValueError: names the first other difference.
+        ValueError: names all other differences, as one option may decide several settings.
     """
     different = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    for name in different:
-        if name not in free and name not in changing:
-            raise ValueError(
-                f"this run began with {name} = {before.get(name)} and would go on with {now.get(name)}; "
-                "resume it with the options it began with"
-            )
+    if refused := [name for name in different if name not in free and name not in changing]:
+        begun, goes_on = (", ".join(f"{name} = {each.get(name)}" for name in refused) for each in (before, now))
+        raise ValueError(
+            f"this run began with {begun} and would go on with {goes_on}; resume it with the options it began with"
+        )
     return {name: before.get(name) for name in different if name in changing}
 
 
