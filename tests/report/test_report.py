@@ -128,6 +128,18 @@ def test_a_page_that_would_be_too_large_has_fewer_pictures_or_is_refused(tmp_pat
     assert not (tmp_path / "none.html").exists()
 
 
+def test_where_no_weight_moved_there_is_a_sentence_and_no_chart(tmp_path) -> None:
+    file = results.ledger(tmp_path / "ledger") / "ledger.json"
+    moved = Seen(write_report([tmp_path / "ledger"], tmp_path / "page.html").read_text()).words
+    content = json.loads(file.read_text())
+    for layer in content["drift"]:
+        layer["change"] = 0.0
+    file.write_text(json.dumps(content))
+    still = Seen(write_report([tmp_path / "ledger"], tmp_path / "page.html").read_text()).words
+    assert "No weight moved." in still and "Each bar is a layer" not in still
+    assert "No weight moved." not in moved and "Each bar is a layer" in moved
+
+
 def test_what_is_no_result_ends_in_a_sentence(tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "config.json").write_text("{}")

@@ -14,6 +14,7 @@ from .ledger import LEVEL, Ledger, Line, Verdict
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+STILL = "No weight moved."
 NAMED = 20  # parts of a network that a legend names; more would leave no room for the bars
 
 
@@ -61,7 +62,14 @@ def _figure(value: float) -> str:
 
 
 def show_drift(axes: Axes, drift: Sequence[Drift], *, last: bool = False) -> None:
-    """Bars, one a layer from the input to the output, coloured by the first part of the layer's name, or by the last."""
+    """Bars, one a layer from the input to the output, coloured by the first part of the layer's name, or by the last.
+
+    Where no layer moved there are no bars, and a sentence says so.
+    """
+    if drift and not any(layer.change for layer in drift):
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, STILL, ha="center", va="center", transform=axes.transAxes)
+        return
     kinds = [layer.layer.split(".")[-1 if last else 0] for layer in drift]
     for kind in dict.fromkeys(kinds):
         of = [(k, layer.change) for k, layer in enumerate(drift) if kinds[k] == kind]

@@ -89,7 +89,7 @@ class Balance:
         advice: what to do.
         notes: what was left out, and what a figure means.
         within, level: the tolerance and the error level of the verdicts, in words.
-        drift: bars by layer, if the weights were compared; `layers` holds the same in words.
+        drift: bars by layer, if the weights were compared and any moved; `layers` holds the same in words.
         pictures: the same seeds before and after, each with a name and pictures.
     """
 
@@ -115,7 +115,7 @@ def ledger_section(found: Found) -> Section:
     layers = [(str(layer["layer"]), float(layer["change"])) for layer in content.get("drift", ())]
     body = Balance(
         counts, tuple(groups), advice, tuple(map(str, content.get("notes", ()))), percent(within),
-        percent(float(content.get("level", 0.05))), _drift(layers) if layers else None,
+        percent(float(content.get("level", 0.05))), _drift(layers) if any(change for _, change in layers) else None,
         tuple((name, percent(change)) for name, change in layers),
         _beside(content, strips(content.get("pictures"), found.file.parent, count=found.pictures)),
     )  # fmt: skip

@@ -261,7 +261,7 @@ def _causal_sides(
 
 
 def _write(found: Balanced, out: Path) -> None:
-    """Writes the answers, a line a question, and a plot of the drift."""
+    """Writes the answers, a line a question, and a plot of the drift, which says so where no weight moved."""
     with atomic_file(out / "answers.jsonl") as file:
         for asked in found.asked:
             for row in asked.rows():

@@ -296,6 +296,14 @@ def test_a_plot_of_whatever_names_warns_of_nothing(layers, named, tmp_path) -> N
     assert (legend and [text.get_text() for text in legend.get_texts()]) == named
 
 
+def test_where_no_weight_moved_a_sentence_stands_in_place_of_the_bars() -> None:
+    for change in (0.0, 0.1):
+        axes = Figure().subplots()
+        show_drift(axes, [Drift("conv_in", change), Drift("conv_out", 0.0)])
+        assert [text.get_text() for text in axes.texts] == ["No weight moved."] * (not change)
+        assert bool(axes.patches) == bool(change)
+
+
 def test_the_drift_of_an_adapter_is_what_it_makes_of_the_weights() -> None:
     before, after = tiny(), TwoTimes(tiny())
     adapt(after, LoRA(2, ("conv1",)))
