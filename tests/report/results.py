@@ -98,7 +98,7 @@ def run(folder: Path) -> Path:
     """A run that was looked at twice, with its scores, losses and sheets, and a forecast."""
     (folder / "watch").mkdir(parents=True)
     content = RECEIPT | {"recipe": {"images": 64}, "recipe_name": "any_step", "images": 64, "steps": 2, "loss": 1.5}
-    content |= {"images_per_second": 8.0, "seconds": 8.0, "teacher": "bundled"}
+    content |= {"images_per_second": 8.0, "seconds": 8.0, "teacher": "bundled", "network_calls": {"student": 4096}}
     (folder / "receipt.json").write_text(json.dumps(content))
     looks = []
     for k, images in enumerate((0, 32, 64)):

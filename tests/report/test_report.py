@@ -72,6 +72,7 @@ def test_one_page_of_all_kinds_told_by_what_stands_in_the_files(all_kinds) -> No
         "A picture takes the student 80.0 ms, and the teacher 700 ms.",
         "Gained: looks (grey). Lost: quality (Fréchet).", "+50 ± 10 %", "about 70 more samples would tell", "Settled.",
         "The run saw 64 images in 2 steps and 8 seconds, taught by bundled.",
+        "Network calls during training, student4,096",
         "EarlyCommit(rule = Threshold(threshold = 0.99))", "With confidence 95 % it changes at most 8 % of answers",
         "By 50 % of the steps, 80 % of the 44 answers had been shown", "first choice at 1 of 2 tokens (50 %)",
         "fewstep measure run", "2 calls need about 900 more images.", "from 3 to 2", "after 64 images", "σ above 0.1",

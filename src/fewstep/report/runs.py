@@ -47,7 +47,8 @@ def run_section(found: Found) -> Section:
         ("Loss at the end", short(float(content["loss"]))),
         ("Images a second", short(float(content["images_per_second"]))),
     ]
-    facts += [(f"Network calls of the {who}", f"{calls:,}") for who, calls in (content.get("network_calls") or {}).items()]
+    spent = content.get("network_calls") or {}
+    facts += [(f"Network calls during training, {who}", f"{calls:,}") for who, calls in spent.items()]
     looks = looks_in(found.file.parent)
     known = ("images", "seconds", "steps", "loss", "images_per_second", "teacher", "recipe_name", "source", "network_calls")
     body = Trained(
