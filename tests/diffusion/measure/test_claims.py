@@ -17,7 +17,7 @@ import fewstep as library
 from fewstep.diffusion.cond import NOTHING, Cond
 from fewstep.diffusion.data import load_images
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.diffusion.measure.claims import asked_at, claims, filtered
+from fewstep.diffusion.measure.claims import Answers, _share, asked_at, claims, filtered
 from fewstep.diffusion.prediction import epsilon
 from fewstep.diffusion.schedule import Karras
 
@@ -65,7 +65,7 @@ def test_the_bundled_model_is_what_it_claims_to_be_on_whatever_samples(teacher, 
     ("wrong", "sentence"),
     [
         (lambda d: scheduled(d, beta_schedule="linear", beta_end=0.02), "another schedule"),
-        (lambda d: scheduled(d, beta_end=0.02), "mixing its output"),
+        (lambda d: scheduled(d, beta_end=0.02), "leaves nothing to take away"),
         (lambda d: Denoiser(d.network, Karras(sigma_data=1.0), d.prediction), "does not denoise"),  # another time and scale
         (lambda d: Denoiser(d.network, d.schedule, epsilon), "does not denoise"),
         (lambda d: shuffled(d, "conv_in"), "does not denoise"),
@@ -84,6 +84,11 @@ def test_weights_that_are_no_numbers_are_noticed(teacher, real) -> None:
     broken.network.conv_out.bias.data[:] = math.nan
     found = asked(broken, real)
     assert list(found)[-1] == "finite" and "not finite at σ = 80" in found["finite"][1]
+
+
+def test_shares_are_whole_percents_or_small_ones_in_tenths() -> None:
+    found = Answers(torch.ones(3), np.ones((1, 3)), np.array([0.64, 0.004, 0.03]), np.array([0.05, 0.001, 0.1]), 0.0)
+    assert [_share(found, k) for k in range(3)] == ["64 ± 10 %", "0.4 ± 0.2 %", "3 ± 20 %"]
 
 
 class Believing:

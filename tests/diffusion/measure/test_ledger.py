@@ -144,6 +144,7 @@ def test_a_class_that_is_dropped_is_missed(world) -> None:
     assert said(found, "Fréchet on colours") == said(found, "Fréchet on averages") == "lost"
     assert next(line for line in found.lines if line.name == "coverage").difference.high < 0
     assert "Some classes" in " ".join(found.sentences())
+    assert "near to an image of the data, so nothing points to copying" in " ".join(found.notes)
 
 
 def test_a_look_that_changed_is_seen(world) -> None:
@@ -185,7 +186,9 @@ def test_memorised_images_are_found(world) -> None:
     found = balance(world, mixture(learned, spread=0.002))
     line = next(line for line in found.lines if line.group == "copying")
     assert said(found, "nearer to data") == "lost" and line.difference.low > 0 and line.after > 0.9
-    assert "more than these" in found.notes[-1]
+    hits = round(line.after * line.n)
+    assert f": {hits} of {line.n} samples, and 5 of 100 real images that were held out, lie" in found.notes[-1]
+    assert "near to an image of the data, so it copies (p = " in found.notes[-1]
     assert said(balance(world, mixture()), "nearer to data") == "kept"
 
 

@@ -201,22 +201,24 @@ def _calibrated(denoiser: Denoiser, x0: Tensor, cond: Cond, answers: Answers, ce
     if surely[worst] <= LEFT:
         most = int(answers.left.argmax())
         return Claim("calibrated", True, (
-            f"It is calibrated: mixing its output with its input reduces its error by at most {_share(answers, most)}."
+            f"It is calibrated: mixing its noisy input into its output takes away at most {_share(answers, most)} of its "
+            "error."
         ))  # fmt: skip
     told = (
-        f"It is not calibrated: at σ = {float(sigma[worst]):.2g} mixing its output with its input reduces its error by "
-        f"{_share(answers, worst)}, and that of a trained denoiser not at all"
+        f"It is not calibrated: at σ = {float(sigma[worst]):.2g} mixing its noisy input into its output takes away "
+        f"{_share(answers, worst)} of its error, and a trained denoiser leaves nothing to take away"
     )
     level, own = sigma[worst : worst + 1], float(answers.errors[:, worst].mean())
     errors = {factor: _told(denoiser, x0, cond, level, factor, centre) for factor in OTHERS}
     factor = min(errors, key=lambda each: errors[each])
     if errors[factor] < BETTER * own:
+        less = 100 * (1 - errors[factor] / own)
         return Claim("calibrated", False, (
-            f"{told}. Given σ = {factor * float(level):.2g} there, its error is {1 - errors[factor] / own:.0%} smaller: it "
+            f"{told}. Told that σ is {factor * float(level):.2g}, it errs {less:.0f} % less: it "
             "was trained with another schedule than its files say."
         ))  # fmt: skip
     return Claim("calibrated", False, (
-        f"{told}. No other level helps: its weights are broken, or it was trained on other data."
+        f"{told}. Telling it another σ does not help: its weights are broken, or it was trained on other data."
     ))  # fmt: skip
 
 
@@ -228,8 +230,10 @@ def _told(denoiser: Denoiser, x0: Tensor, cond: Cond, level: Tensor, factor: flo
 
 
 def _share(answers: Answers, k: int) -> str:
-    reach = 1.96 * answers.unsure[k]
-    return f"{100 * answers.left[k]:.2g} ± {100 * reach:.1g} %"
+    """In whole percents, or in tenths where both figures are small."""
+    left, reach = 100 * float(answers.left[k]), 196 * float(answers.unsure[k])
+    digits = 0 if max(left, reach) >= 10 else 1
+    return f"{left:.{digits}f} ± {reach:.{digits}f} %"
 
 
 def _gain(error: Tensor, ways: Tensor) -> tuple[float, float]:

@@ -193,10 +193,10 @@ def copying(pair: Pair, real: Array) -> tuple[Line, str]:
     hits, by_chance = int(after.sum()), int((null < limit).sum())
     table = [[hits, len(after) - hits], [by_chance, held - by_chance]]
     p = float(stats.fisher_exact(table, alternative="greater").pvalue)
-    more = "more than" if p <= NEAR else "no more than chance beyond"
+    so = "so it copies" if p <= NEAR else "so nothing points to copying"
     return line, (
-        f"Copying after the change: {hits / len(after):.1%} of the samples are as near to an image of the data as "
-        f"{by_chance / held:.1%} of {held} held-out real images are, {more} these (p = {p:.2g})."
+        f"Copying after the change: {hits} of {len(after)} samples, and {by_chance} of {held} real images that were "
+        f"held out, lie very near to an image of the data, {so} (p = {p:.2g})."
     )
 
 
