@@ -156,12 +156,12 @@ def test_calibrate_then_decode(
     call(decode_command, model, file=prompts, out=results, calibration=out, **options)
     nfe = [json.loads(line)["nfe"] for line in results.read_text().splitlines()]
     assert sum(nfe) / 71 == pytest.approx(found.early_steps)
-    with pytest.raises(ValueError, match="made with --gen-length 8 and its guarantee holds for that, got 9"):
+    with pytest.raises(ValueError, match="made with --gen-length 8; give --gen-length 8, for its guarantee"):
         call(decode_command, model, file=prompts, calibration=out, gen_length=9, steps=8)
     for own in ({"early": "prophet"}, {"confidence": 0.5}):
         with pytest.raises(ValueError, match="brings its own rule"):
             call(decode_command, model, file=prompts, calibration=out, **options, **own)
-    with pytest.raises(ValueError, match="made with --precision 'no' and its guarantee"):
+    with pytest.raises(ValueError, match="made with --precision no; give --precision no, for its guarantee"):
         call(decode_command, model, file=prompts, calibration=out, precision="bf16", **options)
     moved = shutil.copytree(model, tmp_path / "moved")
     call(decode_command, moved, file=prompts, out=results, calibration=out, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,9 +163,18 @@ def calibrated(path: Path, settings: dict[str, Any]) -> CommitRule:
         if made != value and name == "model":
             logger.warning("%s was made with %s; its guarantee holds for that model", path, made)
         elif made != value:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{path} was made with {flag} {made!r} and its guarantee holds for that, got {value!r}")
+            raise ValueError(f"{path} was made {_as_made(name, made)}, for its guarantee holds for that alone")
     return found.rule
+
+
+def _as_made(name: str, made: Any) -> str:
+    """How a flag was given to the calibration, and that it must be given so: "with --steps 8; give --steps 8"."""
+    flag = "--" + name.replace("_", "-")
+    if made is False or made in (None, "", []):
+        return f"without {flag}; leave it out"
+    values = [] if made is True else made if isinstance(made, list) else [made]
+    given = " ".join([flag, *(shlex.quote(str(value)) for value in values)])
+    return f"with {given}; give {given}"
 
 
 def calibrate(
