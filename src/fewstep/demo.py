@@ -16,6 +16,7 @@ from .core.files import alone_in
 from .core.interrupts import Interrupted
 from .core.intervals import Estimate
 from .core.receipt import plain, receipt
+from .core.words import counted
 from .diffusion.checkpoints import tune_checkpoint
 from .diffusion.choices import Lessons, Run, Training
 from .diffusion.data import Images, load_images
@@ -115,7 +116,7 @@ def _scores(points: list[Point]) -> dict[str, dict[str, float]]:
     """The scores of a model card."""
     return {
         f"Fréchet distance, {view} features": {
-            f"{p.name}, {p.nfe:.0f} calls": round(p.frechet[view].value, 2) for p in points
+            f"{p.name}, {counted(p.nfe, 'call')}": round(p.frechet[view].value, 2) for p in points
         }
         for view in points[0].frechet
     }

@@ -9,6 +9,7 @@ from tyro.conf import Positional
 
 from ..core.checks import at_least
 from ..core.extras import needs
+from ..core.words import counted
 from ..diffusion.choices import SamplerName
 from .after import after_exporting, after_sampling, say_next
 
@@ -66,7 +67,7 @@ def sample(
         checkpoint, out, n=n, steps=steps, sampler=sampler, middle=middle, label=label, number=number, prompt=prompt,
         prompts=prompts, guidance=guidance, call=call, strength=strength, seed=seed, batch=batch,
     )  # fmt: skip
-    print(f"{sampled.count} samples in {out}, {sampled.calls:.0f} network calls each")
+    print(f"{counted(sampled.count, 'sample')} in {out}, {counted(sampled.calls, 'network call')} each")
     after_sampling(checkpoint, sampled.model, prompts=prompts, guidance=guidance)
 
 

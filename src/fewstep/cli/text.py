@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
+from ..core.words import counted
 from ..masked.choices import Compute, Text, comparable
 from ..masked.committing import Early, Prophet, Rule
 
@@ -76,7 +77,7 @@ def decode(
         found = save_answers(decoder, items, out, stop=stop, file=file, compare=compare)
         if found:
             print(f"against --cache none: {found}")
-        print(f"{len(items)} texts in {out}")
+        print(f"{counted(len(items), 'text')} in {out}")
     elif file:
         for answer in decoder.answers(items, stop=stop):
             print(json.dumps(answer, ensure_ascii=False), flush=True)
@@ -191,7 +192,7 @@ def _told(found: Calibration, out: Path, of: str) -> Iterator[str]:
 
     def changed(changed: int, bound: float) -> str:
         sure = f"at most {bound:.1%}, with confidence {1 - found.delta:.0%}"
-        return f"{changed} of {found.n} answers changed ({sure})"
+        return f"{changed} of {counted(found.n, 'answer')} changed ({sure})"
 
     if found.factor is None:
         kind = "--rule alone" if of == "early" else "one token at a step"

@@ -14,6 +14,7 @@ from scipy import stats
 
 from .drift import Drift
 from .intervals import Estimate, chance_of_none, holm, mean_difference, share_difference
+from .words import counted, whole
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -137,9 +138,8 @@ class Ledger:
         judged = sum(line.asked for line in self.lines)
         said = [f"Gained: {_names(gained)}."] if gained else []
         if self.calls[0] > self.calls[1]:
-            before, after = (f"{calls:.1f}".removesuffix(".0") for calls in self.calls)
-            said.append(f"It takes {after} network calls in place of {before}.")
-        said += [f"Lost: {_names(lost)}."] if lost else [f"No loss was found in {judged} lines."]
+            said.append(f"It takes {counted(self.calls[1], 'network call')} in place of {whole(self.calls[0])}.")
+        said += [f"Lost: {_names(lost)}."] if lost else [f"No loss was found in {counted(judged, 'line')}."]
         if unknown:
             said.append(f"Not known at this n: {len(unknown)} of {judged} lines.")
         groups = dict.fromkeys(line.group for line in lost)

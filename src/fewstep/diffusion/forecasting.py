@@ -15,6 +15,7 @@ from ..core.files import writable
 from ..core.intervals import Estimate, jackknifed
 from ..core.receipt import receipt
 from ..core.resuming import looks_in
+from ..core.words import counted
 from .measure.forecast import FAR, FEWEST, SIGMAS, Curve, PowerLaw
 
 
@@ -52,7 +53,7 @@ class Forecast:
 
     @property
     def _said(self) -> str:
-        goal = f"{self.calls} call{'s' if self.calls > 1 else ''} within {1 + self.within:g} x of the checkpoint's best"
+        goal = f"{counted(self.calls, 'call')} within {1 + self.within:g} x of the checkpoint's best"
         last, seen = self.curve.values[-1], self.curve.images[-1]
         if last.value <= 1 + self.within:
             return f"{goal}: reached, {last} x after {seen:,.0f} images ({self.view} features)."

@@ -18,6 +18,7 @@ from ..core.parts import hidden
 from ..core.processes import together
 from ..core.receipt import receipt
 from ..core.weights import mark
+from ..core.words import counted
 from .asked import asked_of, once, prompts_in
 from .data import Samples, load_images
 from .deciding import decided_by
@@ -202,7 +203,7 @@ def scores_in(file: Path) -> dict[str, dict[str, float]]:
         points = json.loads(file.read_text())["points"]
         return {
             f"Fréchet distance, {view} features": {
-                f"{p['name']}, {p['nfe']:.0f} calls": round(p["frechet"][view]["value"], 2) for p in points
+                f"{p['name']}, {counted(p['nfe'], 'call')}": round(p["frechet"][view]["value"], 2) for p in points
             }
             for view in points[0]["frechet"]
         }

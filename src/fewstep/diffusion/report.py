@@ -14,6 +14,7 @@ from ..core.files import atomic_file, atomic_folder
 from ..core.intervals import Estimate
 from ..core.ledger import Ledger
 from ..core.showing import show_drift
+from ..core.words import counted
 from .measure.dial import Looks, Point
 from .measure.settling import QUANTILES, Settling
 
@@ -110,7 +111,7 @@ def sheet(points: Sequence[Point], path: Path, *, columns: int = 16) -> None:
         row = torch.cat(list(point.images[:columns]), dim=-1)  # (C, H, columns·W)
         axes.imshow(row.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set(xticks=[], yticks=[])
-        label = f"{point.name}, {point.nfe:.0f} call{'s' if point.nfe > 1 else ''}"
+        label = f"{point.name}, {counted(point.nfe, 'call')}"
         axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
         axes.spines[:].set_visible(False)
     with atomic_file(path) as file:

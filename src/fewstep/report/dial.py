@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ..core.words import counted
 from .charts import Chart, Point, with_intervals
 from .pictures import Picture, strips
-from .section import Figure, Found, Section, counted, percent, receipt_in, short
+from .section import Figure, Found, Section, percent, receipt_in, short
 
 
 class Scored(NamedTuple):

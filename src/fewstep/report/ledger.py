@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from ..core.words import counted
 from .charts import Bars, Reach, in_parts, reach
 from .pictures import Picture, strips
-from .section import Figure, Found, Section, counted, percent, receipt_in, short
+from .section import Figure, Found, Section, percent, receipt_in, short
 
 WORDS = {  # a verdict in words, and the sign that stands beside it
     "gained": ("gained", "▲"),

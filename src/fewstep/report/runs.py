@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.resuming import looks_in
+from ..core.words import counted
 from .charts import Chart, Point, over_numbers, with_intervals
 from .pictures import encoded
-from .section import Figure, Found, Section, counted, receipt_in, short
+from .section import Figure, Found, Section, receipt_in, short
 
 SHEETS = 6  # of samples that are shown, spread over the run
 SIDE = 640  # pixels of a sheet

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.words import counted
 from .charts import Chart, over_shares
-from .section import Found, Section, counted, percent, receipt_in
+from .section import Found, Section, percent, receipt_in
 
 
 @dataclass(frozen=True)

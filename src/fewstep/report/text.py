@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ..core.source import read_json
-from .section import Figure, Found, Section, counted, percent, receipt_in, short, whole
+from ..core.words import counted, whole
+from .section import Figure, Found, Section, percent, receipt_in, short
 
 SHADES = 6
 ANSWERS = 20  # that are shown
@@ -165,8 +166,8 @@ def calibration_section(found: Found) -> Section:
     if beside := content.get("beside"):
         ways.append(("the default rule", float(beside["steps"])))
         says.append(
-            f"The default rule needs {counted(float(beside['steps']), 'step')} and changed {beside['changed']} answers "
-            f"(at most {percent(float(beside['bound']))})."
+            f"The default rule needs {counted(float(beside['steps']), 'step')} and changed "
+            f"{counted(beside['changed'], 'answer')} (at most {percent(float(beside['bound']))})."
         )
     most = max(steps for _, steps in ways)
     shown = tuple(Way(name, counted(steps, "step"), steps / most) for name, steps in ways)

@@ -220,7 +220,7 @@ def test_a_consistency_function_is_not_judged_by_its_denoising(world) -> None:
         "distance in pixels",
         "Fréchet on colours",
     }  # than one step of DDIM
-    assert found.calls == (31, 1) and "takes 1 network calls in place of 31" in " ".join(found.sentences())
+    assert found.calls == (31, 1) and "takes 1 network call in place of 31" in " ".join(found.sentences())
 
 
 def test_where_nothing_changed_a_ledger_is_wrong_in_one_of_twenty(world) -> None:

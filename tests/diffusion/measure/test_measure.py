@@ -222,9 +222,9 @@ def test_the_recommendation_is_the_fewest_calls_that_are_good_enough() -> None:
     students = [made("good", 2, 1.01, 2.0), made("half", 1, 1.0, 3.0), made("worse", 2, 1.02, 2.0)]
     chosen, said = recommend(teacher + students, seen_by, within=0.05)
     assert chosen is students[0]
-    assert "are 2, by good: 1.02" in said and "best (Fréchet distance 1.00 on a features, 35 calls)" in said
+    assert "is good at 2 calls: 1.02" in said and "best (Fréchet distance 1.00 on a features, 35 calls)" in said
     assert "times it on a features and 1 [1, 1] times it on b features" in said
-    assert "are 1, by half: 1 [1, 1]" in recommend(teacher + students, seen_by, within=1.5).sentence
+    assert "is half at 1 call: 1 [1, 1]" in recommend(teacher + students, seen_by, within=1.5).sentence
     near, said = recommend([*teacher, students[1]], seen_by, within=0.05)
     assert near is students[1] and "nearest is half at 1 call, 1 [1, 1] times it on a features and 2.2" in said
     assert "Nothing with fewer calls than" in recommend(teacher[:1], seen_by).sentence
@@ -272,7 +272,7 @@ def test_a_score_that_took_long_is_told_at_once(monkeypatch, caplog) -> None:
     with caplog.at_level("INFO", "fewstep"):
         view = View.of("random", RandomFeatures(), images)
         point = score(Setting("student", tiny(), Consistency(1)), range(20), [view])
-    assert f"student, 1 calls: Fréchet distance {point.frechet['random']} (random)" in caplog.messages
+    assert f"student, 1 call: Fréchet distance {point.frechet['random']} (random)" in caplog.messages
 
 
 @pytest.mark.parametrize("reached", [False, True])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...core.intervals import Estimate, jackknife
 from ...core.progress import SHORT
+from ...core.words import counted
 from ..cond import NOTHING, Cond
 from ..data import Samples
 from .features import View, in_parts
@@ -209,7 +210,7 @@ def scored(setting: Setting, seen: Seen, views: Sequence[View], *, batch: int) -
     )
     if point.seconds > SHORT:  # otherwise the table follows soon
         found = ", ".join(f"{distance} ({name})" for name, distance in point.frechet.items())
-        logger.info("%s, %.0f calls: Fréchet distance %s", setting.name, point.nfe, found)
+        logger.info("%s, %s: Fréchet distance %s", setting.name, counted(point.nfe, "call"), found)
     return point
 
 
@@ -264,16 +265,16 @@ def recommend(points: Sequence[Point], views: Sequence[View], *, within: float =
     def times(point: Point) -> str:
         return " and ".join(f"{ratio(point, best, view)} times it on {view.name} features" for view in views) + " (95 %)"
 
-    reached = (
-        f"the teacher's best (Fréchet distance {best.frechet[main].value:.2f} on {main} features, {best.nfe:.0f} calls)"
-    )
+    figure = f"Fréchet distance {best.frechet[main].value:.2f} on {main} features"
+    reached = f"the teacher's best ({figure}, {counted(best.nfe, 'call')})"
     goal = f"within {within:.0%} of {reached}"
     chosen = min((point for point in points if behind(point) <= 1 + within), key=lambda p: (p.nfe, behind(p)))
     if chosen is not best:
-        return Recommended(chosen, f"The fewest calls {goal} are {chosen.nfe:.0f}, by {chosen.name}: {times(chosen)}.")
+        where = f"{chosen.name} at {counted(chosen.nfe, 'call')}"
+        return Recommended(chosen, f"The setting of fewest calls {goal} is {where}: {times(chosen)}.")
     others = [point for point in points if point.nfe < best.nfe]
     if not others:
         return Recommended(best, f"Nothing with fewer calls than {reached} was measured.")
     near = min(others, key=behind)
-    where = f"{near.nfe:.0f} call{'' if round(near.nfe) == 1 else 's'}"
-    return Recommended(near, f"Nothing with fewer calls is {goal}; nearest is {near.name} at {where}, {times(near)}.")
+    where = f"{near.name} at {counted(near.nfe, 'call')}"
+    return Recommended(near, f"Nothing with fewer calls is {goal}; nearest is {where}, {times(near)}.")
