@@ -130,3 +130,17 @@ def test_help_is_tyros_own(monkeypatch, capsys) -> None:
             fewstep(monkeypatch, line)
         out, err = capsys.readouterr()
         assert stop.value.code == 0 and err == "" and out.startswith(f"usage: fewstep{line[:-7]} [-h] ")
+
+
+def test_the_list_of_commands_has_a_sentence_each_and_a_command_says_all(monkeypatch, capsys) -> None:
+    shown = {}
+    for line in ("--help", "sample --help"):
+        with pytest.raises(SystemExit):
+            fewstep(monkeypatch, line)
+        shown[line] = " ".join(re.sub(r"[│╭╰─╯]", " ", capsys.readouterr().out).split())
+    listed = re.split(r" • ", shown["--help"])[1:]
+    assert [each.split()[0] for each in listed] == list(COMMANDS)
+    assert all(each.endswith(".") and ". " not in each for each in listed), listed
+    first = "Sample images, one PNG a seed, and a sheet of them; latents go to samples.npz."
+    assert f"sample {first}" in listed
+    assert first in shown["sample --help"] and "Several processes share the samples" in shown["sample --help"]

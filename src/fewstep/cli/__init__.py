@@ -108,9 +108,23 @@ def _parsed(commands: dict[str, Callable[..., Work]]) -> Work:
             raise Elsewhere(2)  # the main process says it
         raise _refusal() or ValueError(sentence(misread, sys.argv[1:], commands))
 
+    if sys.argv[1:2] and sys.argv[1] not in commands:
+        commands = {name: _in_a_line(command) for name, command in commands.items()}
     with on_misread(refuse):
         work: Work = tyro.extras.subcommand_cli_from_dict(commands, prog="fewstep", description=DESCRIPTION)
     return work
+
+
+def _in_a_line(command: Callable[..., Work]) -> Callable[..., Work]:
+    """The command with the first sentence of its docstring alone, for the list of all commands."""
+
+    @wraps(command)
+    def listed(*args: object, **options: object) -> Work:
+        return command(*args, **options)
+
+    about, dot, _ = " ".join((command.__doc__ or "").partition("\n\n")[0].split()).partition(". ")
+    listed.__doc__ = about + dot.strip()
+    return listed
 
 
 def _refusal() -> ValueError | None:
