@@ -99,6 +99,8 @@ def test_too_large_an_alpha_costs_knowledge_and_a_fair_one_does_not(small) -> No
     fair, wild = (take_stock(base, each, questions, {}).ledger for each in steered.values())
     assert said(fair, "right: plus ten") == "gained" and not [line for line in fair.of("lost") if line.group != "cost"]
     assert said(wild, "right: facts") == "lost"
+    told = " ".join(wild.sentences())
+    assert "with a smaller --alpha" in told and "tune" not in told and "small tuned model" not in told
     assert {d.change for d in fair.drift} == {0} and len(fair.drift) > 20
 
 

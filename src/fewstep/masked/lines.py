@@ -20,14 +20,19 @@ BINS = 10  # of the calibration error, each of as many answers
 RUN = 4  # tokens that count as repeated if they stand in an answer twice
 
 ADVICE = {
-    "skill": "The model is worse at what it was tuned for: tune longer, or give a steered model another --alpha.",
+    "skill": "The model is worse at what it was tuned for: tune longer.",
     "knowledge": "The model lost knowledge: tune less, with a lower rate or LoRA; mix in texts like those of its training; "
     "or keep its weights and steer it with a small tuned model (fewstep proxy), where a smaller --alpha keeps more.",
-    "text": "Ordinary text is less likely for the model: tune less or with a lower rate, or steer with a smaller --alpha.",
+    "text": "Ordinary text is less likely for the model: tune less or with a lower rate.",
     "confidence": "The model's confidence says less about whether it is right: calibrate before you rely on it. Thresholds "
     "from fewstep calibrate are for the model before.",
     "form": "Answers have another length, or repeat themselves: read some side by side in answers.jsonl.",
     "cost": "An answer costs more than before: compare the cost with what was gained.",
+}
+STEERED = ADVICE | {
+    "skill": "The model is worse at what it was steered for: give another --alpha, or a small model that knows it better.",
+    "knowledge": "The model lost knowledge: steer it with a smaller --alpha, which keeps more.",
+    "text": "Ordinary text is less likely for the model: steer with a smaller --alpha.",
 }
 
 

@@ -30,7 +30,7 @@ from ..masked.committing import Early, Rule
 from ..masked.decoder import Decoder, open_decoder
 from ..masked.grading import Questions, read_documents, read_questions
 from ..masked.layouts import layout_of
-from ..masked.lines import ADVICE, Answer, Asked, of_answers, perplexity
+from ..masked.lines import ADVICE, STEERED, Answer, Asked, of_answers, perplexity
 from ..masked.prompts import token_ids
 from ..masked.speaking import MaskedSpeaker, Speaker, speaker_of
 from .choices import Questioning, Steered
@@ -77,7 +77,8 @@ def take_stock(
     drift = _drift(before, after, said)
     calls = {line.name: (line.before, line.after) for line in lines if line.group == "cost"}
     spent = calls.get("calls an answer", (float("nan"),) * 2)
-    return Balanced(Ledger(tuple(lines), within, tuple(drift), spent, tuple(said), ADVICE), asked)
+    advice = STEERED if isinstance(after, CausalSpeaker) and after.proxy is not None else ADVICE
+    return Balanced(Ledger(tuple(lines), within, tuple(drift), spent, tuple(said), advice), asked)
 
 
 def ledger_models(
