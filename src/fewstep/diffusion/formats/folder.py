@@ -253,6 +253,7 @@ def _folder(source: str | Path) -> Path:
     model = Path(source) / "model"
     if (model / "model_index.json").exists() or is_adapter(model):  # a run
         return model
-    if (Path(source) / "state.pt").exists():
+    known = (Path(source) / "model_index.json").exists() or is_adapter(Path(source))
+    if not known and (Path(source) / "state.pt").exists():
         raise ValueError(f"{source} is a run that has not finished; go on with it by --resume")
     return folder_of(source, "diffusers folder", bundled="teacher", pickles=True)
