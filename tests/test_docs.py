@@ -8,6 +8,7 @@ import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
@@ -60,6 +61,13 @@ def test_names_are_there(name: str) -> None:
 def test_the_commands_of_the_readme_are_found() -> None:
     """Else the tests above would look at nothing."""
     assert len(commands(ROOT / "README.md")) >= 3
+
+
+def test_the_page_of_commands_has_no_escaped_percent_sign() -> None:
+    """argparse takes a help text as a template, where "%%" stands for "%"."""
+    pytest.importorskip("mkdocs", reason="the extra `docs` makes the site")
+    page = run_path(str(ROOT / "scripts" / "docs.py"))["commands"]()
+    assert "or .1. Default: `10%`." in page and "%%" not in page
 
 
 def test_the_readme_quotes_the_figures_of_the_demo() -> None:
