@@ -143,7 +143,7 @@ def _begin(work: bytes) -> int:
     for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
         warnings.simplefilter("ignore", kind)
     try:
-        function, args, folder, environment = pickle.loads(work)
+        function, args, folder, environment = pickle.loads(work)  # by pytest itself, on a line that nobody else holds
         os.environ.clear()
         os.environ.update(environment | {"OMP_NUM_THREADS": "1"})  # accelerate sets torch's threads by it
         os.chdir(folder)
